@@ -1,0 +1,148 @@
+"""What all our estimators share: the input check, tensors in and arrays out, devices, and persistence."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import validate_data
+from torch import Tensor, nn
+
+from .. import __version__
+from ..modules.serialization import pack, unpack
+
+
+class VersionMismatchWarning(UserWarning):
+    """An estimator was saved by another version of sklearn_hyper."""
+
+
+class TorchEstimator(BaseEstimator):
+    """A BaseEstimator whose fitted state is torch modules."""
+
+    # ------------------------------------------------------------------ data in and out
+    def _validate_X(self, X: Any, *, reset: bool) -> np.ndarray:
+        """Check X (features or images) and return it as a float array; sets or checks its shape."""
+        if isinstance(X, Tensor):
+            X = X.detach().cpu().numpy()
+        ndim = X.ndim if hasattr(X, "ndim") else np.ndim(X)
+        images = ndim > 2
+        X = validate_data(
+            self, X, reset=reset, dtype=(np.float64, np.float32), ensure_2d=not images, allow_nd=images
+        )  # fmt: skip
+        shape = X.shape[1:]
+        if reset:
+            self._input_shape = shape
+            self.n_features_in_ = shape[0]
+        elif shape != self._input_shape:
+            raise ValueError(
+                f"X has samples of shape {shape}, but {type(self).__name__} was fitted on samples of shape "
+                f"{self._input_shape}. X has {shape[0]} features, but {type(self).__name__} is expecting "
+                f"{self._input_shape[0]} features as input."
+            )
+        return X
+
+    @staticmethod
+    def _to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        # torch.from_numpy warns of read-only memory and refuses negative strides.
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()
+        return torch.from_numpy(array).to(device=device, dtype=dtype)
+
+    def _in_batches(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
+        """Apply a tensor function to rows of X, ``batch_size`` at a time."""
+        with torch.inference_mode():
+            if len(X) <= self.batch_size:
+                return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
+            parts = [X[i : i + self.batch_size] for i in range(0, len(X), self.batch_size)]
+            return np.concatenate([self._in_batches(function, part) for part in parts])
+
+    # ------------------------------------------------------------------ fitting
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """On any exception, Ctrl-C included, leave the estimator as it was."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def _require_fitted(self, attribute: str) -> Any:
+        # hasattr first: check_is_fitted builds the estimator's tags, which costs more than a small solve.
+        if not hasattr(self, attribute):
+            raise NotFittedError(
+                f"This {type(self).__name__} instance is not fitted yet. Call 'fit' with appropriate arguments before "
+                "using this estimator."
+            )
+        return getattr(self, attribute)
+
+    # ------------------------------------------------------------------ persistence
+    def __getstate__(self) -> dict[str, Any]:
+        try:
+            packed = pack(super().__getstate__())
+        except Exception as error:
+            raise pickle.PicklingError(
+                f"{type(self).__name__} cannot be pickled: {error}. Lambdas and classes of a notebook are fine; open "
+                "files, locks and generators held by a vector field, a map or a callback are not: drop them, or define "
+                "__getstate__ on the class that holds them."
+            ) from error
+        return {"sklearn_hyper_version": __version__, "packed": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        version = state.get("sklearn_hyper_version")
+        if version != __version__:
+            warnings.warn(
+                f"{type(self).__name__} was saved by sklearn_hyper {version} and is loaded by {__version__}; it may "
+                "behave differently. Refit it, or install the version that saved it.",
+                VersionMismatchWarning,
+                stacklevel=2,
+            )
+        super().__setstate__(unpack(state["packed"]))
+        if hasattr(self, "device_"):
+            self._restore_device()
+
+    def _restore_device(self) -> None:
+        """Tensors were loaded on the CPU: move to the device of the fit, or say that it is missing."""
+        try:
+            device = check_device(self.device)
+        except ValueError as error:
+            warnings.warn(f"{error} The fitted estimator was loaded on the CPU instead.", UserWarning, stacklevel=3)
+            device = torch.device("cpu")
+        self.device_ = str(device)
+        for value in vars(self).values():
+            if isinstance(value, nn.Module):
+                value.to(device)
+
+
+def check_device(device: Any) -> torch.device:
+    """Return a torch device that is there, or a ValueError that says which are."""
+    try:
+        resolved = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        available = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={device!r} is not available here ({reason}); use one of {', '.join(available)}."
+        ) from error
+    return resolved
+
+
+def module_dtype(dtype: torch.dtype | None, X: np.ndarray) -> torch.dtype:
+    """The dtype to compute in: the module's, or X's where the module has no tensors."""
+    if dtype is not None:
+        return dtype
+    return torch.float32 if X.dtype == np.float32 else torch.float64
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Row-wise softmax, in the dtype of the logits."""
+    return torch.softmax(torch.from_numpy(logits), dim=1).numpy()

@@ -1,0 +1,456 @@
+"""All of a hypersolver but what predict and score mean."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Memory
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._set_output import _get_output_config
+from torch import Tensor, nn
+
+from ..metrics import SolverReport, mean_absolute_percentage_error
+from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.reference import DEFAULT_TOLERANCE
+from ..numerics.solve import check_n_steps, check_t_span, uniform_grid
+from ..training.correction_fitting import FitSettings, fit_correction, max_rows
+from ..training.references import solve_references
+from ._base import TorchEstimator, check_device, module_dtype
+from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
+from ._reports import measure_solvers
+
+_LOSSES = {"residual", "trajectory", "residual+trajectory"}
+_FINETUNES = {"terminal", "trajectory", "output"}
+_MAX_SAMPLES = 2000
+
+
+class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
+    """Fit, inference, reports and solver swaps, shared by the regressor and the classifier."""
+
+    _parameter_constraints: dict = {
+        "neural_ode": "no_validation",
+        "base_solver": "no_validation",
+        "order": [None, Interval(Integral, 1, 5, closed="both")],
+        "n_steps": [Interval(Integral, 1, None, closed="left")],
+        "fit_n_steps": [None, Interval(Integral, 1, None, closed="left"), tuple, list],
+        "correction": [StrOptions({"auto"}), HasMethods(["build", "get_params"]), nn.Module],
+        "loss": [StrOptions(_LOSSES)],
+        "finetune": [None, StrOptions(_FINETUNES)],
+        "rtol": [Interval(Real, 0, None, closed="neither")],
+        "atol": [Interval(Real, 0, None, closed="neither")],
+        "max_samples": [StrOptions({"auto"}), Interval(Integral, 2, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "optimizer": [type],
+        "callbacks": [None, list, tuple],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "mape_floor": [Interval(Real, 0, None, closed="neither")],
+        "memory": [None, str, Memory, HasMethods(["cache"])],
+        "warm_start": ["boolean"],
+        "device": [None, str, torch.device],
+        "n_jobs": [None, Integral],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        neural_ode,
+        *,
+        base_solver="auto",
+        order=None,
+        n_steps=10,
+        fit_n_steps=None,
+        correction="auto",
+        loss="residual",
+        finetune="terminal",
+        rtol=DEFAULT_TOLERANCE,
+        atol=DEFAULT_TOLERANCE,
+        max_samples="auto",
+        max_epochs=200,
+        lr=1e-2,
+        batch_size=256,
+        optimizer=torch.optim.Adam,
+        callbacks=None,
+        validation_fraction=0.1,
+        mape_floor=1e-2,
+        memory=None,
+        warm_start=False,
+        device="cpu",
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.neural_ode = neural_ode
+        self.base_solver = base_solver
+        self.order = order
+        self.n_steps = n_steps
+        self.fit_n_steps = fit_n_steps
+        self.correction = correction
+        self.loss = loss
+        self.finetune = finetune
+        self.rtol = rtol
+        self.atol = atol
+        self.max_samples = max_samples
+        self.max_epochs = max_epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.callbacks = callbacks
+        self.validation_fraction = validation_fraction
+        self.mape_floor = mape_floor
+        self.memory = memory
+        self.warm_start = warm_start
+        self.device = device
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------ parameters
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of this estimator; those *inside* the fitted neural_ode are not its to set.
+
+        Parameters
+        ----------
+        deep : bool, default True
+            Also the parameters of a correction spec, as ``correction__hidden``.
+
+        Returns
+        -------
+        dict
+        """
+        params = super().get_params(deep=False)
+        if deep and hasattr(self.correction, "get_params"):
+            params.update({f"correction__{key}": value for key, value in self.correction.get_params().items()})
+        return params
+
+    def set_params(self, **params: Any) -> Hypersolver:
+        """Set parameters; ``neural_ode__*`` is refused, since changing a fitted model would unfit it.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self
+        """
+        nested = [name for name in params if name.startswith("neural_ode__")]
+        if nested:
+            raise ValueError(
+                f"{', '.join(nested)}: the fitted neural_ode cannot be changed through the hypersolver. Fit another "
+                "Neural ODE and search over neural_ode=[FrozenEstimator(...), ...]."
+            )
+        return super().set_params(**params)
+
+    def __sklearn_clone__(self) -> Hypersolver:
+        """Clone with the *same* neural_ode: sklearn's clone would unfit it, a deep copy would multiply it."""
+        params = {name: value for name, value in self.get_params(deep=False).items() if name != "neural_ode"}
+        copied = type(self)(self.neural_ode, **{name: clone(value, safe=False) for name, value in params.items()})
+        for name in ("_metadata_request", "_sklearn_output_config", "_skl_callbacks"):
+            if name in vars(self):
+                setattr(copied, name, copy.deepcopy(vars(self)[name]))
+        return copied
+
+    def _fit_range(self) -> int | tuple[int, int] | None:
+        if self.fit_n_steps is None or isinstance(self.fit_n_steps, Integral):
+            return self.fit_n_steps
+        pair = tuple(self.fit_n_steps)
+        if len(pair) != 2:
+            raise ValueError(f"fit_n_steps must be None, an integer or a pair (a, b), got {self.fit_n_steps!r}.")
+        fewest, most = (check_n_steps(value, "fit_n_steps") for value in pair)
+        if fewest >= most:
+            raise ValueError(f"fit_n_steps=(a, b) needs a < b, got {self.fit_n_steps!r}; pass an integer for one step size.")
+        return fewest, most
+
+    # ------------------------------------------------------------------ fit
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Hypersolver:
+        """Fit the correction on dopri5 trajectories that start from X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Inputs as the Neural ODE takes them. No labels are needed.
+        y : ignored
+            For scikit-learn's conventions.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        NotFittedError
+            If ``neural_ode`` is not fitted.
+        VectorFieldError
+            If the field's signature, or the shape, dtype or device of its output, is wrong.
+        ReferenceSolveError
+            If dopri5 cannot solve the Neural ODE from X.
+        TrainingDivergedError
+            If the training loss is no longer finite.
+        """
+        with self._all_or_nothing():
+            interrupted = self._fit(X)
+        if interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    def _fit(self, X: Any) -> bool:
+        solver = resolve_base_solver(self.base_solver, self.order)
+        fit_range = self._fit_range()
+        device = check_device(self.device)
+        resolved = resolve_neural_ode(self.neural_ode)
+        warm = getattr(self, "correction_", None) if self.warm_start else None
+        self.preprocess_ = resolved.preprocess
+        X = self._prepare_X(X, reset=True)
+        frozen = copy.deepcopy(resolved.module).eval().requires_grad_(False).to(device)
+        self.dtype_, self.device_ = module_dtype(frozen.dtype, X), str(device)
+        z = check_neural_ode(frozen, self._to_tensor(X[:2], self.dtype_, device))
+        self._check_output(frozen, z, resolved)
+        X = self._subsample(X, z, solver.n_stages)
+        n_valid = max(1, round(self.validation_fraction * len(X)))
+        if len(X) - n_valid < 1:
+            raise ValueError(
+                f"n_samples={len(X)} is too few for validation_fraction={self.validation_fraction}: {n_valid} held out, "
+                f"{len(X) - n_valid} left to fit. At least 2 samples are needed (got n_samples={len(X)})."
+            )
+        settings = FitSettings(
+            n_steps=int(self.n_steps), fit_n_steps=fit_range, device=self.device_,
+            **{name: getattr(self, name) for name in (
+                "correction", "loss", "finetune", "rtol", "atol", "max_epochs", "lr", "batch_size", "optimizer",
+                "callbacks", "validation_fraction", "memory", "n_jobs", "random_state", "verbose",
+            )},
+        )  # fmt: skip
+        fitted = fit_correction(frozen, self._to_tensor(X, self.dtype_, "cpu"), solver, settings, warm)
+        self.neural_ode_ = frozen
+        self.correction_ = fitted.correction
+        self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
+        span = abs(frozen.t_span[1] - frozen.t_span[0])
+        self._fitted_eps = (fitted.fitted_range[0] * span, fitted.fitted_range[1] * span)
+        self._n_features_out = z[0].numel()
+        self._set_module(frozen, solver, uniform_grid(frozen.t_span, self.n_steps))
+        return fitted.interrupted
+
+    def _set_module(self, neural_ode: NeuralODE, solver: Any, grid: tuple[float, ...]) -> None:
+        self.base_solver_, self.order_ = solver, solver.order
+        self.module_ = HypersolvedODE(neural_ode, solver, self.correction_, grid).eval()
+
+    def _prepare_X(self, X: Any, *, reset: bool) -> np.ndarray:
+        """Run the frozen steps of a fitted pipeline, then the input check."""
+        if self.preprocess_ is not None:
+            X = self.preprocess_.transform(X)
+        return self._validate_X(X, reset=reset)
+
+    def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
+        self._squeeze_output = resolved.squeeze
+
+    def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int) -> np.ndarray:
+        limit = self.max_samples
+        if limit == "auto":
+            limit = min(_MAX_SAMPLES, max_rows(z[0].numel(), 49, n_stages, z.element_size()))
+        if len(X) <= limit:
+            return X
+        seed = None if self.random_state is None else check_random_state(self.random_state).randint(2**31 - 1)
+        return X[np.sort(np.random.default_rng(seed).choice(len(X), limit, replace=False))]
+
+    # ------------------------------------------------------------------ inference
+    def _apply(self, method: str, X: Any) -> np.ndarray:
+        module = self._require_fitted("module_")
+        return self._in_batches(getattr(module, method), self._prepare_X(X, reset=False))
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Terminal state z_K of every sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, *state_shape)
+        """
+        z = self._apply("terminal_state", X)
+        if z.ndim > 2 and _wants_frame(self):
+            raise ValueError(
+                f"set_output(transform={_wants_frame(self)!r}) needs vector states, and this Neural ODE's have shape "
+                f"{z.shape[1:]}; use set_output(transform='default') and reshape the array."
+            )
+        return z
+
+    def trajectory(self, X: Any, output: bool = False) -> np.ndarray:
+        """States at every step of the solve.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        output : bool, default False
+            Map each state through the output map.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, K + 1, ...)
+        """
+        module = self._require_fitted("module_")
+        output_map = module.neural_ode.output_map
+
+        def states(x: Tensor) -> Tensor:
+            z = module.trajectory(x)
+            return torch.stack([output_map(step) if output else step for step in z], dim=1)
+
+        return self._in_batches(states, self._prepare_X(X, reset=False))
+
+    def reference(self, X: Any) -> np.ndarray:
+        """What dopri5 at ``rtol`` and ``atol`` gives in place of the hypersolver: the output h_y(z(S)).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, ...)
+            Logits, where the Neural ODE is a classifier's.
+        """
+        module = self._require_fitted("module_")
+        return self._reference_output(module.neural_ode, self._prepare_X(X, reset=False))
+
+    def _reference_states(self, neural_ode: NeuralODE, X: np.ndarray) -> Tensor:
+        rows = self._to_tensor(X, self.dtype_, "cpu")
+        return solve_references(
+            neural_ode, rows, neural_ode.t_span, rtol=self.rtol, atol=self.atol, memory=self.memory,
+            n_jobs=self.n_jobs, device=self.device_, verbose=self.verbose,
+        )[-1]  # fmt: skip
+
+    def _reference_output(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            states = self._reference_states(neural_ode, X).split(self.batch_size)
+            return np.concatenate([neural_ode.output_map(z.to(self.device_)).cpu().numpy() for z in states])
+
+    def _neg_mape(self, X: Any, sample_weight: Any = None) -> float:
+        module = self._require_fitted("module_")
+        X = self._prepare_X(X, reset=False)
+        reference = self._reference_output(module.neural_ode, X)
+        return -mean_absolute_percentage_error(
+            reference, self._in_batches(module, X), floor=self.mape_floor, sample_weight=sample_weight
+        )  # fmt: skip
+
+    def solver_report(self, X: Any, y: Any = None, *, tolerance: float = 1e-4) -> SolverReport:
+        """Accuracy and cost of this hypersolver beside its base solver and dopri5.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Errors are measured on all of it, milliseconds on one batch of it.
+        y : array-like of shape (n_samples,), optional
+            Labels: adds the accuracy, for a classifier.
+        tolerance : float, default 1e-4
+            rtol and atol of the dopri5 that is timed and listed; errors are against ``reference(X)``.
+
+        Returns
+        -------
+        SolverReport
+            Rows by solver: MAPE of the outputs, relative L2 of the terminal states (mean, median, p99, max), NFE, MACs
+            a sample, milliseconds a batch, speed-up over dopri5.
+        """
+        module = self._require_fitted("module_")
+        X = self._prepare_X(X, reset=False)
+        rows = self._to_tensor(X, self.dtype_, self.device_)
+        states = self._reference_states(module.neural_ode, X).to(self.device_)
+        labels = None if y is None else np.searchsorted(self.classes_, np.asarray(y))
+        base = HypersolvedODE(module.neural_ode, module.base_solver, None, module.grid)
+        name = f"{module.base_solver.name} K={module.n_steps}"
+        return measure_solvers(
+            {name: base, f"hyper-{name}": module}, rows, states, labels,
+            tolerance=tolerance, floor=self.mape_floor, batch_size=self.batch_size,
+        )  # fmt: skip
+
+    def with_solver(
+        self, base_solver: Any = None, n_steps: int | None = None, t_span: tuple[float, float] | None = None
+    ) -> Hypersolver:
+        """A fitted copy with another base solver, number of steps or span, and the same correction (Fig. 6).
+
+        Parameters
+        ----------
+        base_solver : str, ButcherTableau or base solver, optional
+            Of the same order and number of stages as the fitted one.
+        n_steps : int, optional
+        t_span : pair of float, optional
+
+        Returns
+        -------
+        estimator of the same class
+            Shares the correction and the Neural ODE's weights; this one is left as it is.
+
+        Raises
+        ------
+        ValueError
+            If the order or number of stages differs, naming both.
+
+        Warns
+        -----
+        UserWarning
+            If the new step size lies outside those the correction was fitted at.
+        """
+        module = self._require_fitted("module_")
+        solver = module.base_solver if base_solver is None else resolve_base_solver(base_solver)
+        fitted = self.base_solver_
+        if (solver.order, solver.n_stages) != (fitted.order, fitted.n_stages):
+            raise ValueError(
+                f"base_solver {solver.name!r} (order {solver.order}, {solver.n_stages} stages) cannot take over the "
+                f"correction fitted for {fitted.name!r} (order {fitted.order}, {fitted.n_stages} stages); fit another one."
+            )
+        steps = check_n_steps(module.n_steps if n_steps is None else n_steps)
+        ode = module.neural_ode
+        if t_span is not None:
+            ode = NeuralODE(
+                ode.vector_field, input_map=ode.input_map, output_map=ode.output_map, t_span=check_t_span(t_span),
+                data_controlled=ode.data_controlled,
+            )  # fmt: skip
+        grid = uniform_grid(ode.t_span, steps)
+        eps, (low, high) = abs(grid[1] - grid[0]), self._fitted_eps
+        if not low * (1 - 1e-6) <= eps <= high * (1 + 1e-6):
+            warnings.warn(
+                f"step size {eps:.3g} lies outside the fitted range [{low:.3g}, {high:.3g}]; check score(X), or fit "
+                "with fit_n_steps=(a, b) to cover it.",
+                UserWarning,
+                stacklevel=2,
+            )
+        copied = copy.copy(self)
+        if base_solver is not None:
+            copied.base_solver, copied.order = base_solver, None
+        copied.n_steps = steps
+        copied.neural_ode_ = ode
+        copied._set_module(ode, solver, grid)
+        return copied
+
+    def to_module(self) -> HypersolvedODE:
+        """A plain ``nn.Module`` that predicts: input map, unrolled steps, output map. ``torch.export`` takes it.
+
+        Returns
+        -------
+        HypersolvedODE
+            A copy in eval mode, on this estimator's device; tensors of ``dtype_`` in, tensors out.
+        """
+        return copy.deepcopy(self._require_fitted("module_"))
+
+    def __copy__(self) -> Hypersolver:
+        # Shallow, without the trip through pickle that BaseEstimator's state would take.
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+
+def _wants_frame(estimator: Any) -> str | None:
+    config = _get_output_config("transform", estimator)["dense"]
+    return None if config == "default" else config

@@ -1,0 +1,111 @@
+"""Measures solvers of one Neural ODE side by side: errors, evaluations, MACs and milliseconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..metrics import SolverReport, SolverRow, mean_absolute_percentage_error, relative_l2
+from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.neural_ode import NeuralODE
+from ..numerics.cost import CountedField, count_macs, time_interleaved
+from ..numerics.reference import solve_dopri5
+from ..numerics.solve import iterate_states
+
+
+def measure_solvers(
+    solvers: Mapping[str, HypersolvedODE],
+    x: Tensor,
+    reference: Tensor,
+    labels: np.ndarray | None,
+    *,
+    tolerance: float,
+    floor: float,
+    batch_size: int,
+) -> SolverReport:
+    """Report on dopri5 at ``tolerance`` and on every solver, against the reference's terminal states."""
+    ode = next(iter(solvers.values())).neural_ode
+    batches = x.split(batch_size)
+    notes = [f"Errors against the reference; milliseconds for a batch of {len(batches[0])}."]
+    macs_f = _field_macs(ode, x[:1])
+    if math.isnan(macs_f):
+        notes.append("MACs are nan: the field holds no matrix product or convolution, so compare NFE and milliseconds.")
+
+    calls = {f"dopri5 {tolerance:g}": lambda rows: _dopri5(ode, rows, tolerance)[0]}
+    calls.update({name: solver.terminal_state for name, solver in solvers.items()})
+    with torch.inference_mode():
+        states = {name: torch.cat([call(rows) for rows in batches]) for name, call in calls.items()}
+        outputs = {name: _outputs(ode, z, batch_size) for name, z in states.items()}
+        expected = _outputs(ode, reference, batch_size)
+        timed = {name: (lambda call=call: call(batches[0])) for name, call in calls.items()}
+        ms = time_interleaved(timed)
+        nfe = {name: _dopri5(ode, batches[0], tolerance)[1] for name in list(calls)[:1]}
+        macs = {name: nfe[name] * macs_f for name in nfe}
+        for name, solver in solvers.items():
+            nfe[name] = solver.base_solver.count_evaluations(solver.n_steps)
+            macs[name] = nfe[name] * macs_f + solver.n_steps * _correction_macs(solver, x[:1])
+    slowest = next(iter(ms.values()))
+    rows = [
+        _row(name, states[name], outputs[name], reference, expected, labels, floor, nfe[name], macs[name], ms[name], slowest)
+        for name in calls
+    ]
+    return SolverReport(rows, notes)
+
+
+def _row(
+    name: str, z: Tensor, output: np.ndarray, reference: Tensor, expected: np.ndarray, labels: np.ndarray | None,
+    floor: float, nfe: int, macs: float, ms: float, slowest: float,
+) -> SolverRow:  # fmt: skip
+    errors = relative_l2(reference.cpu().numpy(), z.cpu().numpy())
+    p50, p99 = np.quantile(errors, [0.5, 0.99])
+    return SolverRow(
+        solver=name,
+        accuracy=math.nan if labels is None else float(np.mean(output.argmax(axis=1) == labels)),
+        mape=mean_absolute_percentage_error(expected, output, floor=floor),
+        l2_mean=float(errors.mean()),
+        l2_p50=float(p50),
+        l2_p99=float(p99),
+        l2_max=float(errors.max()),
+        nfe=nfe,
+        macs=macs,
+        ms=ms,
+        speed_up=slowest / ms,
+    )
+
+
+def _outputs(ode: NeuralODE, z: Tensor, batch_size: int) -> np.ndarray:
+    return np.concatenate([ode.output_map(rows).cpu().numpy() for rows in z.split(batch_size)])
+
+
+def _dopri5(ode: NeuralODE, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
+    counted = CountedField(ode.vector_field)
+    z = solve_dopri5(counted, ode.input_map(x), ode.t_span, rtol=tolerance, atol=tolerance, x=ode.control(x))
+    return z, counted.n_evaluations
+
+
+def _field_macs(ode: NeuralODE, x: Tensor) -> float:
+    with torch.no_grad():
+        z = ode.input_map(x)
+    control = ode.control(x)
+    arguments = (z,) if control is None else (z, control)
+    return count_macs(ode.vector_field, z.new_tensor(ode.t_span[0]), *arguments)
+
+
+def _correction_macs(solver: HypersolvedODE, x: Tensor) -> float:
+    """MACs of one call of g: those of a corrected step less those of the bare one."""
+    if solver.correction is None:
+        return 0.0
+    ode, grid = solver.neural_ode, solver.grid[:2]
+    with torch.no_grad():
+        z = ode.input_map(x)
+
+    def step(g: torch.nn.Module | None) -> float:
+        # An elementwise field has no MACs: nan counts as none here.
+        macs = count_macs(lambda: list(iterate_states(ode.vector_field, z, grid, solver.base_solver, g, ode.control(x))))
+        return 0.0 if math.isnan(macs) else macs
+
+    return step(solver.correction) - step(None)

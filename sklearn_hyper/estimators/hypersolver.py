@@ -1,0 +1,321 @@
+"""HypersolverRegressor and HypersolverClassifier: a fitted Neural ODE in, a fast one out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
+from torch import Tensor
+
+from ..modules.neural_ode import NeuralODE
+from ..numerics.reference import DEFAULT_TOLERANCE
+from ._base import softmax
+from ._fitted_neural_ode import FittedNeuralODE
+from ._hypersolver import Hypersolver
+
+
+class HypersolverRegressor(Hypersolver):
+    r"""Makes a fitted Neural ODE fast: learns the correction g of a cheap fixed-step solver.
+
+    .. math::
+
+        z_{k+1} = z_k + \epsilon \psi(s_k, x, z_k) + \epsilon^{p+1} g(\epsilon, s_k, x, z_k)
+        \qquad \text{(eq. 5)}
+
+    with psi the base solver of order p. g is trained on the residuals of dopri5 trajectories (eq. 6) and then, by default,
+    fine-tuned through the unrolled solver; a handful of steps then land where dopri5 lands.
+
+    Parameters
+    ----------
+    neural_ode : estimator, Pipeline, search, skorch net, NeuralODE or callable
+        The fitted Neural ODE. One of: a fitted :class:`NeuralODERegressor` or :class:`NeuralODEClassifier`; a fitted
+        ``Pipeline`` or search that ends in one (its earlier steps are applied frozen, so that the field sees the
+        coordinates it was trained in); ``FrozenEstimator(...)``; a fitted skorch net whose module is a
+        :class:`NeuralODE`; a :class:`NeuralODE` module; or a vector field ``f(t, z)``, and then predict returns z(S).
+        Never changed: fit works on a frozen copy, and clone shares it by reference.
+    base_solver : str, ButcherTableau or "auto", default "auto"
+        "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "rk4_38" or a tableau of your own; "auto" is the canonical
+        method of ``order``.
+    order : int, optional
+        With ``base_solver="auto"``: 1 euler (where missing), 2 midpoint, 3 rk3, 4 rk4. Otherwise it must agree.
+    n_steps : int, default 10
+        K, steps of the solve. It costs K times the base solver's stages evaluations of f.
+    fit_n_steps : None, int or pair (a, b), default None
+        Step sizes that g is fitted at. None: around ``n_steps``, fine-tuned at it (a specialist). An int k: exactly
+        |S|/k; with ``loss="residual", finetune=None`` this is the paper's recipe. A pair: log-uniform between |S|/b and
+        |S|/a (a generalist).
+    correction : "auto", spec or nn.Module, default "auto"
+        "auto" chooses :class:`ConvCorrection` for states (c, h, w) and :class:`MLPCorrection` otherwise, sized so that
+        MAC_g is at most a tenth of MAC_f. A module of your own has ``forward(eps, s, z, stages, x=None)`` and returns a
+        tensor like z; it is copied, scaled and bounded, and starts where you initialised it.
+    loss : {"residual", "trajectory", "residual+trajectory"}, default "residual"
+        First stage: residual fitting, trajectory fitting through the solver, or their sum, each in units of the base
+        solver's error.
+    finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
+        Second stage, through the unrolled solver: on z(S), on all states, or on the output h_y(z(S)).
+    rtol, atol : float, default 1e-6
+        Tolerances of the dopri5 reference, for targets and scores alike. One default for every base solver, order and
+        n_steps, so that scores are comparable.
+    max_samples : int or "auto", default "auto"
+        Rows used to fit: 2,000, or as many as keep the training set under one GiB.
+    max_epochs : int, default 200
+        Passes over the training states, split between the two stages (60 % and 40 %).
+    lr : float, default 1e-2
+        Highest learning rate; a cosine takes it to zero within each stage. A skorch ``LRScheduler`` in ``callbacks``
+        replaces that.
+    batch_size : int, default 256
+        Rows an optimizer step, and rows predicted at a time.
+    optimizer : type, default torch.optim.Adam
+    callbacks : list of skorch callbacks, optional
+        ``valid_loss`` is the last stage's loss on held-out rows in units of the base solver's.
+    validation_fraction : float, default 0.1
+        Share of the rows held out, for ``valid_loss`` (the best epoch's weights are kept) and ``delta_``.
+    mape_floor : float, default 1e-2
+        Smallest denominator of :meth:`score`'s MAPE, in the units of the output.
+    memory : str or joblib.Memory, optional
+        Caches reference solves, keyed on weights, rows, times and tolerances: candidates of a grid search share them.
+    warm_start : bool, default False
+        Start a new fit from the last correction.
+    device : str, default "cpu"
+    n_jobs : int, optional
+        Reference solves run in parallel by joblib, in chunks of rows.
+    random_state : int, RandomState or None
+        Same value, same result; torch's and NumPy's global generators are left as found.
+    verbose : int, default 0
+        1 shows progress bars for reference solves and training, 2 a line an epoch as well.
+
+    Attributes
+    ----------
+    module_ : HypersolvedODE
+        Input map, corrected steps and output map: what every method runs.
+    correction_ : BoundedCorrection
+        g, scaled and bounded.
+    base_solver_ : BaseSolver
+    order_ : int
+        p.
+    neural_ode_ : NeuralODE
+        The frozen copy, in eval mode.
+    delta_ : dict
+        By fitted K, the largest and mean :math:`\|g - R\|_2` on held-out reference states: their local truncation error
+        is at most ``delta_[K]["max"] * abs(eps) ** (order_ + 1)`` (Theorem 1).
+    history_ : list of dict
+        One row an epoch: its stage, train_loss, valid_loss.
+    net_ : skorch net
+        The net that trained g.
+    n_features_in_ : int
+
+    See Also
+    --------
+    HypersolverClassifier : The same, predicting labels.
+
+    References
+    ----------
+    Poli et al. (2020), *Hypersolvers: Toward Fast Continuous-Depth Models*, NeurIPS 33.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from sklearn_hyper import HypersolverRegressor
+    >>> def pendulum(t, z):
+    ...     return torch.stack([z[:, 1], -torch.sin(z[:, 0])], dim=1)
+    >>> X = np.random.default_rng(0).uniform(-1, 1, (200, 2))
+    >>> fast = HypersolverRegressor(pendulum, n_steps=2, max_epochs=30, random_state=0).fit(X)
+    >>> fast.score(X) > -0.02  # minus the MAPE against dopri5, with two evaluations of f
+    True
+    """
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Output of the hypersolved Neural ODE, h_y(z_K).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, ...)
+            z_K itself where the Neural ODE has no output map.
+        """
+        output = self._apply("forward", X)
+        return output[:, 0] if self._squeeze_output else output
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Minus the MAPE of predict against dopri5: greater is better, 0 is perfect.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : ignored
+            The reference is dopri5, not labels.
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        float
+        """
+        return self._neg_mape(X, sample_weight)
+
+
+class HypersolverClassifier(ClassifierMixin, Hypersolver):
+    """Makes a fitted Neural ODE classifier fast; predicts its labels.
+
+    Everything but what predict and score mean is as in :class:`HypersolverRegressor`, whose parameters and attributes
+    these are.
+
+    Parameters
+    ----------
+    neural_ode : estimator, Pipeline, search, skorch net or NeuralODE
+        A fitted :class:`NeuralODEClassifier` in any form that :class:`HypersolverRegressor` takes. The output map gives
+        logits.
+    classes : array-like of shape (n_classes,), optional
+        Labels in the order of the logits. Needed for a bare module, which has none.
+    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, \
+batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
+        See :class:`HypersolverRegressor`.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    module_, correction_, base_solver_, order_, neural_ode_, delta_, history_, net_, n_features_in_
+        See :class:`HypersolverRegressor`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_hyper import HypersolverClassifier, NeuralODEClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> slow = NeuralODEClassifier(max_epochs=10, random_state=0).fit(X, y)
+    >>> fast = HypersolverClassifier(slow, n_steps=2, max_epochs=20, random_state=0).fit(X)  # no labels needed
+    >>> bool((fast.predict(X) == slow.predict(X)).mean() > 0.97)
+    True
+    """
+
+    _parameter_constraints: dict = {**Hypersolver._parameter_constraints, "classes": [None, "array-like"]}
+
+    def __init__(
+        self,
+        neural_ode,
+        *,
+        classes=None,
+        base_solver="auto",
+        order=None,
+        n_steps=10,
+        fit_n_steps=None,
+        correction="auto",
+        loss="residual",
+        finetune="terminal",
+        rtol=DEFAULT_TOLERANCE,
+        atol=DEFAULT_TOLERANCE,
+        max_samples="auto",
+        max_epochs=200,
+        lr=1e-2,
+        batch_size=256,
+        optimizer=torch.optim.Adam,
+        callbacks=None,
+        validation_fraction=0.1,
+        mape_floor=1e-2,
+        memory=None,
+        warm_start=False,
+        device="cpu",
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        super().__init__(
+            neural_ode,
+            base_solver=base_solver,
+            order=order,
+            n_steps=n_steps,
+            fit_n_steps=fit_n_steps,
+            correction=correction,
+            loss=loss,
+            finetune=finetune,
+            rtol=rtol,
+            atol=atol,
+            max_samples=max_samples,
+            max_epochs=max_epochs,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            callbacks=callbacks,
+            validation_fraction=validation_fraction,
+            mape_floor=mape_floor,
+            memory=memory,
+            warm_start=warm_start,
+            device=device,
+            n_jobs=n_jobs,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.classes = classes
+
+    def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
+        super()._check_output(neural_ode, z, resolved)
+        classes = resolved.classes if self.classes is None else np.asarray(self.classes)
+        if classes is None:
+            raise ValueError(
+                "classes=None: neural_ode brings no labels (it is no fitted classifier); pass classes=[...] in the "
+                "order of the logits, or use HypersolverRegressor."
+            )
+        with torch.no_grad():
+            logits = neural_ode.output_map(z)
+        if logits.ndim != 2 or logits.shape[1] != len(classes):
+            raise ValueError(
+                f"the output map must return logits of shape (n_samples, {len(classes)}), one a class, got "
+                f"{tuple(logits.shape)}."
+            )
+        self.classes_ = classes
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Label with the largest logit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        return self.classes_[self._apply("forward", X).argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Softmax of the logits.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        return softmax(self._apply("forward", X))
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy on labels y.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError
+            Without labels: use a label-free scorer, ``sklearn_hyper.evaluation.neg_mape_scorer`` or ``agreement_scorer``.
+        """
+        if y is None:
+            raise ValueError(
+                "HypersolverClassifier.score needs labels y. To score without labels, against dopri5, pass scoring="
+                "sklearn_hyper.evaluation.neg_mape_scorer or agreement_scorer."
+            )
+        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))

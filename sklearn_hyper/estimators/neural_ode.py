@@ -1,0 +1,550 @@
+"""NeuralODEClassifier and NeuralODERegressor: trainable Neural ODEs, skorch inside."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import train_test_split
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
+from torch import Tensor, nn
+
+from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
+from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.reference import reference_solution
+from ..training.losses import ScaledMSELoss
+from ..training.nets import draw_seed, seeded
+from ..training.neural_ode_fitting import TrainingForward, TrainingSettings, build_net, train_net
+from ._base import TorchEstimator, check_device, module_dtype, softmax
+
+_PREDICT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
+_ADDED_CHANNELS, _ADDED_FEATURES = 7, 8
+_AGREEMENT = 0.005
+
+
+class SolverAgreementWarning(UserWarning):
+    """A Neural ODE trained with a fixed-step solver is another model under dopri5."""
+
+
+class _NeuralODEEstimator(TorchEstimator):
+    """Building, training and solving, shared by the classifier and the regressor."""
+
+    _parameter_constraints: dict = {
+        "vector_field": [None, callable],
+        "input_map": [None, callable],
+        "output_map": [None, callable],
+        "t_span": "no_validation",
+        "solver": "no_validation",
+        "n_steps": [Interval(Integral, 1, None, closed="left")],
+        "rtol": [Interval(Real, 0, None, closed="neither")],
+        "atol": [Interval(Real, 0, None, closed="neither")],
+        "adjoint": ["boolean"],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "optimizer": [type],
+        "callbacks": [None, list, tuple],
+        "validation_fraction": [None, Interval(Real, 0, 1, closed="neither")],
+        "warm_start": ["boolean"],
+        "device": [None, str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        vector_field=None,
+        *,
+        input_map=None,
+        output_map=None,
+        t_span=(0.0, 1.0),
+        solver="dopri5",
+        n_steps=10,
+        rtol=1e-4,
+        atol=1e-4,
+        adjoint=False,
+        max_epochs=20,
+        lr=5e-3,
+        batch_size=64,
+        optimizer=torch.optim.AdamW,
+        callbacks=None,
+        validation_fraction=0.1,
+        warm_start=False,
+        device="cpu",
+        random_state=None,
+        verbose=0,
+    ):
+        self.vector_field = vector_field
+        self.input_map = input_map
+        self.output_map = output_map
+        self.t_span = t_span
+        self.solver = solver
+        self.n_steps = n_steps
+        self.rtol = rtol
+        self.atol = atol
+        self.adjoint = adjoint
+        self.max_epochs = max_epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.callbacks = callbacks
+        self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------ fit
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any) -> Any:
+        """Train the Neural ODE.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+        y : array-like of shape (n_samples,), or (n_samples, n_outputs) for a regressor
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        VectorFieldError
+            If the field's signature, or the shape, dtype or device of its output, is wrong.
+        ReferenceSolveError
+            If dopri5 cannot solve the Neural ODE.
+        TrainingDivergedError
+            If the training loss is no longer finite.
+        """
+        return self._run_fit(X, y, None, partial=False)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def _partial_fit(self, X: Any, y: Any, classes: Any = None) -> Any:
+        return self._run_fit(X, y, classes, partial=True)
+
+    def _run_fit(self, X: Any, y: Any, classes: Any, *, partial: bool) -> Any:
+        with self._all_or_nothing():
+            interrupted = self._fit(X, y, classes, partial)
+        if interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    def _fit(self, X: Any, y: Any, classes: Any, partial: bool) -> bool:
+        if self.solver != "dopri5":
+            resolve_base_solver(self.solver)
+        device = check_device(self.device)
+        going_on = (partial or self.warm_start) and hasattr(self, "neural_ode_")
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        X = self._validate_X(X, reset=not (partial and going_on))
+        check_consistent_length(X, y)
+        target = self._encode_y(y, classes, reset=not going_on)
+        seed = draw_seed(self.random_state)
+        with seeded(seed, device):
+            if not going_on:
+                self._build(X, device)
+            x, t = (self._to_tensor(a, d, device) for a, d in ((X, self.dtype_), (target, self._target_dtype())))
+            valid = None if partial else self._split(target, seed)
+            net = self._net(x, t, valid, partial)
+            rows = slice(None) if valid is None else valid[0]
+            train_net(net, x[rows], t[rows], epochs=1 if partial else None)
+        self.net_ = net
+        self.neural_ode_ = net.module_.neural_ode.eval()
+        self.history_ = [{k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history]
+        if valid is not None and self.solver != "dopri5" and not net.interrupted_:
+            self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
+        return net.interrupted_
+
+    def _build(self, X: np.ndarray, device: torch.device) -> None:
+        """Fill in the parts that the user left out, check the whole on two rows, set dtype and device."""
+        dtype = _dtype_of((self.vector_field, self.input_map, self.output_map)) or torch.float32
+        self.dtype_, self.device_ = dtype, str(device)
+        x = self._to_tensor(X, dtype, "cpu")
+        input_map = _copied(self.input_map) if self.input_map is not None else _default_input_map(x)
+        with torch.no_grad():
+            z = input_map(x[:2].to(_device_of(input_map)))
+        field = _copied(self.vector_field) if self.vector_field is not None else _default_field(z)
+        output_map = _copied(self.output_map) if self.output_map is not None else _default_output_map(z, self._n_outputs())
+        module = NeuralODE(field, input_map=input_map, output_map=self._scaled(output_map, dtype), t_span=self.t_span)
+        module = module.to(device=device, dtype=dtype)
+        with torch.no_grad():
+            output = module.output_map(check_neural_ode(module, x[:2].to(device)))
+        if output.ndim != 2 or output.shape[1] != self._n_outputs():
+            raise ValueError(
+                f"output_map must return a tensor of shape (n_samples, {self._n_outputs()}) for this y, got "
+                f"{tuple(output.shape)}."
+            )
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError("vector_field, input_map and output_map hold no trainable parameters: there is nothing to fit.")
+        self._module = module
+
+    def _net(self, x: Tensor, t: Tensor, valid: tuple[np.ndarray, np.ndarray] | None, partial: bool) -> Any:
+        if partial and getattr(self, "_net_is_partial", False):
+            return self.net_
+        self._net_is_partial = partial
+        settings = TrainingSettings(
+            device=self.device_,
+            **{name: getattr(self, name) for name in (
+                "solver", "n_steps", "rtol", "atol", "adjoint", "max_epochs", "lr", "batch_size", "optimizer",
+                "callbacks", "verbose",
+            )},
+        )  # fmt: skip
+        held_out = None if valid is None else (x[valid[1]], t[valid[1]])
+        n_rows = len(x) if valid is None else len(valid[0])
+        module = self.__dict__.pop("_module", None) or self.neural_ode_
+        return build_net(module, self._criterion(), settings, held_out, n_rows, scheduled=not partial)
+
+    def _split(self, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Row indices (train, valid); None where nothing is held out."""
+        n = len(target)
+        n_valid = 0 if self.validation_fraction is None else round(self.validation_fraction * n)
+        if n_valid == 0:
+            return None
+        if n - n_valid < 1:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} of n_samples={n} leaves no row to train on; lower it or "
+                "set it to None."
+            )
+        return tuple(train_test_split(np.arange(n), test_size=n_valid, random_state=seed))
+
+    def _check_agreement(self, x: Tensor, y: np.ndarray) -> None:
+        with torch.inference_mode():
+            trained = self._measure(self.net_.module_(x).cpu().numpy(), y)
+            exact = self._measure(self._dopri5(x).cpu().numpy(), y)
+        if abs(trained - exact) > _AGREEMENT:
+            warnings.warn(
+                f"the validation score is {trained:.4f} with the training solver {self.solver!r} (n_steps={self.n_steps}) "
+                f"and {exact:.4f} with dopri5: this network has learned its solver's errors and is no Neural ODE. Raise "
+                "n_steps, or train with solver='dopri5'.",
+                SolverAgreementWarning,
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------ inference
+    def _dopri5(self, x: Tensor) -> Tensor:
+        ode = self.neural_ode_
+        tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
+        z = reference_solution(
+            ode.vector_field, ode.input_map(x), ode.t_span, rtol=tolerance, atol=tolerance, x=ode.control(x)
+        )  # fmt: skip
+        return ode.output_map(z[-1])
+
+    def _output(self, X: Any) -> np.ndarray:
+        self._require_fitted("neural_ode_")
+        return self._in_batches(self._dopri5, self._validate_X(X, reset=False))
+
+
+class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
+    r"""A trainable Neural ODE classifier.
+
+    Logits are :math:`h_y(z(S))` with :math:`\dot z = f(s, z)`, :math:`z(s_0) = h_x(x)` (paper, eq. 1), trained by
+    cross-entropy. Predictions are dopri5's: slow and right. :class:`HypersolverClassifier` makes them fast.
+
+    Parameters
+    ----------
+    vector_field : nn.Module, optional
+        ``f(t, z)``. Missing: :class:`MLPVectorField` for vector states, :class:`ConvVectorField` for images.
+    input_map : nn.Module, optional
+        From X to the initial state. Missing: standardised X with eight learned features (or seven channels) added.
+    output_map : nn.Module, optional
+        From the terminal state to one logit a class. Missing: one linear layer.
+    t_span : pair of float, default (0.0, 1.0)
+    solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
+        What training differentiates. With a fixed-step solver, fit compares its score with dopri5's on held-out rows
+        and warns when they differ by more than half a point.
+    n_steps : int, default 10
+        Steps of a fixed-step training solver; not used by dopri5.
+    rtol, atol : float, default 1e-4
+        Tolerances of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do not depend
+        on the batch.
+    adjoint : bool, default False
+        Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
+    max_epochs : int, default 20
+    lr : float, default 5e-3
+        Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
+    batch_size : int, default 64
+        Rows an optimizer step, and rows predicted at a time.
+    optimizer : type, default torch.optim.AdamW
+    callbacks : list of skorch callbacks, optional
+        ``EarlyStopping()``, ``LRScheduler(...)``, ``Checkpoint(...)`` and so on; ``valid_loss`` is recorded.
+    validation_fraction : float or None, default 0.1
+        Share of the rows held out for ``valid_loss`` and the check of a fixed-step solver.
+    warm_start : bool, default False
+        Start a new fit from the last weights.
+    device : str, default "cpu"
+    random_state : int, RandomState or None
+        Same value, same result; torch's and NumPy's global generators are left as found.
+    verbose : int, default 0
+        1 shows a progress bar, 2 a line an epoch as well.
+
+    Attributes
+    ----------
+    neural_ode_ : NeuralODE
+        The fitted module, in eval mode.
+    classes_ : ndarray of shape (n_classes,)
+    net_ : skorch net
+    history_ : list of dict
+        One row an epoch.
+    n_features_in_ : int
+
+    References
+    ----------
+    Chen et al. (2018), *Neural Ordinary Differential Equations*, NeurIPS 31.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_hyper import NeuralODEClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> NeuralODEClassifier(max_epochs=10, random_state=0).fit(X, y).score(X, y) > 0.9
+    True
+    """
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> NeuralODEClassifier:
+        """Train for one more epoch on a batch of rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+        classes : array-like, optional
+            All labels, on the first call; taken from y where missing.
+
+        Returns
+        -------
+        self
+        """
+        return self._partial_fit(X, y, classes)
+
+    def _encode_y(self, y: Any, classes: Any, *, reset: bool) -> np.ndarray:
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        if reset:
+            self.classes_ = np.unique(y if classes is None else classes)
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(
+                f"y holds labels {unknown.tolist()} that are not among classes_ {self.classes_.tolist()}; name all classes "
+                "in the first partial_fit(X, y, classes=...), or fit anew with warm_start=False."
+            )
+        return np.searchsorted(self.classes_, y)
+
+    def _target_dtype(self) -> torch.dtype:
+        return torch.int64
+
+    def _n_outputs(self) -> int:
+        return len(self.classes_)
+
+    def _criterion(self) -> nn.Module:
+        return nn.CrossEntropyLoss()
+
+    def _scaled(self, output_map: nn.Module, dtype: torch.dtype) -> nn.Module:
+        return output_map
+
+    def _measure(self, output: np.ndarray, y: np.ndarray) -> float:
+        return float(accuracy_score(y, output.argmax(axis=1)))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Label with the largest logit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        return self.classes_[self._output(X).argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Softmax of the logits.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        return softmax(self._output(X))
+
+
+class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
+    r"""A trainable Neural ODE regressor.
+
+    Predictions are :math:`h_y(z(S))` with :math:`\dot z = f(s, z)`, :math:`z(s_0) = h_x(x)` (paper, eq. 1), trained by
+    mean squared error on standardised targets; the scaling back is the last layer of ``neural_ode_.output_map``.
+    Predictions are dopri5's: slow and right. :class:`HypersolverRegressor` makes them fast.
+
+    Parameters
+    ----------
+    vector_field : nn.Module, optional
+        ``f(t, z)``. Missing: :class:`MLPVectorField` for vector states, :class:`ConvVectorField` for images.
+    input_map : nn.Module, optional
+        From X to the initial state. Missing: standardised X with eight learned features (or seven channels) added.
+    output_map : nn.Module, optional
+        From the terminal state to the (standardised) targets. Missing: one linear layer.
+    t_span : pair of float, default (0.0, 1.0)
+    solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
+        What training differentiates. With a fixed-step solver, fit compares its score with dopri5's on held-out rows
+        and warns when they differ by more than half a point.
+    n_steps : int, default 10
+        Steps of a fixed-step training solver; not used by dopri5.
+    rtol, atol : float, default 1e-4
+        Tolerances of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do not depend
+        on the batch.
+    adjoint : bool, default False
+        Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
+    max_epochs : int, default 20
+    lr : float, default 5e-3
+        Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
+    batch_size : int, default 64
+        Rows an optimizer step, and rows predicted at a time.
+    optimizer : type, default torch.optim.AdamW
+    callbacks : list of skorch callbacks, optional
+        ``EarlyStopping()``, ``LRScheduler(...)``, ``Checkpoint(...)`` and so on; ``valid_loss`` is recorded.
+    validation_fraction : float or None, default 0.1
+        Share of the rows held out for ``valid_loss`` and the check of a fixed-step solver.
+    warm_start : bool, default False
+        Start a new fit from the last weights.
+    device : str, default "cpu"
+    random_state : int, RandomState or None
+        Same value, same result; torch's and NumPy's global generators are left as found.
+    verbose : int, default 0
+        1 shows a progress bar, 2 a line an epoch as well.
+
+    Attributes
+    ----------
+    neural_ode_ : NeuralODE
+        The fitted module, in eval mode.
+    net_ : skorch net
+    history_ : list of dict
+        One row an epoch; losses in units of the targets' variance.
+    n_features_in_ : int
+
+    References
+    ----------
+    Chen et al. (2018), *Neural Ordinary Differential Equations*, NeurIPS 31.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn_hyper import NeuralODERegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> NeuralODERegressor(max_epochs=10, random_state=0).fit(X, y).score(X, y) > 0.4
+    True
+    """
+
+    def partial_fit(self, X: Any, y: Any) -> NeuralODERegressor:
+        """Train for one more epoch on a batch of rows; the first batch sets the scaling.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+
+        Returns
+        -------
+        self
+        """
+        return self._partial_fit(X, y)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _encode_y(self, y: Any, classes: Any, *, reset: bool) -> np.ndarray:
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        squeeze = y.ndim == 1
+        y = y.reshape(len(y), -1)
+        if reset:
+            self._squeeze_output = squeeze
+            scale = y.std(axis=0)
+            self._y_shift, self._y_scale = y.mean(axis=0), np.where(scale > 0, scale, 1.0)
+        elif y.shape[1] != len(self._y_shift):
+            raise ValueError(f"y has {y.shape[1]} outputs, the first fit had {len(self._y_shift)}.")
+        return y
+
+    def _target_dtype(self) -> torch.dtype:
+        return self.dtype_
+
+    def _n_outputs(self) -> int:
+        return len(self._y_shift)
+
+    def _criterion(self) -> nn.Module:
+        return ScaledMSELoss(torch.as_tensor(self._y_scale, dtype=self.dtype_))
+
+    def _scaled(self, output_map: nn.Module, dtype: torch.dtype) -> nn.Module:
+        scale, shift = (torch.as_tensor(v, dtype=dtype) for v in (self._y_scale, self._y_shift))
+        return Rescale(output_map, scale, shift)
+
+    def _measure(self, output: np.ndarray, y: np.ndarray) -> float:
+        return float(r2_score(y, output)) if len(y) > 1 else 1.0
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predicted targets.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        """
+        output = self._output(X)
+        return output[:, 0] if self._squeeze_output else output
+
+
+def _device_of(module: Any) -> torch.device:
+    parameters = module.parameters() if isinstance(module, nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def _dtype_of(parts: tuple[Any, ...]) -> torch.dtype | None:
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return next((p.dtype for module in modules for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _copied(part: Callable[..., Tensor]) -> Any:
+    """A user's module is only read: train a copy."""
+    return copy.deepcopy(part)
+
+
+def _default_input_map(x: Tensor) -> nn.Module:
+    """Standardise, then add features or channels (input-layer augmentation)."""
+    scaler = Standardize.from_data(x)
+    if x.ndim == 4:
+        return AugmentedInput(nn.Conv2d(x.shape[1], _ADDED_CHANNELS, 3, padding=1), scaler)
+    if x.ndim == 2:
+        return AugmentedInput(nn.Linear(x.shape[1], _ADDED_FEATURES), scaler)
+    raise ValueError(
+        f"there is no default input_map for samples of shape {tuple(x.shape[1:])}; pass vector_field and output_map, and "
+        "an input_map of your own (nn.Identity() for none)."
+    )
+
+
+def _default_field(z: Tensor) -> nn.Module:
+    if z.ndim == 4:
+        return ConvVectorField(z.shape[1])
+    if z.ndim == 2:
+        return MLPVectorField(z.shape[1])
+    raise ValueError(f"there is no default vector_field for states of shape {tuple(z.shape[1:])}; pass one.")
+
+
+def _default_output_map(z: Tensor, n_outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(z[0].numel(), n_outputs))

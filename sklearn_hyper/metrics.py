@@ -1,0 +1,271 @@
+"""Errors against a reference, truncation errors and reports (paper, sections 2 and 4)."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .numerics.cost import CountedField, count_macs, count_nfe, relative_overhead
+
+__all__ = [
+    "CountedField",
+    "SolverReport",
+    "SolverRow",
+    "count_macs",
+    "count_nfe",
+    "global_truncation_error",
+    "local_truncation_error",
+    "mean_absolute_percentage_error",
+    "relative_l2",
+    "relative_overhead",
+]
+
+
+def _pair(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    true, pred = np.asarray(y_true, dtype=float), np.asarray(y_pred, dtype=float)
+    if true.shape != pred.shape:
+        raise ValueError(f"y_true and y_pred must have the same shape, got {true.shape} and {pred.shape}.")
+    if true.size == 0:
+        raise ValueError("y_true and y_pred are empty.")
+    return true, pred
+
+
+def mean_absolute_percentage_error(
+    y_true: ArrayLike, y_pred: ArrayLike, *, floor: float = 1e-2, sample_weight: ArrayLike | None = None
+) -> float:
+    r"""MAPE with a floored denominator.
+
+    .. math:: \mathrm{mean}\; \frac{|\hat y - y|}{\max(|y|, \mathrm{floor})}
+
+    over samples and coordinates. Without a floor one coordinate near zero decides the mean.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of shape (n_samples, ...)
+        The reference and what approximates it.
+    floor : float, default 1e-2
+        Smallest denominator, in the units of y.
+    sample_weight : array-like of shape (n_samples,), optional
+
+    Returns
+    -------
+    float
+        A share, not per cent: 0 is perfect.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.metrics import mean_absolute_percentage_error
+    >>> mean_absolute_percentage_error([[1.0, 0.0]], [[1.1, 0.001]])
+    0.1...
+    """
+    true, pred = _pair(y_true, y_pred)
+    if not floor > 0:
+        raise ValueError(f"floor must be positive, got {floor!r}.")
+    shares = np.abs(pred - true) / np.maximum(np.abs(true), floor)
+    per_sample = shares.reshape(len(shares), -1).mean(axis=1)
+    return float(np.average(per_sample, weights=None if sample_weight is None else np.asarray(sample_weight)))
+
+
+def relative_l2(z_true: ArrayLike, z_pred: ArrayLike) -> NDArray[np.float64]:
+    r"""Relative error of every sample, :math:`\|\hat z - z\|_2 / \|z\|_2`.
+
+    Parameters
+    ----------
+    z_true, z_pred : array-like of shape (n_samples, ...)
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        inf where the reference is zero and the approximation is not, 0 where both are.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.metrics import relative_l2
+    >>> relative_l2([[3.0, 4.0]], [[3.0, 4.5]])
+    array([0.1])
+    """
+    true, pred = _pair(z_true, z_pred)
+    error = np.linalg.norm((pred - true).reshape(len(true), -1), axis=1)
+    size = np.linalg.norm(true.reshape(len(true), -1), axis=1)
+    return np.divide(error, size, out=np.where(error > 0, np.inf, 0.0), where=size > 0)
+
+
+def local_truncation_error(z: ArrayLike, z_next: ArrayLike, increment: ArrayLike) -> NDArray[np.float64]:
+    r"""Local truncation error of every sample (paper, section 2).
+
+    .. math:: e_k = \|z(s_{k+1}) - z(s_k) - \epsilon \psi(s_k, x, z(s_k))\|_2
+
+    Parameters
+    ----------
+    z, z_next : array-like of shape (n_samples, ...)
+        Reference states at s_k and s_{k+1}.
+    increment : array-like of shape (n_samples, ...)
+        What the solver adds in a step from z(s_k): eps * psi, with eps^(p+1) * g for a hypersolver.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+
+    Examples
+    --------
+    >>> from sklearn_hyper.metrics import local_truncation_error
+    >>> local_truncation_error([[0.0]], [[1.0]], [[0.75]])
+    array([0.25])
+    """
+    z_true, z_pred = _pair(z_next, np.asarray(z, dtype=float) + np.asarray(increment, dtype=float))
+    return np.linalg.norm((z_true - z_pred).reshape(len(z_true), -1), axis=1)
+
+
+def global_truncation_error(reference: ArrayLike, trajectory: ArrayLike) -> NDArray[np.float64]:
+    r"""Global truncation error of every sample and step (paper, section 2), :math:`E_k = \|z(s_k) - z_k\|_2`.
+
+    Parameters
+    ----------
+    reference, trajectory : array-like of shape (n_samples, K + 1, ...)
+        As :meth:`HypersolverRegressor.trajectory` returns them.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, K + 1)
+
+    Examples
+    --------
+    >>> from sklearn_hyper.metrics import global_truncation_error
+    >>> global_truncation_error([[[0.0], [1.0]]], [[[0.0], [0.5]]])
+    array([[0. , 0.5]])
+    """
+    true, pred = _pair(reference, trajectory)
+    return np.linalg.norm((true - pred).reshape(*true.shape[:2], -1), axis=2)
+
+
+@dataclass(frozen=True)
+class SolverRow:
+    """One solver's accuracy and cost; the fields are the columns of :class:`SolverReport`."""
+
+    solver: str
+    accuracy: float
+    mape: float
+    l2_mean: float
+    l2_p50: float
+    l2_p99: float
+    l2_max: float
+    nfe: int
+    macs: float
+    ms: float
+    speed_up: float
+
+
+_HEADINGS = {
+    "solver": "solver", "accuracy": "accuracy", "mape": "MAPE", "l2_mean": "rel. L2", "l2_p50": "p50", "l2_p99": "p99",
+    "l2_max": "max", "nfe": "NFE", "macs": "MACs", "ms": "ms/batch", "speed_up": "speed-up",
+}  # fmt: skip
+
+
+class SolverReport(Sequence[SolverRow]):
+    """A table of solvers: prints as text, displays as HTML, converts to a dict or a DataFrame.
+
+    Reports of several hypersolvers add up (``a + b``); rows that appear twice are kept once.
+
+    Parameters
+    ----------
+    rows : iterable of SolverRow
+    notes : iterable of str
+        What a reader must know, such as why a column is nan.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.metrics import SolverReport, SolverRow
+    >>> row = SolverRow("euler K=2", 0.5, 0.2, 0.1, 0.1, 0.3, 0.4, 2, 2e6, 1.5, 8.0)
+    >>> print(SolverReport([row], notes=["an example"]))
+    solver     accuracy  MAPE  rel. L2  p50  p99  max  NFE  MACs  ms/batch  speed-up
+    euler K=2     0.500  0.20     0.10 0.10 0.30 0.40    2 2.00M       1.5      8.0x
+    an example
+    """
+
+    def __init__(self, rows: Iterable[SolverRow], notes: Iterable[str] = ()):
+        self.rows = list({row.solver: row for row in reversed(list(rows))}.values())[::-1]
+        self.notes = list(dict.fromkeys(notes))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[SolverRow]:
+        return iter(self.rows)
+
+    def __add__(self, other: SolverReport) -> SolverReport:
+        return SolverReport([*self.rows, *other.rows], [*self.notes, *other.notes])
+
+    def _columns(self) -> list[str]:
+        names = [field.name for field in fields(SolverRow)]
+        # Accuracy is a classifier's; where nobody has one, the column would be noise.
+        with_accuracy = any(not math.isnan(row.accuracy) for row in self.rows)
+        return [name for name in names if name != "accuracy" or with_accuracy]
+
+    def _cells(self) -> list[list[str]]:
+        return [[_format(name, getattr(row, name)) for name in self._columns()] for row in self.rows]
+
+    def __str__(self) -> str:
+        table = [[_HEADINGS[name] for name in self._columns()], *self._cells()]
+        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+        lines = [
+            " ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+            for line in table
+        ]
+        return "\n".join([*lines, *self.notes])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(_HEADINGS[name])}</th>" for name in self._columns())
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in self._cells())
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Rows as dicts, by solver.
+
+        Returns
+        -------
+        dict of str to dict
+        """
+        return {row.solver: {key: value for key, value in asdict(row).items() if key != "solver"} for row in self.rows}
+
+    def to_frame(self) -> Any:
+        """Rows as a pandas DataFrame, indexed by solver (needs pandas, extra ``plots``).
+
+        Returns
+        -------
+        pandas.DataFrame
+        """
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.rows]).set_index("solver")
+
+
+def _format(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"
+    if name == "accuracy":
+        return f"{value:.3f}"
+    if name == "nfe":
+        return str(value)
+    if name == "macs":
+        for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+            if value >= size:
+                return f"{value / size:.2f}{unit}"
+        return f"{value:.0f}"
+    if name in ("ms", "speed_up"):
+        return f"{value:#.2g}" if value < 10 else f"{value:.0f}" if name == "ms" else f"{value:.0f}x"
+    return f"{value:#.2g}"

@@ -1,0 +1,72 @@
+"""The product of a fit: a Neural ODE with its solver inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..numerics.base_solvers import BaseSolver
+from ..numerics.solve import check_grid, hypersolve, hypersolve_trajectory
+from .neural_ode import NeuralODE
+from .serialization import DeviceFreeModule
+
+
+class HypersolvedODE(DeviceFreeModule):
+    """Input map, K corrected steps, output map: a plain module, which ``torch.export`` unrolls.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+        Supplies the field and the maps.
+    base_solver : BaseSolver
+        psi and its order.
+    correction : nn.Module, optional
+        g; without one this is the base solver.
+    grid : sequence of float
+        The mesh s_0, ..., s_K.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper import NeuralODE
+    >>> from sklearn_hyper.modules import HypersolvedODE
+    >>> from sklearn_hyper.numerics import resolve_base_solver
+    >>> euler = HypersolvedODE(NeuralODE(lambda t, z: -z), resolve_base_solver("euler"), None, (0.0, 0.5, 1.0))
+    >>> euler(torch.ones(1, 1))
+    tensor([[0.2500]])
+    """
+
+    def __init__(
+        self, neural_ode: NeuralODE, base_solver: BaseSolver, correction: nn.Module | None, grid: Sequence[float]
+    ):
+        super().__init__()
+        self.neural_ode = neural_ode
+        self.base_solver = base_solver
+        self.correction = correction
+        self.grid = check_grid(grid)
+
+    @property
+    def n_steps(self) -> int:
+        """K."""
+        return len(self.grid) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the hypersolved Neural ODE, h_y(z_K)."""
+        return self.neural_ode.output_map(self.terminal_state(x))
+
+    def terminal_state(self, x: Tensor) -> Tensor:
+        """z_K (eq. 5)."""
+        ode = self.neural_ode
+        return hypersolve(
+            ode.vector_field, ode.input_map(x), None, None, self.base_solver, self.correction,
+            x=ode.control(x), grid=self.grid,
+        )  # fmt: skip
+
+    def trajectory(self, x: Tensor) -> Tensor:
+        """z_0, ..., z_K, time first."""
+        ode = self.neural_ode
+        return hypersolve_trajectory(
+            ode.vector_field, ode.input_map(x), None, None, self.base_solver, self.correction,
+            x=ode.control(x), grid=self.grid,
+        )  # fmt: skip

@@ -1,0 +1,172 @@
+"""The Neural ODE itself (paper, eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..numerics.reference import DEFAULT_TOLERANCE, solve_dopri5
+from ..numerics.solve import check_t_span
+from .serialization import DeviceFreeModule
+
+
+class NeuralODE(DeviceFreeModule):
+    r"""A Neural ODE, solved with dopri5.
+
+    .. math::
+
+        \dot z = f(s, x, z(s)), \qquad z(s_0) = h_x(x), \qquad \hat y = h_y(z(S))
+        \qquad \text{(eq. 1)}
+
+    Parameters
+    ----------
+    vector_field : nn.Module or callable
+        ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``. t is a 0-d tensor of z's dtype
+        and device, z has shape (batch, ...), and so has the result. Parameters that vary with depth, theta(s), are
+        just such an f.
+    input_map : nn.Module or callable, optional
+        :math:`h_x`, from the input to the initial state. Missing: the identity.
+    output_map : nn.Module or callable, optional
+        :math:`h_y`, from the terminal state to the output. Missing: the identity.
+    t_span : pair of float, default (0.0, 1.0)
+        Start and end of the solve; the end may lie before the start.
+    data_controlled : bool, default False
+        Whether the field takes the raw input x as a third argument. Stated, never guessed from argument names.
+
+    Raises
+    ------
+    TypeError
+        If the field or a map is not callable.
+    ValueError
+        If ``t_span`` is not a pair of two different finite numbers.
+
+    References
+    ----------
+    Chen et al. (2018), *Neural Ordinary Differential Equations*; Massaroli et al. (2020), *Dissecting Neural ODEs*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper import NeuralODE
+    >>> decay = NeuralODE(lambda t, z: -z)
+    >>> round(decay(torch.ones(1, 1)).item(), 4)
+    0.3679
+    """
+
+    def __init__(
+        self,
+        vector_field: Callable[..., Tensor],
+        *,
+        input_map: Callable[[Tensor], Tensor] | None = None,
+        output_map: Callable[[Tensor], Tensor] | None = None,
+        t_span: tuple[float, float] = (0.0, 1.0),
+        data_controlled: bool = False,
+    ):
+        super().__init__()
+        for name, part in [("vector_field", vector_field), ("input_map", input_map), ("output_map", output_map)]:
+            if part is not None and (not callable(part) or isinstance(part, type)):
+                raise TypeError(f"{name} must be an nn.Module or a callable, got {part!r}.")
+        if vector_field is None:
+            raise TypeError("vector_field must be an nn.Module or a callable f(t, z), got None.")
+        self.vector_field = vector_field
+        self.input_map = nn.Identity() if input_map is None else input_map
+        self.output_map = nn.Identity() if output_map is None else output_map
+        self.t_span = check_t_span(t_span)
+        self.data_controlled = bool(data_controlled)
+
+    def control(self, x: Tensor) -> Tensor | None:
+        """What the field receives as its third argument: x, or None where it takes two."""
+        return x if self.data_controlled else None
+
+    def forward(
+        self, x: Tensor, rtol: float = DEFAULT_TOLERANCE, atol: float = DEFAULT_TOLERANCE, adjoint: bool = False
+    ) -> Tensor:
+        """Solve with torchdiffeq's dopri5 and map the terminal state to the output.
+
+        Parameters
+        ----------
+        x : Tensor of shape (batch, ...)
+        rtol, atol : float, default 1e-6
+        adjoint : bool, default False
+            Gradients by the adjoint method instead of backpropagation through the solver.
+
+        Returns
+        -------
+        Tensor of shape (batch, ...)
+        """
+        params = [p for p in self.parameters() if p.requires_grad] if adjoint else None
+        z = solve_dopri5(
+            self.vector_field,
+            self.input_map(x),
+            self.t_span,
+            rtol=rtol,
+            atol=atol,
+            x=self.control(x),
+            adjoint_params=params,
+        )
+        return self.output_map(z)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The floating dtype of the module's parameters and buffers, None where it has none."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+
+    def extra_repr(self) -> str:
+        parts = [f"t_span={self.t_span}"]
+        if self.data_controlled:
+            parts.append("data_controlled=True")
+        if not isinstance(self.vector_field, nn.Module):
+            parts.append(f"vector_field={self.vector_field!r}")
+        return ", ".join(parts)
+
+
+class VectorFieldError(ValueError):
+    """A vector field or map does not do what a Neural ODE needs of it."""
+
+
+def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
+    """Run the maps and the field once on a few rows; return the initial state or say what is wrong.
+
+    Raises
+    ------
+    VectorFieldError
+        If the signature of the field is wrong, or its output has another shape, dtype or device than the state.
+    """
+    arguments = "(t, z, x)" if neural_ode.data_controlled else "(t, z)"
+    hint = "" if neural_ode.data_controlled else "; a field that takes the input too needs NeuralODE(data_controlled=True)"
+    with torch.no_grad():
+        try:
+            z = neural_ode.input_map(x)
+        except Exception as error:
+            raise VectorFieldError(
+                f"input_map fails on an input of shape {tuple(x.shape)} (batch first) and dtype {x.dtype}: {error}"
+            ) from error
+        if not isinstance(z, Tensor) or z.ndim < 1 or z.shape[0] != x.shape[0] or not z.is_floating_point():
+            raise VectorFieldError(
+                "input_map must return a floating-point tensor of shape (batch, ...), got "
+                f"{_describe(z)} for an input of shape {tuple(x.shape)}."
+            )
+        t = z.new_tensor(neural_ode.t_span[0])
+        control = neural_ode.control(x)
+        try:
+            dz = neural_ode.vector_field(t, z) if control is None else neural_ode.vector_field(t, z, control)
+        except Exception as error:
+            raise VectorFieldError(
+                f"vector_field{arguments} fails on a state of shape {tuple(z.shape)} and dtype {z.dtype}: "
+                f"{error}{hint}"
+            ) from error
+        if not isinstance(dz, Tensor) or (dz.shape, dz.dtype, dz.device) != (z.shape, z.dtype, z.device):
+            raise VectorFieldError(
+                f"vector_field{arguments} must return a tensor like z ({_describe(z)}), got {_describe(dz)}."
+            )
+    return z
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)}, {value.dtype}, {value.device}"
+    return f"{type(value).__name__}"

@@ -1,0 +1,154 @@
+"""Ready-made vector fields and input maps: what the estimators build where the user brings none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class MLPVectorField(nn.Module):
+    """f(t, z) for vector states: a fully connected net, time entering the first layer as a bias.
+
+    Parameters
+    ----------
+    n_features : int
+        Width of the state.
+    hidden : int, default 64
+        Width of the hidden layers.
+    depth : int, default 2
+        Number of hidden layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.modules import MLPVectorField
+    >>> MLPVectorField(3)(torch.tensor(0.5), torch.zeros(2, 3)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, n_features: int, hidden: int = 64, depth: int = 2):
+        super().__init__()
+        widths = [n_features] + [hidden] * depth
+        self.layers = nn.ModuleList(nn.Linear(m, n) for m, n in zip(widths, widths[1:], strict=False))
+        self.time = nn.Parameter(torch.zeros(hidden))
+        self.last = nn.Linear(hidden, n_features)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        first, *others = self.layers
+        h = torch.tanh(functional.linear(z, first.weight, first.bias + t * self.time))
+        for layer in others:
+            h = torch.tanh(layer(h))
+        return self.last(h)
+
+
+class ConvVectorField(nn.Module):
+    """f(t, z) for image states (channels, height, width): 3x3 convolutions that keep the shape, SiLU between.
+
+    Parameters
+    ----------
+    channels : int
+        Channels of the state.
+    hidden : int, default 32
+        Channels of the hidden layers.
+    depth : int, default 1
+        Number of hidden layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.modules import ConvVectorField
+    >>> ConvVectorField(8)(torch.tensor(0.0), torch.zeros(2, 8, 6, 6)).shape
+    torch.Size([2, 8, 6, 6])
+    """
+
+    def __init__(self, channels: int, hidden: int = 32, depth: int = 1):
+        super().__init__()
+        widths = [channels] + [hidden] * depth
+        self.layers = nn.ModuleList(nn.Conv2d(m, n, 3, padding=1) for m, n in zip(widths, widths[1:], strict=False))
+        self.time = nn.Parameter(torch.zeros(hidden))
+        self.last = nn.Conv2d(hidden, channels, 3, padding=1)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        first, *others = self.layers
+        bias = first.bias + t * self.time
+        h = functional.silu(functional.conv2d(z, first.weight, bias, padding=1))
+        for layer in others:
+            h = functional.silu(layer(h))
+        return self.last(h)
+
+
+class Standardize(nn.Module):
+    """Fixed affine map (x - shift) / scale, per feature or channel, with statistics taken from data.
+
+    Parameters
+    ----------
+    shift, scale : Tensor
+        Of shape (features,) or (channels, 1, 1).
+    """
+
+    def __init__(self, shift: Tensor, scale: Tensor):
+        super().__init__()
+        self.register_buffer("shift", shift)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def from_data(cls, x: Tensor) -> Standardize:
+        """Statistics over all axes but the feature (or channel) axis; constant features are only shifted."""
+        axes = [0, *range(2, x.ndim)]
+        shift, scale = x.mean(dim=axes, keepdim=True)[0], x.std(dim=axes, keepdim=True, unbiased=False)[0]
+        return cls(shift, torch.where(scale > 1e-6, scale, torch.ones_like(scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.shift) / self.scale
+
+
+class Rescale(nn.Module):
+    """An output map followed by a fixed affine map back to the targets' units: inner(z) * scale + shift.
+
+    Parameters
+    ----------
+    inner : nn.Module
+        What is trained, on standardised targets.
+    scale, shift : Tensor of shape (n_outputs,)
+    """
+
+    def __init__(self, inner: nn.Module, scale: Tensor, shift: Tensor):
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.inner(z) * self.scale + self.shift
+
+
+class AugmentedInput(nn.Module):
+    r"""Input-layer augmentation: :math:`h_x(x) = [x, \mathrm{lift}(x)]`, concatenated along features or channels.
+
+    Extra dimensions let trajectories pass one another, which a flow in the input space cannot
+    (Massaroli et al., 2020, *Dissecting Neural ODEs*, section 4).
+
+    Parameters
+    ----------
+    lift : nn.Module
+        A linear map to the added features, or a convolution to the added channels.
+    scaler : nn.Module, optional
+        Applied to x first, as :class:`Standardize`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.modules import AugmentedInput
+    >>> AugmentedInput(torch.nn.Linear(2, 3))(torch.zeros(4, 2)).shape
+    torch.Size([4, 5])
+    """
+
+    def __init__(self, lift: nn.Module, scaler: nn.Module | None = None):
+        super().__init__()
+        self.scaler = nn.Identity() if scaler is None else scaler
+        self.lift = lift
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.scaler(x)
+        return torch.cat([x, self.lift(x)], dim=1)

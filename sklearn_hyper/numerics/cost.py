@@ -1,0 +1,186 @@
+"""What a solve costs: evaluations of f, multiply-accumulates, milliseconds (paper, sections 4.1 and 6)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class CountedField:
+    """A vector field that counts its evaluations, leaving the field itself untouched.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(t, z)`` or ``f(t, z, x)``.
+
+    Attributes
+    ----------
+    n_evaluations : int
+        Calls made so far.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.numerics import CountedField, hypersolve
+    >>> f = CountedField(lambda t, z: -z)
+    >>> _ = hypersolve(f, torch.ones(1, 1), (0, 1), 5, "heun")
+    >>> f.n_evaluations
+    10
+    """
+
+    def __init__(self, f: Callable[..., Tensor]):
+        self.f = f
+        self.n_evaluations = 0
+
+    def __call__(self, *args: Any) -> Tensor:
+        self.n_evaluations += 1
+        return self.f(*args)
+
+
+def count_nfe(solve: Callable[[Callable[..., Tensor]], Any], f: Callable[..., Tensor]) -> int:
+    """Evaluations of f that ``solve(f)`` makes, counted and not derived.
+
+    Parameters
+    ----------
+    solve : callable
+        Takes a vector field and solves with it.
+    f : callable
+        The vector field; it is wrapped, not changed.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.numerics import count_nfe, hypersolve
+    >>> count_nfe(lambda f: hypersolve(f, torch.ones(1, 1), (0, 1), 5, "rk4"), lambda t, z: -z)
+    20
+    """
+    counted = CountedField(f)
+    solve(counted)
+    return counted.n_evaluations
+
+
+def count_macs(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    """Multiply-accumulates of the matrix products and convolutions in one call.
+
+    Parameters
+    ----------
+    function : callable
+        A module or function; called once, without gradients.
+    *args, **kwargs
+        Its arguments. Use a batch of one for MACs a sample.
+
+    Returns
+    -------
+    float
+        Half the FLOPs that :class:`torch.utils.flop_counter.FlopCounterMode` counts, or nan where the call
+        holds no matrix product or convolution: an analytic field is made of elementwise operations, which have
+        no MACs, and 0 would make every ratio with it meaningless.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.numerics import count_macs
+    >>> count_macs(torch.nn.Linear(3, 5), torch.ones(1, 3))
+    15.0
+    >>> count_macs(torch.sin, torch.ones(1, 3))
+    nan
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        function(*args, **kwargs)
+    flops = counter.get_total_flops()
+    return flops / 2 if flops else math.nan
+
+
+def relative_overhead(macs_f: float, macs_g: float, n_stages: int) -> float:
+    r"""Relative overhead of a correction (paper, section 6).
+
+    .. math:: O_r = 1 + \frac{1}{m} \frac{\mathrm{MAC}_g}{\mathrm{MAC}_f}
+
+    with m evaluations of f a step (the paper writes p; they differ for methods with more stages than order).
+
+    Parameters
+    ----------
+    macs_f, macs_g : float
+        MACs of one call of f and of g.
+    n_stages : int
+        Evaluations of f a step.
+
+    Returns
+    -------
+    float
+        nan where f has no MACs.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.numerics import relative_overhead
+    >>> relative_overhead(40e6, 20e6, n_stages=1)
+    1.5
+    """
+    if not macs_f > 0:
+        return math.nan
+    return 1 + macs_g / (n_stages * macs_f)
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], Any]], *, repeats: int = 7, warmup: int = 2, min_seconds: float = 2e-3
+) -> dict[str, float]:
+    """Median milliseconds of each call, measured in turn so that drift of the machine hits all alike.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+        What to time, by name.
+    repeats : int, default 7
+        Rounds; every round times every call once. The median is returned.
+    warmup : int, default 2
+        Untimed calls of each before the first round.
+    min_seconds : float, default 0.002
+        A call shorter than this is repeated within a round until it lasts about so long.
+
+    Returns
+    -------
+    dict of str to float
+
+    Examples
+    --------
+    >>> from sklearn_hyper.numerics import time_interleaved
+    >>> sorted(time_interleaved({"a": lambda: sum(range(9)), "b": lambda: None}, repeats=3))
+    ['a', 'b']
+    """
+    loops = {}
+    for name, call in calls.items():
+        for _ in range(max(warmup, 1)):
+            call()
+        loops[name] = max(1, math.ceil(min_seconds / max(_seconds(call, 1), 1e-9)))
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            rounds[name].append(1e3 * _seconds(call, loops[name]))
+    return {name: statistics.median(values) for name, values in rounds.items()}
+
+
+def _seconds(call: Callable[[], Any], loops: int) -> float:
+    _synchronize()
+    start = time.perf_counter()
+    for _ in range(loops):
+        call()
+    _synchronize()
+    return (time.perf_counter() - start) / loops
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -1,0 +1,164 @@
+"""Dormand-Prince reference solutions. The only file that imports torchdiffeq."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint, odeint_adjoint
+
+from .solve import bind_input, check_grid
+
+DEFAULT_TOLERANCE = 1e-6
+"""rtol and atol of references: at this value float32 solutions no longer depend on the batch they share."""
+
+MAX_EVALUATIONS = 30_000
+"""Evaluations of f after which a solve is given up. A non-stiff field needs tens to thousands."""
+
+
+class ReferenceSolveError(RuntimeError):
+    """The adaptive solver could not reach the end of the time span."""
+
+
+class _EvaluationLimit:
+    """Counts calls of f and gives up past a limit, so that a stiff field cannot hang a fit."""
+
+    def __init__(self, f: Callable[[Tensor, Tensor], Tensor], limit: int):
+        self.f, self.limit, self.n_evaluations = f, limit, 0
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
+        self.n_evaluations += 1
+        if self.n_evaluations > self.limit:
+            raise ReferenceSolveError(_advice(f"dopri5 needed more than {self.limit} evaluations of the vector field"))
+        # torchdiffeq keeps time in float64; the field sees z's dtype, as in our own loop.
+        return self.f(t.to(z.dtype), z)
+
+
+def _advice(what: str) -> str:
+    return (
+        f"{what}: the field is stiff or its solution grows without bound on this time span. Loosen rtol and atol, "
+        "scale the inputs, shorten t_span, or retrain the field with weight decay or a kinetic penalty."
+    )
+
+
+def check_tolerance(name: str, value: Any) -> float:
+    """Return a tolerance as a positive finite float."""
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not 0 < float(value) < float("inf"):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+    return float(value)
+
+
+def _largest_row_rms(error: Tensor) -> Tensor:
+    """RMS of the worst row: every row meets the tolerance, whatever batch it shares."""
+    return error.reshape(error.shape[0], -1).pow(2).mean(dim=1).sqrt().max()
+
+
+def reference_solution(
+    f: Callable[..., Tensor],
+    z0: Tensor,
+    times: Sequence[float] | Tensor,
+    *,
+    rtol: float = DEFAULT_TOLERANCE,
+    atol: float = DEFAULT_TOLERANCE,
+    x: Any = None,
+    max_evaluations: int = MAX_EVALUATIONS,
+) -> Tensor:
+    """Dopri5 states at given times, each as accurate as the tolerance.
+
+    The solver steps *onto* every time instead of interpolating, and holds the tolerance for the worst
+    row instead of the batch's mean, so a row's solution does not depend on its neighbours beyond the tolerance.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``.
+    z0 : Tensor of shape (batch, ...)
+        State at ``times[0]``.
+    times : sequence of T floats
+        Strictly monotone, in either direction.
+    rtol, atol : float, default 1e-6
+        Relative and absolute tolerance of the local error.
+    x : Tensor, optional
+        Input of a data-controlled field.
+    max_evaluations : int, default 30,000
+        The solve is given up after this many evaluations of f.
+
+    Returns
+    -------
+    Tensor of shape (T, batch, ...)
+        In z0's dtype and on its device, detached from the graph.
+
+    Raises
+    ------
+    ReferenceSolveError
+        If the step size underflows, a value is not finite, or ``max_evaluations`` is exceeded.
+
+    Examples
+    --------
+    >>> import math, torch
+    >>> from sklearn_hyper.numerics import reference_solution
+    >>> z = reference_solution(lambda t, z: -z, torch.ones(1, 1).double(), [0.0, 0.5, 1.0])
+    >>> abs(z[-1].item() - math.exp(-1)) < 1e-6
+    True
+    """
+    if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
+        raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
+    # Times stay in float64 whatever z's dtype: rounding them to float32 would move the mesh.
+    mesh = torch.tensor(check_grid(times), dtype=torch.float64, device=z0.device)
+    # The last time too: left out, the solver steps past it, evaluates f out there and interpolates back.
+    options: dict[str, Any] = {"norm": _largest_row_rms, "dtype": torch.float64, "step_t": mesh[1:]}
+    with torch.no_grad():
+        return _solve(odeint, f, z0, mesh, rtol, atol, x, options, max_evaluations)
+
+
+def solve_dopri5(
+    f: Callable[..., Tensor],
+    z0: Tensor,
+    t_span: tuple[float, float],
+    *,
+    rtol: float,
+    atol: float,
+    x: Any = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+    max_evaluations: int = MAX_EVALUATIONS,
+) -> Tensor:
+    """Terminal state by torchdiffeq's dopri5 as it comes, differentiable: for training and for timing.
+
+    Parameters are those of :func:`reference_solution`; with ``adjoint_params`` gradients are computed by the
+    adjoint method with respect to those tensors (constant memory), otherwise by backpropagation through the solver.
+    """
+    mesh = torch.as_tensor(t_span, dtype=torch.float64, device=z0.device)
+    options: dict[str, Any] = {"dtype": torch.float64}
+    if adjoint_params is None:
+        return _solve(odeint, f, z0, mesh, rtol, atol, x, options, max_evaluations)[-1]
+
+    def adjoint(*args: Any, **kwargs: Any) -> Tensor:
+        return odeint_adjoint(*args, adjoint_params=tuple(adjoint_params), **kwargs)
+
+    return _solve(adjoint, f, z0, mesh, rtol, atol, x, options, max_evaluations)[-1]
+
+
+def _solve(
+    solver: Callable[..., Tensor],
+    f: Callable[..., Tensor],
+    z0: Tensor,
+    mesh: Tensor,
+    rtol: float,
+    atol: float,
+    x: Any,
+    options: dict[str, Any],
+    max_evaluations: int,
+) -> Tensor:
+    rtol, atol = check_tolerance("rtol", rtol), check_tolerance("atol", atol)
+    limited = _EvaluationLimit(bind_input(f, x), max_evaluations)
+    try:
+        solution = solver(limited, z0, mesh, rtol=rtol, atol=atol, method="dopri5", options=options)
+    except AssertionError as error:  # torchdiffeq's way to say that the step size underflowed or z is not finite
+        if not str(error).startswith(("underflow in dt", "non-finite values")):
+            raise  # an assertion in the user's field
+        raise ReferenceSolveError(_advice(f"dopri5 failed ({str(error).splitlines()[0]})")) from error
+    if not torch.isfinite(solution).all():
+        raise ReferenceSolveError(_advice("dopri5 returned values that are not finite"))
+    return solution

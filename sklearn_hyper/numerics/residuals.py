@@ -1,0 +1,109 @@
+"""Residuals: what a correction has to learn (paper, eq. 6), and how much noise their targets carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base_solvers import resolve_base_solver
+from .solve import bind_input, check_grid
+
+CONDITIONING_LIMIT = 0.01
+"""Share of RMS(R) that the reference's noise may reach before targets are solved for more tightly."""
+
+
+class ConditioningWarning(UserWarning):
+    """Residual targets were dominated by the reference's noise and have been recomputed more tightly."""
+
+
+class Residual(NamedTuple):
+    """One step's target and everything a correction may read to hit it."""
+
+    s: float
+    eps: float
+    z: Tensor
+    stages: list[Tensor]
+    order: int
+    target: Tensor
+
+
+def compute_residuals(
+    f: Callable[..., Tensor],
+    states: Tensor,
+    grid: Sequence[float],
+    base_solver: Any,
+    *,
+    x: Any = None,
+) -> list[Residual]:
+    r"""Residuals of a base solver along reference states.
+
+    .. math::
+
+        R(s_k, z(s_k), z(s_{k+1})) = \frac{1}{\epsilon_k^{p+1}}
+            \big[z(s_{k+1}) - z(s_k) - \epsilon_k \psi(s_k, x, z(s_k))\big]
+        \qquad \text{(eq. 6)}
+
+    Parameters
+    ----------
+    f : callable
+        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``.
+    states : Tensor of shape (K + 1, batch, ...)
+        Reference states on the grid, as :func:`reference_solution` returns them.
+    grid : sequence of K + 1 floats
+        The mesh, uniform or not, in either direction.
+    base_solver : str, ButcherTableau or base solver
+    x : Tensor, optional
+        Input of a data-controlled field.
+
+    Returns
+    -------
+    list of K :class:`Residual`
+        Each with s, eps (Python floats), the state z, the stages, the order p of the step and the target R.
+
+    Raises
+    ------
+    ValueError
+        If the grid is not monotone or does not match ``states``.
+
+    Examples
+    --------
+    For z' = z and Euler, R = z (e^eps - 1 - eps) / eps^2:
+
+    >>> import math, torch
+    >>> from sklearn_hyper.numerics import compute_residuals
+    >>> states = torch.tensor([[[1.0]], [[math.e]]], dtype=torch.float64)
+    >>> residual, = compute_residuals(lambda t, z: z, states, (0.0, 1.0), "euler")
+    >>> round(residual.target.item(), 12) == round(math.e - 2, 12)
+    True
+    """
+    mesh = check_grid(grid)
+    if len(states) != len(mesh):
+        raise ValueError(f"states must hold one entry a grid time, got {len(states)} for {len(mesh)} times.")
+    solver = resolve_base_solver(base_solver)
+    field = bind_input(f, x)
+    residuals, history = [], ()
+    with torch.no_grad():
+        for (s, after), z, z_next in zip(pairwise(mesh), states, states[1:], strict=False):
+            eps = after - s
+            times = states.new_tensor(solver.nodes(s, eps)).unbind()
+            psi, stages, order, history = solver.step(field, times, z, eps, history)
+            target = (z_next - z - eps * psi) / eps ** (order + 1)
+            residuals.append(Residual(s, eps, z, stages, order, target))
+    return residuals
+
+
+def target_noise(residual: Residual, rtol: float, atol: float) -> float:
+    r"""Noise of a residual's target as a share of its RMS.
+
+    The reference is right to ``atol + rtol |z|``, and never to better than its dtype's rounding;
+    eq. 6 divides that by :math:`|\epsilon|^{p+1}`.
+    """
+    scale = residual.z.pow(2).mean().sqrt().item()
+    rounding = torch.finfo(residual.z.dtype).eps * scale
+    noise = (atol + rtol * scale + rounding) / abs(residual.eps) ** (residual.order + 1)
+    signal = residual.target.pow(2).mean().sqrt().item()
+    return noise / signal if signal > 0 else 0.0

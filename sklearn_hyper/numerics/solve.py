@@ -1,0 +1,201 @@
+"""The stepping loop: fixed-step solves with or without a correction (paper, eqs. 2, 4 and 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .base_solvers import BaseSolver, Field, resolve_base_solver
+
+Correction: TypeAlias = Callable[..., Tensor]
+"""g(eps, s, z, stages, x) -> tensor like z."""
+
+
+def check_t_span(t_span: Any) -> tuple[float, float]:
+    """Return ``t_span`` as two Python floats, or say what is wrong with it."""
+    try:
+        start, end = (float(value) for value in t_span)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"t_span must be a pair of numbers (start, end), got {t_span!r}.") from error
+    if not (math.isfinite(start) and math.isfinite(end)):
+        raise ValueError(f"t_span must be finite, got {t_span!r}.")
+    if start == end:
+        raise ValueError(f"t_span must have two different ends, got {t_span!r}.")
+    return start, end
+
+
+def check_n_steps(n_steps: Any, name: str = "n_steps") -> int:
+    """Return ``n_steps`` as an int of at least 1 (NumPy integers pass, 2.0 and True do not)."""
+    try:
+        value = n_steps.__index__()
+    except AttributeError:
+        value = 0
+    if isinstance(n_steps, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {n_steps!r}.")
+    return int(value)
+
+
+def uniform_grid(t_span: Any, n_steps: int) -> tuple[float, ...]:
+    """The mesh s_0, ..., s_K of K equal steps; both ends are hit exactly."""
+    start, end = check_t_span(t_span)
+    n_steps = check_n_steps(n_steps)
+    inner = (start + (end - start) * (k / n_steps) for k in range(1, n_steps))
+    return (start, *inner, end)
+
+
+def check_grid(grid: Sequence[float], t_span: Any = None, n_steps: int | None = None) -> tuple[float, ...]:
+    """Validate a mesh of the user's own: finite, strictly monotone, in line with t_span and n_steps."""
+    mesh = tuple(float(s) for s in grid)
+    steps = [after - before for before, after in pairwise(mesh)]
+    if not steps or not all(math.isfinite(s) for s in mesh) or not (min(steps) > 0 or max(steps) < 0):
+        raise ValueError(f"grid must hold at least two finite, strictly monotone times, got {grid!r}.")
+    if t_span is not None and check_t_span(t_span) != (mesh[0], mesh[-1]):
+        raise ValueError(f"grid runs from {mesh[0]} to {mesh[-1]}, which contradicts t_span={t_span!r}.")
+    if n_steps is not None and check_n_steps(n_steps) != len(steps):
+        raise ValueError(f"grid has {len(steps)} steps, which contradicts n_steps={n_steps}.")
+    return mesh
+
+
+def bind_input(f: Callable[..., Tensor], x: Any) -> Field:
+    """Bind the input of a data-controlled field, so that the solvers see f(t, z)."""
+    if x is None:
+        return f
+    return lambda t, z: f(t, z, x)
+
+
+def iterate_states(
+    f: Callable[..., Tensor],
+    z0: Tensor,
+    grid: Sequence[float],
+    solver: BaseSolver,
+    g: Correction | None = None,
+    x: Any = None,
+) -> Iterator[Tensor]:
+    """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop."""
+    field = bind_input(f, x)
+    steps = [after - before for before, after in pairwise(grid)]
+    nodes = [solver.nodes(s, eps) for s, eps in zip(grid, steps, strict=False)]
+    # One tensor for all node times, made before the loop: no transfer to the device in it.
+    times = iter(z0.new_tensor([time for step in nodes for time in step]).unbind())
+    z, history = z0, ()
+    for eps, step_nodes in zip(steps, nodes, strict=True):
+        step_times = [next(times) for _ in step_nodes]
+        psi, stages, order, history = solver.step(field, step_times, z, eps, history)
+        z_next = z.add(psi, alpha=eps)
+        if g is not None:
+            z_next = z_next.add(g(eps, step_times[0], z, stages, x), alpha=eps ** (order + 1))
+        z = z_next
+        yield z
+
+
+def _prepare(z0: Tensor, t_span: Any, n_steps: Any, base_solver: Any, grid: Any) -> tuple[tuple[float, ...], BaseSolver]:
+    if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
+        raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
+    mesh = uniform_grid(t_span, n_steps) if grid is None else check_grid(grid, t_span, n_steps)
+    return mesh, resolve_base_solver(base_solver)
+
+
+def hypersolve(
+    f: Callable[..., Tensor],
+    z0: Tensor,
+    t_span: Any,
+    n_steps: int | None,
+    base_solver: Any,
+    g: Correction | None = None,
+    *,
+    x: Any = None,
+    grid: Sequence[float] | None = None,
+) -> Tensor:
+    r"""Terminal state of a fixed-step solve, corrected by g where one is given.
+
+    .. math::
+
+        z_{k+1} = z_k + \epsilon_k \psi(s_k, x, z_k)
+                + \epsilon_k^{p+1} g(\epsilon_k, s_k, z_k, \mathrm{stages}, x)
+        \qquad \text{(eq. 5)}
+
+    f is called exactly stages x K times; g reads the stages that are there and costs no f.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``; t is a 0-d tensor of z's dtype and device.
+    z0 : Tensor of shape (batch, ...)
+        Initial state. The result has its dtype and device.
+    t_span : pair of float
+        (start, end); end < start solves in reverse time with a negative step. May be None with ``grid``.
+    n_steps : int
+        K, at least 1. May be None with ``grid``.
+    base_solver : str, ButcherTableau or base solver
+        See :func:`resolve_base_solver`.
+    g : callable, optional
+        The correction, ``g(eps, s, z, stages, x)`` -> tensor like z; eps is a Python float, s a 0-d tensor.
+    x : Tensor, optional
+        Input of a data-controlled field (eq. 1), handed to f and g.
+    grid : sequence of float, optional
+        The mesh s_0, ..., s_K itself, uniform or not; it must agree with t_span and n_steps where those are given.
+
+    Returns
+    -------
+    Tensor like z0
+        z_K. Differentiable in z0, and in the parameters of f and g.
+
+    Raises
+    ------
+    ValueError
+        If t_span, n_steps, grid or the name of the base solver is invalid.
+    TypeError
+        If z0 is not a floating-point tensor with a batch axis, or base_solver is of a wrong kind.
+
+    References
+    ----------
+    Poli et al. (2020), *Hypersolvers: Toward Fast Continuous-Depth Models*, section 3.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.numerics import hypersolve
+    >>> hypersolve(lambda t, z: -z, torch.ones(1, 1), (0.0, 1.0), 10, "euler")  # 0.9 ** 10
+    tensor([[0.3487]])
+    """
+    mesh, solver = _prepare(z0, t_span, n_steps, base_solver, grid)
+    z = z0
+    for z in iterate_states(f, z0, mesh, solver, g, x):  # noqa: B007 - the last state is the result
+        pass
+    return z
+
+
+def hypersolve_trajectory(
+    f: Callable[..., Tensor],
+    z0: Tensor,
+    t_span: Any,
+    n_steps: int | None,
+    base_solver: Any,
+    g: Correction | None = None,
+    *,
+    x: Any = None,
+    grid: Sequence[float] | None = None,
+) -> Tensor:
+    """All states z_0, ..., z_K of the solve that :func:`hypersolve` makes.
+
+    Parameters and errors are those of :func:`hypersolve`.
+
+    Returns
+    -------
+    Tensor of shape (K + 1, batch, ...)
+        Time first, as in torchdiffeq; entry 0 is z0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.numerics import hypersolve_trajectory
+    >>> hypersolve_trajectory(lambda t, z: -z, torch.ones(1, 1), (0.0, 1.0), 2, "euler").ravel()
+    tensor([1.0000, 0.5000, 0.2500])
+    """
+    mesh, solver = _prepare(z0, t_span, n_steps, base_solver, grid)
+    return torch.stack([z0, *iterate_states(f, z0, mesh, solver, g, x)])

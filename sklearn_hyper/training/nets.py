@@ -1,0 +1,159 @@
+"""What our skorch nets share: they stop on divergence, remember an interruption and keep their best weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from sklearn.utils import check_random_state
+from torch import nn
+from tqdm.auto import tqdm
+
+
+class TrainingDivergedError(RuntimeError):
+    """The training loss is no longer finite."""
+
+
+def draw_seed(random_state: Any) -> int:
+    """A seed from ``random_state``; with None from the operating system, leaving NumPy's global generator alone."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0]) % 2**31
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+@contextmanager
+def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
+    """Seed torch inside, leave its global generators as found."""
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield
+
+
+class Divergence(Callback):
+    """Raises as soon as an epoch's loss is not finite."""
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        loss = net.history[-1, "train_loss"]
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(
+                f"training diverged in epoch {len(net.history)}: the loss is {loss}. Lower lr (now {net.lr:g}), clip "
+                "gradients with a skorch GradientNormClipping callback, or scale the inputs."
+            )
+
+
+class BestWeights(Callback):
+    """Scores every epoch and keeps the weights of the best one in memory.
+
+    ``validate(module)`` returns the loss to minimise, recorded as ``valid_loss``.
+    """
+
+    def __init__(self, validate: Callable[[nn.Module], float]):
+        self.validate = validate
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self._take(net, self.validate(net.module_))
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        loss = self.validate(net.module_)
+        net.history.record("valid_loss", loss)
+        net.history.record("valid_loss_best", loss < self.best_loss_)
+        if loss < self.best_loss_:
+            self._take(net, loss)
+
+    def _take(self, net: NeuralNet, loss: float) -> None:
+        self.best_loss_ = loss if math.isfinite(loss) else math.inf
+        self.best_weights_ = copy.deepcopy(net.module_.state_dict())
+
+    def restore(self, net: NeuralNet) -> None:
+        """Load the best weights; also after an interruption."""
+        net.module_.load_state_dict(self.best_weights_)
+
+
+class EpochBar(Callback):
+    """One progress bar for the whole training, with the losses beside it."""
+
+    def __init__(self, description: str):
+        self.description = description
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.bar_ = tqdm(total=net.max_epochs, desc=self.description, leave=False)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        row = net.history[-1]
+        losses = {key: f"{row[key]:.3g}" for key in ("train_loss", "valid_loss") if key in row}
+        self.bar_.set_postfix(losses, refresh=False)
+        self.bar_.update()
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.bar_.close()
+
+
+class TrainingNet(NeuralNet):
+    """A NeuralNet that reports an interruption instead of swallowing it."""
+
+    interrupted_ = False
+
+    def fit_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self.interrupted_ = False
+        try:
+            return super().fit_loop(*args, **kwargs)
+        except KeyboardInterrupt:
+            self.interrupted_ = True
+            raise
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        return [
+            ("epoch_timer", EpochTimer()),
+            ("train_loss", PassthroughScoring(name="train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring(name="valid_loss")),
+            ("divergence", Divergence()),
+        ]
+
+
+def cosine_schedule(n_batches: int, stage_ends: Sequence[int], peaks: Sequence[float]) -> LRScheduler:
+    """Cosine decay to zero within each stage, after a warm-up over its first twentieth.
+
+    Parameters
+    ----------
+    n_batches : int
+        Batches an epoch.
+    stage_ends : sequence of int
+        Epoch at which each stage ends.
+    peaks : sequence of float
+        Highest learning rate of each stage as a share of ``lr``.
+    """
+    ends = [n_batches * end for end in stage_ends]
+    starts = [0, *ends[:-1]]
+
+    def factor(step: int) -> float:
+        for start, end, peak in zip(starts, ends, peaks, strict=True):
+            if step < end:
+                share = (step + 0.5 - start) / (end - start)
+                return peak * min(1.0, share / 0.05) * 0.5 * (1 + math.cos(math.pi * share))
+        return 0.0
+
+    return LRScheduler(policy=torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor, step_every="batch")
+
+
+def assemble_callbacks(
+    best: BestWeights | None, user: Any, schedule: LRScheduler | None, description: str, verbose: int
+) -> list[tuple[str, Callback]]:
+    """Ours first, so that the user's see ``valid_loss``; a schedule of the user's replaces ours."""
+    named = [entry if isinstance(entry, tuple) else (f"user_{i}", entry) for i, entry in enumerate(user or [])]
+    callbacks: list[tuple[str, Callback]] = [] if best is None else [("best_weights", best)]
+    if schedule is not None and not any(isinstance(callback, LRScheduler) for _, callback in named):
+        callbacks.append(("schedule", schedule))
+    if verbose > 0:
+        callbacks.append(("progress", EpochBar(description)))
+    if verbose > 1:
+        callbacks.append(("print_log", PrintLog()))
+    return callbacks + named

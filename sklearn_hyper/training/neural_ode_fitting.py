@@ -1,0 +1,95 @@
+"""Train a Neural ODE on labels or targets with skorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from skorch.dataset import Dataset
+from skorch.helper import predefined_split
+from torch import Tensor, nn
+
+from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.neural_ode import NeuralODE
+from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.solve import uniform_grid
+from .nets import TrainingNet, assemble_callbacks, cosine_schedule
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What the training of a Neural ODE is told; names and meaning are those of ``NeuralODEClassifier``."""
+
+    solver: Any
+    n_steps: int
+    rtol: float
+    atol: float
+    adjoint: bool
+    max_epochs: int
+    lr: float
+    batch_size: int
+    optimizer: Any
+    callbacks: Any
+    device: str
+    verbose: int
+
+
+class TrainingForward(nn.Module):
+    """The forward pass that training differentiates: dopri5, or a fixed-step solver of K steps."""
+
+    def __init__(self, neural_ode: NeuralODE, settings: TrainingSettings):
+        super().__init__()
+        self.neural_ode = neural_ode
+        self.solve: Any = None
+        if settings.solver != "dopri5":
+            grid = uniform_grid(neural_ode.t_span, settings.n_steps)
+            # In a tuple: the same parameters must not be registered twice.
+            self.solve = (HypersolvedODE(neural_ode, resolve_base_solver(settings.solver), None, grid),)
+        self.adaptive = {"rtol": settings.rtol, "atol": settings.atol, "adjoint": settings.adjoint}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.solve is not None:
+            return self.solve[0](x)
+        return self.neural_ode(x, **self.adaptive)
+
+
+def build_net(
+    neural_ode: NeuralODE,
+    criterion: nn.Module,
+    settings: TrainingSettings,
+    valid: tuple[Tensor, Tensor] | None,
+    n_rows: int,
+    scheduled: bool,
+) -> TrainingNet:
+    """A skorch net around the module, not yet trained.
+
+    Parameters
+    ----------
+    scheduled : bool
+        Whether the learning rate follows a cosine to zero over ``max_epochs`` (not so for partial_fit, which has no end).
+    """
+    n_batches = -(-n_rows // settings.batch_size)
+    schedule = cosine_schedule(n_batches, [settings.max_epochs], [1.0]) if scheduled else None
+    return TrainingNet(
+        TrainingForward(neural_ode, settings),
+        criterion=criterion,
+        optimizer=settings.optimizer,
+        lr=settings.lr,
+        max_epochs=settings.max_epochs,
+        batch_size=settings.batch_size,
+        iterator_train__shuffle=True,
+        train_split=None if valid is None else predefined_split(Dataset(*valid)),
+        callbacks=assemble_callbacks(None, settings.callbacks, schedule, "training Neural ODE", settings.verbose),
+        verbose=settings.verbose,
+        device=settings.device,
+    ).initialize()
+
+
+def train_net(net: TrainingNet, x: Tensor, y: Tensor, epochs: int | None = None) -> TrainingNet:
+    """Train for some epochs; a Ctrl-C shows in ``net.interrupted_``."""
+    if epochs is not None:
+        net.set_params(max_epochs=epochs)
+    net.partial_fit(x, y)
+    net.module_.eval()
+    return net

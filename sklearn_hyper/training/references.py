@@ -1,0 +1,121 @@
+"""Reference solutions for a whole data set: chunked, parallel, cached, with a progress bar."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from joblib import Memory, Parallel, delayed
+from sklearn.utils.validation import check_memory
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..modules.neural_ode import NeuralODE
+from ..numerics.reference import reference_solution
+
+_CHUNK_ELEMENTS = 2**17
+
+
+def chunk_rows(state_numel: int) -> int:
+    """Rows a solve: a function of the state's size alone, so that a result does not depend on n_jobs or batch_size."""
+    return min(8192, max(32, _CHUNK_ELEMENTS // state_numel))
+
+
+_SHARED_STEPS = 10
+_RANDOM_TIMES = 16
+
+
+def mesh_times(t_span: tuple[float, float], steps: Sequence[int], rng: np.random.Generator) -> tuple[float, ...]:
+    """Times a fit needs: every uniform grid of ``steps``, and stratified random times between.
+
+    Up to ten steps the mesh is the Farey sequence F_10 (all k / K with K <= 10: 33 times), whatever K is asked for, so
+    that a grid search over ``n_steps`` shares one cached solve. The random times make the step sizes continuous.
+    """
+    ks = range(1, _SHARED_STEPS + 1) if max(steps) <= _SHARED_STEPS else [1, *steps]
+    fractions = {Fraction(k, n) for n in ks for k in range(n + 1)}
+    jitter = (np.arange(_RANDOM_TIMES) + rng.uniform(0.1, 0.9, _RANDOM_TIMES)) / _RANDOM_TIMES
+    start, end = t_span
+    shares = sorted({float(share) for share in fractions} | set(jitter.tolist()))
+    return tuple(end if share == 1 else start + (end - start) * share for share in shares)
+
+
+def digest(neural_ode: NeuralODE) -> str:
+    """Fingerprint of a Neural ODE: its weights and its structure, not its address or device."""
+    return str(joblib.hash(neural_ode.__getstate__()))
+
+
+def _solve_rows(neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float) -> np.ndarray:
+    with torch.no_grad():
+        z0 = neural_ode.input_map(x)
+        solution = reference_solution(
+            neural_ode.vector_field, z0, times, rtol=rtol, atol=atol, x=neural_ode.control(x)
+        )  # fmt: skip
+    return solution.cpu().numpy()
+
+
+def _solve_chunks(
+    key: str,  # noqa: ARG001 - the cache's key for neural_ode
+    neural_ode: NeuralODE,
+    x: np.ndarray,
+    times: tuple[float, ...],
+    rtol: float,
+    atol: float,
+    device: str,
+    n_jobs: int | None,
+    progress: bool,
+) -> np.ndarray:
+    with torch.no_grad():
+        size = chunk_rows(neural_ode.input_map(torch.from_numpy(x[:1]).to(device)).numel())
+    chunks = [torch.from_numpy(x[i : i + size]).to(device) for i in range(0, len(x), size)]
+    # return_as: results are concatenated in order as they come, and the bar moves with them.
+    jobs = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(_solve_rows)(neural_ode, chunk, times, rtol, atol) for chunk in chunks
+    )
+    bar = tqdm(jobs, total=len(chunks), desc="dopri5 reference", disable=not progress, leave=False)
+    return np.concatenate(list(bar), axis=1)
+
+
+def solve_references(
+    neural_ode: NeuralODE,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    rtol: float,
+    atol: float,
+    double: bool = False,
+    memory: Memory | str | None = None,
+    n_jobs: int | None = None,
+    device: str | torch.device = "cpu",
+    verbose: int = 0,
+) -> Tensor:
+    """Dopri5 states of every row of ``x`` at ``times``, in shape (T, n, ...), on the CPU.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+    x : Tensor of shape (n, ...)
+    times : sequence of float
+        Strictly monotone.
+    rtol, atol : float
+    double : bool
+        Solve in float64 whatever the module's dtype.
+    memory : joblib.Memory, str or None
+        Where to cache solves; keyed on the weights, the rows, the times and the tolerances.
+    n_jobs : int or None
+        Chunks of rows are solved in parallel by joblib.
+    """
+    if double:
+        neural_ode, x = copy.deepcopy(neural_ode).double(), x.double()
+    cache = check_memory(memory)
+    solve = cache.cache(_solve_chunks, ignore=["neural_ode", "device", "n_jobs", "progress"])
+    rows = np.ascontiguousarray(x.detach().cpu().numpy())
+    key = digest(neural_ode) if cache.location is not None else ""
+    mesh = tuple(float(time) for time in times)
+    return torch.from_numpy(
+        solve(key, neural_ode, rows, mesh, float(rtol), float(atol), str(device), n_jobs, verbose > 0)
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""From reference states to training sets: which steps to learn from, and their targets."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..modules.neural_ode import NeuralODE
+from ..numerics.base_solvers import BaseSolver
+from ..numerics.residuals import CONDITIONING_LIMIT, ConditioningWarning, Residual, compute_residuals, target_noise
+
+_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Which step sizes a fit covers, as shares of the span: [low, high], and the K that stand for them."""
+
+    low: float
+    high: float
+    steps: tuple[int, ...]
+
+    @classmethod
+    def from_parameters(cls, n_steps: int, fit_n_steps: int | tuple[int, int] | None) -> StepSizes:
+        """None: around n_steps (half to one and a half steps); an int: exactly one; a pair: log-uniform between."""
+        if fit_n_steps is None:
+            return cls(1 / (1.5 * n_steps), min(1.0, 1.5 / n_steps), (n_steps,))
+        if isinstance(fit_n_steps, tuple):
+            fewest, most = fit_n_steps
+            spread = np.geomspace(fewest, most, 5)
+            return cls(1 / most, 1 / fewest, tuple(sorted({int(round(k)) for k in spread})))
+        return cls(1 / fit_n_steps, 1 / fit_n_steps, (fit_n_steps,))
+
+
+def choose_steps(
+    times: Sequence[float], sizes: StepSizes, n_blocks: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Pairs (i, j) of mesh indices whose distance lies in the fitted range, spread evenly over log eps."""
+    mesh = (np.asarray(times) - times[0]) / (times[-1] - times[0])
+    i, j = np.triu_indices(len(mesh), k=1)
+    share = mesh[j] - mesh[i]
+    slack = 1 + 1e-9
+    inside = (share >= sizes.low / slack) & (share <= sizes.high * slack)
+    i, j, share = i[inside], j[inside], share[inside]
+    if len(i) <= n_blocks:
+        return list(zip(i.tolist(), j.tolist(), strict=True))
+    # One step of each slice of log eps; slices that the mesh leaves empty take their nearest.
+    edges = np.linspace(math.log(sizes.low), math.log(sizes.high), n_blocks)
+    distance = np.abs(np.log(share)[None, :] - edges[:, None]) + rng.uniform(0, 0.15, (n_blocks, len(share)))
+    chosen = np.unique(distance.argmin(axis=1))
+    # Steps from the start are the ones every solve takes.
+    first = np.flatnonzero(i == 0)
+    chosen = np.union1d(chosen, first[np.linspace(0, len(first) - 1, min(len(first), n_blocks // 4 + 1)).astype(int)])
+    return [(int(i[k]), int(j[k])) for k in chosen]
+
+
+def residual_blocks(
+    neural_ode: NeuralODE,
+    solver: BaseSolver,
+    times: Sequence[float],
+    states: Tensor,
+    x: Tensor,
+    pairs: Sequence[tuple[int, int]],
+) -> list[Residual]:
+    """Residuals (eq. 6) of all rows for every chosen step, computed in the dtype of ``states``."""
+    return [
+        _residual_of_rows(neural_ode, solver, (times[i], times[j]), states[[i, j]], neural_ode.control(x)) for i, j in pairs
+    ]
+
+
+def _residual_of_rows(
+    neural_ode: NeuralODE, solver: BaseSolver, grid: tuple[float, float], states: Tensor, x: Tensor | None
+) -> Residual:
+    parts = []
+    for start in range(0, states.shape[1], _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        (part,) = compute_residuals(
+            neural_ode.vector_field, states[:, rows], grid, solver, x=None if x is None else x[rows]
+        )  # fmt: skip
+        parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
+    stages = [torch.cat(stage) for stage in zip(*(part.stages for part in parts), strict=True)]
+    return parts[0]._replace(z=states[0], stages=stages, target=torch.cat([part.target for part in parts]))
+
+
+def conditioned_blocks(
+    neural_ode: NeuralODE,
+    solver: BaseSolver,
+    times: Sequence[float],
+    x: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    solve: Callable[..., Tensor],
+    *,
+    rtol: float,
+    atol: float,
+) -> tuple[Tensor, list[Residual]]:
+    """Reference states and residual blocks; re-solved in float64 where noise would drown the targets.
+
+    ``solve(rtol=, atol=, double=)`` returns the reference states. The tighter states serve the targets only.
+    """
+    states = solve(rtol=rtol, atol=atol, double=False).to(x.device)
+    smallest = min(pairs, key=lambda pair: abs(times[pair[1]] - times[pair[0]]))
+    (probe,) = residual_blocks(neural_ode, solver, times, states[:, :_CHUNK], x[:_CHUNK], [smallest])
+    noise = target_noise(probe, rtol, atol)
+    if noise <= CONDITIONING_LIMIT:
+        return states, residual_blocks(neural_ode, solver, times, states, x, pairs)
+    tight = max(1e-13, 0.1 * CONDITIONING_LIMIT / noise * min(rtol, atol))
+    warnings.warn(
+        f"The reference's noise is {100 * noise:.2g} % of the residual at step size {abs(probe.eps):.3g} "
+        f"(order {probe.order}; rtol={rtol:g}, atol={atol:g}, {probe.z.dtype}): targets are solved for again in "
+        f"float64 at a tolerance of {tight:.2g}. Scores keep their tolerance. A lower order or fewer steps avoid this.",
+        ConditioningWarning,
+        stacklevel=2,
+    )
+    double = copy.deepcopy(neural_ode).double()
+    exact = solve(rtol=tight, atol=tight, double=True).to(x.device)
+    blocks = residual_blocks(double, solver, times, exact, x.double(), pairs)
+    return states, [_cast(block, states.dtype) for block in blocks]
+
+
+def _cast(block: Residual, dtype: torch.dtype) -> Residual:
+    return block._replace(
+        z=block.z.to(dtype), stages=[stage.to(dtype) for stage in block.stages], target=block.target.to(dtype)
+    )
+
+
+def select_rows(block: Residual, rows: Any) -> Residual:
+    """The same step for some of the rows."""
+    return block._replace(z=block.z[rows], stages=[stage[rows] for stage in block.stages], target=block.target[rows])

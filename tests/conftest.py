@@ -1,0 +1,22 @@
+"""Fixed seeds for every test, and the helpers' folder on the path: pytest's importlib mode adds none."""
+
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+hypothesis.settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
