@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import sklearn_hyper
@@ -53,12 +54,24 @@ sphinx_gallery_conf = {
 warnings.filterwarnings("default", category=UserWarning, module="sklearn_hyper")
 
 
-def skip_generated_methods(app, what, name, obj, skip, options):
-    """Leave out the setters that scikit-learn generates for metadata routing; they link to its own user guide."""
-    if name.startswith("set_") and name.endswith("_request"):
-        return True
-    return None
+def is_ours(obj):
+    function = getattr(obj, "fget", obj)  # a property's getter
+    owner = getattr(function, "__objclass__", function)  # methods written in C name their class, not their module
+    return (getattr(owner, "__module__", None) or "").startswith("sklearn_hyper")
+
+
+def skip_foreign_members(app, what, name, obj, skip, options):
+    """List methods of ours and ``score``; leave out what torch, Python and scikit-learn's other bases bring."""
+    foreign = callable(getattr(obj, "fget", obj)) and not is_ours(obj)
+    return True if foreign and name != "score" else None
+
+
+def unlink_foreign_references(app, what, name, obj, options, lines):
+    """scikit-learn's docstrings link into its own user guide, which is not built here: keep the words."""
+    if not is_ours(obj):
+        lines[:] = [re.sub(r":ref:`([^<`]*?)\s*(<[^`]*>)?`", r"\1", line) for line in lines]
 
 
 def setup(app):
-    app.connect("autodoc-skip-member", skip_generated_methods)
+    app.connect("autodoc-skip-member", skip_foreign_members)
+    app.connect("autodoc-process-docstring", unlink_foreign_references)

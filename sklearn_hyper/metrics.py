@@ -217,7 +217,12 @@ class SolverReport(Sequence[SolverRow]):
         table = [[_HEADINGS[name] for name in self._columns()], *self._cells()]
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         lines = [
-            " ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+            " ".join(
+                [
+                    line[0].ljust(widths[0]),
+                    *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+                ]
+            )
             for line in table
         ]
         return "\n".join([*lines, *self.notes])
@@ -227,7 +232,9 @@ class SolverReport(Sequence[SolverRow]):
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(_HEADINGS[name])}</th>" for name in self._columns())
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in self._cells())
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in self._cells()
+        )
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 

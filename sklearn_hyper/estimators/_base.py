@@ -16,7 +16,11 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from .. import __version__
+from ..modules.neural_ode import NeuralODE, VectorFieldError
 from ..modules.serialization import pack, unpack
+
+_INFERENCE_FACTOR = 8
+"""Inference keeps no graph, so it takes this many times ``batch_size`` rows in the memory of training."""
 
 
 class VersionMismatchWarning(UserWarning):
@@ -31,8 +35,8 @@ class TorchEstimator(BaseEstimator):
         """Check X (features or images) and return it as a float array; sets or checks its shape."""
         if isinstance(X, Tensor):
             X = X.detach().cpu().numpy()
-        ndim = X.ndim if hasattr(X, "ndim") else np.ndim(X)
-        images = ndim > 2
+        shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
+        images = len(shape) > 2
         X = validate_data(
             self, X, reset=reset, dtype=(np.float64, np.float32), ensure_2d=not images, allow_nd=images
         )  # fmt: skip
@@ -56,11 +60,12 @@ class TorchEstimator(BaseEstimator):
         return torch.from_numpy(array).to(device=device, dtype=dtype)
 
     def _in_batches(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
-        """Apply a tensor function to rows of X, ``batch_size`` at a time."""
+        """Apply a tensor function to rows of X, a bounded number at a time."""
+        limit = _INFERENCE_FACTOR * self.batch_size
         with torch.inference_mode():
-            if len(X) <= self.batch_size:
+            if len(X) <= limit:
                 return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
-            parts = [X[i : i + self.batch_size] for i in range(0, len(X), self.batch_size)]
+            parts = [X[i : i + limit] for i in range(0, len(X), limit)]
             return np.concatenate([self._in_batches(function, part) for part in parts])
 
     # ------------------------------------------------------------------ fitting
@@ -126,7 +131,7 @@ def check_device(device: Any) -> torch.device:
     """Return a torch device that is there, or a ValueError that says which are."""
     try:
         resolved = torch.device("cpu" if device is None else device)
-        torch.empty(0, device=resolved)
+        torch.zeros(1, device=resolved).item()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         available = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
         reason = str(error).splitlines()[0]
@@ -141,6 +146,17 @@ def module_dtype(dtype: torch.dtype | None, X: np.ndarray) -> torch.dtype:
     if dtype is not None:
         return dtype
     return torch.float32 if X.dtype == np.float32 else torch.float64
+
+
+def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:
+    """Run the output map once on a few states, or say that it fails."""
+    with torch.no_grad():
+        try:
+            return neural_ode.output_map(z)
+        except Exception as error:
+            raise VectorFieldError(
+                f"output_map fails on a state of shape {tuple(z.shape)} (batch first) and dtype {z.dtype}: {error}"
+            ) from error
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from torch import nn
 
 from ..modules.neural_ode import NeuralODE
 
 
 class FittedNeuralODE(NamedTuple):
-    """A Neural ODE, the frozen steps that run before it, and its labels if it is a classifier's."""
+    """A Neural ODE and, where it was an estimator's, the steps before it, its labels, and the shapes of X and y."""
 
     module: NeuralODE
-    preprocess: Any
-    classes: np.ndarray | None
-    squeeze: bool
+    preprocess: Any = None
+    classes: np.ndarray | None = None
+    input_shape: tuple[int, ...] | None = None
+    squeeze: bool = False
 
 
 def resolve_neural_ode(neural_ode: Any) -> FittedNeuralODE:
@@ -36,14 +37,15 @@ def resolve_neural_ode(neural_ode: Any) -> FittedNeuralODE:
         return resolve_neural_ode(neural_ode.estimator)
     if isinstance(neural_ode, Pipeline):
         inner = resolve_neural_ode(neural_ode.steps[-1][1])
-        earlier = neural_ode[:-1] if len(neural_ode.steps) > 1 else None
-        return inner._replace(preprocess=earlier)
+        before = [] if len(neural_ode.steps) == 1 else [neural_ode[:-1]]
+        before += [] if inner.preprocess is None else [inner.preprocess]
+        return inner._replace(preprocess=make_pipeline(*before) if before else None)
     if isinstance(neural_ode, NeuralODE):
-        return FittedNeuralODE(neural_ode, None, None, squeeze=False)
+        return FittedNeuralODE(neural_ode)
     if isinstance(neural_ode, nn.Module) or (
         callable(neural_ode) and not isinstance(neural_ode, type) and not hasattr(neural_ode, "fit")
     ):
-        return FittedNeuralODE(NeuralODE(neural_ode), None, None, squeeze=False)
+        return FittedNeuralODE(NeuralODE(neural_ode))
     if hasattr(neural_ode, "fit") and not isinstance(neural_ode, type):
         return _resolve_estimator(neural_ode)
     raise TypeError(
@@ -58,16 +60,20 @@ def _resolve_estimator(estimator: Any) -> FittedNeuralODE:
     if hasattr(estimator, "best_estimator_"):
         return resolve_neural_ode(estimator.best_estimator_)
     if hasattr(estimator, "neural_ode_") and not hasattr(estimator, "module_"):
-        squeeze = getattr(estimator, "_squeeze_output", False)
-        return FittedNeuralODE(estimator.neural_ode_, None, getattr(estimator, "classes_", None), squeeze)
+        return FittedNeuralODE(
+            estimator.neural_ode_,
+            classes=getattr(estimator, "classes_", None),
+            input_shape=estimator._input_shape,
+            squeeze=getattr(estimator, "_squeeze_output", False),
+        )
     if isinstance(getattr(estimator, "module_", None), NeuralODE):  # a skorch net
-        return FittedNeuralODE(estimator.module_, None, getattr(estimator, "classes_", None), squeeze=False)
+        return FittedNeuralODE(estimator.module_, classes=getattr(estimator, "classes_", None))
     if hasattr(estimator, "module_"):
         raise TypeError(
             f"neural_ode is a {name} whose module is a {type(estimator.module_).__name__}, not a NeuralODE; wrap the "
             "vector field in sklearn_hyper.NeuralODE before training it."
         )
     raise NotFittedError(
-        f"neural_ode is a {name} that is not fitted. Fit it first; if it was fitted, scikit-learn's clone has unfitted "
+        f"neural_ode is a {name} that is not fitted. Fit it first (a search with refit=True); if it was fitted, scikit-learn's clone has unfitted "
         "it (as a grid over neural_ode=[...] does): wrap it in sklearn.frozen.FrozenEstimator."
     )

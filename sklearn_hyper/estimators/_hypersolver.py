@@ -11,26 +11,31 @@ import numpy as np
 import torch
 from joblib import Memory
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
+from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
 from ..metrics import SolverReport, mean_absolute_percentage_error
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
-from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.base_solvers import BaseSolver, resolve_base_solver
 from ..numerics.reference import DEFAULT_TOLERANCE
+from ..numerics.residuals import compute_residuals
 from ..numerics.solve import check_n_steps, check_t_span, uniform_grid
-from ..training.correction_fitting import FitSettings, fit_correction, max_rows
+from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
+from ..training.nets import seeded
 from ..training.references import solve_references
-from ._base import TorchEstimator, check_device, module_dtype
+from ._base import TorchEstimator, check_device, check_output_map, module_dtype
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._reports import measure_solvers
 
 _LOSSES = {"residual", "trajectory", "residual+trajectory"}
 _FINETUNES = {"terminal", "trajectory", "output"}
 _MAX_SAMPLES = 2000
+_CONTRACT = "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z."
 
 
 class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
@@ -77,9 +82,9 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         rtol=DEFAULT_TOLERANCE,
         atol=DEFAULT_TOLERANCE,
         max_samples="auto",
-        max_epochs=200,
-        lr=1e-2,
-        batch_size=256,
+        max_epochs=150,
+        lr=2e-2,
+        batch_size=128,
         optimizer=torch.optim.Adam,
         callbacks=None,
         validation_fraction=0.1,
@@ -199,6 +204,11 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             If dopri5 cannot solve the Neural ODE from X.
         TrainingDivergedError
             If the training loss is no longer finite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If no epoch was better than the base solver.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)
@@ -212,12 +222,21 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         device = check_device(self.device)
         resolved = resolve_neural_ode(self.neural_ode)
         warm = getattr(self, "correction_", None) if self.warm_start else None
-        self.preprocess_ = resolved.preprocess
-        X = self._prepare_X(X, reset=True)
-        frozen = copy.deepcopy(resolved.module).eval().requires_grad_(False).to(device)
+        if warm is not None:
+            self._check_same_family(solver)
+        self.preprocess_ = copy.deepcopy(resolved.preprocess)
+        X = self._prepare_X(X, reset=warm is None)
+        if resolved.input_shape not in (None, X.shape[1:]):
+            raise ValueError(
+                f"X has {X.shape[1]} features in samples of shape {X.shape[1:]}, but neural_ode was fitted on samples of "
+                f"shape {resolved.input_shape}; pass X as neural_ode takes it."
+            )
+        frozen = _frozen_copy(resolved.module).to(device)
         self.dtype_, self.device_ = module_dtype(frozen.dtype, X), str(device)
-        z = check_neural_ode(frozen, self._to_tensor(X[:2], self.dtype_, device))
+        two_rows = self._to_tensor(X[:2], self.dtype_, device)
+        z = check_neural_ode(frozen, two_rows)
         self._check_output(frozen, z, resolved)
+        self._check_correction(frozen, z, frozen.control(two_rows), solver)
         X = self._subsample(X, z, solver.n_stages)
         n_valid = max(1, round(self.validation_fraction * len(X)))
         if len(X) - n_valid < 1:
@@ -233,6 +252,14 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             )},
         )  # fmt: skip
         fitted = fit_correction(frozen, self._to_tensor(X, self.dtype_, "cpu"), solver, settings, warm)
+        best = min((row["valid_loss"] for row in fitted.history if "valid_loss" in row), default=0.0)
+        if best >= 1 and warm is None:
+            warnings.warn(
+                f"no epoch was better than the base solver on held-out rows (best valid_loss {best:.3g}; 1 is the base "
+                "solver), so the correction stays at zero. Lower lr, raise max_epochs, or give more rows.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
         self.neural_ode_ = frozen
         self.correction_ = fitted.correction
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
@@ -242,7 +269,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         self._set_module(frozen, solver, uniform_grid(frozen.t_span, self.n_steps))
         return fitted.interrupted
 
-    def _set_module(self, neural_ode: NeuralODE, solver: Any, grid: tuple[float, ...]) -> None:
+    def _set_module(self, neural_ode: NeuralODE, solver: BaseSolver, grid: tuple[float, ...]) -> None:
         self.base_solver_, self.order_ = solver, solver.order
         self.module_ = HypersolvedODE(neural_ode, solver, self.correction_, grid).eval()
 
@@ -253,7 +280,24 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return self._validate_X(X, reset=reset)
 
     def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
+        check_output_map(neural_ode, z)
         self._squeeze_output = resolved.squeeze
+
+    def _check_correction(self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver) -> None:
+        """Build g and call it once on two rows, so that a wrong one shows before any solve."""
+        grid = uniform_grid(neural_ode.t_span, self.n_steps)[:2]
+        with torch.no_grad(), seeded(0, z.device):
+            (sample,) = compute_residuals(neural_ode.vector_field, torch.stack([z, z]), grid, solver, x=x)
+            net = build_correction(self.correction, neural_ode, [sample], x).net
+            try:
+                g = net(sample.eps, z.new_tensor(sample.s), z, sample.stages, x)
+            except Exception as error:
+                raise ValueError(f"correction={self.correction!r} fails: {error}. {_CONTRACT}") from error
+        if not isinstance(g, Tensor) or (g.shape, g.dtype, g.device) != (z.shape, z.dtype, z.device):
+            got = f"shape {tuple(g.shape)}, {g.dtype}" if isinstance(g, Tensor) else type(g).__name__
+            raise ValueError(
+                f"correction={self.correction!r} returns {got} for a state of shape {tuple(z.shape)}, {z.dtype}. {_CONTRACT}"
+            )
 
     def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int) -> np.ndarray:
         limit = self.max_samples
@@ -295,7 +339,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         ----------
         X : array-like of shape (n_samples, ...)
         output : bool, default False
-            Map each state through the output map.
+            Map each state through the output map: what predict gives, or a classifier's logits.
 
         Returns
         -------
@@ -308,7 +352,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             z = module.trajectory(x)
             return torch.stack([output_map(step) if output else step for step in z], dim=1)
 
-        return self._in_batches(states, self._prepare_X(X, reset=False))
+        result = self._in_batches(states, self._prepare_X(X, reset=False))
+        return result[..., 0] if output and self._squeeze_output else result
 
     def reference(self, X: Any) -> np.ndarray:
         """What dopri5 at ``rtol`` and ``atol`` gives in place of the hypersolver: the output h_y(z(S)).
@@ -323,7 +368,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             Logits, where the Neural ODE is a classifier's.
         """
         module = self._require_fitted("module_")
-        return self._reference_output(module.neural_ode, self._prepare_X(X, reset=False))
+        output = self._reference_output(module.neural_ode, self._prepare_X(X, reset=False))
+        return output[:, 0] if self._squeeze_output else output
 
     def _reference_states(self, neural_ode: NeuralODE, X: np.ndarray) -> Tensor:
         rows = self._to_tensor(X, self.dtype_, "cpu")
@@ -340,12 +386,16 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def _neg_mape(self, X: Any, sample_weight: Any = None) -> float:
         module = self._require_fitted("module_")
         X = self._prepare_X(X, reset=False)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         reference = self._reference_output(module.neural_ode, X)
         return -mean_absolute_percentage_error(
             reference, self._in_batches(module, X), floor=self.mape_floor, sample_weight=sample_weight
         )  # fmt: skip
 
-    def solver_report(self, X: Any, y: Any = None, *, tolerance: float = 1e-4) -> SolverReport:
+    def solver_report(
+        self, X: Any, y: Any = None, *, tolerance: float = 1e-4, batch_size: int = 256
+    ) -> SolverReport:
         """Accuracy and cost of this hypersolver beside its base solver and dopri5.
 
         Parameters
@@ -356,6 +406,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             Labels: adds the accuracy, for a classifier.
         tolerance : float, default 1e-4
             rtol and atol of the dopri5 that is timed and listed; errors are against ``reference(X)``.
+        batch_size : int, default 256
+            Rows of the batch that is timed.
 
         Returns
         -------
@@ -372,7 +424,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         name = f"{module.base_solver.name} K={module.n_steps}"
         return measure_solvers(
             {name: base, f"hyper-{name}": module}, rows, states, labels,
-            tolerance=tolerance, floor=self.mape_floor, batch_size=self.batch_size,
+            tolerance=tolerance, floor=self.mape_floor, batch_size=batch_size,
         )  # fmt: skip
 
     def with_solver(
@@ -404,12 +456,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         """
         module = self._require_fitted("module_")
         solver = module.base_solver if base_solver is None else resolve_base_solver(base_solver)
-        fitted = self.base_solver_
-        if (solver.order, solver.n_stages) != (fitted.order, fitted.n_stages):
-            raise ValueError(
-                f"base_solver {solver.name!r} (order {solver.order}, {solver.n_stages} stages) cannot take over the "
-                f"correction fitted for {fitted.name!r} (order {fitted.order}, {fitted.n_stages} stages); fit another one."
-            )
+        self._check_same_family(solver)
         steps = check_n_steps(module.n_steps if n_steps is None else n_steps)
         ode = module.neural_ode
         if t_span is not None:
@@ -434,6 +481,15 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         copied._set_module(ode, solver, grid)
         return copied
 
+    def _check_same_family(self, solver: BaseSolver) -> None:
+        fitted = self.base_solver_
+        if (solver.order, solver.n_stages) != (fitted.order, fitted.n_stages):
+            raise ValueError(
+                f"base_solver {solver.name!r} (order {solver.order}, {solver.n_stages} stages) cannot take over the "
+                f"correction fitted for {fitted.name!r} (order {fitted.order}, {fitted.n_stages} stages); fit another one, "
+                "with warm_start=False."
+            )
+
     def to_module(self) -> HypersolvedODE:
         """A plain ``nn.Module`` that predicts: input map, unrolled steps, output map. ``torch.export`` takes it.
 
@@ -449,6 +505,17 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         copied = type(self).__new__(type(self))
         vars(copied).update(vars(self))
         return copied
+
+
+def _frozen_copy(neural_ode: NeuralODE) -> NeuralODE:
+    try:
+        copied = copy.deepcopy(neural_ode)
+    except Exception as error:
+        raise TypeError(
+            f"neural_ode cannot be copied, and fit works on a frozen copy: {error}. Drop locks, open files and tensors "
+            "of a graph (cached activations) from the modules, or define __deepcopy__ on the class that holds them."
+        ) from error
+    return copied.eval().requires_grad_(False)
 
 
 def _wants_frame(estimator: Any) -> str | None:

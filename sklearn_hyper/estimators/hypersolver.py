@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import DEFAULT_TOLERANCE
-from ._base import softmax
+from ._base import check_output_map, softmax
 from ._fitted_neural_ode import FittedNeuralODE
 from ._hypersolver import Hypersolver
 
@@ -61,13 +61,13 @@ class HypersolverRegressor(Hypersolver):
         n_steps, so that scores are comparable.
     max_samples : int or "auto", default "auto"
         Rows used to fit: 2,000, or as many as keep the training set under one GiB.
-    max_epochs : int, default 200
+    max_epochs : int, default 150
         Passes over the training states, split between the two stages (60 % and 40 %).
-    lr : float, default 1e-2
+    lr : float, default 2e-2
         Highest learning rate; a cosine takes it to zero within each stage. A skorch ``LRScheduler`` in ``callbacks``
         replaces that.
-    batch_size : int, default 256
-        Rows an optimizer step, and rows predicted at a time.
+    batch_size : int, default 128
+        Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.
     optimizer : type, default torch.optim.Adam
     callbacks : list of skorch callbacks, optional
         ``valid_loss`` is the last stage's loss on held-out rows in units of the base solver's.
@@ -210,9 +210,9 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         rtol=DEFAULT_TOLERANCE,
         atol=DEFAULT_TOLERANCE,
         max_samples="auto",
-        max_epochs=200,
-        lr=1e-2,
-        batch_size=256,
+        max_epochs=150,
+        lr=2e-2,
+        batch_size=128,
         optimizer=torch.optim.Adam,
         callbacks=None,
         validation_fraction=0.1,
@@ -260,14 +260,18 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
                 "classes=None: neural_ode brings no labels (it is no fitted classifier); pass classes=[...] in the "
                 "order of the logits, or use HypersolverRegressor."
             )
-        with torch.no_grad():
-            logits = neural_ode.output_map(z)
+        logits = check_output_map(neural_ode, z)
         if logits.ndim != 2 or logits.shape[1] != len(classes):
             raise ValueError(
                 f"the output map must return logits of shape (n_samples, {len(classes)}), one a class, got "
                 f"{tuple(logits.shape)}."
             )
         self.classes_ = classes
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = False
+        return tags
 
     def predict(self, X: Any) -> np.ndarray:
         """Label with the largest logit.
@@ -280,7 +284,8 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         -------
         ndarray of shape (n_samples,)
         """
-        return self.classes_[self._apply("forward", X).argmax(axis=1)]
+        labels = self._apply("forward", X).argmax(axis=1)
+        return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Softmax of the logits.
@@ -312,10 +317,13 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         ------
         ValueError
             Without labels: use a label-free scorer, ``sklearn_hyper.evaluation.neg_mape_scorer`` or ``agreement_scorer``.
+            A search without y and ``scoring`` turns this error into nan for every candidate, warns of each, and keeps
+            the first one; with ``error_score="raise"`` it stops here.
         """
         if y is None:
             raise ValueError(
-                "HypersolverClassifier.score needs labels y. To score without labels, against dopri5, pass scoring="
-                "sklearn_hyper.evaluation.neg_mape_scorer or agreement_scorer."
+                "HypersolverClassifier.score needs labels y, got None. To score without labels, against dopri5, pass "
+                "scoring=sklearn_hyper.evaluation.neg_mape_scorer or agreement_scorer. (A search's default error_score "
+                "turns this error into nan scores, and its choice means nothing then.)"
             )
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))

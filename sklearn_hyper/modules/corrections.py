@@ -44,8 +44,7 @@ class _Spec:
                 raise ValueError(f"{type(self).__name__}.{name} must be an integer >= 1, got {value!r}.")
         if self.activation not in _ACTIVATIONS:  # type: ignore[attr-defined]
             raise ValueError(
-                f"{type(self).__name__}.activation must be one of {sorted(_ACTIVATIONS)}, "
-                f"got {self.activation!r}."  # type: ignore[attr-defined]
+                f"{type(self).__name__}.activation must be one of {sorted(_ACTIVATIONS)}, got {self.activation!r}."  # type: ignore[attr-defined]
             )
 
 
@@ -56,7 +55,7 @@ class MLPCorrection(_Spec):
     Parameters
     ----------
     hidden : int, optional
-        Width of the hidden layers. None: the widest that keeps MAC_g within the budget (a tenth of MAC_f), 4 to 64;
+        Width of the hidden layers. None: the widest that keeps MAC_g within the budget (a tenth of MAC_f), 1 to 64;
         32 where the field has no MACs to compare with.
     depth : int, default 2
         Number of hidden layers.
@@ -95,7 +94,7 @@ class ConvCorrection(_Spec):
     Parameters
     ----------
     hidden : int, optional
-        Channels of the hidden layers. None: the widest that keeps MAC_g within the budget (a tenth of MAC_f), 4 to 64;
+        Channels of the hidden layers. None: the widest that keeps MAC_g within the budget (a tenth of MAC_f), 1 to 64;
         16 where the field has no MACs to compare with.
     depth : int, default 1
         Number of hidden layers.
@@ -154,7 +153,7 @@ def _image_channels(x: Tensor, z: Tensor) -> int:
 def _widest(max_macs: float, default: int, macs: Any) -> int:
     if math.isnan(max_macs):
         return default
-    return max((h for h in range(4, 65) if macs(h) <= max_macs), default=4)
+    return max((h for h in range(1, 65) if macs(h) <= max_macs), default=1)
 
 
 def auto_correction(state: Tensor) -> _Spec:
@@ -251,7 +250,14 @@ class _MLPNet(_CorrectionNet):
 
 class _ConvNet(_CorrectionNet):
     def __init__(
-        self, c_in: int, hidden: int, c_out: int, c_state: int, depth: int, kernel_size: int, activation: type[nn.Module]
+        self,
+        c_in: int,
+        hidden: int,
+        c_out: int,
+        c_state: int,
+        depth: int,
+        kernel_size: int,
+        activation: type[nn.Module],
     ):
         super().__init__(c_in, hidden, c_state)
         self.first = nn.Conv2d(c_in, hidden, kernel_size, padding="same")

@@ -137,7 +137,9 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
         If the signature of the field is wrong, or its output has another shape, dtype or device than the state.
     """
     arguments = "(t, z, x)" if neural_ode.data_controlled else "(t, z)"
-    hint = "" if neural_ode.data_controlled else "; a field that takes the input too needs NeuralODE(data_controlled=True)"
+    hint = (
+        "" if neural_ode.data_controlled else "; a field that takes the input too needs NeuralODE(data_controlled=True)"
+    )
     with torch.no_grad():
         try:
             z = neural_ode.input_map(x)
@@ -156,8 +158,7 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
             dz = neural_ode.vector_field(t, z) if control is None else neural_ode.vector_field(t, z, control)
         except Exception as error:
             raise VectorFieldError(
-                f"vector_field{arguments} fails on a state of shape {tuple(z.shape)} and dtype {z.dtype}: "
-                f"{error}{hint}"
+                f"vector_field{arguments} fails on a state of shape {tuple(z.shape)} and dtype {z.dtype}: {error}{hint}"
             ) from error
         if not isinstance(dz, Tensor) or (dz.shape, dz.dtype, dz.device) != (z.shape, z.dtype, z.device):
             raise VectorFieldError(

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 
-def _rebuild_tensor(data: np.ndarray, dtype: str, shape: tuple[int, ...], requires_grad: bool, parameter: bool) -> Tensor:
+def _rebuild_tensor(
+    data: np.ndarray, dtype: str, shape: tuple[int, ...], requires_grad: bool, parameter: bool
+) -> Tensor:
     tensor = torch.from_numpy(data.copy()).view(getattr(torch, dtype)).reshape(shape)
     if parameter:
         return nn.Parameter(tensor, requires_grad=requires_grad)

@@ -29,15 +29,14 @@ class MLPVectorField(nn.Module):
 
     def __init__(self, n_features: int, hidden: int = 64, depth: int = 2):
         super().__init__()
-        widths = [n_features] + [hidden] * depth
-        self.layers = nn.ModuleList(nn.Linear(m, n) for m, n in zip(widths, widths[1:], strict=False))
+        self.first = nn.Linear(n_features, hidden)
         self.time = nn.Parameter(torch.zeros(hidden))
+        self.middle = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth - 1))
         self.last = nn.Linear(hidden, n_features)
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        first, *others = self.layers
-        h = torch.tanh(functional.linear(z, first.weight, first.bias + t * self.time))
-        for layer in others:
+        h = torch.tanh(functional.linear(z, self.first.weight, self.first.bias + t * self.time))
+        for layer in self.middle:
             h = torch.tanh(layer(h))
         return self.last(h)
 
@@ -64,16 +63,15 @@ class ConvVectorField(nn.Module):
 
     def __init__(self, channels: int, hidden: int = 32, depth: int = 1):
         super().__init__()
-        widths = [channels] + [hidden] * depth
-        self.layers = nn.ModuleList(nn.Conv2d(m, n, 3, padding=1) for m, n in zip(widths, widths[1:], strict=False))
+        self.first = nn.Conv2d(channels, hidden, 3, padding=1)
         self.time = nn.Parameter(torch.zeros(hidden))
+        self.middle = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1) for _ in range(depth - 1))
         self.last = nn.Conv2d(hidden, channels, 3, padding=1)
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        first, *others = self.layers
-        bias = first.bias + t * self.time
-        h = functional.silu(functional.conv2d(z, first.weight, bias, padding=1))
-        for layer in others:
+        bias = self.first.bias + t * self.time  # type: ignore[operator]  # Conv2d(bias=True)
+        h = functional.silu(functional.conv2d(z, self.first.weight, bias, padding=1))
+        for layer in self.middle:
             h = functional.silu(layer(h))
         return self.last(h)
 
@@ -86,6 +84,9 @@ class Standardize(nn.Module):
     shift, scale : Tensor
         Of shape (features,) or (channels, 1, 1).
     """
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, shift: Tensor, scale: Tensor):
         super().__init__()
@@ -112,6 +113,9 @@ class Rescale(nn.Module):
         What is trained, on standardised targets.
     scale, shift : Tensor of shape (n_outputs,)
     """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, inner: nn.Module, scale: Tensor, shift: Tensor):
         super().__init__()

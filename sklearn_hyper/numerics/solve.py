@@ -48,7 +48,7 @@ def uniform_grid(t_span: Any, n_steps: int) -> tuple[float, ...]:
     return (start, *inner, end)
 
 
-def check_grid(grid: Sequence[float], t_span: Any = None, n_steps: int | None = None) -> tuple[float, ...]:
+def check_grid(grid: Sequence[float] | Tensor, t_span: Any = None, n_steps: int | None = None) -> tuple[float, ...]:
     """Validate a mesh of the user's own: finite, strictly monotone, in line with t_span and n_steps."""
     mesh = tuple(float(s) for s in grid)
     steps = [after - before for before, after in pairwise(mesh)]
@@ -93,7 +93,9 @@ def iterate_states(
         yield z
 
 
-def _prepare(z0: Tensor, t_span: Any, n_steps: Any, base_solver: Any, grid: Any) -> tuple[tuple[float, ...], BaseSolver]:
+def _prepare(
+    z0: Tensor, t_span: Any, n_steps: Any, base_solver: Any, grid: Any
+) -> tuple[tuple[float, ...], BaseSolver]:
     if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
         raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
     mesh = uniform_grid(t_span, n_steps) if grid is None else check_grid(grid, t_span, n_steps)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -172,6 +172,8 @@ class _Curriculum(IterableDataset[tuple[_Batch, int]]):
 class _Objective(nn.Module):
     """The training module: its parameters are the correction's alone, its output is the loss."""
 
+    correction: nn.Module
+
     def __init__(self, correction: nn.Module, data: _States, solves: _Solves, control: Tensor | None):
         super().__init__()
         self.correction = correction
@@ -325,7 +327,7 @@ def _train(
     stages = _training_stages(settings)
     solves = _Solves(neural_ode, solver, _state_loss(stages[-1][1], neural_ode))
 
-    def validate(objective: nn.Module) -> float:
+    def validate(objective: _Objective) -> float:
         """The last stage's loss on held-out rows, a geometric mean over step sizes; 1 is the base solver."""
         g = objective.correction
         with torch.no_grad():

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
-from sklearn.utils import check_random_state
-from torch import nn
 from tqdm.auto import tqdm
 
 
@@ -55,7 +54,7 @@ class BestWeights(Callback):
     ``validate(module)`` returns the loss to minimise, recorded as ``valid_loss``.
     """
 
-    def __init__(self, validate: Callable[[nn.Module], float]):
+    def __init__(self, validate: Callable[[Any], float]):
         self.validate = validate
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -108,6 +107,14 @@ class TrainingNet(NeuralNet):
         except KeyboardInterrupt:
             self.interrupted_ = True
             raise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if hasattr(self, "optimizer_"):
+            # Our modules pickle apart from the optimizer, which comes back holding copies of their parameters.
+            moments = self.optimizer_.state_dict()
+            self.initialize_optimizer()
+            self.optimizer_.load_state_dict(moments)
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.reference import ReferenceSolveError
 from ..numerics.solve import uniform_grid
-from .nets import TrainingNet, assemble_callbacks, cosine_schedule
+from .nets import TrainingDivergedError, TrainingNet, assemble_callbacks, cosine_schedule
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,15 @@ def train_net(net: TrainingNet, x: Tensor, y: Tensor, epochs: int | None = None)
     """Train for some epochs; a Ctrl-C shows in ``net.interrupted_``."""
     if epochs is not None:
         net.set_params(max_epochs=epochs)
-    net.partial_fit(x, y)
+    try:
+        net.partial_fit(x, y)
+    except ReferenceSolveError as error:
+        updated = len(net.history) > 1 or len(net.history[-1, "batches"]) > 1
+        if updated:  # the field could be solved before the optimizer changed it
+            raise TrainingDivergedError(
+                f"training diverged in epoch {len(net.history)}: dopri5 can no longer solve the field. Lower lr (now "
+                f"{net.lr:g}), clip gradients with a skorch GradientNormClipping callback, or scale the inputs."
+            ) from error
+        raise
     net.module_.eval()
     return net

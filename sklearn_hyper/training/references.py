@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import joblib
 import numpy as np
@@ -59,7 +58,7 @@ def _solve_rows(neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: 
 
 
 def _solve_chunks(
-    key: str,  # noqa: ARG001 - the cache's key for neural_ode
+    key: str,
     neural_ode: NeuralODE,
     x: np.ndarray,
     times: tuple[float, ...],

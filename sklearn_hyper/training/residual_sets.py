@@ -36,7 +36,7 @@ class StepSizes:
         if isinstance(fit_n_steps, tuple):
             fewest, most = fit_n_steps
             spread = np.geomspace(fewest, most, 5)
-            return cls(1 / most, 1 / fewest, tuple(sorted({int(round(k)) for k in spread})))
+            return cls(1 / most, 1 / fewest, tuple(sorted({round(float(k)) for k in spread})))
         return cls(1 / fit_n_steps, 1 / fit_n_steps, (fit_n_steps,))
 
 
@@ -72,7 +72,8 @@ def residual_blocks(
 ) -> list[Residual]:
     """Residuals (eq. 6) of all rows for every chosen step, computed in the dtype of ``states``."""
     return [
-        _residual_of_rows(neural_ode, solver, (times[i], times[j]), states[[i, j]], neural_ode.control(x)) for i, j in pairs
+        _residual_of_rows(neural_ode, solver, (times[i], times[j]), states[[i, j]], neural_ode.control(x))
+        for i, j in pairs
     ]
 
 

@@ -1,0 +1,43 @@
+"""Which of several solvers are worth having: those that no other beats in both cost and error."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def pareto_front(costs: ArrayLike, errors: ArrayLike) -> NDArray[np.bool_]:
+    """Mark the points that no other point dominates.
+
+    A point dominates another if it is no worse in cost and in error and better in at least one of them. Equal points
+    do not dominate each other: both are on the front, or neither is.
+
+    Parameters
+    ----------
+    costs, errors : array-like of shape (n_points,)
+        Less is better. A point with a nan in either is never on the front and dominates nothing.
+
+    Returns
+    -------
+    ndarray of bool of shape (n_points,)
+
+    Raises
+    ------
+    ValueError
+        If the two are not one-dimensional and of one length.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.evaluation import pareto_front
+    >>> pareto_front(costs=[1, 2, 2, 4], errors=[0.5, 0.1, 0.2, 0.1])
+    array([ True,  True, False, False])
+    """
+    costs, errors = np.asarray(costs, dtype=float), np.asarray(errors, dtype=float)
+    if costs.ndim != 1 or costs.shape != errors.shape:
+        raise ValueError(
+            f"costs and errors must be one-dimensional and of one length, got shapes {costs.shape} and {errors.shape}."
+        )
+    no_worse = (costs[:, None] <= costs) & (errors[:, None] <= errors)
+    better = (costs[:, None] < costs) | (errors[:, None] < errors)
+    dominated = (no_worse & better).any(axis=0)
+    return ~(dominated | np.isnan(costs) | np.isnan(errors))

@@ -1,0 +1,82 @@
+"""Ready-made fields and maps: the functions that their docstrings state."""
+
+import pytest
+import torch
+from problems import largest
+from torch import nn
+
+from sklearn_hyper.modules import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
+
+FIELDS = {
+    "mlp": (lambda: MLPVectorField(3, hidden=5, depth=2), (3,)),
+    "mlp-1": (lambda: MLPVectorField(3, hidden=5, depth=1), (3,)),
+    "conv": (lambda: ConvVectorField(2, hidden=5, depth=2), (2, 4, 3)),
+    "conv-1": (lambda: ConvVectorField(2, hidden=5, depth=1), (2, 4, 3)),
+}
+
+
+@pytest.fixture(params=FIELDS.values(), ids=FIELDS)
+def field_and_state(request, generator):
+    make, shape = request.param
+    field = make().double()
+    nn.init.normal_(field.time)
+    return field, torch.randn(6, *shape, dtype=torch.float64, generator=generator)
+
+
+def test_fields_keep_the_shape_and_treat_rows_alone(field_and_state):
+    field, z = field_and_state
+    t = torch.tensor(0.3, dtype=torch.float64)
+    dz = field(t, z)
+    assert (dz.shape, dz.dtype) == (z.shape, z.dtype)
+    assert largest(torch.cat([field(t, row[None]) for row in z]) - dz) < 1e-12
+
+
+def test_fields_depend_on_time_smoothly(field_and_state):
+    field, z = field_and_state
+    times = torch.tensor([0.0, 0.5], dtype=torch.float64)
+    assert largest(field(times[0], z) - field(times[1], z)) > 1e-3
+    assert torch.autograd.gradcheck(field, (times[1].requires_grad_(), z[:1].requires_grad_()))
+
+
+def test_a_new_field_does_not_depend_on_time():
+    for make, shape in FIELDS.values():
+        field, z = make(), torch.ones(2, *shape)
+        assert torch.equal(field(torch.tensor(0.0), z), field(torch.tensor(1.0), z))
+
+
+def test_time_is_one_more_input_of_the_first_layer():
+    field = MLPVectorField(2, hidden=3, depth=1).double()
+    nn.init.normal_(field.time)
+    t, z = torch.tensor(0.7).double(), torch.tensor([[1.0, -2.0]]).double()
+    weight = torch.cat([field.layers[0].weight, field.time[:, None]], dim=1)
+    first = weight @ torch.tensor([1.0, -2.0, 0.7]).double() + field.layers[0].bias
+    assert largest(field(t, z) - field.last(torch.tanh(first))) < 1e-7
+
+
+@pytest.mark.parametrize("shape", [(50, 3), (50, 3, 4, 5)])
+def test_standardize_centres_and_scales_features_or_channels(shape, generator):
+    x = 3 + 2 * torch.randn(shape, dtype=torch.float64, generator=generator)
+    y = Standardize.from_data(x)(x)
+    axes = [0, *range(2, x.ndim)]
+    assert largest(y.mean(dim=axes)) < 1e-12
+    assert largest(y.std(dim=axes, unbiased=False) - 1) < 1e-12
+
+
+def test_standardize_only_shifts_what_is_constant():
+    y = Standardize.from_data(torch.full((4, 2), 7.0))(torch.tensor([[7.0, 9.0]]))
+    assert y.tolist() == [[0, 2]]
+
+
+def test_rescale_is_affine_after_the_inner_map():
+    rescale = Rescale(nn.Identity(), torch.tensor([2.0, 3.0]), torch.tensor([1.0, -1.0]))
+    assert rescale(torch.tensor([[1.0, 1.0]])).tolist() == [[3, 2]]
+    assert not list(rescale.parameters()) and set(rescale.state_dict()) == {"scale", "shift"}
+
+
+def test_augmented_input_keeps_the_scaled_input_in_front():
+    x = torch.randn(3, 1, 4, 4)
+    scaler, lift = Standardize.from_data(x), nn.Conv2d(1, 2, 1)
+    z = AugmentedInput(lift, scaler)(x)
+    assert z.shape == (3, 3, 4, 4)
+    assert torch.equal(z[:, :1], scaler(x)) and torch.equal(z[:, 1:], lift(scaler(x)))
+    assert torch.equal(AugmentedInput(lift)(x)[:, :1], x)
