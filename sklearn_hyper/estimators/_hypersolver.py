@@ -302,7 +302,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int) -> np.ndarray:
         limit = self.max_samples
         if limit == "auto":
-            limit = min(_MAX_SAMPLES, max_rows(z[0].numel(), 49, n_stages, z.element_size()))
+            limit = min(_MAX_SAMPLES, max_rows(z[0].numel(), n_stages, z.element_size()))
         if len(X) <= limit:
             return X
         seed = None if self.random_state is None else check_random_state(self.random_state).randint(2**31 - 1)

@@ -52,6 +52,14 @@ def unpack(packed: bytes) -> Any:
     return pickle.loads(packed)
 
 
+def deepcopy_attributes(obj: Any, memo: dict[int, Any]) -> Any:
+    """``__deepcopy__`` without the trip through ``__getstate__``, which would lose devices and shared tensors."""
+    clone = obj.__class__.__new__(obj.__class__)
+    memo[id(obj)] = clone
+    clone.__dict__.update(copy.deepcopy(obj.__dict__, memo))
+    return clone
+
+
 class DeviceFreeModule(nn.Module):
     """An ``nn.Module`` that pickles without devices or addresses (see this file's docstring)."""
 
@@ -62,8 +70,4 @@ class DeviceFreeModule(nn.Module):
         super().__setstate__(unpack(state["packed"]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DeviceFreeModule:
-        # Without this, deepcopy would go through __getstate__ and lose the device.
-        clone = self.__class__.__new__(self.__class__)
-        memo[id(self)] = clone
-        clone.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return clone
+        return deepcopy_attributes(self, memo)

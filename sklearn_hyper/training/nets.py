@@ -15,6 +15,8 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
 from tqdm.auto import tqdm
 
+from ..modules.serialization import pack, unpack
+
 
 class TrainingDivergedError(RuntimeError):
     """The training loss is no longer finite."""
@@ -72,8 +74,14 @@ class BestWeights(Callback):
         self.best_weights_ = copy.deepcopy(net.module_.state_dict())
 
     def restore(self, net: NeuralNet) -> None:
-        """Load the best weights; also after an interruption."""
+        """Load the best weights, also after an interruption, and let go of what validating needed."""
         net.module_.load_state_dict(self.best_weights_)
+        self.best_weights_ = {}
+        self.validate = _released
+
+
+def _released(module: Any) -> float:
+    raise RuntimeError("the validation data of a finished fit has been released; fit again.")
 
 
 class EpochBar(Callback):
@@ -100,6 +108,18 @@ class TrainingNet(NeuralNet):
 
     interrupted_ = False
 
+    # skorch pickles modules with plain pickle, which loses classes defined in a notebook.
+    def __getstate__(self) -> dict[str, Any]:
+        return {"packed": pack(self.__dict__)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(unpack(state["packed"]))
+        if hasattr(self, "optimizer_"):
+            # Our modules pickle apart from the optimizer, which comes back holding copies of their parameters.
+            moments = self.optimizer_.state_dict()
+            self.initialize_optimizer()
+            self.optimizer_.load_state_dict(moments)
+
     def fit_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.interrupted_ = False
         try:
@@ -107,14 +127,6 @@ class TrainingNet(NeuralNet):
         except KeyboardInterrupt:
             self.interrupted_ = True
             raise
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if hasattr(self, "optimizer_"):
-            # Our modules pickle apart from the optimizer, which comes back holding copies of their parameters.
-            moments = self.optimizer_.state_dict()
-            self.initialize_optimizer()
-            self.optimizer_.load_state_dict(moments)
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:

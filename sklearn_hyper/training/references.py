@@ -26,18 +26,21 @@ def chunk_rows(state_numel: int) -> int:
 
 
 _SHARED_STEPS = 10
-_RANDOM_TIMES = 16
+_IRREGULAR_TIMES = 16
+_GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
-def mesh_times(t_span: tuple[float, float], steps: Sequence[int], rng: np.random.Generator) -> tuple[float, ...]:
-    """Times a fit needs: every uniform grid of ``steps``, and stratified random times between.
+def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float, ...]:
+    """Times a fit needs: every uniform grid of ``steps``, and irregular times between.
 
     Up to ten steps the mesh is the Farey sequence F_10 (all k / K with K <= 10: 33 times), whatever K is asked for, so
-    that a grid search over ``n_steps`` shares one cached solve. The random times make the step sizes continuous.
+    that a grid search over ``n_steps`` shares one cached solve, whatever its random_state. The irregular times (one in
+    each sixteenth, at offsets of the golden ratio) make the set of step sizes all but continuous.
     """
     ks = range(1, _SHARED_STEPS + 1) if max(steps) <= _SHARED_STEPS else [1, *steps]
     fractions = {Fraction(k, n) for n in ks for k in range(n + 1)}
-    jitter = (np.arange(_RANDOM_TIMES) + rng.uniform(0.1, 0.9, _RANDOM_TIMES)) / _RANDOM_TIMES
+    cells = np.arange(_IRREGULAR_TIMES)
+    jitter = (cells + 0.1 + 0.8 * (cells * _GOLDEN_RATIO % 1)) / _IRREGULAR_TIMES
     start, end = t_span
     shares = sorted({float(share) for share in fractions} | set(jitter.tolist()))
     return tuple(end if share == 1 else start + (end - start) * share for share in shares)

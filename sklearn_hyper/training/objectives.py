@@ -1,0 +1,178 @@
+"""What a correction is trained on: rows of residual blocks, unrolled solves, and the order in which they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from ..modules.neural_ode import NeuralODE
+from ..numerics.base_solvers import BaseSolver
+from ..numerics.residuals import Residual
+from ..numerics.solve import iterate_states, uniform_grid
+from .losses import StateLoss, mean_norm, residual_loss, trajectory_loss
+from .residual_sets import select_rows
+
+_TINY = 1e-30
+_UNIT_ROWS = 256
+_MIXED_STEP_SIZES = 4
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block and its unit: the mean norm of its targets, which is the loss of the base solver."""
+
+    residual: Residual
+    unit: float
+
+    @classmethod
+    def of(cls, residual: Residual, rows: Any) -> Block:
+        """The block of some rows."""
+        selected = select_rows(residual, rows)
+        return cls(selected, max(float(mean_norm(selected.target)), _TINY))
+
+    def share(self, correction: nn.Module, rows: Any, control: Tensor | None) -> Tensor:
+        """Residual loss of some of its rows as a share of the base solver's."""
+        x = None if control is None else control[rows]
+        return residual_loss(correction, select_rows(self.residual, rows), x) / self.unit
+
+
+@dataclass
+class ReferenceRows:
+    """Reference states of some rows, on the mesh shared by all, and their residual blocks."""
+
+    x: Tensor
+    times: tuple[float, ...]
+    states: Tensor
+    blocks: list[Block]
+    _index: dict[float, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._index = {round(time, 12): i for i, time in enumerate(self.times)}
+
+    def on_grid(self, grid: Sequence[float], rows: Any = slice(None)) -> Tensor:
+        """States at the times of a uniform grid that the mesh contains."""
+        return torch.stack([self.states[self._index[round(s, 12)]][rows] for s in grid])
+
+
+class UnrolledSolves:
+    """Solves of a fixed Neural ODE in K steps, and their errors as shares of the base solver's."""
+
+    def __init__(self, neural_ode: NeuralODE, solver: BaseSolver, loss: StateLoss):
+        self.neural_ode, self.solver, self.loss = neural_ode, solver, loss
+        self._units: dict[int, float] = {}
+
+    def _error(self, data: ReferenceRows, rows: Any, steps: int, correction: nn.Module | None) -> Tensor:
+        grid = uniform_grid(self.neural_ode.t_span, steps)
+        every_step = self.loss is trajectory_loss
+        reference = data.on_grid(grid if every_step else (grid[0], grid[-1]), rows)
+        x = data.x[rows] if self.neural_ode.data_controlled else None
+        z0 = reference[0]
+        states = [z0, *iterate_states(self.neural_ode.vector_field, z0, grid, self.solver, correction, x)]
+        return self.loss(torch.stack(states if every_step else [z0, states[-1]]), reference)
+
+    def share(self, data: ReferenceRows, rows: Any, steps: int, correction: nn.Module) -> Tensor:
+        """Error of some rows as a share of the base solver's on the first rows of ``data``."""
+        if steps not in self._units:
+            with torch.no_grad():
+                unit = self._error(data, slice(0, _UNIT_ROWS), steps, None)
+            self._units[steps] = max(float(unit), _TINY)
+        return self._error(data, rows, steps, correction) / self._units[steps]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimizer step learns from: rows of residual blocks, a solve of K steps, or both."""
+
+    kind: str
+    rows: Tensor
+    parts: list[tuple[Tensor, Block]]
+    steps: int | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Curriculum(IterableDataset[tuple[Batch, int]]):
+    """Batches, epoch by epoch; an epoch is one pass over the training rows.
+
+    A residual batch mixes a few step sizes, one a part of its rows: with one alone the gradient's noise between batches
+    doubles the error reached in equal time. A solve has one number of steps.
+
+    Parameters
+    ----------
+    data : ReferenceRows
+    batch_size : int
+    stages : sequence of (int, str)
+        Last epoch and kind of each stage.
+    steps : sequence of int
+        Numbers of steps that solves are drawn from.
+    """
+
+    def __init__(self, data: ReferenceRows, batch_size: int, stages: Sequence[tuple[int, str]], steps: Sequence[int]):
+        self.data, self.batch_size, self.stages, self.steps = data, batch_size, stages, steps
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.data.x) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Batch, int]]:
+        kind = next((kind for end, kind in self.stages if self.epoch < end), self.stages[-1][1])
+        self.epoch += 1
+        for rows in torch.randperm(len(self.data.x)).split(self.batch_size):
+            parts = [(part, _draw(self.data.blocks)) for part in _split(rows)] if "residual" in kind else []
+            yield Batch(kind, rows, parts, None if kind == "residual" else _draw(self.steps)), 0
+
+
+def _split(rows: Tensor) -> Sequence[Tensor]:
+    return rows.chunk(max(1, min(_MIXED_STEP_SIZES, len(rows) // 8)))
+
+
+def _draw(options: Sequence[Any]) -> Any:
+    return options[int(torch.randint(len(options), ()))]
+
+
+class Objective(nn.Module):
+    """The training module: its parameters are the correction's alone, its output is the loss.
+
+    Parameters
+    ----------
+    correction : nn.Module
+    data : ReferenceRows
+    control : Tensor or None
+        Input of a data-controlled field, by row.
+    solves : mapping of str to UnrolledSolves
+        By kind of stage.
+    """
+
+    correction: nn.Module
+
+    def __init__(
+        self,
+        correction: nn.Module,
+        data: ReferenceRows,
+        control: Tensor | None,
+        solves: Mapping[str, UnrolledSolves],
+    ):
+        super().__init__()
+        self.correction = correction
+        # In a tuple, the frozen field stays out of parameters(), state_dict() and train().
+        self._frozen: Any = (data, control, solves)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The batch's loss, in units of the base solver's; two terms add up with equal weight."""
+        data, control, solves = self._frozen
+        losses = [block.share(self.correction, rows, control) for rows, block in batch.parts]
+        terms = [torch.stack(losses).mean()] if losses else []
+        if batch.steps is not None:
+            terms.append(solves[batch.kind].share(data, batch.rows, batch.steps, self.correction))
+        return torch.stack(terms).sum()
+
+    def release(self) -> nn.Module:
+        """Let go of the training data, which must not travel with a fitted estimator; return the correction."""
+        self._frozen = None
+        return self.correction

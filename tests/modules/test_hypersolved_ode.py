@@ -1,0 +1,123 @@
+"""Fit's product is one plain module: what it computes, what it costs, and that it exports."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from problems import BASE_SOLVERS, named
+from torch import nn
+
+from sklearn_hyper import ConvCorrection, MLPCorrection
+from sklearn_hyper.modules import BoundedCorrection, ConvVectorField, HypersolvedODE, MLPVectorField, NeuralODE
+from sklearn_hyper.numerics import (
+    CountedField,
+    Residual,
+    hypersolve,
+    hypersolve_trajectory,
+    resolve_base_solver,
+)
+
+GRID = (0.0, 0.3, 1.0)
+
+
+class Controlled(nn.Module):
+    """f(t, z, x) for two states and three inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 2)
+
+    def forward(self, t, z, x):
+        return torch.tanh(self.linear(torch.cat([z, x], dim=1))) + t
+
+
+def make_correction(spec, z, n_stages, order, x=None):
+    """A correction with random weights, as a fit would leave it."""
+    net = spec.build(Residual(0.0, 0.1, z, [z] * n_stages, order, z), x)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    scale = torch.full((z.shape[1], *[1] * (z.ndim - 2)), 0.5)
+    return BoundedCorrection(net, order=order, output_scale=scale, cap=0.2, floor=0.1)
+
+
+def make_module(kind, base_solver="heun"):
+    """A hypersolved ODE with maps and a random correction, and an input for it."""
+    solver = resolve_base_solver(base_solver)
+    x, spec, control = torch.randn(5, 3), MLPCorrection(hidden=6), None
+    if kind == "vector":
+        ode = NeuralODE(MLPVectorField(4, hidden=8), input_map=nn.Linear(3, 4), output_map=nn.Linear(4, 2))
+    elif kind == "controlled":
+        ode = NeuralODE(Controlled(), input_map=nn.Linear(3, 2), output_map=nn.Linear(2, 2), data_controlled=True)
+        control = x
+    else:
+        x, spec = torch.randn(5, 1, 6, 6), ConvCorrection(hidden=4)
+        head = nn.Sequential(nn.Flatten(), nn.Linear(72, 2))
+        ode = NeuralODE(ConvVectorField(2, hidden=4), input_map=nn.Conv2d(1, 2, 1), output_map=head)
+    correction = make_correction(spec, ode.input_map(x).detach(), solver.n_stages, solver.order, control)
+    return HypersolvedODE(ode, solver, correction, GRID).eval().requires_grad_(False), x
+
+
+each_kind = pytest.mark.parametrize("kind", ["vector", "controlled", "image"])
+
+
+@each_kind
+def test_it_is_input_map_corrected_steps_and_output_map(kind):
+    module, x = make_module(kind)
+    ode = module.neural_ode
+    arguments = (ode.vector_field, ode.input_map(x), None, None, "heun", module.correction)
+    options = {"x": ode.control(x), "grid": GRID}
+    assert torch.equal(module.terminal_state(x), hypersolve(*arguments, **options))
+    assert torch.equal(module.trajectory(x), hypersolve_trajectory(*arguments, **options))
+    assert torch.equal(module(x), ode.output_map(module.trajectory(x)[-1]))
+    assert module.n_steps == 2 and module.grid == GRID
+
+
+@each_kind
+def test_without_correction_it_is_the_base_solver(kind):
+    module, x = make_module(kind)
+    base = HypersolvedODE(module.neural_ode, module.base_solver, None, GRID)
+    with torch.no_grad():
+        module.correction.net.last.weight.zero_()
+        module.correction.net.last.bias.zero_()
+    assert torch.equal(module(x), base(x))
+
+
+@pytest.mark.parametrize("solver", **named(BASE_SOLVERS))
+def test_it_evaluates_the_field_stages_times_steps(solver):
+    field = CountedField(lambda t, z: -z)
+    z = torch.ones(2, 3)
+    correction = make_correction(MLPCorrection(hidden=4), z, solver.n_stages, solver.order)
+    HypersolvedODE(NeuralODE(field), resolve_base_solver(solver), correction, GRID)(z)
+    assert field.n_evaluations == 2 * solver.n_stages
+
+
+@each_kind
+def test_export_is_exact_for_any_batch(kind):
+    module, x = make_module(kind)
+    exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=512)},))
+    for rows in (x, torch.randn(17, *x.shape[1:])):
+        assert torch.equal(exported.module()(rows), module(rows))
+
+
+@each_kind
+def test_pickles_and_copies_compute_the_same(kind):
+    module, x = make_module(kind)
+    for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        assert torch.equal(other(x), module(x))
+        assert other.base_solver == module.base_solver and not other.training
+    assert {"correction.output_scale"} < set(module.state_dict())
+
+
+def test_weights_load_into_another_module_of_the_same_make():
+    module, x = make_module("vector")
+    other, _ = make_module("vector")
+    assert not torch.equal(other(x), module(x))
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(x), module(x))
+
+
+@pytest.mark.parametrize("grid", [(0.0,), (0.0, 1.0, 1.0), (0.0, float("nan"))])
+def test_a_grid_is_strictly_monotone_and_finite(grid):
+    with pytest.raises(ValueError, match="grid must hold at least two finite, strictly monotone times"):
+        HypersolvedODE(NeuralODE(torch.sin), resolve_base_solver("euler"), None, grid)
