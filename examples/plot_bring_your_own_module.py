@@ -128,7 +128,9 @@ class OwnCorrection(nn.Module):
         return self.last(torch.tanh(self.first(features)))
 
 
-own = HypersolverRegressor(flow, base_solver="heun", n_steps=2, correction=OwnCorrection(2), max_epochs=100)
+own = HypersolverRegressor(
+    flow, base_solver="heun", n_steps=2, correction=OwnCorrection(2), max_epochs=100, random_state=0
+)
 own.fit(noise_train)
 
 # %%

@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 import torch
 
+torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))
 hypothesis.settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("tests")

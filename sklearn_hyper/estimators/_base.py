@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..modules.neural_ode import NeuralODE, VectorFieldError
-from ..modules.serialization import pack, unpack
+from ..modules.serialization import deepcopy_attributes, pack, unpack
 
 _INFERENCE_FACTOR = 8
 """Inference keeps no graph, so it takes this many times ``batch_size`` rows in the memory of training."""
@@ -100,6 +100,9 @@ class TorchEstimator(BaseEstimator):
                 "__getstate__ on the class that holds them."
             ) from error
         return {"sklearn_hyper_version": __version__, "packed": packed}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchEstimator:
+        return deepcopy_attributes(self, memo)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         version = state.get("sklearn_hyper_version")

@@ -228,7 +228,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         X = self._prepare_X(X, reset=warm is None)
         if resolved.input_shape not in (None, X.shape[1:]):
             raise ValueError(
-                f"X has {X.shape[1]} features in samples of shape {X.shape[1:]}, but neural_ode was fitted on samples of "
+                f"X has samples of shape {X.shape[1:]} (n_features={X.shape[1]}), but neural_ode was fitted on samples of "
                 f"shape {resolved.input_shape}; pass X as neural_ode takes it."
             )
         frozen = _frozen_copy(resolved.module).to(device)

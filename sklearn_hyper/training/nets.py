@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
 from tqdm.auto import tqdm
 
-from ..modules.serialization import pack, unpack
+from ..modules.serialization import deepcopy_attributes, pack, unpack
 
 
 class TrainingDivergedError(RuntimeError):
@@ -120,13 +120,21 @@ class TrainingNet(NeuralNet):
             self.initialize_optimizer()
             self.optimizer_.load_state_dict(moments)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingNet:
+        return deepcopy_attributes(self, memo)
+
     def fit_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.interrupted_ = False
         try:
             return super().fit_loop(*args, **kwargs)
         except KeyboardInterrupt:
-            self.interrupted_ = True
+            self.interrupted_ = not self._stopped_early()
             raise
+
+    def _stopped_early(self) -> bool:
+        """Whether an EarlyStopping has run out of patience: it, too, raises KeyboardInterrupt."""
+        stoppers = [callback for _, callback in self.callbacks_ if isinstance(callback, EarlyStopping)]
+        return any(stopper.misses_ >= stopper.patience for stopper in stoppers)
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:

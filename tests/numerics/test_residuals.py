@@ -162,7 +162,8 @@ def test_noise_is_a_share_of_the_targets_rms():
 def test_float32_states_are_never_better_than_their_rounding():
     z = torch.ones(3, 2)
     noise = target_noise(Residual(0.0, 0.1, z, [z], 1, z), rtol=1e-15, atol=1e-15)
-    assert noise == pytest.approx(torch.finfo(torch.float32).eps / 0.1**2, rel=1e-6)
+    # Sixteen roundings: torchdiffeq reads the end of a step off its interpolant, whose coefficients reach 16 z.
+    assert noise == pytest.approx(16 * torch.finfo(torch.float32).eps / 0.1**2, rel=1e-6)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "rk4"])
