@@ -29,8 +29,8 @@ class ToLogits(nn.Module):
         return z @ self.directions
 
 
-def make_regressor(**params):
-    return HypersolverRegressor(Swirl(), **{"n_steps": 2, "max_epochs": 3, "random_state": 0} | params)
+def make_regressor(neural_ode=None, **params):
+    return HypersolverRegressor(neural_ode or Swirl(), **{"n_steps": 2, "max_epochs": 3, "random_state": 0} | params)
 
 
 def make_classifier(**params):

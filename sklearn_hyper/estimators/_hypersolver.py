@@ -322,7 +322,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
 
         Returns
         -------
-        ndarray of shape (n_samples, *state_shape)
+        ndarray of shape (n_samples, ...), with the shape of the state
         """
         z = self._apply("terminal_state", X)
         if z.ndim > 2 and _wants_frame(self):

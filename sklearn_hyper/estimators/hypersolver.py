@@ -45,8 +45,8 @@ class HypersolverRegressor(Hypersolver):
         K, steps of the solve. It costs K times the base solver's stages evaluations of f.
     fit_n_steps : None, int or pair (a, b), default None
         Step sizes that g is fitted at. None: around ``n_steps``, fine-tuned at it (a specialist). An int k: exactly
-        |S|/k; with ``loss="residual", finetune=None`` this is the paper's recipe. A pair: log-uniform between |S|/b and
-        |S|/a (a generalist).
+        ``|S|/k``; with ``loss="residual", finetune=None`` this is the paper's recipe. A pair: log-uniform between
+        ``|S|/b`` and ``|S|/a`` (a generalist).
     correction : "auto", spec or nn.Module, default "auto"
         "auto" chooses :class:`ConvCorrection` for states (c, h, w) and :class:`MLPCorrection` otherwise, sized so that
         MAC_g is at most a tenth of MAC_f. A module of your own has ``forward(eps, s, z, stages, x=None)`` and returns a

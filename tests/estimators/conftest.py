@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from small_hypersolvers import make_regressor
 from torch import nn
 
-from sklearn_hyper import HypersolverClassifier, NeuralODEClassifier, NeuralODERegressor
+from sklearn_hyper import HypersolverClassifier, MLPCorrection, NeuralODEClassifier, NeuralODERegressor
 from sklearn_hyper.modules import AugmentedInput, ConvVectorField, MLPVectorField
 from sklearn_hyper.training import references
 
@@ -57,7 +57,7 @@ def X():
 @pytest.fixture(scope="session")
 def swirl(X):
     """A hypersolver fitted to the swirl: to be read only."""
-    return make_regressor(n_steps=3, max_epochs=20).fit(X)
+    return make_regressor(n_steps=3, max_epochs=10, batch_size=8, correction=MLPCorrection(hidden=8)).fit(X)
 
 
 @pytest.fixture

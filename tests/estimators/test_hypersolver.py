@@ -1,0 +1,426 @@
+"""HypersolverRegressor and HypersolverClassifier against dopri5, closed forms and their base solvers."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import expm
+from skorch import NeuralNetClassifier, NeuralNetRegressor
+from skorch.callbacks import EarlyStopping
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from small_hypersolvers import Swirl, ToLogits, make_classifier, make_regressor
+from torch import nn
+
+from sklearn_hyper import (
+    HypersolverClassifier,
+    HypersolverRegressor,
+    MLPCorrection,
+    NeuralODE,
+    NeuralODEClassifier,
+    NeuralODERegressor,
+    alpha_family,
+)
+from sklearn_hyper.metrics import mean_absolute_percentage_error
+from sklearn_hyper.modules import HypersolvedODE
+from sklearn_hyper.numerics import compute_residuals, reference_solution
+from sklearn_hyper.training.residual_sets import ConditioningWarning
+
+A = np.array([[-0.5, 2.0], [-2.0, -0.5]])
+
+
+def spiral(t, z):
+    """A linear field with a closed form."""
+    return z @ z.new_tensor(A).T
+
+
+def regressor(neural_ode=None, **params):
+    """A hypersolver that learns the swirl in a second: 20 updates of g an epoch or fewer."""
+    return make_regressor(neural_ode, **{"correction": MLPCorrection(hidden=8), "batch_size": 8, "max_epochs": 10} | params)
+
+
+def base_score(hyper, X):
+    """What ``score`` would be without the correction."""
+    module = hyper.module_
+    base = HypersolvedODE(module.neural_ode, module.base_solver, None, module.grid)
+    with torch.no_grad():
+        output = base(torch.from_numpy(X).to(hyper.dtype_)).numpy()
+    return -mean_absolute_percentage_error(hyper.reference(X).reshape(output.shape), output, floor=hyper.mape_floor)
+
+
+def weights(module):
+    return {name: value.numpy().tobytes() for name, value in module.state_dict().items()}
+
+
+# ---------------------------------------------------------------------- what it is for
+def test_a_fit_beats_its_base_solver_and_lands_near_the_closed_form(X):
+    hyper = regressor(spiral, n_steps=4, max_epochs=60).fit(X[:60])
+    held_out = X[60:]
+    exact = held_out @ expm(A).T
+    np.testing.assert_allclose(hyper.reference(held_out), exact, atol=1e-5)
+    np.testing.assert_allclose(hyper.predict(held_out), exact, atol=0.05)
+    assert hyper.score(held_out) > 0.2 * base_score(hyper, held_out)
+
+
+@pytest.mark.parametrize("loss", ["residual", "trajectory", "residual+trajectory"])
+@pytest.mark.parametrize("finetune", [None, "terminal", "trajectory", "output"])
+def test_every_loss_beats_the_base_solver(X, loss, finetune):
+    hyper = regressor(loss=loss, finetune=finetune).fit(X)
+    assert hyper.score(X) > 0.8 * base_score(hyper, X)
+    assert [row["stage"] for row in hyper.history_][::9] == [loss, finetune or loss]
+
+
+@pytest.mark.parametrize("fit_n_steps, fitted", [(None, [2]), (3, [3]), ((1, 4), [1, 2, 3, 4])])
+def test_step_sizes_that_are_fitted(X, fit_n_steps, fitted):
+    hyper = make_regressor(fit_n_steps=fit_n_steps).fit(X)
+    assert sorted(hyper.delta_) == fitted and hyper.module_.n_steps == 2
+    assert all(0 < bounds["mean"] <= bounds["max"] for bounds in hyper.delta_.values())
+
+
+def test_local_error_stays_within_delta_on_held_out_states(X):
+    """Theorem 1's premise; with all rows held out but one, delta_ is the maximum over them."""
+    hyper = make_regressor(n_steps=4, validation_fraction=0.9).fit(X)
+    field, grid = hyper.neural_ode_.vector_field, hyper.module_.grid
+    with torch.no_grad():
+        states = reference_solution(field, torch.from_numpy(X), grid, rtol=1e-9, atol=1e-9)
+        residuals = compute_residuals(field, states, grid, hyper.base_solver_)
+        errors = [r.target - hyper.correction_(r.eps, torch.tensor(r.s), r.z, r.stages) for r in residuals]
+    # Rows that were fitted are among these too; all but a few were held out.
+    share_within = np.mean([error.norm(dim=1).numpy() <= hyper.delta_[4]["max"] * (1 + 1e-3) for error in errors])
+    assert share_within > 0.95
+
+
+def test_an_untrained_correction_is_the_base_solver_exactly(X):
+    hyper = make_regressor(lr=1e-300, max_epochs=1, finetune=None)
+    with pytest.warns(UserWarning, match="no epoch was better than the base solver"):
+        hyper.fit(X)
+    assert hyper.score(X) == base_score(hyper, X)
+
+
+# ---------------------------------------------------------------------- what it takes
+def _pipeline(digits_free):
+    X, y = digits_free
+    return make_pipeline(StandardScaler(), NeuralODERegressor(max_epochs=1, random_state=0)).fit(X, y)
+
+
+def _search(data):
+    return GridSearchCV(NeuralODERegressor(max_epochs=1, random_state=0), {"lr": [1e-3]}, cv=2).fit(*data)
+
+
+def _search_of_pipelines(data):
+    return GridSearchCV(_pipeline(data), {"neuraloderegressor__lr": [1e-3]}, cv=2).fit(*data)
+
+
+def _nested(data):
+    """Two scalers, one inside the other's pipeline."""
+    return Pipeline([("scale", StandardScaler()), ("search", _search_of_pipelines(data))]).fit(*data)
+
+
+def _skorch(data):
+    torch.manual_seed(0)
+    ode = NeuralODE(nn.Bilinear(1, 3, 3), output_map=nn.Linear(3, 1))
+    ode.vector_field = MLPField()
+    X, y = (np.asarray(a, dtype=np.float32) for a in data)
+    return NeuralNetRegressor(ode, max_epochs=1, verbose=0, train_split=None).fit(X, y[:, None])
+
+
+class MLPField(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, t, z):
+        return self.net(z)
+
+
+@pytest.mark.parametrize("build", [_pipeline, _search, _search_of_pipelines, _nested, _skorch])
+@pytest.mark.parametrize("frozen", [False, True], ids=["direct", "frozen"])
+def test_fitted_estimators_predict_as_the_original_does(vectors, build, frozen):
+    X = vectors[0].astype(np.float32)
+    original = build((X, vectors[1]))
+    expected = original.predict(X)
+    hyper = HypersolverRegressor(
+        FrozenEstimator(original) if frozen else original, n_steps=4, max_epochs=5, random_state=0
+    )
+    predicted = hyper.fit(X).predict(X)
+    assert predicted.shape == expected.shape == hyper.reference(X).shape
+    np.testing.assert_allclose(hyper.reference(X), expected, atol=1e-4)
+    np.testing.assert_allclose(predicted, expected, atol=2e-2)
+    np.testing.assert_array_equal(original.predict(X), expected)
+
+
+def test_a_later_refit_of_the_pipeline_does_not_reach_the_hypersolver(vectors):
+    X, _ = vectors
+    pipeline = _pipeline(vectors)
+    hyper = HypersolverRegressor(pipeline, n_steps=2, max_epochs=2, random_state=0).fit(X)
+    before = hyper.predict(X)
+    pipeline[0].fit(100 * X)
+    np.testing.assert_array_equal(hyper.predict(X), before)
+
+
+@pytest.mark.parametrize("wrap", [lambda field: field, NeuralODE, lambda field: field.forward], ids=str)
+def test_bare_fields_and_modules_are_taken(X, wrap):
+    hyper = HypersolverRegressor(wrap(Swirl()), n_steps=2, max_epochs=2, random_state=0).fit(X)
+    assert hyper.predict(X).shape == X.shape
+
+
+def test_classifiers_bring_their_labels_and_bare_modules_need_them(digits, digits_ode, digits_hyper, X):
+    np.testing.assert_array_equal(digits_hyper.classes_, digits_ode.classes_)
+    assert np.mean(digits_hyper.predict(digits[0]) == digits_ode.predict(digits[0])) > 0.95
+    np.testing.assert_allclose(digits_hyper.predict_proba(digits[0]), digits_ode.predict_proba(digits[0]), atol=0.05)
+    assert digits_hyper.score(*digits) == np.mean(digits_hyper.predict(digits[0]) == digits[1])
+    assert set(make_classifier().fit(X).predict(X)) <= {"a", "b", "c"}
+
+
+def test_a_skorch_classifier_brings_its_labels(vectors):
+    X = vectors[0].astype(np.float32)
+    net = NeuralNetClassifier(NeuralODE(MLPField(), output_map=nn.Linear(3, 2)), max_epochs=1, verbose=0, train_split=None)
+    net.set_params(criterion=nn.CrossEntropyLoss).fit(X, (X[:, 0] > 0).astype(np.int64))
+    hyper = HypersolverClassifier(net, n_steps=2, max_epochs=2, random_state=0).fit(X)
+    assert hyper.classes_.tolist() == [0, 1] and hyper.predict(X).shape == (90,)
+
+
+def test_data_controlled_fields_read_the_raw_input(X):
+    ode = NeuralODE(lambda t, z, x: x[:, :1] * z, data_controlled=True)
+    hyper = regressor(ode, n_steps=4, max_epochs=30).fit(X)
+    np.testing.assert_allclose(hyper.predict(X), X * np.exp(X[:, :1]), atol=0.05)
+
+
+# ---------------------------------------------------------------------- what it gives
+@pytest.mark.parametrize("output", [False, True])
+def test_trajectories_end_where_transform_and_predict_do(vectors, vectors_ode, digits, digits_hyper, output):
+    regressor = HypersolverRegressor(vectors_ode, n_steps=3, max_epochs=2, random_state=0).fit(vectors[0])
+    path = regressor.trajectory(vectors[0], output=output)
+    assert path.shape == ((90, 4) if output else (90, 4, 5))
+    np.testing.assert_allclose(path[:, -1], (regressor.predict if output else regressor.transform)(vectors[0]), rtol=1e-6)
+    images = digits_hyper.trajectory(digits[0], output=output)
+    assert images.shape == ((150, 3, 10) if output else (150, 3, 4, 8, 8))
+    if not output:
+        np.testing.assert_allclose(images[:, -1], digits_hyper.transform(digits[0]), rtol=1e-5)
+
+
+def test_reference_is_the_neural_ode_at_a_tight_tolerance(swirl, X):
+    with torch.no_grad():
+        tight = swirl.neural_ode_(torch.from_numpy(X), rtol=1e-10, atol=1e-10).numpy()
+    np.testing.assert_allclose(swirl.reference(X), tight, atol=1e-5)
+
+
+def test_score_is_minus_the_floored_mape_and_ignores_y(swirl, X):
+    expected = -mean_absolute_percentage_error(swirl.reference(X), swirl.predict(X), floor=swirl.mape_floor)
+    assert swirl.score(X) == swirl.score(X, np.zeros(len(X))) == expected < 0
+    first = np.r_[1.0, np.zeros(len(X) - 1)]
+    assert swirl.score(X, sample_weight=first) == pytest.approx(swirl.score(X[:1]), rel=1e-3)
+    coarse = copy.copy(swirl).set_params(mape_floor=10.0)
+    error = np.abs(swirl.reference(X) - swirl.predict(X)).mean()
+    assert coarse.score(X) == pytest.approx(-error / 10)
+
+
+def test_score_of_a_classifier_needs_labels_and_names_the_scorers_that_do_not(digits, digits_hyper):
+    with pytest.raises(ValueError, match=r"needs labels y.*evaluation\.neg_mape_scorer or agreement_scorer"):
+        digits_hyper.score(digits[0])
+
+
+def test_solver_report_ranks_the_hypersolver_above_its_base(swirl, X, digits, digits_hyper):
+    base, hyper = swirl.solver_report(X).rows[1:]
+    assert hyper.mape < base.mape and hyper.nfe == base.nfe == 3
+    assert digits_hyper.solver_report(*digits).rows[2].accuracy == digits_hyper.score(*digits)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_predictions_do_not_depend_on_the_batch_size(swirl, X, batch_size):
+    np.testing.assert_allclose(copy.copy(swirl).set_params(batch_size=batch_size).predict(X), swirl.predict(X), rtol=1e-9)
+
+
+def test_digits_model_is_invariant_to_subsets_order_and_refits(digits_hyper, digits):
+    X, _ = digits
+    probabilities = digits_hyper.predict_proba(X)
+    order = np.random.default_rng(0).permutation(len(X))
+    np.testing.assert_allclose(digits_hyper.predict_proba(X[order]), probabilities[order], atol=1e-5)
+    rows = np.vstack([digits_hyper.predict_proba(row[None]) for row in X[:20]])
+    np.testing.assert_allclose(rows, probabilities[:20], atol=1e-5)
+    before = dict(vars(digits_hyper))
+    np.testing.assert_array_equal(clone(digits_hyper).fit(X).predict_proba(X), probabilities)
+    assert vars(digits_hyper) == before  # predict sets nothing
+
+
+# ---------------------------------------------------------------------- with_solver, to_module
+def test_with_solver_is_a_copy_with_the_same_correction(X):
+    hyper = regressor(base_solver=alpha_family(0.6), fit_n_steps=(1, 4), max_epochs=20).fit(X)
+    before = hyper.predict(X)
+    swapped = hyper.with_solver("heun", n_steps=4)
+    assert (swapped.base_solver, swapped.n_steps) == ("heun", 4) == (swapped.base_solver_.name, swapped.module_.n_steps)
+    assert swapped.correction_ is hyper.correction_ and swapped.score(X) > base_score(swapped, X)
+    np.testing.assert_array_equal(hyper.predict(X), before)
+    assert hyper.n_steps == 2 and hyper.base_solver_.tableau == alpha_family(0.6)
+    halfway = hyper.with_solver(n_steps=1, t_span=(0.0, 0.5))
+    assert halfway.neural_ode_.t_span == (0.0, 0.5) and hyper.neural_ode_.t_span == (0.0, 1.0)
+    assert halfway.score(X) < 0
+
+
+def test_with_solver_refuses_another_order_and_warns_outside_the_fitted_steps(swirl):
+    with pytest.raises(ValueError, match=r"'heun' \(order 2, 2 stages\).*'euler' \(order 1, 1 stages\)"):
+        swirl.with_solver("heun")
+    with pytest.warns(UserWarning, match=r"step size 0\.01 lies outside the fitted range \[0\.2\d*, 0\.5\]"):
+        swirl.with_solver(n_steps=100)
+    with pytest.raises(ValueError, match=r"n_steps must be an integer >= 1, got 0"):
+        swirl.with_solver(n_steps=0)
+
+
+@pytest.mark.parametrize("kind", ["swirl", "digits"])
+def test_exported_module_predicts_the_same_for_any_batch(swirl, X, digits_hyper, digits, kind):
+    hyper, rows = (swirl, X) if kind == "swirl" else (digits_hyper, digits[0])
+    module, x = hyper.to_module(), torch.from_numpy(rows)
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(module, (x[:5],), dynamic_shapes=({0: batch},)).module()
+    for n in (2, 50):
+        with torch.no_grad():
+            expected = module(x[:n])
+            torch.testing.assert_close(exported(x[:n]), expected, rtol=1e-5, atol=1e-6)
+    assert module is not hyper.module_
+
+
+# ---------------------------------------------------------------------- fitting on and on
+def test_warm_start_continues_from_the_last_correction(X):
+    hyper = regressor(warm_start=True).fit(X)
+    first = hyper.history_[0]["valid_loss"]
+    assert hyper.set_params(max_epochs=1, lr=1e-4).fit(X).history_[0]["valid_loss"] < first
+    with pytest.raises(ValueError, match=r"'heun' \(order 2, 2 stages\) cannot take over.*warm_start=False"):
+        hyper.set_params(base_solver="heun").fit(X)
+
+
+def test_a_correction_of_the_users_own_is_copied(X):
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(4, 2, dtype=torch.float64)
+
+        def forward(self, eps, s, z, stages, x=None):
+            return self.map(torch.cat([z, stages[0]], dim=1))
+
+    own = Linear()
+    before = weights(own)
+    hyper = regressor(correction=own).fit(X)
+    assert hyper.score(X) > base_score(hyper, X)
+    assert weights(own) == before and own.training
+
+
+def test_a_specs_parameters_are_the_hypersolvers(X):
+    hyper = make_regressor(correction=MLPCorrection(hidden=4)).set_params(correction__hidden=6)
+    assert hyper.get_params()["correction__hidden"] == 6
+    assert hyper.fit(X).correction_.net.first.out_features == 6
+
+
+def test_clone_shares_the_neural_ode_and_is_unfitted(digits_ode, digits_hyper):
+    copied = clone(digits_hyper)
+    assert copied.neural_ode is digits_ode and not hasattr(copied, "module_")
+    with pytest.raises(ValueError, match="neural_ode__lr: the fitted neural_ode cannot be changed"):
+        copied.set_params(neural_ode__lr=1.0)
+    assert not any(name.startswith("neural_ode__") for name in copied.get_params(deep=True))
+
+
+def test_the_users_module_is_only_read(X):
+    class Noisy(Swirl):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.dropout = nn.BatchNorm1d(2, dtype=torch.float64), nn.Dropout(0.5)
+
+        def forward(self, t, z):
+            return super().forward(t, self.dropout(self.norm(z)))
+
+    ode = NeuralODE(Noisy())
+    before, attributes = weights(ode), {name: set(vars(module)) for name, module in ode.named_modules()}
+    hyper = HypersolverRegressor(ode, n_steps=2, max_epochs=2, random_state=0).fit(X)
+    hyper.predict(X), hyper.score(X), hyper.solver_report(X)
+    assert weights(ode) == before == weights(hyper.neural_ode_)
+    assert all(module.training for module in ode.modules()) and not any(m.training for m in hyper.module_.modules())
+    assert all(p.requires_grad and p.grad is None for p in ode.parameters())
+    assert {name: set(vars(module)) for name, module in ode.named_modules()} == attributes
+
+
+def test_same_random_state_same_result_and_global_generators_as_found(X):
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    one, two, other = (make_regressor(random_state=seed).fit(X).predict(X) for seed in (1, 1, 2))
+    make_regressor(random_state=None, max_samples=40).fit(X)
+    np.testing.assert_array_equal(one, two)
+    assert not np.allclose(one, other, rtol=1e-12)
+    assert torch.equal(states[0], torch.random.get_rng_state()) and (states[1] == np.random.get_state()[1]).all()
+
+
+def test_early_stopping_ends_a_fit_quietly(X):
+    hyper = regressor(max_epochs=100, callbacks=[EarlyStopping(patience=2, threshold=10)]).fit(X)
+    assert len(hyper.history_) < 10 and hyper.score(X) > base_score(hyper, X)
+
+
+def test_one_reference_solve_a_fit_and_none_in_predict(X, solves):
+    hyper = make_regressor(max_samples=50).fit(X)
+    assert solves == [50]
+    hyper.predict(X), hyper.transform(X), hyper.trajectory(X)
+    assert solves == [50]
+
+
+def test_ill_conditioned_targets_are_solved_for_again(X):
+    with pytest.warns(ConditioningWarning, match=r"order 4.*A lower order or fewer steps"):
+        hyper = make_regressor(base_solver="rk4", n_steps=10).fit(X)
+    assert hyper.dtype_ == torch.float64 and hyper.score(X) > -1e-4
+
+
+# ---------------------------------------------------------------------- anything in
+_CONVERSIONS = {
+    "list": lambda X: X.tolist(),
+    "tensor": torch.from_numpy,
+    "grad tensor": lambda X: torch.from_numpy(X).double().requires_grad_(),
+    "read-only": lambda X: _flagged(X),
+    "negative strides": lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
+    "Fortran": np.asfortranarray,
+    "DataFrame": lambda X: pytest.importorskip("pandas").DataFrame(X, columns=list("ab")),
+}
+
+
+def _flagged(X):
+    X = X.copy()
+    X.setflags(write=False)
+    return X
+
+
+@settings(max_examples=15)
+@given(
+    n=st.integers(1, 40),
+    dtype=st.sampled_from(["float32", "float64", "int64", "int8", "float16", "bool"]),
+    conversion=st.sampled_from(sorted(set(_CONVERSIONS) - {"DataFrame"})),
+)
+def test_arrays_of_any_kind_give_the_same_prediction(swirl, n, dtype, conversion):
+    rows = (np.arange(2 * n).reshape(n, 2) % 3).astype(dtype)
+    predicted = swirl.predict(_CONVERSIONS[conversion](rows))
+    assert predicted.shape == (n, 2) and predicted.dtype == np.float64
+    np.testing.assert_array_equal(predicted, swirl.predict(rows.astype(np.float64)))
+
+
+def test_frames_and_memory_maps(X, tmp_path):
+    frame = _CONVERSIONS["DataFrame"](X)
+    hyper = make_regressor().fit(frame)
+    assert hyper.feature_names_in_.tolist() == ["a", "b"]
+    with pytest.raises(ValueError, match="feature names should match"):
+        hyper.predict(frame[["b", "a"]])
+    np.save(tmp_path / "X.npy", X)
+    plain, mapped = make_regressor().fit(X), make_regressor().fit(np.load(tmp_path / "X.npy", mmap_mode="r"))
+    np.testing.assert_array_equal(plain.predict(X), mapped.predict(np.load(tmp_path / "X.npy", mmap_mode="r")))
+    np.testing.assert_array_equal(plain.predict(X), hyper.predict(frame))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fields_without_tensors_compute_in_the_dtype_of_X(X, dtype):
+    assert make_regressor(spiral).fit(X.astype(dtype)).predict(X).dtype == dtype
+
+
+def test_logits_need_one_column_a_class(X):
+    with pytest.raises(ValueError, match=r"logits of shape \(n_samples, 2\), one a class, got \(2, 3\)"):
+        make_classifier(classes=["a", "b"]).fit(X)
+    with pytest.raises(ValueError, match=r"classes=None.*pass classes=\[\.\.\.\] in the order of the logits"):
+        HypersolverClassifier(NeuralODE(Swirl(), output_map=ToLogits())).fit(X)
+    assert isinstance(NeuralODEClassifier(), NeuralODEClassifier)
