@@ -146,7 +146,10 @@ def global_truncation_error(reference: ArrayLike, trajectory: ArrayLike) -> NDAr
 
 @dataclass(frozen=True)
 class SolverRow:
-    """One solver's accuracy and cost; the fields are the columns of :class:`SolverReport`."""
+    """One solver's accuracy and cost; the fields are the columns of :class:`SolverReport`.
+
+    Columns that are nan in every row (the accuracy of a regressor, O_r without a correction) are not shown.
+    """
 
     solver: str
     accuracy: float
@@ -159,11 +162,12 @@ class SolverRow:
     macs: float
     ms: float
     speed_up: float
+    relative_overhead: float = math.nan
 
 
 _HEADINGS = {
     "solver": "solver", "accuracy": "accuracy", "mape": "MAPE", "l2_mean": "rel. L2", "l2_p50": "p50", "l2_p99": "p99",
-    "l2_max": "max", "nfe": "NFE", "macs": "MACs", "ms": "ms/batch", "speed_up": "speed-up",
+    "l2_max": "max", "nfe": "NFE", "macs": "MACs", "ms": "ms/batch", "speed_up": "speed-up", "relative_overhead": "O_r",
 }  # fmt: skip
 
 
@@ -183,8 +187,8 @@ class SolverReport(Sequence[SolverRow]):
     >>> from sklearn_hyper.metrics import SolverReport, SolverRow
     >>> row = SolverRow("euler K=2", 0.5, 0.2, 0.1, 0.1, 0.3, 0.4, 2, 2e6, 1.5, 8.0)
     >>> print(SolverReport([row], notes=["an example"]))
-    solver     accuracy  MAPE  rel. L2  p50  p99  max  NFE  MACs  ms/batch  speed-up
-    euler K=2     0.500  0.20     0.10 0.10 0.30 0.40    2 2.00M       1.5      8.0x
+    solver    accuracy MAPE rel. L2  p50  p99  max NFE  MACs ms/batch speed-up
+    euler K=2    0.500 0.20    0.10 0.10 0.30 0.40   2 2.00M      1.5     8.0x
     an example
     """
 
@@ -206,9 +210,8 @@ class SolverReport(Sequence[SolverRow]):
 
     def _columns(self) -> list[str]:
         names = [field.name for field in fields(SolverRow)]
-        # Accuracy is a classifier's; where nobody has one, the column would be noise.
-        with_accuracy = any(not math.isnan(row.accuracy) for row in self.rows)
-        return [name for name in names if name != "accuracy" or with_accuracy]
+        optional = ("accuracy", "relative_overhead")
+        return [n for n in names if n not in optional or any(not math.isnan(getattr(row, n)) for row in self.rows)]
 
     def _cells(self) -> list[list[str]]:
         return [[_format(name, getattr(row, name)) for name in self._columns()] for row in self.rows]
@@ -274,5 +277,8 @@ def _format(name: str, value: Any) -> str:
                 return f"{value / size:.2f}{unit}"
         return f"{value:.0f}"
     if name in ("ms", "speed_up"):
-        return f"{value:#.2g}" if value < 10 else f"{value:.0f}" if name == "ms" else f"{value:.0f}x"
+        text = f"{value:#.2g}" if value < 10 else f"{value:.0f}"
+        return text if name == "ms" else text + "x"
+    if name == "relative_overhead":
+        return f"{value:.2f}"
     return f"{value:#.2g}"

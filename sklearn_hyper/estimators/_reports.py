@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..metrics import SolverReport, SolverRow, mean_absolute_percentage_error, relative_l2
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
-from ..numerics.cost import CountedField, count_macs, time_interleaved
+from ..numerics.cost import CountedField, count_macs, relative_overhead, time_interleaved
 from ..numerics.reference import solve_dopri5
 from ..numerics.solve import iterate_states
 
@@ -41,24 +42,36 @@ def measure_solvers(
         states = {name: torch.cat([call(rows) for rows in batches]) for name, call in calls.items()}
         outputs = {name: _outputs(ode, z, batch_size) for name, z in states.items()}
         expected = _outputs(ode, reference, batch_size)
-        timed = {name: (lambda call=call: call(batches[0])) for name, call in calls.items()}
-        ms = time_interleaved(timed)
-        nfe = {name: _dopri5(ode, batches[0], tolerance)[1] for name in list(calls)[:1]}
-        macs = {name: nfe[name] * macs_f for name in nfe}
-        for name, solver in solvers.items():
-            nfe[name] = solver.base_solver.count_evaluations(solver.n_steps)
-            macs[name] = nfe[name] * macs_f + solver.n_steps * _correction_macs(solver, x[:1])
-    slowest = next(iter(ms.values()))
-    rows = [
-        _row(name, states[name], outputs[name], reference, expected, labels, floor, nfe[name], macs[name], ms[name], slowest)
-        for name in calls
-    ]
+        ms = time_interleaved({name: (lambda call=call: call(batches[0])) for name, call in calls.items()})
+        slow, *fast = calls
+        evaluations = _dopri5(ode, batches[0], tolerance)[1]
+        costs = {slow: _Cost(evaluations, evaluations * macs_f, ms[slow], 1.0, math.nan)}
+        for name in fast:
+            costs[name] = _cost(solvers[name], macs_f, x[:1], ms[name], ms[slow] / ms[name])
+    rows = [_row(name, states[name], outputs[name], reference, expected, labels, floor, costs[name]) for name in calls]
     return SolverReport(rows, notes)
+
+
+class _Cost(NamedTuple):
+    nfe: int
+    macs: float
+    ms: float
+    speed_up: float
+    relative_overhead: float
+
+
+def _cost(solver: HypersolvedODE, macs_f: float, x: Tensor, ms: float, speed_up: float) -> _Cost:
+    nfe = solver.base_solver.count_evaluations(solver.n_steps)
+    if solver.correction is None:
+        return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
+    macs_g = _correction_macs(solver, x)
+    overhead = relative_overhead(macs_f, macs_g, solver.base_solver.n_stages)
+    return _Cost(nfe, nfe * macs_f + solver.n_steps * macs_g, ms, speed_up, overhead)
 
 
 def _row(
     name: str, z: Tensor, output: np.ndarray, reference: Tensor, expected: np.ndarray, labels: np.ndarray | None,
-    floor: float, nfe: int, macs: float, ms: float, slowest: float,
+    floor: float, cost: _Cost,
 ) -> SolverRow:  # fmt: skip
     errors = relative_l2(reference.cpu().numpy(), z.cpu().numpy())
     p50, p99 = np.quantile(errors, [0.5, 0.99])
@@ -70,10 +83,7 @@ def _row(
         l2_p50=float(p50),
         l2_p99=float(p99),
         l2_max=float(errors.max()),
-        nfe=nfe,
-        macs=macs,
-        ms=ms,
-        speed_up=slowest / ms,
+        **cost._asdict(),
     )
 
 
@@ -97,15 +107,15 @@ def _field_macs(ode: NeuralODE, x: Tensor) -> float:
 
 def _correction_macs(solver: HypersolvedODE, x: Tensor) -> float:
     """MACs of one call of g: those of a corrected step less those of the bare one."""
-    if solver.correction is None:
-        return 0.0
     ode, grid = solver.neural_ode, solver.grid[:2]
     with torch.no_grad():
         z = ode.input_map(x)
 
     def step(g: torch.nn.Module | None) -> float:
         # An elementwise field has no MACs: nan counts as none here.
-        macs = count_macs(lambda: list(iterate_states(ode.vector_field, z, grid, solver.base_solver, g, ode.control(x))))
+        macs = count_macs(
+            lambda: list(iterate_states(ode.vector_field, z, grid, solver.base_solver, g, ode.control(x)))
+        )
         return 0.0 if math.isnan(macs) else macs
 
     return step(solver.correction) - step(None)

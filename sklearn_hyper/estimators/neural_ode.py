@@ -74,7 +74,7 @@ class _NeuralODEEstimator(TorchEstimator):
         atol=1e-4,
         adjoint=False,
         max_epochs=15,
-        lr=5e-3,
+        lr=1e-2,
         batch_size=64,
         optimizer=torch.optim.AdamW,
         callbacks=None,
@@ -275,7 +275,7 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     adjoint : bool, default False
         Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
     max_epochs : int, default 15
-    lr : float, default 5e-3
+    lr : float, default 1e-2
         Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
     batch_size : int, default 64
         Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.
@@ -415,7 +415,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     adjoint : bool, default False
         Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
     max_epochs : int, default 15
-    lr : float, default 5e-3
+    lr : float, default 1e-2
         Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
     batch_size : int, default 64
         Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.

@@ -32,6 +32,7 @@ _STYLES = {
     "hypersolver": {"marker": "D", "s": 40, "color": "C1", "zorder": 4},
 }
 _CHECKED_ROWS = 4
+_PLAIN_BELOW = 1000
 
 
 class ParetoDisplay:
@@ -326,8 +327,14 @@ def _kind(name: str, hypersolvers: set[str] | None) -> str:
 
 def _scale_axes(ax: Any, costs: NDArray[np.float64], errors: NDArray[np.float64], error: str) -> None:
     """Log axes, as both range over decades; accuracy losses do not, and may be negative."""
+    from matplotlib.ticker import LogFormatter
+
+    ax.margins(x=0.15)  # room for the names
     if (costs > 0).all():
         ax.set_xscale("log")
+        if costs.max() < _PLAIN_BELOW:  # 2 and 40 rather than 2 x 10^0 and 4 x 10^1
+            ax.xaxis.set_major_formatter(LogFormatter())
+            ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     if error == "accuracy_loss":
         return
     positive = errors[errors > 0]

@@ -32,12 +32,13 @@ def pareto_front(costs: ArrayLike, errors: ArrayLike) -> NDArray[np.bool_]:
     >>> pareto_front(costs=[1, 2, 2, 4], errors=[0.5, 0.1, 0.2, 0.1])
     array([ True,  True, False, False])
     """
-    costs, errors = np.asarray(costs, dtype=float), np.asarray(errors, dtype=float)
-    if costs.ndim != 1 or costs.shape != errors.shape:
+    cost, error = np.asarray(costs, dtype=float), np.asarray(errors, dtype=float)
+    if cost.ndim != 1 or cost.shape != error.shape:
         raise ValueError(
-            f"costs and errors must be one-dimensional and of one length, got shapes {costs.shape} and {errors.shape}."
+            f"costs and errors must be one-dimensional and of one length, got shapes {cost.shape} and {error.shape}."
         )
-    no_worse = (costs[:, None] <= costs) & (errors[:, None] <= errors)
-    better = (costs[:, None] < costs) | (errors[:, None] < errors)
-    dominated = (no_worse & better).any(axis=0)
-    return ~(dominated | np.isnan(costs) | np.isnan(errors))
+    no_worse = (cost[:, None] <= cost) & (error[:, None] <= error)
+    better = (cost[:, None] < cost) | (error[:, None] < error)
+    dominated = np.any(no_worse & better, axis=0)
+    front: NDArray[np.bool_] = ~(dominated | np.isnan(cost) | np.isnan(error))
+    return front

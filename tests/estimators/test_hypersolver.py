@@ -198,7 +198,7 @@ def test_trajectories_end_where_transform_and_predict_do(vectors, vectors_ode, d
     regressor = HypersolverRegressor(vectors_ode, n_steps=3, max_epochs=2, random_state=0).fit(vectors[0])
     path = regressor.trajectory(vectors[0], output=output)
     assert path.shape == ((90, 4) if output else (90, 4, 5))
-    np.testing.assert_allclose(path[:, -1], (regressor.predict if output else regressor.transform)(vectors[0]), rtol=1e-6)
+    np.testing.assert_allclose(path[:, -1], (regressor.predict if output else regressor.transform)(vectors[0]), atol=1e-6)
     images = digits_hyper.trajectory(digits[0], output=output)
     assert images.shape == ((150, 3, 10) if output else (150, 3, 4, 8, 8))
     if not output:
@@ -251,13 +251,13 @@ def test_digits_model_is_invariant_to_subsets_order_and_refits(digits_hyper, dig
 
 # ---------------------------------------------------------------------- with_solver, to_module
 def test_with_solver_is_a_copy_with_the_same_correction(X):
-    hyper = regressor(base_solver=alpha_family(0.6), fit_n_steps=(1, 4), max_epochs=20).fit(X)
+    hyper = regressor(base_solver=alpha_family(0.95), fit_n_steps=(1, 4), max_epochs=20).fit(X)
     before = hyper.predict(X)
     swapped = hyper.with_solver("heun", n_steps=4)
     assert (swapped.base_solver, swapped.n_steps) == ("heun", 4) == (swapped.base_solver_.name, swapped.module_.n_steps)
     assert swapped.correction_ is hyper.correction_ and swapped.score(X) > base_score(swapped, X)
     np.testing.assert_array_equal(hyper.predict(X), before)
-    assert hyper.n_steps == 2 and hyper.base_solver_.tableau == alpha_family(0.6)
+    assert hyper.n_steps == 2 and hyper.base_solver_.tableau == alpha_family(0.95)
     halfway = hyper.with_solver(n_steps=1, t_span=(0.0, 0.5))
     assert halfway.neural_ode_.t_span == (0.0, 0.5) and hyper.neural_ode_.t_span == (0.0, 1.0)
     assert halfway.score(X) < 0
@@ -287,9 +287,9 @@ def test_exported_module_predicts_the_same_for_any_batch(swirl, X, digits_hyper,
 
 # ---------------------------------------------------------------------- fitting on and on
 def test_warm_start_continues_from_the_last_correction(X):
-    hyper = regressor(warm_start=True).fit(X)
-    first = hyper.history_[0]["valid_loss"]
-    assert hyper.set_params(max_epochs=1, lr=1e-4).fit(X).history_[0]["valid_loss"] < first
+    hyper = regressor(warm_start=True, finetune=None).fit(X)
+    best = min(row["valid_loss"] for row in hyper.history_)
+    assert hyper.set_params(max_epochs=1, lr=1e-6).fit(X).history_[0]["valid_loss"] == pytest.approx(best, rel=1e-3)
     with pytest.raises(ValueError, match=r"'heun' \(order 2, 2 stages\) cannot take over.*warm_start=False"):
         hyper.set_params(base_solver="heun").fit(X)
 

@@ -1,0 +1,97 @@
+"""Pickles: anywhere, by any version, with lambdas, and never silently wrong."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import threading
+
+import joblib
+import numpy as np
+import pytest
+from small_hypersolvers import make_regressor
+
+import sklearn_hyper.estimators._base as base
+from sklearn_hyper import HypersolverRegressor, NeuralODEClassifier
+from sklearn_hyper.estimators._base import VersionMismatchWarning
+from sklearn_hyper.training.references import digest
+
+
+def _reload(estimator):
+    return pickle.loads(pickle.dumps(estimator))
+
+
+def test_a_fresh_process_predicts_the_same(tmp_path, digits, digits_ode, digits_hyper):
+    np.save(tmp_path / "X.npy", digits[0])
+    for name, model in [("slow", digits_ode), ("fast", digits_hyper)]:
+        joblib.dump(model, tmp_path / f"{name}.joblib")
+        np.save(tmp_path / f"{name}.npy", model.predict_proba(digits[0]))
+    program = """
+import joblib, numpy as np, torch
+torch.set_num_threads(1)
+X = np.load("X.npy")
+for name in ("slow", "fast"):
+    np.testing.assert_array_equal(joblib.load(f"{name}.joblib").predict_proba(X), np.load(f"{name}.npy"))
+print("same")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "same\n", done.stderr
+
+
+@pytest.mark.parametrize("copied", [_reload, copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_copies_are_equal_hash_alike_and_stand_alone(digits, digits_ode, digits_hyper, copied):
+    for model in (digits_ode, digits_hyper):
+        other = copied(model)
+        np.testing.assert_array_equal(other.predict_proba(digits[0]), model.predict_proba(digits[0]))
+        assert digest(other.neural_ode_) == digest(model.neural_ode_)
+        assert not {id(p) for p in other.neural_ode_.parameters()} & {id(p) for p in model.neural_ode_.parameters()}
+
+
+@pytest.mark.parametrize("copied", [_reload, copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_a_copy_goes_on_training_where_the_original_stood(vectors, copied):
+    X, y = vectors[0].astype(np.float32), (vectors[1] > 0).astype(int)
+    model = NeuralODEClassifier(random_state=0).partial_fit(X, y).partial_fit(X, y)
+    other = copied(model)
+    before = model.predict_proba(X)
+    model.partial_fit(X, y), other.partial_fit(X, y)
+    np.testing.assert_allclose(other.predict_proba(X), model.predict_proba(X), rtol=1e-5)
+    assert np.abs(model.predict_proba(X) - before).max() > 1e-3
+
+
+def test_a_pickle_holds_no_training_data(X):
+    few, many = (len(pickle.dumps(make_regressor(batch_size=10).fit(X[:n]))) for n in (10, 80))
+    assert abs(many - few) < 2000
+
+
+def test_another_version_is_named(monkeypatch, swirl, X):
+    packed = pickle.dumps(swirl)
+    monkeypatch.setattr(base, "__version__", "99.0")
+    with pytest.warns(VersionMismatchWarning, match=r"saved by sklearn_hyper \d.* and is loaded by 99\.0.*Refit it"):
+        np.testing.assert_array_equal(pickle.loads(packed).predict(X), swirl.predict(X))
+
+
+def test_a_missing_device_is_replaced_by_the_cpu(swirl, X):
+    elsewhere = copy.deepcopy(swirl)
+    elsewhere.device = elsewhere.device_ = "cuda:7"
+    packed = pickle.dumps(elsewhere)
+    with pytest.warns(UserWarning, match=r"device='cuda:7' is not available here.*loaded on the CPU instead"):
+        loaded = pickle.loads(packed)
+    assert loaded.device_ == "cpu" and loaded.device == "cuda:7"
+    np.testing.assert_array_equal(loaded.predict(X), swirl.predict(X))
+
+
+def test_lambdas_and_local_classes_pickle(X):
+    hyper = HypersolverRegressor(lambda t, z: -z, n_steps=2, max_epochs=1, random_state=0).fit(X)
+    np.testing.assert_array_equal(_reload(hyper).predict(X), hyper.predict(X))
+
+
+def test_what_cannot_be_pickled_says_what_to_do(X):
+    lock = threading.Lock()
+
+    def guarded(t, z):
+        with lock:
+            return -z
+
+    hyper = HypersolverRegressor(guarded, n_steps=2, max_epochs=1, random_state=0).fit(X)
+    with pytest.raises(pickle.PicklingError, match=r"cannot be pickled.*locks.*drop them, or define __getstate__"):
+        pickle.dumps(hyper)
