@@ -174,7 +174,7 @@ _HEADINGS = {
 class SolverReport(Sequence[SolverRow]):
     """A table of solvers: prints as text, displays as HTML, converts to a dict or a DataFrame.
 
-    Reports of several hypersolvers add up (``a + b``); rows that appear twice are kept once.
+    Reports of several hypersolvers add up (``a + b``); of rows with one name the first is kept.
 
     Parameters
     ----------
@@ -193,7 +193,10 @@ class SolverReport(Sequence[SolverRow]):
     """
 
     def __init__(self, rows: Iterable[SolverRow], notes: Iterable[str] = ()):
-        self.rows = list({row.solver: row for row in reversed(list(rows))}.values())[::-1]
+        first: dict[str, SolverRow] = {}
+        for row in rows:
+            first.setdefault(row.solver, row)
+        self.rows = list(first.values())
         self.notes = list(dict.fromkeys(notes))
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..modules.neural_ode import NeuralODE, VectorFieldError
-from ..modules.serialization import deepcopy_attributes, pack, unpack
+from ..modules.serialization import DeviceFree, pack, unpack
 
 _INFERENCE_FACTOR = 8
 """Inference keeps no graph, so it takes this many times ``batch_size`` rows in the memory of training."""
@@ -101,8 +101,7 @@ class TorchEstimator(BaseEstimator):
             ) from error
         return {"sklearn_hyper_version": __version__, "packed": packed}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TorchEstimator:
-        return deepcopy_attributes(self, memo)
+    __deepcopy__ = DeviceFree.__deepcopy__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         version = state.get("sklearn_hyper_version")

@@ -175,7 +175,9 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             raise ValueError(f"fit_n_steps must be None, an integer or a pair (a, b), got {self.fit_n_steps!r}.")
         fewest, most = (check_n_steps(value, "fit_n_steps") for value in pair)
         if fewest >= most:
-            raise ValueError(f"fit_n_steps=(a, b) needs a < b, got {self.fit_n_steps!r}; pass an integer for one step size.")
+            raise ValueError(
+                f"fit_n_steps=(a, b) needs a < b, got {self.fit_n_steps!r}; pass an integer for one step size."
+            )
         return fewest, most
 
     # ------------------------------------------------------------------ fit
@@ -393,9 +395,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             reference, self._in_batches(module, X), floor=self.mape_floor, sample_weight=sample_weight
         )  # fmt: skip
 
-    def solver_report(
-        self, X: Any, y: Any = None, *, tolerance: float = 1e-4, batch_size: int = 256
-    ) -> SolverReport:
+    def solver_report(self, X: Any, y: Any = None, *, tolerance: float = 1e-4, batch_size: int = 256) -> SolverReport:
         """Accuracy and cost of this hypersolver beside its base solver and dopri5.
 
         Parameters

@@ -161,7 +161,9 @@ class _NeuralODEEstimator(TorchEstimator):
             train_net(net, x[rows], t[rows], epochs=1 if partial else None)
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
-        self.history_ = [{k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history]
+        self.history_ = [
+            {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
+        ]
         if valid is not None and self.solver != "dopri5" and not net.interrupted_:
             self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
         return net.interrupted_
@@ -190,7 +192,9 @@ class _NeuralODEEstimator(TorchEstimator):
                 f"{tuple(output.shape)}."
             )
         if not any(p.requires_grad for p in module.parameters()):
-            raise ValueError("vector_field, input_map and output_map hold no trainable parameters: there is nothing to fit.")
+            raise ValueError(
+                "vector_field, input_map and output_map hold no trainable parameters: there is nothing to fit."
+            )
         self._module = module
 
     def _net(self, x: Tensor, t: Tensor, valid: tuple[np.ndarray, np.ndarray] | None, partial: bool) -> Any:

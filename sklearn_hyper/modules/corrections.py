@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class _Spec:
     def _check(self) -> None:
         for name in ("hidden", "depth"):
             value = getattr(self, name)
-            if not (value is None and name == "hidden") and (not isinstance(value, int) or value < 1):
+            if not (value is None and name == "hidden") and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{type(self).__name__}.{name} must be an integer >= 1, got {value!r}.")
         if self.activation not in _ACTIVATIONS:  # type: ignore[attr-defined]
             raise ValueError(
@@ -61,7 +62,8 @@ class MLPCorrection(_Spec):
         Number of hidden layers.
     activation : {"silu", "tanh", "softplus", "prelu"}, default "silu"
     gate : bool, default True
-        Whether the net also emits bounded, state-dependent weights on the stages it reads.
+        Whether the net also emits bounded, state-dependent weights on the stages it reads: a matrix a stage for states of
+        up to four dimensions, one number a stage above that.
 
     Examples
     --------
@@ -80,11 +82,12 @@ class MLPCorrection(_Spec):
         self._check()
         d = sample.z[0].numel()
         d_in = d * (1 + len(sample.stages)) + (0 if x is None else x[0].numel())
-        d_out = d + (_gate_width(d) * len(sample.stages) if self.gate else 0)
+        gate = _gate_width(d) * len(sample.stages) if self.gate else 0
+        product = gate if d <= _MATRIX_GATE else 0
         hidden = self.hidden or _widest(
-            max_macs, 32, lambda h: h * (d_in + d_out) + (self.depth - 1) * h * h
+            max_macs, 32, lambda h: h * (d_in + d + gate) + (self.depth - 1) * h * h + product
         )  # fmt: skip
-        return _MLPNet(d_in, hidden, d_out, d, self.depth, _ACTIVATIONS[self.activation])
+        return _MLPNet(d_in, hidden, d + gate, d, self.depth, _ACTIVATIONS[self.activation])
 
 
 @dataclass
@@ -135,6 +138,7 @@ class ConvCorrection(_Spec):
 
 _GATE_BOUND = 4.0
 _MATRIX_GATE = 4
+"""Up to this many dimensions the gate is a matrix a stage, above it one number."""
 
 
 def _gate_width(d: int) -> int:
@@ -221,9 +225,10 @@ class _CorrectionNet(nn.Module):
         if out.shape[1] == n:
             return g
         if out.ndim == 2 and n <= _MATRIX_GATE:
+            # R is (f_t + J f) / 2 to leading order: a matrix that depends on the state, times the first stage.
             m = (out.shape[1] - n) // n
-            w = _GATE_BOUND * torch.tanh(out[:, n:] / _GATE_BOUND)
-            return g + (w.view(-1, n, m) @ h[:, n : n + m].unsqueeze(2)).squeeze(2)
+            weights = _GATE_BOUND * torch.tanh(out[:, n:] / _GATE_BOUND)
+            return g + (weights.view(-1, n, m) @ h[:, n : n + m].unsqueeze(2)).squeeze(2)
         for i in range(n, out.shape[1]):
             stage = h[:, n * (i - n + 1) : n * (i - n + 2)]
             g = torch.addcmul(g, torch.tanh(out[:, i : i + 1]), stage)
@@ -335,8 +340,8 @@ class BoundedCorrection(DeviceFreeModule):
         largest = largest_stage_norm(stages)
         limit = largest.clamp(min=self.floor) * (self.cap * abs(eps) ** -self.order)
         norm = torch.linalg.vector_norm(g.flatten(1), dim=1)
-        # limit / max(limit, norm) is exactly 1 where the cap is inactive, and has no 0 / 0.
-        share = limit / torch.maximum(limit, norm)
+        # Exactly 1 where the cap is inactive; the clamp keeps 0 / 0 out where limit and norm are both zero.
+        share = limit / torch.maximum(limit, norm).clamp(min=torch.finfo(norm.dtype).tiny)
         return g * share.reshape(-1, *[1] * (z.ndim - 1))
 
 

@@ -21,14 +21,17 @@ from torch import Tensor, nn
 def _rebuild_tensor(
     data: np.ndarray, dtype: str, shape: tuple[int, ...], requires_grad: bool, parameter: bool
 ) -> Tensor:
-    tensor = torch.from_numpy(data.copy()).view(getattr(torch, dtype)).reshape(shape)
+    if data.size:
+        tensor = torch.from_numpy(data.copy()).view(getattr(torch, dtype)).reshape(shape)
+    else:
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype))
     if parameter:
         return nn.Parameter(tensor, requires_grad=requires_grad)
     return tensor.requires_grad_(requires_grad)
 
 
 class _NumpyPickler(cloudpickle.Pickler):
-    """cloudpickle, with tensors written as NumPy arrays; shared (tied) tensors stay shared."""
+    """cloudpickle, with tensors written as NumPy arrays and device-free objects by their attributes."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor):
@@ -37,6 +40,9 @@ class _NumpyPickler(cloudpickle.Pickler):
             dtype = str(obj.dtype).removeprefix("torch.")
             arguments = (data, dtype, tuple(obj.shape), obj.requires_grad, isinstance(obj, nn.Parameter))
             return _rebuild_tensor, arguments
+        if isinstance(obj, DeviceFree):
+            # Within this pickler, not packed apart: what objects share stays shared, and cycles end.
+            return _blank, (type(obj),), obj.__dict__, None, None, _set_attributes
         return super().reducer_override(obj)
 
 
@@ -52,22 +58,31 @@ def unpack(packed: bytes) -> Any:
     return pickle.loads(packed)
 
 
+def _blank(cls: Any) -> Any:
+    return cls.__new__(cls)
+
+
+def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
+    obj.__dict__.update(attributes)
+
+
 def deepcopy_attributes(obj: Any, memo: dict[int, Any]) -> Any:
-    """``__deepcopy__`` without the trip through ``__getstate__``, which would lose devices and shared tensors."""
-    clone = obj.__class__.__new__(obj.__class__)
+    """``__deepcopy__`` without the trip through pickle, which would lose devices and shared tensors."""
+    clone = _blank(type(obj))
     memo[id(obj)] = clone
-    clone.__dict__.update(copy.deepcopy(obj.__dict__, memo))
+    _set_attributes(clone, copy.deepcopy(obj.__dict__, memo))
     return clone
 
 
-class DeviceFreeModule(nn.Module):
-    """An ``nn.Module`` that pickles without devices or addresses (see this file's docstring)."""
+class DeviceFree:
+    """Pickles without devices or addresses (see this file's docstring); deep copies keep their device."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"packed": pack(self.__dict__)}
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return unpack, (pack(self),)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(unpack(state["packed"]))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DeviceFreeModule:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return deepcopy_attributes(self, memo)
+
+
+class DeviceFreeModule(DeviceFree, nn.Module):
+    """A device-free ``nn.Module``."""

@@ -15,7 +15,7 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
 from tqdm.auto import tqdm
 
-from ..modules.serialization import deepcopy_attributes, pack, unpack
+from ..modules.serialization import DeviceFree
 
 
 class TrainingDivergedError(RuntimeError):
@@ -103,25 +103,13 @@ class EpochBar(Callback):
         self.bar_.close()
 
 
-class TrainingNet(NeuralNet):
-    """A NeuralNet that reports an interruption instead of swallowing it."""
+class TrainingNet(DeviceFree, NeuralNet):
+    """A NeuralNet that reports an interruption instead of swallowing it.
+
+    Pickled our way: skorch's uses plain pickle for modules, which loses classes defined in a notebook.
+    """
 
     interrupted_ = False
-
-    # skorch pickles modules with plain pickle, which loses classes defined in a notebook.
-    def __getstate__(self) -> dict[str, Any]:
-        return {"packed": pack(self.__dict__)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(unpack(state["packed"]))
-        if hasattr(self, "optimizer_"):
-            # Our modules pickle apart from the optimizer, which comes back holding copies of their parameters.
-            moments = self.optimizer_.state_dict()
-            self.initialize_optimizer()
-            self.optimizer_.load_state_dict(moments)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingNet:
-        return deepcopy_attributes(self, memo)
 
     def fit_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.interrupted_ = False

@@ -24,7 +24,10 @@ def digits_ode(digits):
     """A classifier with a field of four channels."""
     torch.manual_seed(0)
     ode = NeuralODEClassifier(
-        ConvVectorField(4, hidden=4), input_map=AugmentedInput(nn.Conv2d(1, 3, 3, padding=1)), max_epochs=3, random_state=0
+        ConvVectorField(4, hidden=4),
+        input_map=AugmentedInput(nn.Conv2d(1, 3, 3, padding=1)),
+        max_epochs=3,
+        random_state=0,
     )
     return ode.fit(*digits)
 

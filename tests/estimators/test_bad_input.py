@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from skorch.callbacks import Callback
 from sklearn.exceptions import NotFittedError
+from skorch.callbacks import Callback
 from small_hypersolvers import Swirl, make_classifier, make_regressor
 from torch import nn
 
@@ -49,7 +49,10 @@ class Locked(nn.Module):
 # ---------------------------------------------------------------------- parameters
 PARAMETERS = [
     ({"base_solver": "eulr"}, r"base_solver='eulr' is unknown; valid names are euler, heun.*or pass a ButcherTableau"),
-    ({"base_solver": "heun", "order": 1}, r"order=1 contradicts base_solver='heun', which has order 2; leave order=None"),
+    (
+        {"base_solver": "heun", "order": 1},
+        r"order=1 contradicts base_solver='heun', which has order 2; leave order=None",
+    ),
     ({"base_solver": 3}, r"base_solver must be a name \(.*\) or a ButcherTableau, got int"),
     ({"order": 5}, r"base_solver='auto' knows orders \[1, 2, 3, 4\], got order=5; pass a ButcherTableau"),
     ({"order": 0}, r"'order' parameter .* int in the range \[1, 5\]. Got 0"),
@@ -105,7 +108,9 @@ def test_tableaus(a, b, c, message):
         ButcherTableau("mine", order=2, a=a, b=b, c=c)
 
 
-@pytest.mark.parametrize("t_span, message", [((1, 1), "two different ends, got"), ((0, np.inf), "finite, got"), (3, "pair")])
+@pytest.mark.parametrize(
+    "t_span, message", [((1, 1), "two different ends, got"), ((0, np.inf), "finite, got"), (3, "pair")]
+)
 def test_spans(X, t_span, message):
     with pytest.raises(ValueError, match=f"t_span must .*{message}"):
         NeuralODE(Swirl(), t_span=t_span)
@@ -128,8 +133,16 @@ def test_spans(X, t_span, message):
         (lambda t, z: z.float(), VectorFieldError, r"like z \(.*torch.float64.*got .*torch.float32"),
         (lambda t, z: z.to("meta"), VectorFieldError, r"like z \(.*cpu\), got .*meta"),
         (lambda t, z: None, VectorFieldError, r"got NoneType"),
-        (NeuralODE(Swirl(), input_map=nn.Linear(5, 2)), VectorFieldError, r"input_map fails on an input of shape \(2, 2\)"),
-        (NeuralODE(Swirl(), output_map=_first_column), VectorFieldError, r"output_map fails on a state of shape \(2, 2\)"),
+        (
+            NeuralODE(Swirl(), input_map=nn.Linear(5, 2)),
+            VectorFieldError,
+            r"input_map fails on an input of shape \(2, 2\)",
+        ),
+        (
+            NeuralODE(Swirl(), output_map=_first_column),
+            VectorFieldError,
+            r"output_map fails on a state of shape \(2, 2\)",
+        ),
         (Locked(), TypeError, r"neural_ode cannot be copied.*Drop locks"),
     ],
     ids=str,
@@ -141,7 +154,9 @@ def test_neural_odes(X, solves, neural_ode, error, message):
 
 
 def test_width_of_a_fitted_model(vectors_ode, X, solves):
-    with pytest.raises(ValueError, match=r"shape \(2,\) \(n_features=2\), but neural_ode was fitted on samples of shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(2,\) \(n_features=2\), but neural_ode was fitted on samples of shape \(3,\)"
+    ):
         HypersolverRegressor(vectors_ode).fit(X)
     assert not solves
 
@@ -178,7 +193,7 @@ def test_inputs_in_fit_and_predict(X, swirl, solves, spoil, error, message):
     with pytest.raises(error, match=message):
         NeuralODERegressor(max_epochs=1).fit(bad, np.zeros(bad.shape[0] if hasattr(bad, "shape") else len(bad)))
     for method in (swirl.predict, swirl.transform, swirl.trajectory, swirl.reference, swirl.score, swirl.solver_report):
-        with pytest.raises(ValueError if bad is not None and method is None else error, match=message):
+        with pytest.raises(error, match=message):
             method(bad)
     assert not solves
 
@@ -186,7 +201,9 @@ def test_inputs_in_fit_and_predict(X, swirl, solves, spoil, error, message):
 def test_wrong_feature_counts_name_both(X, swirl, digits_hyper, digits):
     with pytest.raises(ValueError, match=r"X has 3 features, but HypersolverRegressor is expecting 2"):
         swirl.predict(np.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"X has samples of shape \(1, 4, 4\).* fitted on samples of shape \(1, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"X has samples of shape \(1, 4, 4\).* fitted on samples of shape \(1, 8, 8\)"
+    ):
         digits_hyper.predict(digits[0][:, :, :4, :4])
     with pytest.raises(ValueError, match=r"n_samples=1"):
         make_regressor().fit(X[:1])
@@ -215,7 +232,10 @@ def test_methods_before_fit(X, method):
         ({"input_map": nn.Linear(7, 3)}, r"input_map fails on an input of shape \(2, 2\)"),
         ({"vector_field": nn.Linear(3, 3)}, r"vector_field\(t, z\) fails on a state"),
         ({"output_map": nn.Linear(7, 3)}, r"output_map fails on a state of shape \(2, 10\)"),
-        ({"output_map": nn.Sequential(nn.Flatten(), nn.Linear(10, 3))}, r"shape \(n_samples, 2\) for this y, got \(2, 3\)"),
+        (
+            {"output_map": nn.Sequential(nn.Flatten(), nn.Linear(10, 3))},
+            r"shape \(n_samples, 2\) for this y, got \(2, 3\)",
+        ),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -227,7 +247,7 @@ def test_training_a_neural_ode(X, params, message):
 def test_targets(X):
     with pytest.raises(ValueError, match="y contains NaN"):
         NeuralODEClassifier().fit(X[:2], [0.0, np.nan])
-    with pytest.raises(ValueError, match="y cannot be None|requires y to be passed"):
+    with pytest.raises(ValueError, match=r"y cannot be None|requires y to be passed"):
         NeuralODERegressor().fit(X, None)
     with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[80, 2\]"):
         NeuralODERegressor().fit(X, [0.0, 1.0])
@@ -292,10 +312,10 @@ class Unbounded(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.log_size = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.size = nn.Parameter(torch.ones(2, dtype=torch.float64))
 
     def forward(self, eps, s, z, stages, x=None):
-        return self.log_size.exp() * z
+        return self.size.cosh() * z
 
 
 def test_divergence_names_the_learning_rate_and_loses_nothing(X):

@@ -6,7 +6,13 @@ import pytest
 from sklearn.datasets import make_blobs
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_hyper import HypersolverClassifier, HypersolverRegressor, NeuralODE, NeuralODEClassifier, NeuralODERegressor
+from sklearn_hyper import (
+    HypersolverClassifier,
+    HypersolverRegressor,
+    NeuralODE,
+    NeuralODEClassifier,
+    NeuralODERegressor,
+)
 
 
 def decay(t, z):

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import expm
-from skorch import NeuralNetClassifier, NeuralNetRegressor
-from skorch.callbacks import EarlyStopping
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetClassifier, NeuralNetRegressor
+from skorch.callbacks import EarlyStopping
 from small_hypersolvers import Swirl, ToLogits, make_classifier, make_regressor
 from torch import nn
 
@@ -42,7 +42,9 @@ def spiral(t, z):
 
 def regressor(neural_ode=None, **params):
     """A hypersolver that learns the swirl in a second: 20 updates of g an epoch or fewer."""
-    return make_regressor(neural_ode, **{"correction": MLPCorrection(hidden=8), "batch_size": 8, "max_epochs": 10} | params)
+    return make_regressor(
+        neural_ode, **{"correction": MLPCorrection(hidden=8), "batch_size": 8, "max_epochs": 10} | params
+    )
 
 
 def base_score(hyper, X):
@@ -180,7 +182,9 @@ def test_classifiers_bring_their_labels_and_bare_modules_need_them(digits, digit
 
 def test_a_skorch_classifier_brings_its_labels(vectors):
     X = vectors[0].astype(np.float32)
-    net = NeuralNetClassifier(NeuralODE(MLPField(), output_map=nn.Linear(3, 2)), max_epochs=1, verbose=0, train_split=None)
+    net = NeuralNetClassifier(
+        NeuralODE(MLPField(), output_map=nn.Linear(3, 2)), max_epochs=1, verbose=0, train_split=None
+    )
     net.set_params(criterion=nn.CrossEntropyLoss).fit(X, (X[:, 0] > 0).astype(np.int64))
     hyper = HypersolverClassifier(net, n_steps=2, max_epochs=2, random_state=0).fit(X)
     assert hyper.classes_.tolist() == [0, 1] and hyper.predict(X).shape == (90,)
@@ -198,7 +202,9 @@ def test_trajectories_end_where_transform_and_predict_do(vectors, vectors_ode, d
     regressor = HypersolverRegressor(vectors_ode, n_steps=3, max_epochs=2, random_state=0).fit(vectors[0])
     path = regressor.trajectory(vectors[0], output=output)
     assert path.shape == ((90, 4) if output else (90, 4, 5))
-    np.testing.assert_allclose(path[:, -1], (regressor.predict if output else regressor.transform)(vectors[0]), atol=1e-6)
+    np.testing.assert_allclose(
+        path[:, -1], (regressor.predict if output else regressor.transform)(vectors[0]), atol=1e-6
+    )
     images = digits_hyper.trajectory(digits[0], output=output)
     assert images.shape == ((150, 3, 10) if output else (150, 3, 4, 8, 8))
     if not output:
@@ -234,7 +240,9 @@ def test_solver_report_ranks_the_hypersolver_above_its_base(swirl, X, digits, di
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
 def test_predictions_do_not_depend_on_the_batch_size(swirl, X, batch_size):
-    np.testing.assert_allclose(copy.copy(swirl).set_params(batch_size=batch_size).predict(X), swirl.predict(X), rtol=1e-9)
+    np.testing.assert_allclose(
+        copy.copy(swirl).set_params(batch_size=batch_size).predict(X), swirl.predict(X), rtol=1e-9
+    )
 
 
 def test_digits_model_is_invariant_to_subsets_order_and_refits(digits_hyper, digits):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import EarlyStopping, LRScheduler
 from sklearn.base import clone
 from sklearn.datasets import load_iris
+from skorch.callbacks import EarlyStopping, LRScheduler
 from torch import nn
 
 from sklearn_hyper import NeuralODEClassifier, NeuralODERegressor
@@ -148,5 +148,7 @@ def test_digits_model_is_invariant_to_subsets_order_and_refits(digits_ode, digit
     probabilities = digits_ode.predict_proba(X)
     order = np.random.default_rng(0).permutation(len(X))
     np.testing.assert_allclose(digits_ode.predict_proba(X[order]), probabilities[order], atol=1e-5)
-    np.testing.assert_allclose(np.vstack([digits_ode.predict_proba(row[None]) for row in X[:20]]), probabilities[:20], atol=1e-5)
+    np.testing.assert_allclose(
+        np.vstack([digits_ode.predict_proba(row[None]) for row in X[:20]]), probabilities[:20], atol=1e-5
+    )
     np.testing.assert_array_equal(clone(digits_ode).fit(*digits).predict_proba(X), probabilities)

@@ -100,16 +100,14 @@ def test_gradients_flow_through_a_loaded_module(roundtrip):
     assert loaded.first.weight.grad is not None and loaded.frozen.grad is None
 
 
-@pytest.mark.xfail(raises=RuntimeError, reason="an empty array's stride is 0, which view(dtype) refuses")
 def test_empty_tensors_come_back():
     empty = unpack(pack(torch.empty(0, 3, dtype=torch.float64)))
     assert (empty.shape, empty.dtype) == ((0, 3), torch.float64)
 
 
-@pytest.mark.xfail(raises=pickle.PicklingError, reason="a module that refers to itself is packed without end")
 def test_a_map_may_refer_to_its_module():
     cell = []
-    neural_ode = NeuralODE(torch.neg, output_map=lambda z: z + cell[0].t_span[1])
+    neural_ode = NeuralODE(lambda t, z: -z, output_map=lambda z: z + cell[0].t_span[1])
     cell.append(neural_ode)
     loaded = pickle.loads(pickle.dumps(neural_ode))
     assert torch.equal(loaded(torch.ones(1, 1)), neural_ode(torch.ones(1, 1)))
