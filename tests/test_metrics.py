@@ -116,9 +116,9 @@ HYPER = replace(EULER, solver="hyper-euler K=2", accuracy=0.961, mape=0.0123, ma
 
 def test_report_prints_one_aligned_line_a_solver_then_its_notes():
     head, euler, hyper, note = str(SolverReport([EULER, HYPER], ["a note"])).split("\n")
-    assert " ".join(head.split()) == "solver accuracy MAPE rel. L2 p50 p99 max NFE MACs ms/batch speed-up"
+    assert " ".join(head.split()) == "solver accuracy MAPE rel. L2 p50 p99 max NFE MACs ms/batch speed-up O_r"
     assert len(head) == len(euler) == len(hyper)
-    assert " ".join(hyper.split()) == "hyper-euler K=2 0.961 0.012 0.10 0.10 0.30 0.40 2 2.75M 12 42x"
+    assert " ".join(hyper.split()) == "hyper-euler K=2 0.961 0.012 0.10 0.10 0.30 0.40 2 2.75M 12 42x 1.00"
     assert note == "a note"
     assert repr(SolverReport([EULER])) == str(SolverReport([EULER]))
 
