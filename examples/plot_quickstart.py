@@ -69,7 +69,7 @@ print(report)
 # %%
 # The same as a picture. Each diamond is a hypersolver, the circle of the same name its base solver at the same K.
 
-figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
 for ax, cost in zip(axes, ["nfe", "macs"], strict=True):
     ParetoDisplay(report, cost=cost, error="relative_l2").plot(ax=ax)
 figure.suptitle("Digits: error of the terminal state against cost")

@@ -24,7 +24,7 @@ from sklearn_hyper.datasets import make_pendulum
 from sklearn_hyper.numerics import hypersolve, reference_solution
 
 PER_STEP_NETS = {0.01: 6.8e-6, 0.03: 7.1e-5, 0.1: 7.0e-4, 0.3: 4.3e-3, 1.0: 9.8e-2}
-N_FIT, N_TEST = 10_000, 20_000
+N_FIT, N_TEST = 20_000, 20_000
 
 
 def fit(seed: int) -> tuple[HypersolverRegressor, float]:
@@ -39,7 +39,7 @@ def fit(seed: int) -> tuple[HypersolverRegressor, float]:
         finetune=None,
         max_samples=N_FIT,
         max_epochs=300,
-        batch_size=256,
+        batch_size=512,
         random_state=seed,
         verbose=1,
     ).fit(X.astype(np.float32))

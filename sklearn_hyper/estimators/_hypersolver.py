@@ -403,7 +403,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         X : array-like of shape (n_samples, ...)
             Errors are measured on all of it, milliseconds on one batch of it.
         y : array-like of shape (n_samples,), optional
-            Labels: adds the accuracy, for a classifier.
+            Labels: adds the accuracy of a classifier. A regressor ignores it.
         tolerance : float, default 1e-4
             rtol and atol of the dopri5 that is timed and listed; errors are against ``reference(X)``.
         batch_size : int, default 256
@@ -413,19 +413,23 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         -------
         SolverReport
             Rows by solver: MAPE of the outputs, relative L2 of the terminal states (mean, median, p99, max), NFE, MACs
-            a sample, milliseconds a batch, speed-up over dopri5.
+            a sample, milliseconds a batch, speed-up over dopri5, relative overhead O_r of g (section 6).
         """
         module = self._require_fitted("module_")
         X = self._prepare_X(X, reset=False)
         rows = self._to_tensor(X, self.dtype_, self.device_)
         states = self._reference_states(module.neural_ode, X).to(self.device_)
-        labels = None if y is None else np.searchsorted(self.classes_, np.asarray(y))
+        labels = None if y is None else self._label_indices(y, len(X))
         base = HypersolvedODE(module.neural_ode, module.base_solver, None, module.grid)
         name = f"{module.base_solver.name} K={module.n_steps}"
         return measure_solvers(
             {name: base, f"hyper-{name}": module}, rows, states, labels,
             tolerance=tolerance, floor=self.mape_floor, batch_size=batch_size,
         )  # fmt: skip
+
+    def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
+        """Labels as indices of the outputs; a regressor has none."""
+        return None
 
     def with_solver(
         self, base_solver: Any = None, n_steps: int | None = None, t_span: tuple[float, float] | None = None

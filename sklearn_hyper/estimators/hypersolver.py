@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import column_or_1d
 from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE
@@ -272,6 +273,17 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         tags = super().__sklearn_tags__()
         tags.target_tags.required = False
         return tags
+
+    def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
+        y = column_or_1d(y)
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(y) != n_samples or len(unknown):
+            raise ValueError(
+                f"y must hold one of classes_ {self.classes_.tolist()} for each of the {n_samples} rows of X, got "
+                f"{len(y)} labels, of which {unknown.tolist()} are not among the classes."
+            )
+        order = np.argsort(self.classes_)  # classes= may come in any order, that of the logits
+        return order[np.searchsorted(self.classes_, y, sorter=order)]
 
     def predict(self, X: Any) -> np.ndarray:
         """Label with the largest logit.

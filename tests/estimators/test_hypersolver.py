@@ -429,3 +429,19 @@ def test_logits_need_one_column_a_class(X):
         make_classifier(classes=["a", "b"]).fit(X)
     with pytest.raises(ValueError, match=r"classes=None.*pass classes=\[\.\.\.\] in the order of the logits"):
         HypersolverClassifier(NeuralODE(Swirl(), output_map=ToLogits())).fit(X)
+
+
+def test_report_takes_labels_in_any_order_of_classes_and_refuses_others(X):
+    fast = make_classifier(classes=["c", "a", "b"]).fit(X)
+    accuracy = fast.solver_report(X, fast.predict(X))[-1].accuracy
+    assert accuracy == 1
+    with pytest.raises(ValueError, match=r"y must hold one of classes_ \['c', 'a', 'b'\].*\['d'\] are not among"):
+        fast.solver_report(X, ["d"] * len(X))
+    with pytest.raises(ValueError, match=r"for each of the \d+ rows of X, got 1 labels"):
+        fast.solver_report(X, ["a"])
+
+
+def test_report_gives_the_relative_overhead_of_g_alone(X):
+    dopri5, base, hyper = make_regressor().fit(X).solver_report(X)
+    assert np.isnan(dopri5.relative_overhead) and np.isnan(base.relative_overhead)
+    assert hyper.relative_overhead == pytest.approx(hyper.macs / base.macs)
