@@ -38,7 +38,7 @@ def fit(seed: int) -> tuple[HypersolverRegressor, float]:
         correction=MLPCorrection(hidden=64, depth=3),
         finetune=None,
         max_samples=N_FIT,
-        max_epochs=300,
+        max_epochs=230,
         batch_size=512,
         random_state=seed,
         verbose=1,

@@ -62,7 +62,8 @@ class TorchEstimator(BaseEstimator):
     def _in_batches(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
         """Apply a tensor function to rows of X, a bounded number at a time."""
         limit = _INFERENCE_FACTOR * self.batch_size
-        with torch.inference_mode():
+        # Not inference_mode: a field may differentiate inside (a Hamiltonian's does), which that forbids.
+        with torch.no_grad():
             if len(X) <= limit:
                 return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
             parts = [X[i : i + limit] for i in range(0, len(X), limit)]
@@ -127,6 +128,13 @@ class TorchEstimator(BaseEstimator):
         for value in vars(self).values():
             if isinstance(value, nn.Module):
                 value.to(device)
+        net = vars(self).get("net_")
+        if net is not None:
+            net.device = self.device_
+            net.module_.to(device)
+            net.criterion_.to(device)
+            # Loading casts the moments to their parameters' device.
+            net.optimizer_.load_state_dict(net.optimizer_.state_dict())
 
 
 def check_device(device: Any) -> torch.device:

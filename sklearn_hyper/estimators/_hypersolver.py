@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from numbers import Integral, Real
 from typing import Any
@@ -15,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_feature_names, _check_n_features, _check_sample_weight, check_array
 from torch import Tensor, nn
 
 from ..metrics import SolverReport, mean_absolute_percentage_error
@@ -28,6 +29,7 @@ from ..numerics.solve import check_n_steps, check_t_span, uniform_grid
 from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
 from ..training.nets import seeded
 from ..training.references import solve_references
+from ..training.residual_sets import StepSizes
 from ._base import TorchEstimator, check_device, check_output_map, module_dtype
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._reports import measure_solvers
@@ -239,7 +241,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         z = check_neural_ode(frozen, two_rows)
         self._check_output(frozen, z, resolved)
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
-        X = self._subsample(X, z, solver.n_stages)
+        X = self._subsample(X, z, solver.n_stages, StepSizes.from_parameters(int(self.n_steps), fit_range).steps)
         n_valid = max(1, round(self.validation_fraction * len(X)))
         if len(X) - n_valid < 1:
             raise ValueError(
@@ -277,9 +279,15 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
 
     def _prepare_X(self, X: Any, *, reset: bool) -> np.ndarray:
         """Run the frozen steps of a fitted pipeline, then the input check."""
-        if self.preprocess_ is not None:
-            X = self.preprocess_.transform(X)
-        return self._validate_X(X, reset=reset)
+        if self.preprocess_ is None:
+            return self._validate_X(X, reset=reset)
+        # Names and number of features are those that come in at the door, not what the steps make of them.
+        _check_feature_names(self, X, reset=reset)
+        _check_n_features(self, X, reset=reset)
+        X = check_array(self.preprocess_.transform(X), dtype=(np.float64, np.float32))
+        if reset:
+            self._input_shape = X.shape[1:]
+        return X
 
     def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
         check_output_map(neural_ode, z)
@@ -301,10 +309,10 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
                 f"correction={self.correction!r} returns {got} for a state of shape {tuple(z.shape)}, {z.dtype}. {_CONTRACT}"
             )
 
-    def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int) -> np.ndarray:
+    def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int, steps: tuple[int, ...]) -> np.ndarray:
         limit = self.max_samples
         if limit == "auto":
-            limit = min(_MAX_SAMPLES, max_rows(z[0].numel(), n_stages, z.element_size()))
+            limit = min(_MAX_SAMPLES, max_rows(z[0].numel(), n_stages, z.element_size(), steps))
         if len(X) <= limit:
             return X
         seed = None if self.random_state is None else check_random_state(self.random_state).randint(2**31 - 1)
@@ -381,7 +389,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         )[-1]  # fmt: skip
 
     def _reference_output(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
+        with torch.no_grad():
             states = self._reference_states(neural_ode, X).split(self.batch_size)
             return np.concatenate([neural_ode.output_map(z.to(self.device_)).cpu().numpy() for z in states])
 
@@ -519,7 +527,22 @@ def _frozen_copy(neural_ode: NeuralODE) -> NeuralODE:
             f"neural_ode cannot be copied, and fit works on a frozen copy: {error}. Drop locks, open files and tensors "
             "of a graph (cached activations) from the modules, or define __deepcopy__ on the class that holds them."
         ) from error
+    _refuse_hidden_modules(neural_ode)
     return copied.eval().requires_grad_(False)
+
+
+def _refuse_hidden_modules(neural_ode: NeuralODE) -> None:
+    """A module inside a function cannot be copied, frozen or moved: training would write to the user's own."""
+    for name in ("vector_field", "input_map", "output_map"):
+        part = getattr(neural_ode, name)
+        if inspect.isfunction(part):
+            inside = inspect.getclosurevars(part)
+            hidden = [key for key, value in (inside.nonlocals | inside.globals).items() if isinstance(value, nn.Module)]
+            if hidden:
+                raise TypeError(
+                    f"{name} is a function that calls the module {', '.join(hidden)}, which fit could neither copy nor "
+                    "freeze. Pass the module itself, or an nn.Module whose forward calls it."
+                )
 
 
 def _wants_frame(estimator: Any) -> str | None:

@@ -38,7 +38,7 @@ def measure_solvers(
 
     calls = {f"dopri5 {tolerance:g}": lambda rows: _dopri5(ode, rows, tolerance)[0]}
     calls.update({name: solver.terminal_state for name, solver in solvers.items()})
-    with torch.inference_mode():
+    with torch.no_grad():
         states = {name: torch.cat([call(rows) for rows in batches]) for name, call in calls.items()}
         outputs = {name: _outputs(ode, z, batch_size) for name, z in states.items()}
         expected = _outputs(ode, reference, batch_size)

@@ -79,7 +79,8 @@ class HypersolverRegressor(Hypersolver):
     memory : str or joblib.Memory, optional
         Caches reference solves, keyed on weights, rows, times and tolerances: candidates of a grid search share them.
     warm_start : bool, default False
-        Start a new fit from the last correction.
+        Start a new fit from the last correction, which keeps its architecture: a changed ``correction`` takes effect
+        with ``warm_start=False``.
     device : str, default "cpu"
     n_jobs : int, optional
         Reference solves run in parallel by joblib, in chunks of rows.

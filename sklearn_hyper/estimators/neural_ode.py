@@ -147,6 +147,11 @@ class _NeuralODEEstimator(TorchEstimator):
             resolve_base_solver(self.solver)
         device = check_device(self.device)
         going_on = (partial or self.warm_start) and hasattr(self, "neural_ode_")
+        if going_on and str(device) != self.device_:
+            raise ValueError(
+                f"device={self.device!r} cannot change in a warm start or partial_fit, where the module is on "
+                f"{self.device_!r}; fit anew with warm_start=False."
+            )
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         X = self._validate_X(X, reset=not going_on)
@@ -230,7 +235,7 @@ class _NeuralODEEstimator(TorchEstimator):
         return tuple(train_test_split(np.arange(n), test_size=n_valid, random_state=seed))
 
     def _check_agreement(self, x: Tensor, y: np.ndarray) -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             trained = self._measure(self.net_.module_(x).cpu().numpy(), y)
             exact = self._measure(self._dopri5(x).cpu().numpy(), y)
         if abs(trained - exact) > _AGREEMENT:

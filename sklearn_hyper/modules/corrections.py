@@ -22,6 +22,11 @@ from .serialization import DeviceFreeModule
 _ACTIVATIONS = {"silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "prelu": nn.PReLU}
 
 
+def flatten_samples(t: Tensor) -> Tensor:
+    """(batch, ...) to (batch, n); a state may have no axis but the batch's."""
+    return t.reshape(t.shape[0], -1)
+
+
 class _Spec:
     """scikit-learn's parameter protocol, so that ``correction__hidden`` is searchable and clone works."""
 
@@ -200,7 +205,9 @@ class _CorrectionNet(nn.Module):
 
     def set_scales(self, residuals: Sequence[Residual], x: Tensor | None, t_span: tuple[float, float]) -> None:
         """Take the scaling of the inputs from a sample of residuals."""
-        batches = [self._join(self._features(r.eps, r.z, r.stages, x)) for r in residuals]
+        # A few steps' features tell the scales; those of all would double the memory of the set.
+        few = residuals[:: max(1, len(residuals) // 8)]
+        batches = [self._join(self._features(r.eps, r.z, r.stages, x)) for r in few]
         stacked = torch.cat(batches)
         axes = [0, *range(2, stacked.ndim)]
         self.shift.copy_(stacked.mean(dim=axes))
@@ -245,7 +252,7 @@ class _MLPNet(_CorrectionNet):
         self._start_at_zero()
 
     def _join(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
+        return torch.cat([flatten_samples(part) for part in parts], dim=1)
 
     def forward(self, eps: float, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None = None) -> Tensor:
         h = (self._join(self._features(eps, z, stages, x)) - self.shift) * self.scale
@@ -339,7 +346,7 @@ class BoundedCorrection(DeviceFreeModule):
         g = self.net(eps, s, z, stages, x) * self.output_scale
         largest = largest_stage_norm(stages)
         limit = largest.clamp(min=self.floor) * (self.cap * abs(eps) ** -self.order)
-        norm = torch.linalg.vector_norm(g.flatten(1), dim=1)
+        norm = torch.linalg.vector_norm(flatten_samples(g), dim=1)
         # Exactly 1 where the cap is inactive; the clamp keeps 0 / 0 out where limit and norm are both zero.
         share = limit / torch.maximum(limit, norm).clamp(min=torch.finfo(norm.dtype).tiny)
         return g * share.reshape(-1, *[1] * (z.ndim - 1))
@@ -347,7 +354,7 @@ class BoundedCorrection(DeviceFreeModule):
 
 def largest_stage_norm(stages: Sequence[Tensor]) -> Tensor:
     """max_i ||r_i|| of every sample."""
-    norms = [torch.linalg.vector_norm(stage.flatten(1), dim=1) for stage in stages]
+    norms = [torch.linalg.vector_norm(flatten_samples(stage), dim=1) for stage in stages]
     largest = norms[0]
     for norm in norms[1:]:
         largest = torch.maximum(largest, norm)
@@ -367,7 +374,7 @@ def fit_bounded_correction(net: nn.Module, residuals: Sequence[Residual]) -> Bou
     floor = 0.1 * norms.pow(2).mean().sqrt()
     shares = [
         abs(r.eps) ** r.order
-        * torch.linalg.vector_norm(r.target.flatten(1), dim=1)
+        * torch.linalg.vector_norm(flatten_samples(r.target), dim=1)
         / largest_stage_norm(r.stages).clamp(min=float(floor) or 1.0)
         for r in residuals
     ]

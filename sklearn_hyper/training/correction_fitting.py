@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from joblib import Memory
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..modules.corrections import BoundedCorrection, auto_correction, fit_bounded_correction
+from ..modules.corrections import BoundedCorrection, auto_correction, fit_bounded_correction, flatten_samples
 from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.cost import count_macs
@@ -23,7 +24,7 @@ from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
 from .nets import BestWeights, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed, seeded
 from .objectives import Batch, Block, Curriculum, Objective, ReferenceRows, UnrolledSolves
 from .references import mesh_times, solve_references
-from .residual_sets import StepSizes, choose_steps, conditioned_blocks, residual_blocks
+from .residual_sets import Exact, StepSizes, choose_steps, conditioned_blocks
 
 _TINY = 1e-30
 _MAX_BLOCKS = 48
@@ -76,9 +77,9 @@ class FittedCorrection:
     interrupted: bool
 
 
-def max_rows(state_numel: int, n_stages: int, itemsize: int) -> int:
+def max_rows(state_numel: int, n_stages: int, itemsize: int, steps: Sequence[int]) -> int:
     """Rows whose reference states and residual blocks fit one GiB."""
-    n_times = len(mesh_times((0.0, 1.0), [1]))
+    n_times = len(mesh_times((0.0, 1.0), steps))
     per_row = state_numel * itemsize * (2 * n_times + _MAX_BLOCKS * (n_stages + 2))
     return max(2, _MEMORY_BUDGET // per_row)
 
@@ -121,7 +122,7 @@ def fit_correction(
 
     pairs = choose_steps(times, sizes, _MAX_BLOCKS, rng)
     on_device = x.to(settings.device)
-    states, blocks = conditioned_blocks(
+    states, blocks, exact = conditioned_blocks(
         neural_ode, solver, times, on_device, pairs, solve, rtol=settings.rtol, atol=settings.atol
     )
     # Rows are shuffled after the solve, so that a cached one serves every random_state.
@@ -132,8 +133,18 @@ def fit_correction(
     # Popped one by one, since a block and its copy need not both stay in memory.
     own = [Block.of(blocks.pop(0), fitted) for _ in range(len(blocks))]
     train = ReferenceRows(on_device[fitted], times, states[:, fitted], own)
+    exact_valid = exact.rows(held_out)
+    del states, exact  # the sets hold copies of their rows
     with seeded(seed, settings.device):
-        return _train(neural_ode, solver, settings, sizes, train, valid, warm)
+        correction, net = _train(neural_ode, solver, settings, sizes, train, valid, warm)
+    return FittedCorrection(
+        correction=correction,
+        net=net,
+        history=_history(net, settings.stages()),
+        delta=_delta(correction, exact_valid, solver, valid, sizes.steps),
+        fitted_range=(sizes.low, sizes.high),
+        interrupted=net.interrupted_,
+    )
 
 
 def _train(
@@ -144,7 +155,7 @@ def _train(
     train: ReferenceRows,
     valid: ReferenceRows,
     warm: BoundedCorrection | None,
-) -> FittedCorrection:
+) -> tuple[BoundedCorrection, TrainingNet]:
     control = neural_ode.control(train.x)
     if warm is None:
         correction = build_correction(settings.correction, neural_ode, [b.residual for b in train.blocks], control)
@@ -185,15 +196,7 @@ def _train(
     net.initialize()
     net.partial_fit(curriculum, None)
     best.restore(net)
-    fitted = net.module_.release().eval().requires_grad_(False)
-    return FittedCorrection(
-        correction=fitted,
-        net=net,
-        history=_history(net, stages),
-        delta=_delta(fitted, neural_ode, solver, valid, sizes.steps),
-        fitted_range=(sizes.low, sizes.high),
-        interrupted=net.interrupted_,
-    )
+    return net.module_.release().eval().requires_grad_(False), net
 
 
 class _CorrectionNet(TrainingNet):
@@ -229,19 +232,18 @@ def build_correction(
 
 
 def _delta(
-    correction: nn.Module, neural_ode: NeuralODE, solver: BaseSolver, data: ReferenceRows, steps: Sequence[int]
+    correction: nn.Module, exact: Exact, solver: BaseSolver, data: ReferenceRows, steps: Sequence[int]
 ) -> dict[int, dict[str, float]]:
     """Largest and mean ||g - R|| on held-out states, for every fitted K."""
-    control = neural_ode.control(data.x)
+    control = data.x if exact.neural_ode.data_controlled else None
     delta = {}
     for k in steps:
-        grid = uniform_grid(neural_ode.t_span, k)
-        pairs = [(i, i + 1) for i in range(k)]
+        indices = data.indices(uniform_grid(exact.neural_ode.t_span, k))
         errors = []
-        for r in residual_blocks(neural_ode, solver, grid, data.on_grid(grid), data.x, pairs):
+        for r in exact.blocks(solver, data.times, list(pairwise(indices)), data.states.dtype):
             with torch.no_grad():
                 g = correction(r.eps, r.z.new_tensor(r.s), r.z, r.stages, control)
-            errors.append(torch.linalg.vector_norm((r.target - g).flatten(1), dim=1))
+            errors.append(torch.linalg.vector_norm(flatten_samples(r.target - g), dim=1))
         norms = torch.cat(errors)
         delta[k] = {"max": float(norms.max()), "mean": float(norms.mean())}
     return delta

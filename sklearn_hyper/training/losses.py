@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..modules.corrections import flatten_samples
 from ..numerics.residuals import Residual
 
 StateLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -20,7 +21,7 @@ StateLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 def mean_norm(difference: Tensor) -> Tensor:
     """Mean over samples of the 2-norm, the norm of both losses of section 3.2."""
-    return torch.linalg.vector_norm(difference.flatten(1), dim=1).mean()
+    return torch.linalg.vector_norm(flatten_samples(difference), dim=1).mean()
 
 
 def residual_loss(correction: nn.Module, block: Residual, x: Tensor | None) -> Tensor:

@@ -34,7 +34,11 @@ def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
     """Seed torch inside, leave its global generators as found."""
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which would seed every device, those that are not forked here too.
+        torch.default_generator.manual_seed(seed)
+        for one in cuda:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
         yield
 
 

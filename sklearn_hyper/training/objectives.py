@@ -54,9 +54,13 @@ class ReferenceRows:
     def __post_init__(self) -> None:
         self._index = {round(time, 12): i for i, time in enumerate(self.times)}
 
+    def indices(self, grid: Sequence[float]) -> list[int]:
+        """Where the mesh holds the times of a uniform grid."""
+        return [self._index[round(s, 12)] for s in grid]
+
     def on_grid(self, grid: Sequence[float], rows: Any = slice(None)) -> Tensor:
         """States at the times of a uniform grid that the mesh contains."""
-        return torch.stack([self.states[self._index[round(s, 12)]][rows] for s in grid])
+        return torch.stack([self.states[i][rows] for i in self.indices(grid)])
 
 
 class UnrolledSolves:

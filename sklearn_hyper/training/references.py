@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import joblib
 import numpy as np
@@ -50,10 +52,25 @@ def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float
 def digest(neural_ode: NeuralODE) -> str:
     """Fingerprint of a Neural ODE: its weights and its structure, not its address or device."""
     # Once there and back: equal strings that are one object before pickling may be two after, which changes the bytes.
-    return str(joblib.hash(pack(unpack(pack(neural_ode)))))
+    packed = pack(unpack(pack(neural_ode)))
+    # Importable code is pickled by name: without its source, an edited field would be served stale solutions.
+    parts = [*neural_ode.modules(), neural_ode.vector_field, neural_ode.input_map, neural_ode.output_map]
+    return str(joblib.hash((packed, sorted({_source(part) for part in parts}))))
 
 
-def _solve_rows(neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float) -> np.ndarray:
+def _source(part: Any) -> str:
+    code = part if inspect.isroutine(part) else type(part)
+    try:
+        return inspect.getsource(code)
+    except (OSError, TypeError):  # built in, or typed at a prompt: then it is pickled by value
+        return str(getattr(code, "__qualname__", code))
+
+
+def _solve_rows(
+    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float, device: str
+) -> np.ndarray:
+    # A worker gets the module on the CPU, whatever its device here.
+    neural_ode, x = neural_ode.to(device), x.to(device)
     with torch.no_grad():
         z0 = neural_ode.input_map(x)
         solution = reference_solution(
@@ -75,10 +92,10 @@ def _solve_chunks(
 ) -> np.ndarray:
     with torch.no_grad():
         size = chunk_rows(neural_ode.input_map(torch.from_numpy(x[:1]).to(device)).numel())
-    chunks = [torch.from_numpy(x[i : i + size]).to(device) for i in range(0, len(x), size)]
+    chunks = [torch.from_numpy(x[i : i + size]) for i in range(0, len(x), size)]
     # return_as: results are concatenated in order as they come, and the bar moves with them.
     jobs = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_solve_rows)(neural_ode, chunk, times, rtol, atol) for chunk in chunks
+        delayed(_solve_rows)(neural_ode, chunk, times, rtol, atol, device) for chunk in chunks
     )
     bar = tqdm(jobs, total=len(chunks), desc="dopri5 reference", disable=not progress, leave=False)
     return np.concatenate(list(bar), axis=1)
@@ -118,7 +135,7 @@ def solve_references(
     cache = check_memory(memory)
     solve = cache.cache(_solve_chunks, ignore=["neural_ode", "device", "n_jobs", "progress"])
     rows = np.ascontiguousarray(x.detach().cpu().numpy())
-    key = digest(neural_ode) if cache.location is not None else ""
+    key = "" if getattr(cache, "location", "") is None else digest(neural_ode)
     mesh = tuple(float(time) for time in times)
     return torch.from_numpy(
         solve(key, neural_ode, rows, mesh, float(rtol), float(atol), str(device), n_jobs, verbose > 0)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modules.neural_ode import NeuralODE
+from ..modules.neural_ode import NeuralODE, VectorFieldError, check_neural_ode
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import CONDITIONING_LIMIT, ConditioningWarning, Residual, compute_residuals, target_noise
 
@@ -93,6 +93,26 @@ def _residual_of_rows(
     return parts[0]._replace(z=states[0], stages=stages, target=torch.cat([part.target for part in parts]))
 
 
+@dataclass(frozen=True)
+class Exact:
+    """What residual targets are made of: a Neural ODE, its reference states and inputs, all of one dtype."""
+
+    neural_ode: NeuralODE
+    states: Tensor
+    x: Tensor
+
+    def rows(self, rows: Tensor) -> Exact:
+        """The same for some of the rows."""
+        return Exact(self.neural_ode, self.states[:, rows], self.x[rows])
+
+    def blocks(
+        self, solver: BaseSolver, times: Sequence[float], pairs: Sequence[tuple[int, int]], dtype: torch.dtype
+    ) -> list[Residual]:
+        """Residuals of the chosen steps, cast to the dtype of the fit."""
+        blocks = residual_blocks(self.neural_ode, solver, times, self.states, self.x, pairs)
+        return [_cast(block, dtype) for block in blocks]
+
+
 def conditioned_blocks(
     neural_ode: NeuralODE,
     solver: BaseSolver,
@@ -103,29 +123,41 @@ def conditioned_blocks(
     *,
     rtol: float,
     atol: float,
-) -> tuple[Tensor, list[Residual]]:
-    """Reference states and residual blocks; re-solved in float64 where noise would drown the targets.
+) -> tuple[Tensor, list[Residual], Exact]:
+    """Reference states, residual blocks, and what the targets were made of.
 
-    ``solve(rtol=, atol=, double=)`` returns the reference states. The tighter states serve the targets only.
+    ``solve(rtol=, atol=, double=)`` returns the reference states. Where their noise would drown the targets, these are
+    made of tighter float64 states instead; the first states stay what scores and solves are compared with.
     """
     states = solve(rtol=rtol, atol=atol, double=False).to(x.device)
+    exact = Exact(neural_ode, states, x)
     smallest = min(pairs, key=lambda pair: abs(times[pair[1]] - times[pair[0]]))
     (probe,) = residual_blocks(neural_ode, solver, times, states[:, :_CHUNK], x[:_CHUNK], [smallest])
     noise = target_noise(probe, rtol, atol)
-    if noise <= CONDITIONING_LIMIT:
-        return states, residual_blocks(neural_ode, solver, times, states, x, pairs)
-    tight = max(1e-13, 0.1 * CONDITIONING_LIMIT / noise * min(rtol, atol))
-    warnings.warn(
-        f"The reference's noise is {100 * noise:.2g} % of the residual at step size {abs(probe.eps):.3g} "
-        f"(order {probe.order}; rtol={rtol:g}, atol={atol:g}, {probe.z.dtype}): targets are solved for again in "
-        f"float64 at a tolerance of {tight:.2g}. Scores keep their tolerance. A lower order or fewer steps avoid this.",
-        ConditioningWarning,
-        stacklevel=2,
-    )
-    double = copy.deepcopy(neural_ode).double()
-    exact = solve(rtol=tight, atol=tight, double=True).to(x.device)
-    blocks = residual_blocks(double, solver, times, exact, x.double(), pairs)
-    return states, [_cast(block, states.dtype) for block in blocks]
+    if noise > CONDITIONING_LIMIT:
+        tight = max(1e-13, 0.1 * CONDITIONING_LIMIT / noise * min(rtol, atol))
+        what = (
+            f"The reference's noise is {100 * noise:.2g} % of the residual at step size {abs(probe.eps):.3g} "
+            f"(order {probe.order}; rtol={rtol:g}, atol={atol:g}, {probe.z.dtype})"
+        )
+        try:
+            double = copy.deepcopy(neural_ode).double()
+            check_neural_ode(double, x[:2].double())
+        except (VectorFieldError, TypeError, RuntimeError) as error:
+            _warn(f"{what}, and the field does not run in float64, so the targets keep that noise: {error}")
+        else:
+            _warn(
+                f"{what}: targets are solved for again in float64 at a tolerance of {tight:.2g}. Scores keep their "
+                "tolerance. A lower order or fewer steps avoid this."
+            )
+            exact = Exact(double, solve(rtol=tight, atol=tight, double=True).to(x.device), x.double())
+    # One step at a time: the float64 blocks of all need not be alive together.
+    blocks = [exact.blocks(solver, times, [pair], states.dtype)[0] for pair in pairs]
+    return states, blocks, exact
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ConditioningWarning, stacklevel=3)
 
 
 def _cast(block: Residual, dtype: torch.dtype) -> Residual:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import expm
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -445,3 +446,56 @@ def test_report_gives_the_relative_overhead_of_g_alone(X):
     dopri5, base, hyper = make_regressor().fit(X).solver_report(X)
     assert np.isnan(dopri5.relative_overhead) and np.isnan(base.relative_overhead)
     assert hyper.relative_overhead == pytest.approx(hyper.macs / base.macs)
+
+
+class Hamiltonian(nn.Module):
+    """Differentiates its energy inside, as Hamiltonian and gradient-flow fields do."""
+
+    def forward(self, t, z):
+        with torch.enable_grad():
+            q = z.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad((1 - q[:, 0].cos() + q[:, 1].pow(2) / 2).sum(), q)
+        return torch.stack([slope[:, 1], -slope[:, 0]], dim=1)
+
+
+def test_a_field_may_differentiate_inside(X):
+    fast = make_regressor(Hamiltonian()).fit(X)
+    assert np.isfinite(fast.predict(X)).all() and np.isfinite(fast.score(X))
+
+
+def test_a_state_may_have_no_axis_but_the_batchs(X):
+    fast = make_regressor(NeuralODE(lambda t, z: -z, input_map=lambda x: x[:, 0])).fit(X)
+    assert fast.transform(X).shape == (len(X),)
+
+
+def test_delta_is_measured_on_what_the_targets_were_made_of(X):
+    params = {"base_solver": "rk4", "n_steps": 20, "finetune": None, "max_epochs": 20}
+    with pytest.warns(ConditioningWarning, match="solved for again in float64"):
+        single = make_regressor(Swirl().float(), **params).fit(X.astype(np.float32))
+    exact = make_regressor(Swirl(), rtol=1e-12, atol=1e-12, **params).fit(X)
+    # Noise alone would be of order 1e-6 / eps^5 = 3.
+    assert single.delta_[20]["max"] == pytest.approx(exact.delta_[20]["max"], rel=0.2)
+    assert single.delta_[20]["max"] < 0.5
+
+
+def test_targets_keep_their_noise_where_the_field_does_not_run_in_float64(X):
+    matrix = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    with pytest.warns(ConditioningWarning, match="does not run in float64"):
+        fast = make_regressor(lambda t, z: torch.tanh(z @ matrix), base_solver="rk4").fit(X.astype(np.float32))
+    assert np.isfinite(fast.score(X))
+
+
+def test_a_module_inside_a_function_is_refused(X):
+    net = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"vector_field is a function that calls the module net.*Pass the module itself"):
+        make_regressor(lambda t, z: net(z)).fit(X)
+
+
+def test_features_are_those_that_enter_the_pipeline(vectors):
+    features, targets = vectors
+    wide = np.hstack([features, features[:, :1]])
+    steps = make_pipeline(PCA(2), NeuralODERegressor(max_epochs=2, random_state=0)).fit(wide, targets)
+    fast = make_regressor(steps).fit(wide)
+    assert fast.n_features_in_ == wide.shape[1]
+    with pytest.raises(ValueError, match=f"{wide.shape[1] - 1} features, but HypersolverRegressor is expecting"):
+        fast.predict(wide[:, :-1])
