@@ -3,7 +3,8 @@
     python examples/benchmarks/overhead.py [--rounds 15] [--out overhead.json]
 
 Three ways to the same state, timed in turn in one process, medians of ratios round by round: a hand-written loop of the
-same calls of f and g; the tensor path (``to_module()``); the array path (``predict``). On a 2-64-64-2 field, K = 4 Euler
+same calls of f and g; the tensor path (``to_module()``); the array path (``predict``); and one validate_data call, the input
+check that the array path makes. On a 2-64-64-2 field, K = 4 Euler
 steps, batch 1, 256 and 4096.
 """
 
@@ -16,6 +17,7 @@ import statistics
 
 import numpy as np
 import torch
+from sklearn.utils.validation import validate_data
 
 from sklearn_hyper import HypersolverRegressor, __version__
 from sklearn_hyper.modules import MLPVectorField
@@ -52,6 +54,7 @@ def main() -> None:
                 "hand-written": lambda z=z: hand_written(f, g, z),
                 "tensor path": lambda z=z: module(z),
                 "array path": lambda x=x: fast.predict(x),
+                "validate_data": lambda x=x: validate_data(fast, x, reset=False, dtype=(np.float64, np.float32)),
             }
             rounds = [time_interleaved(calls, repeats=1) for _ in range(arguments.rounds)]
             row = {"batch": batch}
@@ -62,7 +65,8 @@ def main() -> None:
             print(
                 f"batch {batch:>4}: hand-written {row['hand-written ms']:.3f} ms, tensor path {row['tensor path ms']:.3f} ms "
                 f"(x{row['tensor path ratio']:.2f}), array path {row['array path ms']:.3f} ms (x{row['array path ratio']:.2f}, "
-                f"+{1e3 * (row['array path ms'] - row['tensor path ms']):.0f} us)"
+                f"+{1e3 * (row['array path ms'] - row['tensor path ms']):.0f} us), "
+                f"one validate_data call {1e3 * row['validate_data ms']:.0f} us"
             )
     payload = {
         "command": f"python examples/benchmarks/overhead.py --rounds {arguments.rounds}",
