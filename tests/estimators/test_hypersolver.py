@@ -487,7 +487,9 @@ def test_targets_keep_their_noise_where_the_field_does_not_run_in_float64(X):
 
 def test_a_module_inside_a_function_is_refused(X):
     net = nn.Linear(2, 2)
-    with pytest.raises(TypeError, match=r"vector_field is a function that calls the module net.*Pass the module itself"):
+    with pytest.raises(
+        TypeError, match=r"vector_field is a function that calls the module net.*Pass the module itself"
+    ):
         make_regressor(lambda t, z: net(z)).fit(X)
 
 
