@@ -104,8 +104,8 @@ class Batch:
 class Curriculum(IterableDataset[tuple[Batch, int]]):
     """Batches, epoch by epoch; an epoch is one pass over the training rows.
 
-    A residual batch mixes a few step sizes, one a part of its rows: with one alone the gradient's noise between batches
-    doubles the error reached in equal time. A solve has one number of steps.
+    A residual batch mixes a few step sizes, one a part of its rows: with one alone the gradient is noisier from
+    batch to batch. A solve has one number of steps.
 
     Parameters
     ----------
