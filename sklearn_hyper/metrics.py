@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array, check_random_state
 
 from .numerics.cost import CountedField, count_macs, count_nfe, relative_overhead
 
@@ -24,7 +25,10 @@ __all__ = [
     "mean_absolute_percentage_error",
     "relative_l2",
     "relative_overhead",
+    "sliced_wasserstein_distance",
 ]
+
+_PROJECTED_VALUES = 2_000_000  # projections held at a time, 16 MB an array
 
 
 def _pair(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -142,6 +146,79 @@ def global_truncation_error(reference: ArrayLike, trajectory: ArrayLike) -> NDAr
     """
     true, pred = _pair(reference, trajectory)
     return np.linalg.norm((true - pred).reshape(*true.shape[:2], -1), axis=2)
+
+
+def sliced_wasserstein_distance(
+    X: ArrayLike, Y: ArrayLike, *, n_projections: int = 500, random_state: Any = None
+) -> float:
+    r"""Sliced Wasserstein-1 distance between two sets of samples.
+
+    .. math:: \frac{1}{L} \sum_{l=1}^{L} W_1(\theta_l \cdot X, \theta_l \cdot Y),
+              \qquad W_1(u, v) = \int_0^1 |F_u^{-1}(q) - F_v^{-1}(q)| \, dq
+
+    over directions :math:`\theta_l` drawn uniformly from the unit sphere, with the samples' quantile functions
+    :math:`F^{-1}`. For sets of one size :math:`W_1` is the mean distance between the sorted projections.
+
+    It is not zero for two draws from one distribution: compare it with the distance between two such draws.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples_X, n_features)
+    Y : array-like of shape (n_samples_Y, n_features)
+        The sizes may differ.
+    n_projections : int, default 500
+        The number L of directions. Memory does not grow with it.
+    random_state : int, RandomState or None
+        Draws the directions; distances to be compared should share an int.
+
+    Returns
+    -------
+    float
+        In the units of X.
+
+    Raises
+    ------
+    ValueError
+        If X and Y differ in width, are empty or not finite, or ``n_projections`` is no positive integer.
+
+    References
+    ----------
+    Rabin et al. (2011), *Wasserstein barycenter and its application to texture mixing*; Bonneel et al. (2015), *Sliced
+    and Radon Wasserstein barycenters of measures*. They take the 2-distance; the 1-distance is less swayed by a few
+    samples far off.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_hyper.metrics import sliced_wasserstein_distance
+    >>> X = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> sliced_wasserstein_distance(X, X + [1.0, 0.0], random_state=0)  # 2 / pi, but for the choice of directions
+    0.64...
+    """
+    X = check_array(X, dtype=np.float64, input_name="X")
+    Y = check_array(Y, dtype=np.float64, input_name="Y")
+    if X.shape[1] != Y.shape[1]:
+        raise ValueError(f"X and Y must have the same number of features, got {X.shape[1]} and {Y.shape[1]}.")
+    if not isinstance(n_projections, (int, np.integer)) or n_projections < 1:
+        raise ValueError(f"n_projections must be an integer of at least 1, got {n_projections!r}.")
+    directions = check_random_state(random_state).normal(size=(int(n_projections), X.shape[1]))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    chunk = max(1, _PROJECTED_VALUES // (len(X) + len(Y)))
+    distances = [
+        _wasserstein(directions[i : i + chunk] @ X.T, directions[i : i + chunk] @ Y.T)
+        for i in range(0, len(directions), chunk)
+    ]
+    return float(np.concatenate(distances).mean())
+
+
+def _wasserstein(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Wasserstein-1 distance between the samples in each row of u and of v."""
+    n, m = u.shape[1], v.shape[1]
+    # The quantile functions step at i / n and j / m; in units of 1 / (n m) these are integers, so no level is lost.
+    levels = np.union1d(np.arange(n) * m, np.arange(m) * n)
+    widths = np.diff(levels, append=n * m) / (n * m)
+    steps = np.sort(u, axis=1)[:, levels // m] - np.sort(v, axis=1)[:, levels // n]
+    return np.asarray(np.abs(steps) @ widths)
 
 
 @dataclass(frozen=True)

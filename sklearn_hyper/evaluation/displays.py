@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import SolverReport, SolverRow
+from ._plotting import import_pyplot
 from .pareto import pareto_front
 from .scorers import resolve_hypersolver
 
@@ -138,7 +139,7 @@ class ParetoDisplay:
             If matplotlib is missing.
         """
         _check_axes(cost, error)
-        _import_pyplot()  # measuring takes a while: rather fail now
+        import_pyplot("ParetoDisplay")  # measuring takes a while: rather fail now
         named = _name_estimators(estimators)
         if error == "accuracy_loss" and y is None:
             raise ValueError("error='accuracy_loss' needs labels: pass y, or use error='mape', which needs none.")
@@ -205,7 +206,7 @@ class ParetoDisplay:
         """
         costs, errors = self.costs, self.errors
         drawn = self._drawable(costs, errors)
-        pyplot = _import_pyplot()
+        pyplot = import_pyplot("ParetoDisplay")
         if ax is None:
             _, ax = pyplot.subplots(layout="constrained")
         front = np.flatnonzero(drawn)[pareto_front(costs[drawn], errors[drawn])]
@@ -251,16 +252,6 @@ def _check_axes(cost: str, error: str) -> None:
     for name, value, valid in [("cost", cost, _COSTS), ("error", error, _ERRORS)]:
         if value not in valid:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}.")
-
-
-def _import_pyplot() -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(
-            'ParetoDisplay draws with matplotlib, which is not installed: pip install "sklearn_hyper[plots]".'
-        ) from error
-    return pyplot
 
 
 def _name_estimators(estimators: Any) -> list[tuple[str, Any]]:

@@ -1,0 +1,22 @@
+"""What the displays share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def import_pyplot(display: str) -> Any:
+    """Pyplot, which is optional; ``display`` is who asks for it.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is missing.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(
+            f'{display} draws with matplotlib, which is not installed: pip install "sklearn_hyper[plots]".'
+        ) from error
+    return pyplot
