@@ -105,6 +105,7 @@ class EpochBar(Callback):
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self.bar_.close()
+        del self.bar_  # a pickled bar cannot be loaded again
 
 
 class TrainingNet(DeviceFree, NeuralNet):

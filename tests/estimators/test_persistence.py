@@ -95,3 +95,9 @@ def test_what_cannot_be_pickled_says_what_to_do(X):
     hyper = HypersolverRegressor(guarded, n_steps=2, max_epochs=1, random_state=0).fit(X)
     with pytest.raises(pickle.PicklingError, match=r"cannot be pickled.*locks.*drop them, or define __getstate__"):
         pickle.dumps(hyper)
+
+
+def test_a_model_trained_with_a_progress_bar_loads(capsys):
+    X = np.random.default_rng(0).normal(size=(20, 2))
+    slow = NeuralODEClassifier(max_epochs=1, random_state=0, verbose=2).fit(X, X[:, 0] > 0)
+    np.testing.assert_array_equal(_reload(slow).predict(X), slow.predict(X))
