@@ -1,6 +1,15 @@
 """scikit-learn estimators. The only ring that imports sklearn.base."""
 
+from .flows import ContinuousNormalizingFlow
 from .hypersolver import HypersolverClassifier, HypersolverRegressor
+from .hypersolver_density import HypersolverDensity
 from .neural_ode import NeuralODEClassifier, NeuralODERegressor
 
-__all__ = ["HypersolverClassifier", "HypersolverRegressor", "NeuralODEClassifier", "NeuralODERegressor"]
+__all__ = [
+    "ContinuousNormalizingFlow",
+    "HypersolverClassifier",
+    "HypersolverDensity",
+    "HypersolverRegressor",
+    "NeuralODEClassifier",
+    "NeuralODERegressor",
+]

@@ -18,13 +18,21 @@ from torch import Tensor, nn
 from .. import __version__
 from ..modules.neural_ode import NeuralODE, VectorFieldError
 from ..modules.serialization import DeviceFree, pack, unpack
+from ..numerics.reference import reference_solution
 
 _INFERENCE_FACTOR = 8
 """Inference keeps no graph, so it takes this many times ``batch_size`` rows in the memory of training."""
 
 
+_PREDICT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
+
+
 class VersionMismatchWarning(UserWarning):
     """An estimator was saved by another version of sklearn_hyper."""
+
+
+class SolverAgreementWarning(UserWarning):
+    """A Neural ODE trained with a fixed-step solver is another model under dopri5."""
 
 
 class TorchEstimator(BaseEstimator):
@@ -156,6 +164,15 @@ def module_dtype(dtype: torch.dtype | None, X: np.ndarray) -> torch.dtype:
     if dtype is not None:
         return dtype
     return torch.float32 if X.dtype == np.float32 else torch.float64
+
+
+def dopri5_states(neural_ode: NeuralODE, x: Tensor) -> Tensor:
+    """Terminal states by dopri5, at a tolerance so tight that they do not depend on the batch."""
+    tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
+    z0 = neural_ode.input_map(x)
+    return reference_solution(
+        neural_ode.vector_field, z0, neural_ode.t_span, rtol=tolerance, atol=tolerance, x=neural_ode.control(x)
+    )[-1]  # fmt: skip
 
 
 def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline, make_pipeline
 from torch import nn
 
+from ..modules.flow import Flow
 from ..modules.neural_ode import NeuralODE
 
 
@@ -21,6 +22,53 @@ class FittedNeuralODE(NamedTuple):
     classes: np.ndarray | None = None
     input_shape: tuple[int, ...] | None = None
     squeeze: bool = False
+
+
+class FittedFlow(NamedTuple):
+    """A flow (or a bare field as a NeuralODE) and, where it was an estimator's, the steps before it and its trace."""
+
+    flow: Flow | NeuralODE
+    preprocess: Any = None
+    trace: str = "auto"
+    noise_seed: int | None = None
+
+
+def resolve_flow(neural_ode: Any) -> FittedFlow:
+    """Resolve ``neural_ode`` of a HypersolverDensity; see there for the accepted forms.
+
+    Raises
+    ------
+    NotFittedError
+        If it is, or ends in, an estimator that is not fitted.
+    TypeError
+        If it is none of the accepted forms.
+    """
+    if isinstance(neural_ode, FrozenEstimator):
+        return resolve_flow(neural_ode.estimator)
+    if isinstance(neural_ode, Pipeline):
+        inner = resolve_flow(neural_ode.steps[-1][1])
+        return inner._replace(preprocess=_steps_before(neural_ode, inner.preprocess))
+    if hasattr(neural_ode, "best_estimator_"):
+        return resolve_flow(neural_ode.best_estimator_)
+    if isinstance(neural_ode, Flow):
+        return FittedFlow(neural_ode)
+    if hasattr(neural_ode, "flow_"):
+        return FittedFlow(neural_ode.flow_, trace=neural_ode.trace, noise_seed=neural_ode._noise_seed)
+    if isinstance(neural_ode, NeuralODE) or not hasattr(neural_ode, "fit"):
+        return FittedFlow(resolve_neural_ode(neural_ode).module)
+    if hasattr(neural_ode, "score_samples") or hasattr(neural_ode, "estimator"):
+        raise _not_fitted(neural_ode)
+    raise TypeError(
+        "neural_ode must be a fitted ContinuousNormalizingFlow, a fitted Pipeline or search that ends in one, "
+        f"FrozenEstimator(...), or a bare vector field f(t, z); got {neural_ode!r}."
+    )
+
+
+def _steps_before(pipeline: Pipeline, inner: Any) -> Any:
+    """Everything a pipeline does before its last step, and then what that itself does first."""
+    before = [] if len(pipeline.steps) == 1 else [pipeline[:-1]]
+    before += [] if inner is None else [inner]
+    return make_pipeline(*before) if before else None
 
 
 def resolve_neural_ode(neural_ode: Any) -> FittedNeuralODE:
@@ -37,9 +85,7 @@ def resolve_neural_ode(neural_ode: Any) -> FittedNeuralODE:
         return resolve_neural_ode(neural_ode.estimator)
     if isinstance(neural_ode, Pipeline):
         inner = resolve_neural_ode(neural_ode.steps[-1][1])
-        before = [] if len(neural_ode.steps) == 1 else [neural_ode[:-1]]
-        before += [] if inner.preprocess is None else [inner.preprocess]
-        return inner._replace(preprocess=make_pipeline(*before) if before else None)
+        return inner._replace(preprocess=_steps_before(neural_ode, inner.preprocess))
     if isinstance(neural_ode, NeuralODE):
         return FittedNeuralODE(neural_ode)
     if isinstance(neural_ode, nn.Module) or (
@@ -73,7 +119,12 @@ def _resolve_estimator(estimator: Any) -> FittedNeuralODE:
             f"neural_ode is a {name} whose module is a {type(estimator.module_).__name__}, not a NeuralODE; wrap the "
             "vector field in sklearn_hyper.NeuralODE before training it."
         )
-    raise NotFittedError(
-        f"neural_ode is a {name} that is not fitted. Fit it first (a search with refit=True); if it was fitted, scikit-learn's clone has unfitted "
-        "it (as a grid over neural_ode=[...] does): wrap it in sklearn.frozen.FrozenEstimator."
+    raise _not_fitted(estimator)
+
+
+def _not_fitted(estimator: Any) -> NotFittedError:
+    return NotFittedError(
+        f"neural_ode is a {type(estimator).__name__} that is not fitted. Fit it first (a search with refit=True); if it was "
+        "fitted, scikit-learn's clone has unfitted it (as a grid over neural_ode=[...] does): wrap it in "
+        "sklearn.frozen.FrozenEstimator."
     )

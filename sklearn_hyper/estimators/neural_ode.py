@@ -21,19 +21,21 @@ from torch import Tensor, nn
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
 from ..numerics.base_solvers import resolve_base_solver
-from ..numerics.reference import reference_solution
 from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed, seeded
 from ..training.neural_ode_fitting import TrainingSettings, build_net, train_net
-from ._base import TorchEstimator, check_device, check_output_map, module_dtype, softmax
+from ._base import (
+    SolverAgreementWarning,
+    TorchEstimator,
+    check_device,
+    check_output_map,
+    dopri5_states,
+    module_dtype,
+    softmax,
+)
 
-_PREDICT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
 _ADDED_CHANNELS, _ADDED_FEATURES = 7, 8
 _AGREEMENT = 0.005
-
-
-class SolverAgreementWarning(UserWarning):
-    """A Neural ODE trained with a fixed-step solver is another model under dopri5."""
 
 
 class _NeuralODEEstimator(TorchEstimator):
@@ -249,12 +251,7 @@ class _NeuralODEEstimator(TorchEstimator):
 
     # ------------------------------------------------------------------ inference
     def _dopri5(self, x: Tensor) -> Tensor:
-        ode = self.neural_ode_
-        tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
-        z = reference_solution(
-            ode.vector_field, ode.input_map(x), ode.t_span, rtol=tolerance, atol=tolerance, x=ode.control(x)
-        )  # fmt: skip
-        return ode.output_map(z[-1])
+        return self.neural_ode_.output_map(dopri5_states(self.neural_ode_, x))
 
     def _output(self, X: Any) -> np.ndarray:
         self._require_fitted("neural_ode_")

@@ -1,6 +1,8 @@
 """Torch modules: the Neural ODE, fields, corrections, and what a fit makes of them."""
 
 from .corrections import BoundedCorrection, ConvCorrection, MLPCorrection
+from .divergence import LogDensityField
+from .flow import Flow, LogDensity
 from .hypersolved_ode import HypersolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
 from .vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
@@ -10,7 +12,10 @@ __all__ = [
     "BoundedCorrection",
     "ConvCorrection",
     "ConvVectorField",
+    "Flow",
     "HypersolvedODE",
+    "LogDensity",
+    "LogDensityField",
     "MLPCorrection",
     "MLPVectorField",
     "NeuralODE",

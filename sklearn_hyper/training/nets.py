@@ -13,6 +13,7 @@ import torch
 from sklearn.utils import check_random_state
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..modules.serialization import DeviceFree
@@ -137,6 +138,16 @@ class TrainingNet(DeviceFree, NeuralNet):
             ("valid_loss", PassthroughScoring(name="valid_loss")),
             ("divergence", Divergence()),
         ]
+
+
+class LossNet(TrainingNet):
+    """A net whose module returns the loss itself."""
+
+    def infer(self, x: Any, **fit_params: Any) -> Tensor:
+        return self.module_(x)
+
+    def get_loss(self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False) -> Tensor:
+        return y_pred
 
 
 def cosine_schedule(n_batches: int, stage_ends: Sequence[int], peaks: Sequence[float]) -> LRScheduler:

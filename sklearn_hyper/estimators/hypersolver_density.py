@@ -1,0 +1,425 @@
+"""HypersolverDensity: a fitted flow in, fast samples and fast log densities out."""
+
+from __future__ import annotations
+
+import copy
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, _fit_context
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
+
+from ..metrics import SolverReport
+from ..modules.divergence import check_divergence
+from ..modules.flow import Flow, LogDensity, check_base_distribution
+from ..modules.neural_ode import NeuralODE
+from ..numerics.reference import DEFAULT_TOLERANCE
+from ..training.nets import draw_seed, seeded
+from ._base import check_device
+from ._fitted_neural_ode import resolve_flow
+from ._hypersolver_base import HypersolverBase
+from .flows import TRACES, append_noise, draw_base, resolve_trace
+from .hypersolver import HypersolverRegressor
+
+_BASE_STATES = 2000
+_OWN = ("neural_ode", "base_distribution", "n_features", "trace", "random_state")
+
+
+class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, HypersolverBase):
+    r"""Makes a fitted flow fast in both directions: samples, and log densities with their log-determinant.
+
+    Two corrections are learned for the steps of eq. 5, one a direction:
+
+    .. math::
+
+        \text{sampling:}\quad \dot z = f(t, z), \; t_0 \to t_1
+        \qquad
+        \text{density:}\quad \frac{d}{dt} \begin{pmatrix} z \\ \log p \end{pmatrix} =
+        \begin{pmatrix} f(t, z) \\ -\operatorname{tr} \partial f / \partial z \end{pmatrix}, \; t_1 \to t_0
+
+    so that in the second g corrects the state and its log density together. The density is that of *f's flow*: the
+    hypersolver approximates what dopri5 computes, and is not the exact density of its own samples.
+
+    Parameters
+    ----------
+    neural_ode : estimator, Pipeline, search, NeuralODE or callable
+        A fitted :class:`ContinuousNormalizingFlow`; a fitted Pipeline or search that ends in one (its earlier steps are
+        applied frozen to X and undone on samples); ``FrozenEstimator(...)``; or, with ``n_features``, a :class:`NeuralODE`
+        without maps or a bare field ``f(t, z)``, whose ``t_span`` runs from base to data.
+    base_distribution : torch.distributions.Distribution, optional
+        p_0 of a bare field, with event shape (n_features,). Missing: the standard normal.
+    n_features : int, optional
+        Width of the state of a bare field; taken from X where fit gets one.
+    trace : {"auto", "exact", "rademacher", "gaussian"}, default "auto"
+        As in :class:`ContinuousNormalizingFlow`, and "auto" is what that was set to. With Hutchinson's estimate reference
+        and hypersolver see the same noise, row by row.
+    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, \
+batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
+        As in :class:`HypersolverRegressor`, for either direction. One evaluation of (f, trace) counts as one NFE; its
+        matrix products, backward passes included, count in MACs.
+
+    Attributes
+    ----------
+    flow_ : Flow
+        The frozen flow.
+    sampler_ : HypersolverRegressor
+        Of the sampling direction: predicts data from base states.
+    density_ : HypersolverRegressor or None
+        Of the density direction, on (z, log p); None after ``fit(X=None)``.
+    module_ : HypersolvedODE
+        ``sampler_.module_``.
+    n_features_in_ : int
+
+    See Also
+    --------
+    ContinuousNormalizingFlow : The slow, exact flow.
+
+    Notes
+    -----
+    Behind a scaler y = (x - m) / s in a Pipeline, ``score_samples`` is the density of y:
+    :math:`\log p_X(x) = \log p_Y(y) - \sum_i \log s_i`. Samples of a Pipeline passed as ``neural_ode`` are in x.
+
+    References
+    ----------
+    Poli et al. (2020), *Hypersolvers*, section 4.2; Grathwohl et al. (2019), *FFJORD*.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_hyper import HypersolverDensity
+    >>> def spread(t, z):  # stretches the standard normal by e
+    ...     return z
+    >>> X = np.random.default_rng(0).normal(scale=np.e, size=(200, 2))
+    >>> fast = HypersolverDensity(spread, base_solver="heun", n_steps=2, max_epochs=30, random_state=0).fit(X)
+    >>> fast.sample(2, random_state=0).shape
+    (2, 2)
+    >>> exact = -0.5 * (X**2).sum(axis=1) / np.e**2 - np.log(2 * np.pi) - 2
+    >>> bool(abs(fast.score_samples(X) - exact).max() < 0.05)
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **HypersolverBase._parameter_constraints,
+        "base_distribution": [None, torch.distributions.Distribution],
+        "n_features": [None, Interval(Integral, 1, None, closed="left")],
+        "trace": [StrOptions(set(TRACES))],
+    }
+
+    def __init__(
+        self,
+        neural_ode,
+        *,
+        base_distribution=None,
+        n_features=None,
+        trace="auto",
+        base_solver="auto",
+        order=None,
+        n_steps=10,
+        fit_n_steps=None,
+        correction="auto",
+        loss="residual",
+        finetune="terminal",
+        rtol=DEFAULT_TOLERANCE,
+        atol=DEFAULT_TOLERANCE,
+        max_samples="auto",
+        max_epochs=150,
+        lr=2e-2,
+        batch_size=128,
+        optimizer=torch.optim.Adam,
+        callbacks=None,
+        validation_fraction=0.1,
+        mape_floor=1e-2,
+        memory=None,
+        warm_start=False,
+        device="cpu",
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        super().__init__(
+            neural_ode, base_solver=base_solver, order=order, n_steps=n_steps, fit_n_steps=fit_n_steps,
+            correction=correction, loss=loss, finetune=finetune, rtol=rtol, atol=atol, max_samples=max_samples,
+            max_epochs=max_epochs, lr=lr, batch_size=batch_size, optimizer=optimizer, callbacks=callbacks,
+            validation_fraction=validation_fraction, mape_floor=mape_floor, memory=memory, warm_start=warm_start,
+            device=device, n_jobs=n_jobs, random_state=random_state, verbose=verbose,
+        )  # fmt: skip
+        self.base_distribution = base_distribution
+        self.n_features = n_features
+        self.trace = trace
+
+    # ------------------------------------------------------------------ fit
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any = None, y: Any = None) -> HypersolverDensity:
+        """Fit the corrections: of sampling from draws of the base distribution, of densities from X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), optional
+            Data. Missing: sampling only, and then ``score_samples``, ``score`` and ``transform`` raise.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        NotFittedError
+            If ``neural_ode`` is not fitted.
+        VectorFieldError
+            If the field's signature or output is wrong, or its divergence is unknown or not finite.
+        ReferenceSolveError
+            If dopri5 cannot solve the flow.
+        """
+        with self._all_or_nothing():
+            interrupted = self._fit(X)
+        if interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    def _fit(self, X: Any) -> bool:
+        check_device(self.device)
+        resolved = resolve_flow(self.neural_ode)
+        self.preprocess_ = copy.deepcopy(resolved.preprocess)
+        if X is not None:
+            X = self._prepare_X(X, reset=True)
+            if X.ndim != 2:
+                raise ValueError(f"X must be 2-dimensional, (n_samples, n_features), got shape {X.shape}.")
+        flow = self._resolve_flow(resolved.flow, X)
+        seed = draw_seed(self.random_state)
+        with seeded(seed, "cpu"):
+            check_base_distribution(flow)
+        self.flow_ = flow
+        self._noise = resolve_trace(resolved.trace if self.trace == "auto" else self.trace, flow.n_features)
+        self._noise_seed = seed if resolved.noise_seed is None else resolved.noise_seed
+        if X is None:
+            self.n_features_in_, self._input_shape = flow.n_features, (flow.n_features,)
+        else:
+            check_divergence(flow.density(), self._to_tensor(X[:16], flow.dtype or torch.float64, "cpu"))
+        n_base = _BASE_STATES if self.max_samples == "auto" else int(self.max_samples)
+        previous = (vars(self).get("sampler_"), vars(self).get("density_")) if self.warm_start else (None, None)
+        dtype = flow.dtype or (torch.float64 if X is None or X.dtype == np.float64 else torch.float32)
+        base = draw_base(flow, n_base, dtype, seed)
+        self.density_ = None
+        self.sampler_, interrupted = self._fit_direction(flow.sampling(), base, seed, previous[0])
+        if X is not None and not interrupted:
+            rows = append_noise(X, self._noise, self._noise_seed)
+            ode = flow.density(hutchinson=self._noise is not None)
+            self.density_, interrupted = self._fit_direction(ode, rows, seed, previous[1])
+        self.dtype_, self.device_ = self.sampler_.dtype_, self.sampler_.device_
+        self._n_features_out = flow.n_features
+        self._set_modules()
+        return interrupted
+
+    def _resolve_flow(self, flow: Flow | NeuralODE, X: np.ndarray | None) -> Flow:
+        """A frozen copy of a fitted flow, or one made of a bare field, ``base_distribution`` and ``n_features``."""
+        if isinstance(flow, Flow):
+            given = [name for name in ("base_distribution", "n_features") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)}: only for a bare field; the fitted flow passed as neural_ode brings its own."
+                )
+            flow = copy.deepcopy(flow)
+        else:
+            if not all(isinstance(part, nn.Identity) for part in (flow.input_map, flow.output_map)):
+                raise ValueError(
+                    "neural_ode is a NeuralODE with an input_map or output_map, whose log-determinant is unknown; a flow has "
+                    "none. Pass a NeuralODE of the field alone, and put scaling in a Pipeline."
+                )
+            if flow.data_controlled:
+                raise ValueError("neural_ode is data-controlled; a flow's field is f(t, z).")
+            width = self.n_features if self.n_features is not None or X is None else X.shape[1]
+            if width is None:
+                raise ValueError("n_features is needed to fit a bare field without X: pass n_features=, or fit(X).")
+            flow = Flow(
+                copy.deepcopy(flow.vector_field), n_features=width, t_span=flow.t_span,
+                base_distribution=copy.deepcopy(self.base_distribution),
+            )  # fmt: skip
+        if X is not None and X.shape[1] != flow.n_features:
+            raise ValueError(f"X has {X.shape[1]} features, but the flow has n_features={flow.n_features}.")
+        return flow.eval().requires_grad_(False)
+
+    def _fit_direction(
+        self, ode: NeuralODE, rows: np.ndarray, seed: int, previous: HypersolverRegressor | None
+    ) -> tuple[HypersolverRegressor, bool]:
+        """Fit one direction; whether a Ctrl-C ended it early is the second of the pair."""
+        shared = {name: value for name, value in self.get_params(deep=False).items() if name not in _OWN}
+        solver = HypersolverRegressor(ode) if previous is None else copy.copy(previous)
+        solver.set_params(neural_ode=ode, random_state=seed, **shared)
+        try:
+            return solver.fit(rows), False
+        except KeyboardInterrupt:
+            if not hasattr(solver, "module_"):  # before training: nothing to keep
+                raise
+            return solver, True
+
+    def _set_modules(self) -> None:
+        self.module_ = self.sampler_.module_
+        self._log_density = None if self.density_ is None else LogDensity(self.density_.module_, self.flow_)
+
+    # ------------------------------------------------------------------ inference
+    def _require_density(self) -> LogDensity:
+        self._require_fitted("sampler_")
+        if self._log_density is None:
+            raise ValueError(
+                "this HypersolverDensity was fitted for sampling only, by fit(X=None) or a fit that was interrupted before "
+                "the densities' turn: call fit(X) with data for score_samples, score and transform."
+            )
+        return self._log_density
+
+    def _rows(self, X: Any) -> np.ndarray:
+        return append_noise(self._prepare_X(X, reset=False), self._noise, self._noise_seed)
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
+        """Draw samples: base draws, carried to data by K corrected steps.
+
+        Parameters
+        ----------
+        n_samples : int, default 1
+        random_state : int, RandomState or None
+            Of the base draws; the flow's own ``sample`` takes the same draws for the same value.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+        """
+        flow = self._require_fitted("flow_")
+        X = self._in_batches(self.module_, draw_base(flow, n_samples, self.dtype_, random_state))
+        return self._undo_steps(X)
+
+    def _undo_steps(self, X: np.ndarray) -> np.ndarray:
+        return X if self.preprocess_ is None else np.asarray(self.preprocess_.inverse_transform(X))
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Log density of every sample, in nats.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        module = self._require_density()
+        return self._in_batches(module, self._rows(X))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log density in nats; greater is better.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : ignored
+
+        Returns
+        -------
+        float
+        """
+        return float(np.mean(self.score_samples(X)))
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Carry data to the base space, by the density's solver.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+        """
+        module = self._require_density()
+        return self._in_batches(module.base_state, self._rows(X))
+
+    def inverse_transform(self, Z: Any) -> np.ndarray:
+        """Carry base states to data, by the sampling solver.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+        """
+        self._require_fitted("sampler_")
+        return self._undo_steps(self._in_batches(self.module_, self._validate_X(Z, reset=False)))
+
+    def solver_report(
+        self, X: Any = None, *, n_samples: int = 1000, tolerance: float = 1e-5, random_state: Any = None
+    ) -> SolverReport:
+        """Accuracy and cost beside the base solver and dopri5: of sampling, or with X of the density solve.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), optional
+            Report on the density direction from X: errors are those of (z(t_0), log-determinant).
+        n_samples : int, default 1000
+            Without X: base draws to report on, timed as one batch.
+        tolerance : float, default 1e-5
+            rtol and atol of the dopri5 that is timed and listed.
+        random_state : int, RandomState or None
+            Of the base draws.
+
+        Returns
+        -------
+        SolverReport
+        """
+        if X is not None:
+            self._require_density()
+            return self.density_.solver_report(self._rows(X), tolerance=tolerance, batch_size=n_samples)
+        flow = self._require_fitted("flow_")
+        base = draw_base(flow, n_samples, self.dtype_, random_state)
+        return self.sampler_.solver_report(base, tolerance=tolerance, batch_size=n_samples)
+
+    def with_solver(self, base_solver: Any = None, n_steps: int | None = None) -> HypersolverDensity:
+        """A fitted copy with another base solver or number of steps, and the same corrections (Fig. 6).
+
+        Parameters
+        ----------
+        base_solver : str, ButcherTableau or base solver, optional
+            Of the same order and number of stages as the fitted one.
+        n_steps : int, optional
+
+        Returns
+        -------
+        HypersolverDensity
+
+        Raises
+        ------
+        ValueError
+            If the order or number of stages differs.
+        """
+        self._require_fitted("sampler_")
+        copied = copy.copy(self)
+        copied.sampler_ = self.sampler_.with_solver(base_solver, n_steps)
+        copied.n_steps = copied.sampler_.n_steps
+        if base_solver is not None:
+            copied.base_solver, copied.order = base_solver, None
+        if self.density_ is not None:
+            copied.density_ = self.density_.with_solver(base_solver, n_steps)
+        copied._set_modules()
+        return copied
+
+    def to_module(self, direction: str = "sampling") -> nn.Module:
+        """A plain ``nn.Module`` of either direction.
+
+        Parameters
+        ----------
+        direction : {"sampling", "density"}, default "sampling"
+            From base states to data (``torch.export`` takes it), or from data (with Hutchinson's noise beside it, if the
+            trace is estimated) to log densities.
+
+        Returns
+        -------
+        nn.Module
+            A copy in eval mode: tensors of ``dtype_`` in, tensors out.
+        """
+        if direction not in ("sampling", "density"):
+            raise ValueError(f"direction must be 'sampling' or 'density', got {direction!r}.")
+        self._require_fitted("sampler_")
+        return copy.deepcopy(self.module_ if direction == "sampling" else self._require_density())

@@ -1,0 +1,156 @@
+"""Divergence of a vector field, and the dynamics that carry log densities along with states (FFJORD)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .neural_ode import NeuralODE, VectorFieldError
+from .serialization import DeviceFreeModule
+
+
+def vector_jacobian_products(
+    f: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor, vectors: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    r"""A field and the products :math:`v^\top J` of its Jacobian :math:`J = \partial f / \partial z` with some vectors.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(t, z)``; rows of a batch must not depend on each other.
+    t : Tensor
+        0-d.
+    z : Tensor of shape (batch, d)
+    vectors : sequence of Tensor, broadcastable to z
+        One backward pass each.
+
+    Returns
+    -------
+    dz : Tensor of shape (batch, d)
+    products : list of Tensor of shape (batch, d)
+        Part of the graph where gradients are enabled outside, so that training can differentiate them.
+
+    Raises
+    ------
+    VectorFieldError
+        If the field's output does not depend on z as autograd sees it.
+    """
+    training = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not (training and z.requires_grad):
+            # A view, since torch's FLOP counter cannot hook a module whose input is a leaf that autograd.grad ends at.
+            z = z.detach().requires_grad_(True)
+            z = z.view_as(z)
+        dz = f(t, z)
+        if not dz.requires_grad:
+            raise VectorFieldError(
+                "vector_field's output does not depend on z as autograd sees it, so its divergence is unknown: do not "
+                "detach it or compute it under torch.no_grad (a field that really is constant can add 0 * z)."
+            )
+        products = [
+            torch.autograd.grad(
+                dz, z, v.expand_as(dz), create_graph=training, retain_graph=True, materialize_grads=True
+            )[0]
+            for v in vectors
+        ]  # fmt: skip
+    return (dz, products) if training else (dz.detach(), products)
+
+
+class LogDensityField(DeviceFreeModule):
+    r"""Dynamics of a state and its log density: the instantaneous change of variables.
+
+    .. math::
+
+        \frac{d}{dt} \begin{pmatrix} z \\ \log p \end{pmatrix} =
+        \begin{pmatrix} f(t, z) \\ -\operatorname{tr} \partial f / \partial z \end{pmatrix}
+
+    With ``hutchinson=True`` the trace is the unbiased estimate :math:`e^\top (\partial f / \partial z)\, e`; the noise e comes
+    in as the last d features of x, and so is the same at every evaluation of a solve, and in every solver that gets
+    the same x.
+
+    Parameters
+    ----------
+    vector_field : nn.Module or callable
+        ``f(t, z)``.
+    hutchinson : bool, default False
+        One backward pass an evaluation instead of d, for a noisy trace.
+    penalties : bool, default False
+        Carry two more coordinates, :math:`\int \|f\|^2` and :math:`\int \|\partial f / \partial z\|_F^2` (estimated by
+        :math:`\|e^\top \partial f / \partial z\|^2` with ``hutchinson=True``): the regularisers of RNODE.
+
+    References
+    ----------
+    Grathwohl et al. (2019), *FFJORD*, ICLR. Finlay et al. (2020), *How to train your Neural ODE* (RNODE), ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.modules import LogDensityField
+    >>> field = LogDensityField(lambda t, z: -3 * z)
+    >>> with torch.no_grad():  # tr = -6
+    ...     field(torch.tensor(0.0), torch.tensor([[1.0, 2.0, 0.0]]))
+    tensor([[-3., -6.,  6.]])
+    """
+
+    def __init__(self, vector_field: Callable[..., Tensor], *, hutchinson: bool = False, penalties: bool = False):
+        super().__init__()
+        self.vector_field = vector_field
+        self.hutchinson = hutchinson
+        self.penalties = penalties
+
+    def forward(self, t: Tensor, state: Tensor, x: Tensor | None = None) -> Tensor:
+        z = state[:, : state.shape[1] - (3 if self.penalties else 1)]
+        d = z.shape[1]
+        vectors = list(torch.eye(d, dtype=z.dtype, device=z.device)) if x is None else [x[:, -d:]]
+        dz, products = vector_jacobian_products(self.vector_field, t, z, vectors)
+        trace = torch.stack([(v * product).sum(dim=1) for v, product in zip(vectors, products, strict=True)]).sum(dim=0)
+        columns = [dz, -trace[:, None]]
+        if self.penalties:
+            jacobian = torch.stack([product.pow(2).sum(dim=1) for product in products]).sum(dim=0)
+            columns += [dz.pow(2).sum(dim=1, keepdim=True), jacobian[:, None]]
+        return torch.cat(columns, dim=1)
+
+
+class AppendLogDensity(nn.Module):
+    """Input map of a density solve: the first d features of x, mapped to the field's coordinates, and zeros.
+
+    Parameters
+    ----------
+    n_features : int
+        d.
+    scaler : nn.Module
+        From data to the field's coordinates.
+    n_zeros : int, default 1
+        Coordinates to append.
+    """
+
+    def __init__(self, n_features: int, scaler: nn.Module, n_zeros: int = 1):
+        super().__init__()
+        self.n_features = n_features
+        self.scaler = scaler
+        self.n_zeros = n_zeros
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.scaler(x[:, : self.n_features])
+        return torch.cat([z, z.new_zeros(z.shape[0], self.n_zeros)], dim=1)
+
+
+def check_divergence(density: NeuralODE, x: Tensor) -> None:
+    """Evaluate a density's dynamics on a few rows, at both ends of the span.
+
+    Raises
+    ------
+    VectorFieldError
+        If the divergence is unknown or not finite.
+    """
+    with torch.no_grad():
+        state = density.input_map(x)
+        for end in density.t_span:
+            dynamics = density.vector_field(state.new_tensor(end), state)
+            if not torch.isfinite(dynamics).all():
+                raise VectorFieldError(
+                    f"vector_field or its divergence is not finite at t={end:g} on the first {len(x)} rows of X: a density "
+                    "needs a field that is differentiable wherever data and base lie."
+                )

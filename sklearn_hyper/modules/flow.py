@@ -1,0 +1,140 @@
+"""A continuous normalizing flow as a module: one field, and the Neural ODE of either direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..numerics.solve import check_t_span
+from .divergence import AppendLogDensity, LogDensityField
+from .hypersolved_ode import HypersolvedODE
+from .neural_ode import NeuralODE
+from .serialization import DeviceFreeModule
+from .vector_fields import Rescale, Standardize
+
+
+class Flow(DeviceFreeModule):
+    r"""An invertible map between a base distribution and data, :math:`z(t_1)` from :math:`\dot z = f(t, z)`.
+
+    .. math::
+
+        \log p(x) = \log p_0(z(t_0)) - \int_{t_0}^{t_1} \operatorname{tr} \frac{\partial f}{\partial z}\, dt
+        - \sum_i \log \sigma_i, \qquad z(t_1) = (x - \mu) / \sigma
+
+    Parameters
+    ----------
+    vector_field : nn.Module or callable
+        ``f(t, z)`` on states of shape (batch, d).
+    n_features : int
+        d.
+    t_span : pair of float, default (0.0, 1.0)
+        From base to data: sampling runs forward, densities in reverse.
+    scaler : Standardize, optional
+        mu and sigma; missing: data are the field's coordinates.
+    base_distribution : torch.distributions.Distribution, optional
+        p_0, over vectors of width d. Missing: the standard normal.
+    """
+
+    def __init__(
+        self,
+        vector_field: Callable[..., Tensor],
+        *,
+        n_features: int,
+        t_span: tuple[float, float] = (0.0, 1.0),
+        scaler: Standardize | None = None,
+        base_distribution: Any = None,
+    ):
+        super().__init__()
+        self.vector_field = vector_field
+        self.n_features = int(n_features)
+        self.t_span = check_t_span(t_span)
+        self.scaler = scaler
+        self.base_distribution = base_distribution
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The floating dtype of the field's tensors, None where it has none."""
+        return NeuralODE(self.vector_field).dtype
+
+    @property
+    def log_scale(self) -> float:
+        """Sum of log sigma_i: the scaler's log-determinant, subtracted from log densities."""
+        return 0.0 if self.scaler is None else float(self.scaler.scale.double().log().sum())
+
+    def sampling(self) -> NeuralODE:
+        """From base to data: predicts x from z(t_0)."""
+        back = None if self.scaler is None else Rescale(nn.Identity(), self.scaler.scale, self.scaler.shift)
+        return NeuralODE(self.vector_field, output_map=back, t_span=self.t_span)
+
+    def density(self, *, hutchinson: bool = False, penalties: bool = False) -> NeuralODE:
+        """From data to base: the terminal state is (z(t_0), ∫ tr from t_0 to t_1), to be read by :meth:`log_prob`.
+
+        With ``hutchinson=True`` the input is x and the noise side by side, 2 d features.
+        """
+        scaler = nn.Identity() if self.scaler is None else self.scaler
+        return NeuralODE(
+            LogDensityField(self.vector_field, hutchinson=hutchinson, penalties=penalties),
+            input_map=AppendLogDensity(self.n_features, scaler, n_zeros=3 if penalties else 1),
+            t_span=self.t_span[::-1],
+            data_controlled=hutchinson,
+        )
+
+    def log_prob(self, state: Tensor) -> Tensor:
+        """Log densities of data, from the terminal states of :meth:`density`."""
+        d = self.n_features
+        return self.base_log_prob(state[:, :d]) - state[:, d] - self.log_scale
+
+    def base_log_prob(self, z: Tensor) -> Tensor:
+        """Log density of the base distribution, differentiable in z."""
+        if self.base_distribution is None:
+            return -0.5 * (z.pow(2).sum(dim=1) + self.n_features * math.log(2 * math.pi))
+        # Distributions are no modules and do not move with one: evaluated on the CPU.
+        return self.base_distribution.log_prob(z.cpu()).to(z)
+
+    def sample_base(self, n_samples: int, dtype: torch.dtype) -> Tensor:
+        """Draws from the base distribution on the CPU, by torch's global generator."""
+        if self.base_distribution is None:
+            return torch.randn(n_samples, self.n_features, dtype=dtype)
+        return self.base_distribution.sample((n_samples,)).to(dtype)
+
+
+class LogDensity(DeviceFreeModule):
+    """Log densities of a flow by a solver of its density direction.
+
+    Parameters
+    ----------
+    solver : HypersolvedODE
+        Of ``flow.density()``.
+    flow : Flow
+    """
+
+    def __init__(self, solver: HypersolvedODE, flow: Flow):
+        super().__init__()
+        self.solver = solver
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Log density of every row, in nats."""
+        return self.flow.log_prob(self.solver.terminal_state(x))
+
+    def base_state(self, x: Tensor) -> Tensor:
+        """z(t_0) of every row."""
+        return self.solver.terminal_state(x)[:, : self.flow.n_features]
+
+
+def check_base_distribution(flow: Flow) -> None:
+    """Draw two base samples and their log densities, or say what is wrong with the distribution."""
+    d, base = flow.n_features, flow.base_distribution
+    if base is None:
+        return
+    if tuple(base.event_shape) != (d,):
+        raise ValueError(
+            f"base_distribution must be over vectors of {d} features (event_shape ({d},)), got batch_shape "
+            f"{tuple(base.batch_shape)} and event_shape {tuple(base.event_shape)}; wrap independent marginals in "
+            "torch.distributions.Independent(..., 1)."
+        )
+    base.log_prob(base.sample((2,)))

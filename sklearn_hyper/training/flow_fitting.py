@@ -1,0 +1,218 @@
+"""Train a continuous normalizing flow: by flow matching, or by maximum likelihood through the solver."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from torch import Tensor, nn
+
+from ..modules.flow import Flow
+from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.neural_ode import VectorFieldError
+from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.cost import CountedField
+from ..numerics.reference import solve_dopri5
+from ..numerics.solve import uniform_grid
+from .nets import BestWeights, LossNet, assemble_callbacks, cosine_schedule, seeded
+from .neural_ode_fitting import TrainingSettings
+
+_VALID_DRAWS = 2048
+_MANY_EVALUATIONS, _GROWTH = 150, 3
+
+
+class StiffFlowWarning(UserWarning):
+    """Training makes the field ever more expensive to solve."""
+
+
+@dataclass(frozen=True)
+class FlowSettings(TrainingSettings):
+    """What the training of a flow is told; names and meaning are those of ``ContinuousNormalizingFlow``.
+
+    ``noise`` is None for the exact trace.
+    """
+
+    objective: str
+    noise: str | None
+    kinetic: float
+    jacobian: float
+
+
+def draw_noise(kind: str, like: Tensor) -> Tensor:
+    """Noise of Hutchinson's estimator, with zero mean and unit covariance, by torch's global generator."""
+    if kind == "rademacher":
+        return torch.randint(0, 2, like.shape).to(like) * 2 - 1
+    return torch.randn(like.shape).to(like)
+
+
+class FlowMatchingLoss(nn.Module):
+    r"""Conditional flow matching on straight paths: no solve in training.
+
+    .. math:: \ell = E \big\| f(t, z_t) - \tfrac{z_1 - z_0}{t_1 - t_0} \big\|^2 / d, \qquad z_t = (1 - s) z_0 + s z_1
+
+    with :math:`t = t_0 + s (t_1 - t_0)`, s uniform on (0, 1), z_0 from the base distribution and z_1 data.
+
+    References
+    ----------
+    Lipman et al. (2023), *Flow Matching for Generative Modeling*, ICLR.
+    """
+
+    def __init__(self, flow: Flow):
+        super().__init__()
+        self.flow = flow
+
+    def draw(self, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares s of the span, one in each n-th of it (stratified, for less noise), and base states."""
+        s = (torch.randperm(n) + torch.rand(n)) / n
+        return s.to(like), self.flow.sample_base(n, like.dtype).to(like)
+
+    def forward(self, x: Tensor, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        start, end = self.flow.t_span
+        z1 = x if self.flow.scaler is None else self.flow.scaler(x)
+        s, z0 = self.draw(len(x), z1) if drawn is None else drawn
+        z = torch.lerp(z0, z1, s[:, None])
+        # A field takes one scalar t a call, and here every row has its own: vmap calls it row by row, in one go.
+        velocity = torch.func.vmap(self._velocity, randomness="different")(start + (end - start) * s, z)
+        return (velocity - (z1 - z0) / (end - start)).pow(2).mean()
+
+    def _velocity(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.flow.vector_field(t, z[None])[0]
+
+
+class LikelihoodLoss(nn.Module):
+    """Negative mean log likelihood in nats, through the solver, with the penalties of RNODE where asked for."""
+
+    def __init__(self, flow: Flow, settings: FlowSettings):
+        super().__init__()
+        self.flow, self.settings = flow, settings
+        self.penalties = settings.kinetic > 0 or settings.jacobian > 0
+        ode = flow.density(hutchinson=settings.noise is not None, penalties=self.penalties)
+        fixed = None
+        if settings.solver != "dopri5":
+            grid = uniform_grid(ode.t_span, settings.n_steps)
+            fixed = HypersolvedODE(ode, resolve_base_solver(settings.solver), None, grid)
+        # In a tuple: the flow's parameters must not be registered twice.
+        self._solvers = (ode, fixed)
+        self.counted = CountedField(ode.vector_field)
+        self.n_solves = 0
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        if self.settings.noise is not None:
+            noise = draw_noise(self.settings.noise, x) if noise is None else noise
+            x = torch.cat([x, noise], dim=1)
+        state = self._solve(x)
+        loss = -self.flow.log_prob(state).mean()
+        if self.penalties:
+            # The solve runs from data to base; integrals of squares are meant positive.
+            energy, jacobian = state[:, -2:].abs().mean(dim=0).unbind()
+            loss = loss + self.settings.kinetic * energy + self.settings.jacobian * jacobian
+        return loss
+
+    def _solve(self, x: Tensor) -> Tensor:
+        ode, fixed = self._solvers
+        if fixed is not None:
+            return fixed.terminal_state(x)
+        self.n_solves += 1
+        return solve_dopri5(
+            self.counted, ode.input_map(x), ode.t_span, rtol=self.settings.rtol, atol=self.settings.atol,
+            x=ode.control(x), adjoint_params=list(self.flow.parameters()) if self.settings.adjoint else None,
+        )  # fmt: skip
+
+
+class _EvaluationWatch(Callback):
+    """Records dopri5's evaluations a solve as ``nfe``, and warns once when they explode."""
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.first_, self.warned_ = 0.0, False
+        self._reset(net)
+
+    def _reset(self, net: NeuralNet) -> None:
+        self.before_ = (net.module_.counted.n_evaluations, net.module_.n_solves)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        evaluations, solves = (
+            now - then
+            for now, then in zip((net.module_.counted.n_evaluations, net.module_.n_solves), self.before_, strict=True)
+        )
+        nfe = evaluations / max(solves, 1)
+        net.history.record("nfe", nfe)
+        self.first_ = self.first_ or nfe
+        if nfe > max(_MANY_EVALUATIONS, _GROWTH * self.first_) and not self.warned_:
+            self.warned_ = True
+            warnings.warn(
+                f"epoch {len(net.history)}: a solve takes {nfe:.0f} evaluations of the field, {nfe / self.first_:.1f} times "
+                "as many as in the first epoch: the field is growing stiff. Set kinetic and jacobian (0.01 each is a "
+                "start), lower lr, use an optimizer with weight decay, or train with objective='flow_matching'.",
+                StiffFlowWarning,
+                stacklevel=2,
+            )
+        self._reset(net)
+
+
+def build_flow_net(
+    flow: Flow, settings: FlowSettings, valid: Tensor | None, n_rows: int, seed: int
+) -> tuple[LossNet, BestWeights | None]:
+    """A skorch net whose module computes the flow's loss, and the callback that keeps its best weights.
+
+    Parameters
+    ----------
+    valid : Tensor or None
+        Held-out rows; every epoch's loss on them is computed with the same draws.
+    n_rows : int
+        Rows trained on, which set the length of the learning rate's schedule.
+    """
+    likelihood = settings.objective == "likelihood"
+    loss = LikelihoodLoss(flow, settings) if likelihood else FlowMatchingLoss(flow)
+    best = None if valid is None else BestWeights(_validation(flow, settings, valid, seed))
+    schedule = cosine_schedule(-(-n_rows // settings.batch_size), [settings.max_epochs], [1.0])
+    callbacks = assemble_callbacks(best, settings.callbacks, schedule, "training flow", settings.verbose)
+    if likelihood and settings.solver == "dopri5":
+        callbacks.insert(0, ("evaluations", _EvaluationWatch()))
+    net = LossNet(
+        loss,
+        criterion=nn.Identity,
+        optimizer=settings.optimizer,
+        lr=settings.lr,
+        max_epochs=settings.max_epochs,
+        batch_size=settings.batch_size,
+        iterator_train__shuffle=True,
+        train_split=None,
+        callbacks=callbacks,
+        verbose=settings.verbose,
+        device=settings.device,
+    )
+    return net.initialize(), best
+
+
+def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, seed: int) -> Any:
+    """Loss of a module on held-out rows, with draws that stay the same from epoch to epoch."""
+    drawn: Any
+    with seeded(seed, valid.device):
+        if settings.objective == "likelihood":
+            drawn = None if settings.noise is None else draw_noise(settings.noise, valid)
+        else:
+            valid = valid.repeat(-(-_VALID_DRAWS // len(valid)), 1)
+            drawn = FlowMatchingLoss(flow).draw(len(valid), valid)
+
+    def validate(module: nn.Module) -> float:
+        with torch.no_grad():
+            return float(module(valid, drawn))
+
+    return validate
+
+
+def check_matching(flow: Flow, x: Tensor) -> None:
+    """Compute flow matching's loss once, or say that the field cannot be called row by row."""
+    try:
+        with torch.no_grad():
+            FlowMatchingLoss(flow)(x)
+    except Exception as error:
+        raise VectorFieldError(
+            f"objective='flow_matching' calls vector_field(t, z) through torch.func.vmap, one row and t at a time, which "
+            f"fails: {error}. Layers that need a whole batch (BatchNorm in training mode) or branch on values cannot be "
+            "used so; train with objective='likelihood'."
+        ) from error
