@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..metrics import SolverReport, mean_absolute_percentage_error
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.solver_binding import solver_family
 from ..numerics.base_solvers import BaseSolver, resolve_base_solver
 from ..numerics.residuals import compute_residuals
 from ..numerics.solve import check_n_steps, check_t_span, uniform_grid
@@ -142,7 +143,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         grid = uniform_grid(neural_ode.t_span, self.n_steps)[:2]
         with torch.no_grad(), seeded(0, z.device):
             (sample,) = compute_residuals(neural_ode.vector_field, torch.stack([z, z]), grid, solver, x=x)
-            net = build_correction(self.correction, neural_ode, [sample], x).net
+            blocks = [(sample, member) for member in solver_family(self.correction, solver)]
+            net = build_correction(self.correction, neural_ode, solver, blocks, x).net
             try:
                 g = net(sample.eps, z.new_tensor(sample.s), z, sample.stages, x)
             except Exception as error:
@@ -291,7 +293,9 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         Parameters
         ----------
         base_solver : str, ButcherTableau or base solver, optional
-            Of the same order and number of stages as the fitted one.
+            Of the same order and number of stages as the fitted one. How well the correction serves it is for ``score``
+            to tell, unless it has been fitted over a family of base solvers (``tableaus`` of
+            :class:`~sklearn_hyper.MLPCorrection`).
         n_steps : int, optional
         t_span : pair of float, optional
 
@@ -308,7 +312,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         Warns
         -----
         UserWarning
-            If the new step size lies outside those the correction was fitted at.
+            If the new step size, or the base solver, lies outside those the correction was fitted at or over.
         """
         module = self._require_fitted("module_")
         solver = module.base_solver if base_solver is None else resolve_base_solver(base_solver)
@@ -326,6 +330,13 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
             warnings.warn(
                 f"step size {eps:.3g} lies outside the fitted range [{low:.3g}, {high:.3g}]; check score(X), or fit "
                 "with fit_n_steps=(a, b) to cover it.",
+                UserWarning,
+                stacklevel=2,
+            )
+        if not self.correction_.covers(solver):
+            warnings.warn(
+                f"base_solver {solver.name!r} lies outside the family that the correction was fitted over; check score(X), "
+                "or fit with it among the correction's tableaus.",
                 UserWarning,
                 stacklevel=2,
             )

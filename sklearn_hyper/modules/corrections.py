@@ -2,6 +2,7 @@
 
 Contract of a correction: ``forward(eps, s, z, stages, x=None) -> tensor like z`` with eps a signed Python float, s a 0-d
 tensor and stages a list of tensors like z. It must stay O(1) as eps -> 0, or the base solver's order is lost.
+One that has to know which base solver the stages come from also offers ``for_solver(solver) -> correction``.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual
 from .serialization import DeviceFreeModule
+from .solver_binding import bind_solver, leading_error, make_view, stage_spacings
 
 _ACTIVATIONS = {"silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "prelu": nn.PReLU}
 
@@ -69,18 +72,23 @@ class MLPCorrection(_Spec):
     gate : bool, default True
         Whether the net also emits bounded, state-dependent weights on the stages it reads: a matrix a stage for states of
         up to four dimensions, one number a stage above that.
+    tableaus : list of str and ButcherTableau, optional
+        Fit over these base solvers too, all of the fitted one's order and number of stages. The net is then told which one
+        it runs with, so that ``with_solver`` can swap one of them, or one between them, for another.
 
     Examples
     --------
-    >>> from sklearn_hyper import MLPCorrection
+    >>> from sklearn_hyper import MLPCorrection, alpha_family
     >>> MLPCorrection(hidden=16).set_params(depth=1).get_params()
-    {'hidden': 16, 'depth': 1, 'activation': 'silu', 'gate': True}
+    {'hidden': 16, 'depth': 1, 'activation': 'silu', 'gate': True, 'tableaus': None}
+    >>> family = MLPCorrection(tableaus=[alpha_family(0.1), "midpoint", "heun"])
     """
 
     hidden: int | None = None
     depth: int = 2
     activation: str = "silu"
     gate: bool = True
+    tableaus: Sequence[Any] | None = None
 
     def build(self, sample: Residual, x: Tensor | None = None, max_macs: float = math.nan) -> nn.Module:
         """Build the net for states, stages and inputs like those of ``sample``."""
@@ -92,7 +100,15 @@ class MLPCorrection(_Spec):
         hidden = self.hidden or _widest(
             max_macs, 32, lambda h: h * (d_in + d + gate) + (self.depth - 1) * h * h + product
         )  # fmt: skip
-        return _MLPNet(d_in, hidden, d + gate, d, self.depth, _ACTIVATIONS[self.activation])
+        return _MLPNet(
+            d_in,
+            hidden,
+            d + gate,
+            d,
+            self.depth,
+            _ACTIVATIONS[self.activation],
+            reads_tableau=self.tableaus is not None,
+        )
 
 
 @dataclass
@@ -111,6 +127,8 @@ class ConvCorrection(_Spec):
     activation : {"silu", "tanh", "softplus", "prelu"}, default "silu"
     gate : bool, default True
         Whether the net also emits bounded, state-dependent weights (one a position) on the stages it reads.
+    tableaus : list of str and ButcherTableau, optional
+        Fit over these base solvers too; see :class:`MLPCorrection`.
 
     Examples
     --------
@@ -124,6 +142,7 @@ class ConvCorrection(_Spec):
     kernel_size: int = 3
     activation: str = "silu"
     gate: bool = True
+    tableaus: Sequence[Any] | None = None
 
     def build(self, sample: Residual, x: Tensor | None = None, max_macs: float = math.nan) -> nn.Module:
         """Build the net for states, stages and inputs like those of ``sample``."""
@@ -138,7 +157,10 @@ class ConvCorrection(_Spec):
         hidden = self.hidden or _widest(
             max_macs, 16, lambda h: area * k2 * (h * (c_in + c_out) + (self.depth - 1) * h * h)
         )  # fmt: skip
-        return _ConvNet(c_in, hidden, c_out, c, self.depth, self.kernel_size, _ACTIVATIONS[self.activation])
+        return _ConvNet(
+            c_in, hidden, c_out, c, self.depth, self.kernel_size, _ACTIVATIONS[self.activation],
+            reads_tableau=self.tableaus is not None,
+        )  # fmt: skip
 
 
 _GATE_BOUND = 4.0
@@ -173,9 +195,12 @@ def auto_correction(state: Tensor) -> _Spec:
 class _CorrectionNet(nn.Module):
     """Shared by both nets: scaled features in, raw output and gate out. Starts at zero.
 
-    Features are z, the first stage, and for every further stage the difference quotient (r_i - r_1) / eps, which stays
-    O(1) as eps -> 0 and tells the net the derivative of f along the step; then x where the field has one.
-    s and eps are the same for a whole batch, so they enter as a bias of the first layer.
+    Features are z, the first stage, and for every further stage the difference quotient (r_i - r_1) / (c_i eps), which
+    stays O(1) as eps -> 0 and tells the net the derivative of f along the step, whatever c_i is; then x where the field
+    has one. s and eps are the same for a whole batch, so they enter as a bias of the first layer.
+
+    Fitted over a family, the net reads the base solver's leading error too: as another bias, and as a gain on what the
+    last layer reads, since R is linear in it as eps -> 0.
     """
 
     shift: Tensor
@@ -183,11 +208,18 @@ class _CorrectionNet(nn.Module):
     time_range: Tensor
     first: nn.Linear | nn.Conv2d
     last: nn.Linear | nn.Conv2d
+    middle: nn.Sequential
 
-    def __init__(self, n_in: int, hidden: int, n_state: int):
+    def __init__(self, n_in: int, hidden: int, n_state: int, reads_tableau: bool):
         super().__init__()
         self.n_state = n_state
         self.eps_max = 1.0
+        # Of the base solver that the net is bound to. Bound to none, quotients are (r_i - r_1) / eps.
+        self.spacings: tuple[float, ...] = ()
+        self.leading_error = (0.0, 0.0)
+        self.error_ranges = [(0.0, 1.0), (0.0, 1.0)]
+        self.error_bias = nn.Parameter(torch.zeros(2, hidden)) if reads_tableau else None
+        self.error_gain = nn.Parameter(torch.zeros(2, hidden)) if reads_tableau else None
         self.s_weight = nn.Parameter(torch.zeros(hidden))
         self.eps_weight = nn.Parameter(torch.zeros(hidden))
         self.register_buffer("shift", torch.zeros(n_in))
@@ -200,14 +232,47 @@ class _CorrectionNet(nn.Module):
 
     def _features(self, eps: float, z: Tensor, stages: Sequence[Tensor], x: Tensor | None) -> list[Tensor]:
         first, *others = stages
-        parts = [z, first, *((stage - first) / eps for stage in others)]
+        spacings = self.spacings or [1.0] * len(others)
+        parts = [z, first, *((stage - first) / (c * eps) for stage, c in zip(others, spacings, strict=True))]
         return parts if x is None else [*parts, x]
 
-    def set_scales(self, residuals: Sequence[Residual], x: Tensor | None, t_span: tuple[float, float]) -> None:
-        """Take the scaling of the inputs from a sample of residuals."""
+    def for_solver(self, solver: BaseSolver) -> _CorrectionNet:
+        """This net bound to a base solver: a view that shares its weights, or itself where it is bound to it already."""
+        spacings = stage_spacings(solver)
+        error = self.leading_error if self.error_bias is None else self._scaled_error(solver)
+        if (spacings, error) == (self.spacings, self.leading_error):
+            return self
+        view = make_view(self)
+        view.spacings, view.leading_error = spacings, error
+        return view
+
+    def _scaled_error(self, solver: BaseSolver) -> tuple[float, float]:
+        """The base solver's leading error, from -1 to 1 over the fitted family."""
+        one, other = (
+            (error - middle) / half
+            for error, (middle, half) in zip(leading_error(solver), self.error_ranges, strict=True)
+        )
+        return one, other
+
+    def covers(self, solver: BaseSolver) -> bool:
+        """Whether a base solver lies within the fitted family, if the net has been fitted over one."""
+        return self.error_bias is None or max(map(abs, self._scaled_error(solver))) <= 1 + 1e-6
+
+    def set_scales(
+        self,
+        residuals: Sequence[Residual],
+        x: Tensor | None,
+        t_span: tuple[float, float],
+        solvers: Sequence[BaseSolver] = (),
+    ) -> None:
+        """Take the scaling of the inputs from a sample of residuals, and from the base solver of each."""
+        if self.error_bias is not None and solvers:
+            extremes = [(min(errors), max(errors)) for errors in zip(*map(leading_error, solvers), strict=True)]
+            self.error_ranges = [((low + high) / 2, (high - low) / 2 or 1.0) for low, high in extremes]
+        nets = [self.for_solver(solver) for solver in solvers] or [self] * len(residuals)
         # A few steps' features tell the scales; those of all would double the memory of the set.
-        few = residuals[:: max(1, len(residuals) // 8)]
-        batches = [self._join(self._features(r.eps, r.z, r.stages, x)) for r in few]
+        few = list(zip(nets, residuals, strict=True))[:: max(1, len(residuals) // 8)]
+        batches = [self._join(net._features(r.eps, r.z, r.stages, x)) for net, r in few]
         stacked = torch.cat(batches)
         axes = [0, *range(2, stacked.ndim)]
         self.shift.copy_(stacked.mean(dim=axes))
@@ -220,7 +285,20 @@ class _CorrectionNet(nn.Module):
     def _first_bias(self, eps: float, s: Tensor) -> Tensor:
         middle, per_half = self.time_range.unbind()
         bias = torch.add(self.first.bias, self.eps_weight, alpha=eps / self.eps_max)  # type: ignore[arg-type]
-        return torch.addcmul(bias, self.s_weight, (s - middle) * per_half)
+        bias = torch.addcmul(bias, self.s_weight, (s - middle) * per_half)
+        return bias if self.error_bias is None else bias + self._read_error(self.error_bias)
+
+    def _read_error(self, weight: Tensor) -> Tensor:
+        one, other = self.leading_error
+        return one * weight[0] + other * weight[1]
+
+    def _hidden(self, first: Tensor) -> Tensor:
+        """What the last layer reads."""
+        h = self.middle(first)
+        if self.error_gain is None:
+            return h
+        gain = 1 + self._read_error(self.error_gain)
+        return h * gain.reshape(-1, *[1] * (h.ndim - 2))
 
     def _join(self, parts: Sequence[Tensor]) -> Tensor:
         raise NotImplementedError
@@ -243,8 +321,18 @@ class _CorrectionNet(nn.Module):
 
 
 class _MLPNet(_CorrectionNet):
-    def __init__(self, d_in: int, hidden: int, d_out: int, d_state: int, depth: int, activation: type[nn.Module]):
-        super().__init__(d_in, hidden, d_state)
+    def __init__(
+        self,
+        d_in: int,
+        hidden: int,
+        d_out: int,
+        d_state: int,
+        depth: int,
+        activation: type[nn.Module],
+        *,
+        reads_tableau: bool,
+    ):
+        super().__init__(d_in, hidden, d_state, reads_tableau)
         self.first = nn.Linear(d_in, hidden)
         middle = [part for _ in range(depth - 1) for part in (nn.Linear(hidden, hidden), activation())]
         self.middle = nn.Sequential(activation(), *middle)
@@ -256,7 +344,7 @@ class _MLPNet(_CorrectionNet):
 
     def forward(self, eps: float, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None = None) -> Tensor:
         h = (self._join(self._features(eps, z, stages, x)) - self.shift) * self.scale
-        out = self.last(self.middle(functional.linear(h, self.first.weight, self._first_bias(eps, s))))
+        out = self.last(self._hidden(functional.linear(h, self.first.weight, self._first_bias(eps, s))))
         return self._combine(out, h).reshape(z.shape)
 
 
@@ -270,8 +358,10 @@ class _ConvNet(_CorrectionNet):
         depth: int,
         kernel_size: int,
         activation: type[nn.Module],
+        *,
+        reads_tableau: bool,
     ):
-        super().__init__(c_in, hidden, c_state)
+        super().__init__(c_in, hidden, c_state, reads_tableau)
         self.first = nn.Conv2d(c_in, hidden, kernel_size, padding="same")
 
         def conv(n_out: int) -> nn.Conv2d:
@@ -289,7 +379,7 @@ class _ConvNet(_CorrectionNet):
         h = self._join(self._features(eps, z, stages, x))
         h = (h - self.shift[:, None, None]) * self.scale[:, None, None]
         first = functional.conv2d(h, self.first.weight, self._first_bias(eps, s), padding="same")
-        return self._combine(self.last(self.middle(first)), h)
+        return self._combine(self.last(self._hidden(first)), h)
 
 
 class BoundedCorrection(DeviceFreeModule):
@@ -340,6 +430,19 @@ class BoundedCorrection(DeviceFreeModule):
         self.cap = float(cap)
         self.floor = float(floor)
         self.register_buffer("output_scale", output_scale)
+
+    def for_solver(self, solver: BaseSolver) -> BoundedCorrection:
+        """This correction as it runs with a base solver: itself, or a view that shares all weights."""
+        net = bind_solver(self.net, solver)
+        if net is self.net:
+            return self
+        view = make_view(self)
+        view._modules = {**self._modules, "net": net}
+        return view
+
+    def covers(self, solver: BaseSolver) -> bool:
+        """False where the net has been fitted over a family of base solvers and this one lies outside it."""
+        return not hasattr(self.net, "covers") or self.net.covers(solver)  # type: ignore[operator]
 
     def forward(self, eps: float, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None = None) -> Tensor:
         """g, scaled and capped."""

@@ -10,6 +10,7 @@ from ..numerics.base_solvers import BaseSolver
 from ..numerics.solve import check_grid, hypersolve, hypersolve_trajectory
 from .neural_ode import NeuralODE
 from .serialization import DeviceFreeModule
+from .solver_binding import bind_solver
 
 
 class HypersolvedODE(DeviceFreeModule):
@@ -22,7 +23,7 @@ class HypersolvedODE(DeviceFreeModule):
     base_solver : BaseSolver
         psi and its order.
     correction : nn.Module, optional
-        g; without one this is the base solver.
+        g, held as its ``for_solver(base_solver)`` where it has that; without one this is the base solver.
     grid : sequence of float
         The mesh s_0, ..., s_K.
 
@@ -43,7 +44,7 @@ class HypersolvedODE(DeviceFreeModule):
         super().__init__()
         self.neural_ode = neural_ode
         self.base_solver = base_solver
-        self.correction = correction
+        self.correction = None if correction is None else bind_solver(correction, base_solver)
         self.grid = check_grid(grid)
 
     @property

@@ -16,21 +16,22 @@ from torch.utils.data import DataLoader
 
 from ..modules.corrections import BoundedCorrection, auto_correction, fit_bounded_correction, flatten_samples
 from ..modules.neural_ode import NeuralODE
+from ..modules.solver_binding import bind_solver, solver_family
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.cost import count_macs
 from ..numerics.residuals import Residual
 from ..numerics.solve import uniform_grid
 from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
 from .nets import BestWeights, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed, seeded
-from .objectives import Batch, Block, Curriculum, Objective, ReferenceRows, UnrolledSolves
+from .objectives import Batch, Block, Curriculum, Objective, ReferenceRows, Solve, UnrolledSolves
 from .references import mesh_times, solve_references
-from .residual_sets import Exact, StepSizes, choose_steps, conditioned_blocks
+from .residual_sets import Exact, Step, StepSizes, choose_steps, conditioned_blocks, deal_solvers
 
 _TINY = 1e-30
 _MAX_BLOCKS = 48
 _MEMORY_BUDGET = 2**30
 _FINETUNE_SHARE, _FINETUNE_LR = 0.4, 0.5
-_VALID_ROWS, _VALID_BLOCKS = 256, 8
+_VALID_ROWS, _VALID_BLOCKS, _VALID_SOLVES = 256, 8, 8
 _MAC_SHARE = 0.1
 
 
@@ -120,23 +121,27 @@ def fit_correction(
             device=settings.device, verbose=settings.verbose, **how,
         )  # fmt: skip
 
-    pairs = choose_steps(times, sizes, _MAX_BLOCKS, rng)
+    family = solver_family(settings.correction, solver)
+    steps = deal_solvers(choose_steps(times, sizes, _MAX_BLOCKS, rng), family, _MAX_BLOCKS, rng)
     on_device = x.to(settings.device)
     states, blocks, exact = conditioned_blocks(
-        neural_ode, solver, times, on_device, pairs, solve, rtol=settings.rtol, atol=settings.atol
+        neural_ode, times, on_device, steps, solve, rtol=settings.rtol, atol=settings.atol
     )
     # Rows are shuffled after the solve, so that a cached one serves every random_state.
     shuffled = torch.from_numpy(rng.permutation(len(x))).to(settings.device)
     n_valid = max(1, round(settings.validation_fraction * len(x)))
     held_out, fitted = shuffled[: min(n_valid, _VALID_ROWS)], shuffled[n_valid:]
-    valid = ReferenceRows(on_device[held_out], times, states[:, held_out], [Block.of(b, held_out) for b in blocks])
+    solvers = [step.solver for step in steps]
+    held_out_blocks = [Block.of(b, s, held_out) for b, s in zip(blocks, solvers, strict=True)]
+    valid = ReferenceRows(on_device[held_out], times, states[:, held_out], held_out_blocks)
     # Popped one by one, since a block and its copy need not both stay in memory.
-    own = [Block.of(blocks.pop(0), fitted) for _ in range(len(blocks))]
+    own = [Block.of(blocks.pop(0), s, fitted) for s in solvers]
     train = ReferenceRows(on_device[fitted], times, states[:, fitted], own)
     exact_valid = exact.rows(held_out)
     del states, exact  # the sets hold copies of their rows
     with seeded(seed, settings.device):
-        correction, net = _train(neural_ode, solver, settings, sizes, train, valid, warm)
+        solves = [Solve(member, k) for member in family for k in sizes.steps]
+        correction, net = _train(neural_ode, solver, settings, solves, train, valid, warm)
     return FittedCorrection(
         correction=correction,
         net=net,
@@ -151,21 +156,24 @@ def _train(
     neural_ode: NeuralODE,
     solver: BaseSolver,
     settings: FitSettings,
-    sizes: StepSizes,
+    solves: Sequence[Solve],
     train: ReferenceRows,
     valid: ReferenceRows,
     warm: BoundedCorrection | None,
 ) -> tuple[BoundedCorrection, TrainingNet]:
     control = neural_ode.control(train.x)
     if warm is None:
-        correction = build_correction(settings.correction, neural_ode, [b.residual for b in train.blocks], control)
+        blocks = [(block.residual, block.solver) for block in train.blocks]
+        correction = build_correction(settings.correction, neural_ode, solver, blocks, control)
     else:
-        correction = copy.deepcopy(warm).requires_grad_(True)
+        correction = copy.deepcopy(warm.for_solver(solver)).requires_grad_(True)
     stages = settings.stages()
-    solves = {kind: UnrolledSolves(neural_ode, solver, _state_loss(kind, neural_ode)) for _, kind in stages}
+    unrolled = {kind: UnrolledSolves(neural_ode, _state_loss(kind, neural_ode)) for _, kind in stages}
+
+    checked = _spread(solves, _VALID_SOLVES)
 
     def validate(objective: Objective) -> float:
-        """The last stage's loss on held-out rows, a geometric mean over step sizes; 1 is the base solver."""
+        """The last stage's loss on held-out rows, a geometric mean over steps and base solvers; 1 is the base solver."""
         kind = stages[-1][1]
         with torch.no_grad():
             if kind == "residual":
@@ -173,15 +181,15 @@ def _train(
                 control = neural_ode.control(valid.x)
                 losses = [block.share(objective.correction, slice(None), control) for block in some]
             else:
-                losses = [solves[kind].share(valid, slice(None), k, objective.correction) for k in sizes.steps]
+                losses = [unrolled[kind].share(valid, slice(None), solve, objective.correction) for solve in checked]
         return float((torch.stack(losses) + _TINY).log().mean().exp())
 
-    curriculum = Curriculum(train, settings.batch_size, stages, sizes.steps)
+    curriculum = Curriculum(train, settings.batch_size, stages, solves)
     best = BestWeights(validate)
     peaks = [1.0, _FINETUNE_LR][: len(stages)]
     schedule = cosine_schedule(len(curriculum), [end for end, _ in stages], peaks)
     net = _CorrectionNet(
-        Objective(correction, train, control, solves),
+        Objective(correction, train, control, unrolled),
         criterion=nn.Identity,
         optimizer=settings.optimizer,
         lr=settings.lr,
@@ -209,6 +217,12 @@ class _CorrectionNet(TrainingNet):
         return y_pred
 
 
+def _spread(options: Sequence[Any], at_most: int) -> list[Any]:
+    """Evenly spread ones, the first and the last among them."""
+    chosen = np.linspace(0, len(options) - 1, min(len(options), at_most)).round().astype(int)
+    return [options[i] for i in chosen]
+
+
 def _state_loss(kind: str, neural_ode: NeuralODE) -> StateLoss:
     if kind == "output":
         return output_loss(neural_ode.output_map)
@@ -216,31 +230,38 @@ def _state_loss(kind: str, neural_ode: NeuralODE) -> StateLoss:
 
 
 def build_correction(
-    spec: Any, neural_ode: NeuralODE, blocks: Sequence[Residual], x: Tensor | None
+    spec: Any,
+    neural_ode: NeuralODE,
+    solver: BaseSolver,
+    blocks: Sequence[tuple[Residual, BaseSolver]],
+    x: Tensor | None,
 ) -> BoundedCorrection:
-    """Build (or copy) the net, size it by the field's MACs, set its scales and bound it."""
-    sample = blocks[0]
+    """Build (or copy) the net for a base solver, size it by the field's MACs, set its scales and bound it."""
+    residuals = [residual for residual, _ in blocks]
+    sample = residuals[0]
     if isinstance(spec, nn.Module):
-        return fit_bounded_correction(copy.deepcopy(spec).to(sample.z).requires_grad_(True), blocks)
+        net = copy.deepcopy(spec).to(sample.z).requires_grad_(True)
+        return fit_bounded_correction(bind_solver(net, solver), residuals)
     one = sample.z[:1]
     arguments = (one,) if x is None else (one, x[:1])
     macs = count_macs(neural_ode.vector_field, one.new_tensor(neural_ode.t_span[0]), *arguments)
     spec = auto_correction(sample.z) if isinstance(spec, str) else spec
     net = spec.build(sample, x, _MAC_SHARE * macs).to(sample.z)
-    net.set_scales(blocks, x, neural_ode.t_span)
-    return fit_bounded_correction(net, blocks)
+    net.set_scales(residuals, x, neural_ode.t_span, [member for _, member in blocks])
+    return fit_bounded_correction(bind_solver(net, solver), residuals)
 
 
 def _delta(
-    correction: nn.Module, exact: Exact, solver: BaseSolver, data: ReferenceRows, steps: Sequence[int]
+    correction: nn.Module, exact: Exact, solver: BaseSolver, data: ReferenceRows, fitted_steps: Sequence[int]
 ) -> dict[int, dict[str, float]]:
     """Largest and mean ||g - R|| on held-out states, for every fitted K."""
     control = data.x if exact.neural_ode.data_controlled else None
     delta = {}
-    for k in steps:
+    for k in fitted_steps:
         indices = data.indices(uniform_grid(exact.neural_ode.t_span, k))
         errors = []
-        for r in exact.blocks(solver, data.times, list(pairwise(indices)), data.states.dtype):
+        steps = [Step(i, j, solver) for i, j in pairwise(indices)]
+        for r in exact.blocks(data.times, steps, data.states.dtype):
             with torch.no_grad():
                 g = correction(r.eps, r.z.new_tensor(r.s), r.z, r.stages, control)
             errors.append(torch.linalg.vector_norm(flatten_samples(r.target - g), dim=1))

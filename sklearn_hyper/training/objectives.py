@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ..modules.neural_ode import NeuralODE
+from ..modules.solver_binding import bind_solver
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual
 from ..numerics.solve import iterate_states, uniform_grid
@@ -24,21 +25,22 @@ _MIXED_STEP_SIZES = 4
 
 @dataclass(frozen=True)
 class Block:
-    """A residual block and its unit: the mean norm of its targets, which is the loss of the base solver."""
+    """A residual block, its base solver, and its unit: the mean norm of its targets, which is the base solver's loss."""
 
     residual: Residual
+    solver: BaseSolver
     unit: float
 
     @classmethod
-    def of(cls, residual: Residual, rows: Any) -> Block:
+    def of(cls, residual: Residual, solver: BaseSolver, rows: Any) -> Block:
         """The block of some rows."""
         selected = select_rows(residual, rows)
-        return cls(selected, max(float(mean_norm(selected.target)), _TINY))
+        return cls(selected, solver, max(float(mean_norm(selected.target)), _TINY))
 
     def share(self, correction: nn.Module, rows: Any, control: Tensor | None) -> Tensor:
         """Residual loss of some of its rows as a share of the base solver's."""
         x = None if control is None else control[rows]
-        return residual_loss(correction, select_rows(self.residual, rows), x) / self.unit
+        return residual_loss(bind_solver(correction, self.solver), select_rows(self.residual, rows), x) / self.unit
 
 
 @dataclass
@@ -63,39 +65,46 @@ class ReferenceRows:
         return torch.stack([self.states[i][rows] for i in self.indices(grid)])
 
 
+class Solve(NamedTuple):
+    """A way through the span: a base solver in K steps."""
+
+    solver: BaseSolver
+    steps: int
+
+
 class UnrolledSolves:
-    """Solves of a fixed Neural ODE in K steps, and their errors as shares of the base solver's."""
+    """Solves of a fixed Neural ODE, and their errors as shares of the base solver's."""
 
-    def __init__(self, neural_ode: NeuralODE, solver: BaseSolver, loss: StateLoss):
-        self.neural_ode, self.solver, self.loss = neural_ode, solver, loss
-        self._units: dict[int, float] = {}
+    def __init__(self, neural_ode: NeuralODE, loss: StateLoss):
+        self.neural_ode, self.loss = neural_ode, loss
+        self._units: dict[Solve, float] = {}
 
-    def _error(self, data: ReferenceRows, rows: Any, steps: int, correction: nn.Module | None) -> Tensor:
-        grid = uniform_grid(self.neural_ode.t_span, steps)
+    def _error(self, data: ReferenceRows, rows: Any, solve: Solve, correction: nn.Module | None) -> Tensor:
+        grid = uniform_grid(self.neural_ode.t_span, solve.steps)
         every_step = self.loss is trajectory_loss
         reference = data.on_grid(grid if every_step else (grid[0], grid[-1]), rows)
         x = data.x[rows] if self.neural_ode.data_controlled else None
         z0 = reference[0]
-        states = [z0, *iterate_states(self.neural_ode.vector_field, z0, grid, self.solver, correction, x)]
+        states = [z0, *iterate_states(self.neural_ode.vector_field, z0, grid, solve.solver, correction, x)]
         return self.loss(torch.stack(states if every_step else [z0, states[-1]]), reference)
 
-    def share(self, data: ReferenceRows, rows: Any, steps: int, correction: nn.Module) -> Tensor:
+    def share(self, data: ReferenceRows, rows: Any, solve: Solve, correction: nn.Module) -> Tensor:
         """Error of some rows as a share of the base solver's on the first rows of ``data``."""
-        if steps not in self._units:
+        if solve not in self._units:
             with torch.no_grad():
-                unit = self._error(data, slice(0, _UNIT_ROWS), steps, None)
-            self._units[steps] = max(float(unit), _TINY)
-        return self._error(data, rows, steps, correction) / self._units[steps]
+                unit = self._error(data, slice(0, _UNIT_ROWS), solve, None)
+            self._units[solve] = max(float(unit), _TINY)
+        return self._error(data, rows, solve, bind_solver(correction, solve.solver)) / self._units[solve]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step learns from: rows of residual blocks, a solve of K steps, or both."""
+    """What one optimizer step learns from: rows of residual blocks, a solve, or both."""
 
     kind: str
     rows: Tensor
     parts: list[tuple[Tensor, Block]]
-    steps: int | None
+    solve: Solve | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,7 +114,7 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
     """Batches, epoch by epoch; an epoch is one pass over the training rows.
 
     A residual batch mixes a few step sizes, one a part of its rows: with one alone the gradient is noisier from
-    batch to batch. A solve has one number of steps.
+    batch to batch. A solve has one base solver and one number of steps.
 
     Parameters
     ----------
@@ -113,12 +122,14 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
     batch_size : int
     stages : sequence of (int, str)
         Last epoch and kind of each stage.
-    steps : sequence of int
-        Numbers of steps that solves are drawn from.
+    solves : sequence of Solve
+        What unrolled solves are drawn from.
     """
 
-    def __init__(self, data: ReferenceRows, batch_size: int, stages: Sequence[tuple[int, str]], steps: Sequence[int]):
-        self.data, self.batch_size, self.stages, self.steps = data, batch_size, stages, steps
+    def __init__(
+        self, data: ReferenceRows, batch_size: int, stages: Sequence[tuple[int, str]], solves: Sequence[Solve]
+    ):
+        self.data, self.batch_size, self.stages, self.solves = data, batch_size, stages, solves
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -129,7 +140,7 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
         self.epoch += 1
         for rows in torch.randperm(len(self.data.x)).split(self.batch_size):
             parts = [(part, _draw(self.data.blocks)) for part in _split(rows)] if "residual" in kind else []
-            yield Batch(kind, rows, parts, None if kind == "residual" else _draw(self.steps)), 0
+            yield Batch(kind, rows, parts, None if kind == "residual" else _draw(self.solves)), 0
 
 
 def _split(rows: Tensor) -> Sequence[Tensor]:
@@ -172,8 +183,8 @@ class Objective(nn.Module):
         data, control, solves = self._frozen
         losses = [block.share(self.correction, rows, control) for rows, block in batch.parts]
         terms = [torch.stack(losses).mean()] if losses else []
-        if batch.steps is not None:
-            terms.append(solves[batch.kind].share(data, batch.rows, batch.steps, self.correction))
+        if batch.solve is not None:
+            terms.append(solves[batch.kind].share(data, batch.rows, batch.solve, self.correction))
         return torch.stack(terms).sum()
 
     def release(self) -> nn.Module:

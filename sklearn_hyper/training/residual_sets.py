@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,14 @@ class StepSizes:
         return cls(1 / fit_n_steps, 1 / fit_n_steps, (fit_n_steps,))
 
 
+class Step(NamedTuple):
+    """A step to learn from: mesh indices of its ends, and the base solver that takes it."""
+
+    start: int
+    end: int
+    solver: BaseSolver
+
+
 def choose_steps(
     times: Sequence[float], sizes: StepSizes, n_blocks: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
@@ -62,18 +70,26 @@ def choose_steps(
     return [(int(i[k]), int(j[k])) for k in chosen]
 
 
+def deal_solvers(
+    pairs: Sequence[tuple[int, int]], family: Sequence[BaseSolver], n_blocks: int, rng: np.random.Generator
+) -> list[Step]:
+    """Steps of a family of base solvers: each pair with all of them, or with as many as ``n_blocks`` allow."""
+    if len(family) == 1:
+        return [Step(*pair, family[0]) for pair in pairs]
+    hand = min(len(family), max(1, n_blocks // len(pairs)))
+    # Dealt from shuffled decks, all solvers come equally often, and with steps of all sizes.
+    n_decks = -(-hand * len(pairs) // len(family))
+    cards = iter(np.concatenate([rng.permutation(len(family)) for _ in range(n_decks)]))
+    return [Step(*pair, family[next(cards)]) for pair in pairs for _ in range(hand)]
+
+
 def residual_blocks(
-    neural_ode: NeuralODE,
-    solver: BaseSolver,
-    times: Sequence[float],
-    states: Tensor,
-    x: Tensor,
-    pairs: Sequence[tuple[int, int]],
+    neural_ode: NeuralODE, times: Sequence[float], states: Tensor, x: Tensor, steps: Sequence[Step]
 ) -> list[Residual]:
     """Residuals (eq. 6) of all rows for every chosen step, computed in the dtype of ``states``."""
     return [
         _residual_of_rows(neural_ode, solver, (times[i], times[j]), states[[i, j]], neural_ode.control(x))
-        for i, j in pairs
+        for i, j, solver in steps
     ]
 
 
@@ -105,20 +121,17 @@ class Exact:
         """The same for some of the rows."""
         return Exact(self.neural_ode, self.states[:, rows], self.x[rows])
 
-    def blocks(
-        self, solver: BaseSolver, times: Sequence[float], pairs: Sequence[tuple[int, int]], dtype: torch.dtype
-    ) -> list[Residual]:
+    def blocks(self, times: Sequence[float], steps: Sequence[Step], dtype: torch.dtype) -> list[Residual]:
         """Residuals of the chosen steps, cast to the dtype of the fit."""
-        blocks = residual_blocks(self.neural_ode, solver, times, self.states, self.x, pairs)
+        blocks = residual_blocks(self.neural_ode, times, self.states, self.x, steps)
         return [_cast(block, dtype) for block in blocks]
 
 
 def conditioned_blocks(
     neural_ode: NeuralODE,
-    solver: BaseSolver,
     times: Sequence[float],
     x: Tensor,
-    pairs: Sequence[tuple[int, int]],
+    steps: Sequence[Step],
     solve: Callable[..., Tensor],
     *,
     rtol: float,
@@ -131,8 +144,8 @@ def conditioned_blocks(
     """
     states = solve(rtol=rtol, atol=atol, double=False).to(x.device)
     exact = Exact(neural_ode, states, x)
-    smallest = min(pairs, key=lambda pair: abs(times[pair[1]] - times[pair[0]]))
-    (probe,) = residual_blocks(neural_ode, solver, times, states[:, :_CHUNK], x[:_CHUNK], [smallest])
+    smallest = min(steps, key=lambda step: abs(times[step.end] - times[step.start]))
+    (probe,) = residual_blocks(neural_ode, times, states[:, :_CHUNK], x[:_CHUNK], [smallest])
     noise = target_noise(probe, rtol, atol)
     if noise > CONDITIONING_LIMIT:
         tight = max(1e-13, 0.1 * CONDITIONING_LIMIT / noise * min(rtol, atol))
@@ -152,7 +165,7 @@ def conditioned_blocks(
             )
             exact = Exact(double, solve(rtol=tight, atol=tight, double=True).to(x.device), x.double())
     # One step at a time: the float64 blocks of all need not be alive together.
-    blocks = [exact.blocks(solver, times, [pair], states.dtype)[0] for pair in pairs]
+    blocks = [exact.blocks(times, [step], states.dtype)[0] for step in steps]
     return states, blocks, exact
 
 
