@@ -274,10 +274,12 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         rows = self._to_tensor(X, self.dtype_, self.device_)
         states = self._reference_states(module.neural_ode, X).to(self.device_)
         labels = None if y is None else self._label_indices(y, len(X))
-        base = HypersolvedODE(module.neural_ode, module.base_solver, None, module.grid)
         name = f"{module.base_solver.name} K={module.n_steps}"
+        solvers = {name: self.without_correction().module_}
+        if self.correction_ is not None:
+            solvers[f"hyper-{name}"] = module
         return measure_solvers(
-            {name: base, f"hyper-{name}": module}, rows, states, labels,
+            solvers, rows, states, labels,
             tolerance=tolerance, floor=self.mape_floor, batch_size=batch_size,
         )  # fmt: skip
 
@@ -316,7 +318,6 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         """
         module = self._require_fitted("module_")
         solver = module.base_solver if base_solver is None else resolve_base_solver(base_solver)
-        self._check_same_family(solver)
         steps = check_n_steps(module.n_steps if n_steps is None else n_steps)
         ode = module.neural_ode
         if t_span is not None:
@@ -325,27 +326,46 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
                 data_controlled=ode.data_controlled,
             )  # fmt: skip
         grid = uniform_grid(ode.t_span, steps)
-        eps, (low, high) = abs(grid[1] - grid[0]), self._fitted_eps
-        if not low * (1 - 1e-6) <= eps <= high * (1 + 1e-6):
-            warnings.warn(
-                f"step size {eps:.3g} lies outside the fitted range [{low:.3g}, {high:.3g}]; check score(X), or fit "
-                "with fit_n_steps=(a, b) to cover it.",
-                UserWarning,
-                stacklevel=2,
-            )
-        if not self.correction_.covers(solver):
-            warnings.warn(
-                f"base_solver {solver.name!r} lies outside the family that the correction was fitted over; check score(X), "
-                "or fit with it among the correction's tableaus.",
-                UserWarning,
-                stacklevel=2,
-            )
+        if self.correction_ is not None:
+            self._check_same_family(solver)
+            self._warn_outside_fit(solver, abs(grid[1] - grid[0]))
         copied = copy.copy(self)
         if base_solver is not None:
             copied.base_solver, copied.order = base_solver, None
         copied.n_steps = steps
         copied.neural_ode_ = ode
         copied._set_module(ode, solver, grid)
+        return copied
+
+    def _warn_outside_fit(self, solver: BaseSolver, eps: float) -> None:
+        low, high = self._fitted_eps
+        if not low * (1 - 1e-6) <= eps <= high * (1 + 1e-6):
+            warnings.warn(
+                f"step size {eps:.3g} lies outside the fitted range [{low:.3g}, {high:.3g}]; check score(X), or fit "
+                "with fit_n_steps=(a, b) to cover it.",
+                UserWarning,
+                stacklevel=3,
+            )
+        if not self.correction_.covers(solver):
+            warnings.warn(
+                f"base_solver {solver.name!r} lies outside the family that the correction was fitted over; check score(X), "
+                "or fit with it among the correction's tableaus.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def without_correction(self) -> Hypersolver:
+        """A fitted copy that is the base solver alone: what the correction has to beat.
+
+        Returns
+        -------
+        estimator of the same class
+            Its ``with_solver`` takes any base solver and number of steps.
+        """
+        module = self._require_fitted("module_")
+        copied = copy.copy(self)
+        copied.correction_ = None
+        copied._set_module(module.neural_ode, module.base_solver, module.grid)
         return copied
 
     def _check_same_family(self, solver: BaseSolver) -> None:
