@@ -11,10 +11,18 @@ from problems import BASE_SOLVERS, FORCED, LOGISTIC, largest, log_slope, named
 from sklearn.base import clone
 from torch import nn
 
-from sklearn_hyper import ConvCorrection, HypersolverRegressor, MLPCorrection
+from sklearn_hyper import ConvCorrection, HypersolverRegressor, MLPCorrection, alpha_family
 from sklearn_hyper.modules import BoundedCorrection, MLPVectorField
 from sklearn_hyper.modules.corrections import auto_correction, fit_bounded_correction
-from sklearn_hyper.numerics import Residual, compute_residuals, count_macs, hypersolve, reference_solution
+from sklearn_hyper.modules.solver_binding import bind_solver, make_view
+from sklearn_hyper.numerics import (
+    Residual,
+    compute_residuals,
+    count_macs,
+    hypersolve,
+    reference_solution,
+    resolve_base_solver,
+)
 
 DOUBLE = torch.float64
 SPAN = (0.0, 1.0)
@@ -58,12 +66,14 @@ CASES = {
     "vector-ungated": (MLPCorrection(hidden=8, activation="softplus", gate=False), (3,), None),
     "vector-controlled": (MLPCorrection(hidden=8, activation="prelu"), (3,), (2,)),
     "scalar": (MLPCorrection(hidden=8), (1,), None),
+    "vector-family": (MLPCorrection(hidden=8, tableaus=["heun"]), (3,), None),
     "matrix": (MLPCorrection(hidden=8), (2, 3), None),
     "matrix-controlled": (MLPCorrection(hidden=8), (2, 3), (2, 2)),
     "image-flat": (MLPCorrection(hidden=8), (2, 4, 5), None),
     "image": (ConvCorrection(hidden=6), (2, 4, 5), None),
     "image-deep": (ConvCorrection(hidden=6, depth=2, kernel_size=1), (2, 4, 5), None),
     "image-ungated": (ConvCorrection(hidden=6, gate=False), (2, 4, 5), None),
+    "image-family": (ConvCorrection(hidden=6, tableaus=["heun"]), (2, 4, 5), None),
     "image-controlled": (ConvCorrection(hidden=6), (2, 4, 5), (1, 4, 5)),
 }
 
@@ -134,6 +144,104 @@ def test_g_stays_of_order_one_as_eps_goes_to_zero(case, base_solver):
     for sign in (1, -1):  # one limit from both sides, approached linearly
         far, near = largest(g_at(sign * 1e-2) - limit), largest(g_at(sign * 1e-3) - limit)
         assert near < 0.2 * far + 1e-9 and far < 0.1 * largest(limit)
+
+
+# --- the base solver that a net runs with ---------------------------------------------------------------------------
+
+ALPHAS = (-1.0, 0.05, 0.5, 1.0, 2.0)
+SPECS = {"vector": (MLPCorrection(hidden=8), (3,)), "image": (ConvCorrection(hidden=6), (2, 4, 5))}
+each_spec = pytest.mark.parametrize(("spec", "shape"), SPECS.values(), ids=SPECS)
+
+
+def linear_field(t, z):
+    return z.roll(1, dims=-1) - 0.5 * z
+
+
+def make_family_correction(spec, shape, alphas):
+    """A correction with random weights for the midpoint method, fitted over an alpha family; and a step of it."""
+    solvers = [resolve_base_solver(alpha_family(alpha)) for alpha in alphas]
+    blocks = [make_blocks(shape, solver)[1] for solver in solvers]
+    net = clone(spec).set_params(tableaus=["heun"]).build(blocks[0]).to(blocks[0].z)
+    net.set_scales(blocks, None, SPAN, solvers)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    bound = bind_solver(net, resolve_base_solver("midpoint"))
+    return fit_bounded_correction(bound, blocks).requires_grad_(False), blocks
+
+
+@each_spec
+def test_on_a_linear_field_a_bound_net_reads_the_same_whatever_alpha(spec, shape):
+    """There (r_2 - r_1) / (alpha eps) = J f exactly, and all two-stage methods of order 2 make the same step."""
+    net = make_correction(spec, make_blocks(shape, "midpoint"), random=True).net
+    z = torch.randn(6, *shape, dtype=DOUBLE)
+
+    def g_at(alpha, bound):
+        (block,) = compute_residuals(linear_field, torch.stack([z, z]), (0.0, 0.2), alpha_family(alpha))
+        return apply(net.for_solver(resolve_base_solver(alpha_family(alpha))) if bound else net, block)
+
+    assert all(largest(g_at(alpha, True) - g_at(0.5, True)) < 1e-10 for alpha in ALPHAS)
+    assert all(largest(g_at(alpha, False) - g_at(0.5, False)) > 1e-3 for alpha in ALPHAS if alpha != 0.5)
+
+
+@each_spec
+def test_features_of_a_bound_net_stay_of_order_one_over_the_family(spec, shape):
+    net = make_correction(spec, make_blocks(shape, "midpoint"))
+    blocks = {alpha: make_blocks(shape, alpha_family(alpha))[1] for alpha in (0.01, 0.5, 1.0)}
+    quotients = {
+        alpha: net.net.for_solver(resolve_base_solver(alpha_family(alpha)))._features(b.eps, b.z, b.stages, None)[2]
+        for alpha, b in blocks.items()
+    }
+    assert all(largest(q - quotients[0.5]) < 0.5 * largest(quotients[0.5]) for q in quotients.values())
+
+
+@each_spec
+def test_a_net_that_is_bound_already_is_not_copied(spec, shape):
+    midpoint, heun = resolve_base_solver("midpoint"), resolve_base_solver("heun")
+    for g in (make_correction(spec, make_blocks(shape)), make_family_correction(spec, shape, (0.1, 1.0))[0]):
+        bound = g.for_solver(midpoint)
+        assert bound.for_solver(midpoint) is bound.for_solver(resolve_base_solver(alpha_family(0.5))) is bound
+        assert bound.for_solver(heun) is not bound
+        assert [id(p) for p in bound.for_solver(heun).parameters()] == [id(p) for p in g.parameters()]
+
+
+@each_spec
+def test_a_family_net_reads_which_member_it_runs_with(spec, shape):
+    g, blocks = make_family_correction(spec, shape, (0.1, 0.55, 1.0))
+    other = make_view(g.net)
+    other.leading_error = (0.5, 0.0)  # and the same quotients
+    assert largest(apply(other, blocks[0]) - apply(g.net, blocks[0])) > 1e-3
+    middle = g.for_solver(resolve_base_solver(alpha_family(0.55))).net
+    assert middle.leading_error == pytest.approx((0.0, 0.0), abs=1e-12)
+    ends = [g.for_solver(resolve_base_solver(alpha_family(alpha))).net.leading_error[0] for alpha in (0.1, 1.0)]
+    assert ends == pytest.approx([-1.0, 1.0])
+
+
+@each_spec
+def test_a_family_net_covers_what_lies_between_its_members(spec, shape):
+    g, blocks = make_family_correction(spec, shape, (0.1, 1.0))
+    covered = [alpha for alpha in ALPHAS if g.covers(resolve_base_solver(alpha_family(alpha)))]
+    assert covered == [0.5, 1.0]
+    anything = make_correction(spec, blocks)
+    assert all(anything.covers(resolve_base_solver(alpha_family(alpha))) for alpha in ALPHAS)
+    assert BoundedCorrection(Emit(), order=2, output_scale=torch.ones(1), cap=1, floor=1).covers(
+        resolve_base_solver("heun")
+    )
+
+
+@each_spec
+def test_the_bound_lets_the_residuals_of_all_members_through(spec, shape):
+    g, blocks = make_family_correction(spec, shape, (0.05, 0.5, 1.0))
+    g.net = Emit()
+    for block in blocks:
+        out = g(block.eps, torch.tensor(block.s), block.target / g.output_scale, block.stages)
+        assert largest(out - block.target) < 1e-12 * largest(block.target)
+
+
+def test_reading_the_tableau_costs_no_product():
+    for spec, shape in SPECS.values():
+        alone = make_correction(spec, make_blocks(shape))
+        family, blocks = make_family_correction(spec, shape, (0.1, 1.0))
+        assert count_macs(apply, family, blocks[0]) == count_macs(apply, alone, blocks[0])
 
 
 def test_gate_costs_macs_and_is_optional():
@@ -351,7 +459,15 @@ def test_a_fitted_automatic_correction_costs_a_tenth_of_the_field():
 # --- specs ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", [MLPCorrection(hidden=7, depth=3), ConvCorrection(hidden=5, kernel_size=1)], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MLPCorrection(hidden=7, depth=3),
+        MLPCorrection(tableaus=[alpha_family(0.3), "heun"]),
+        ConvCorrection(hidden=5, kernel_size=1),
+    ],
+    ids=["mlp", "family", "conv"],
+)
 def test_specs_follow_the_parameter_protocol(spec):
     cloned = clone(spec)
     assert cloned == spec and cloned is not spec and type(spec)(**spec.get_params()) == spec

@@ -5,14 +5,15 @@ import pickle
 
 import pytest
 import torch
-from problems import BASE_SOLVERS, named
+from problems import BASE_SOLVERS, FORCED, LOGISTIC, largest, named
 from torch import nn
 
-from sklearn_hyper import ConvCorrection, MLPCorrection
+from sklearn_hyper import ConvCorrection, MLPCorrection, alpha_family
 from sklearn_hyper.modules import BoundedCorrection, ConvVectorField, HypersolvedODE, MLPVectorField, NeuralODE
 from sklearn_hyper.numerics import (
     CountedField,
     Residual,
+    compute_residuals,
     hypersolve,
     hypersolve_trajectory,
     resolve_base_solver,
@@ -41,17 +42,17 @@ def make_correction(spec, z, n_stages, order, x=None):
     return BoundedCorrection(net, order=order, output_scale=scale, cap=0.2, floor=0.1)
 
 
-def make_module(kind, base_solver="heun"):
+def make_module(kind, base_solver="heun", tableaus=None):
     """A hypersolved ODE with maps and a random correction, and an input for it."""
     solver = resolve_base_solver(base_solver)
-    x, spec, control = torch.randn(5, 3), MLPCorrection(hidden=6), None
+    x, spec, control = torch.randn(5, 3), MLPCorrection(hidden=6, tableaus=tableaus), None
     if kind == "vector":
         ode = NeuralODE(MLPVectorField(4, hidden=8), input_map=nn.Linear(3, 4), output_map=nn.Linear(4, 2))
     elif kind == "controlled":
         ode = NeuralODE(Controlled(), input_map=nn.Linear(3, 2), output_map=nn.Linear(2, 2), data_controlled=True)
         control = x
     else:
-        x, spec = torch.randn(5, 1, 6, 6), ConvCorrection(hidden=4)
+        x, spec = torch.randn(5, 1, 6, 6), ConvCorrection(hidden=4, tableaus=tableaus)
         head = nn.Sequential(nn.Flatten(), nn.Linear(72, 2))
         ode = NeuralODE(ConvVectorField(2, hidden=4), input_map=nn.Conv2d(1, 2, 1), output_map=head)
     correction = make_correction(spec, ode.input_map(x).detach(), solver.n_stages, solver.order, control)
@@ -90,6 +91,63 @@ def test_it_evaluates_the_field_stages_times_steps(solver):
     correction = make_correction(MLPCorrection(hidden=4), z, solver.n_stages, solver.order)
     HypersolvedODE(NeuralODE(field), resolve_base_solver(solver), correction, GRID)(z)
     assert field.n_evaluations == 2 * solver.n_stages
+
+
+def swapped(module, base_solver):
+    """The same correction with another base solver, as ``with_solver`` makes it."""
+    return HypersolvedODE(module.neural_ode, resolve_base_solver(base_solver), module.correction, module.grid).eval()
+
+
+each_family = pytest.mark.parametrize("tableaus", [None, ["midpoint"]], ids=["one", "family"])
+
+
+@each_kind
+@each_family
+def test_the_correction_is_bound_to_the_base_solver(kind, tableaus):
+    module, x = make_module(kind, tableaus=tableaus)
+    midpoint = swapped(module, "midpoint")
+    assert midpoint.correction.net.spacings == (0.5,) and module.correction.net.spacings == (1.0,)
+    back = swapped(midpoint, "heun")
+    assert torch.equal(back(x), module(x)) and not torch.allclose(midpoint(x), module(x), rtol=1e-3)
+    assert torch.equal(swapped(module, alpha_family(0.5))(x), midpoint(x))
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("problem", **named([LOGISTIC, FORCED]))
+def test_an_exact_correction_reaches_the_solution_with_any_base_solver(problem, alpha):
+    """R is what eq. 6 says of the base solver at hand: one that knows it steps from solution to solution."""
+
+    class Exact(nn.Module):
+        solver = None
+
+        def for_solver(self, solver):
+            bound = Exact()
+            bound.solver = solver
+            return bound
+
+        def forward(self, eps, s, z, stages, x=None):
+            s = float(s)
+            states = torch.stack([z, problem.exact(s, s + eps, z)])
+            return compute_residuals(problem.f, states, (s, s + eps), self.solver)[0].target
+
+    grid = [problem.t_span[0] + share * (problem.t_span[1] - problem.t_span[0]) for share in (0, 0.2, 0.6, 1)]
+    module = HypersolvedODE(NeuralODE(problem.f), resolve_base_solver(alpha_family(alpha)), Exact(), grid)
+    assert largest(module.trajectory(problem.z0) - problem.states(grid)) < 1e-12
+
+
+@each_kind
+@each_family
+def test_swapped_modules_copy_pickle_and_export(kind, tableaus):
+    module, x = make_module(kind, tableaus=tableaus)
+    other = swapped(module, alpha_family(0.3))
+    for copied in (pickle.loads(pickle.dumps(other)), copy.deepcopy(other)):
+        assert torch.equal(copied(x), other(x))
+        assert not {id(p) for p in copied.parameters()} & {id(p) for p in module.parameters()}
+    exported = torch.export.export(other, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=512)},))
+    torch.testing.assert_close(exported.module()(x[:3]), other(x[:3]))
+    both = copy.deepcopy(nn.ModuleList([module, other])).double()
+    assert torch.equal(both[1](x.double()), swapped(both[0], alpha_family(0.3))(x.double()))
+    assert both[1].correction.output_scale is both[0].correction.output_scale
 
 
 @each_kind
