@@ -1,19 +1,30 @@
-"""Label-free scorers: how well a hypersolver stands in for dopri5, as ``scoring=`` of scikit-learn's searches."""
+"""Label-free scorers: how well a hypersolver stands in for dopri5 and what it costs, as ``scoring=`` of searches."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 from sklearn.pipeline import Pipeline
 
 from ..estimators._hypersolver import Hypersolver
+from ..estimators._hypersolver_base import HypersolverBase
+from ..estimators.hypersolver_density import HypersolverDensity
+from ..metrics import count_macs
+from ..numerics.solve import hypersolve
+
+_KINDS = {
+    Hypersolver: "HypersolverRegressor or HypersolverClassifier",
+    HypersolverBase: "HypersolverRegressor, HypersolverClassifier or HypersolverDensity",
+}
 
 
-def resolve_hypersolver(estimator: Any, X: Any) -> tuple[Any, Any]:
+def resolve_hypersolver(estimator: Any, X: Any, kind: type[HypersolverBase] = Hypersolver) -> tuple[Any, Any]:
     """The hypersolver that a pipeline, search or FrozenEstimator ends in, and X as it reaches it.
 
     Raises
@@ -23,20 +34,19 @@ def resolve_hypersolver(estimator: Any, X: Any) -> tuple[Any, Any]:
     NotFittedError
         If a search or a pipeline's step is not fitted.
     """
-    if isinstance(estimator, Hypersolver):
+    if isinstance(estimator, kind):
         return estimator, X
     if isinstance(estimator, FrozenEstimator):
-        return resolve_hypersolver(estimator.estimator, X)
+        return resolve_hypersolver(estimator.estimator, X, kind)
     if isinstance(estimator, Pipeline):
         earlier = estimator[:-1]
-        return resolve_hypersolver(estimator.steps[-1][1], earlier.transform(X) if len(earlier) else X)
+        return resolve_hypersolver(estimator.steps[-1][1], earlier.transform(X) if len(earlier) else X, kind)
     if hasattr(estimator, "best_estimator_"):
-        return resolve_hypersolver(estimator.best_estimator_, X)
+        return resolve_hypersolver(estimator.best_estimator_, X, kind)
     if isinstance(estimator, (GridSearchCV, RandomizedSearchCV)):
         raise NotFittedError(f"This {type(estimator).__name__} has no best_estimator_: fit it, with refit=True.")
     raise TypeError(
-        "a HypersolverRegressor or HypersolverClassifier, or a Pipeline or search that ends in one, is needed, "
-        f"got {type(estimator).__name__}."
+        f"a {_KINDS[kind]}, or a Pipeline or search that ends in one, is needed, got {type(estimator).__name__}."
     )
 
 
@@ -122,3 +132,111 @@ def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         )
     expected = hypersolver.reference(X).argmax(axis=1)
     return float(np.mean(hypersolver.predict(X) == hypersolver.classes_[expected]))
+
+
+def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
+    """Minus the multiply-accumulates that a hypersolver's solve takes a sample; greater is cheaper.
+
+    Every evaluation of f and of g counts, as in ``solver_report``; the input and output maps, which any solver of the
+    Neural ODE calls alike, do not. They are counted on X's first row; nothing is solved by dopri5.
+
+    Parameters
+    ----------
+    estimator : hypersolver, or a Pipeline or search that ends in one
+        Fitted. Of a HypersolverDensity the density solve is counted, which its ``score`` runs.
+    X : array-like of shape (n_samples, ...)
+    y : ignored
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the vector field has no MACs: it holds no matrix product or convolution, as analytic fields do, and counting
+        g alone would call f free. Use :func:`neg_nfe_scorer` then.
+
+    See Also
+    --------
+    neg_nfe_scorer : Counts evaluations of f, which every field has.
+    cheapest_within : Chooses by cost and a tolerance.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_hyper import HypersolverClassifier, NeuralODEClassifier
+    >>> from sklearn_hyper.evaluation import neg_macs_scorer
+    >>> X, y = load_iris(return_X_y=True)
+    >>> slow = NeuralODEClassifier(max_epochs=1, random_state=0).fit(X, y)
+    >>> fast = HypersolverClassifier(slow, n_steps=2, max_epochs=1, random_state=0).fit(X)
+    >>> report = fast.solver_report(X)
+    >>> neg_macs_scorer(fast, X) == -report[-1].macs
+    True
+    """
+    hypersolver, X = _resolve_solve(estimator, X)
+    module = hypersolver._require_fitted("module_")
+    row = hypersolver._prepare_X(X, reset=False)[:1]
+    return -_count_solve_macs(module, hypersolver._to_tensor(row, hypersolver.dtype_, hypersolver.device_))
+
+
+def _resolve_solve(estimator: Any, X: Any) -> tuple[Any, Any]:
+    """The hypersolver whose solve from X is to be counted: of a density, the one that its ``score`` runs."""
+    hypersolver, X = resolve_hypersolver(estimator, X, HypersolverBase)
+    if isinstance(hypersolver, HypersolverDensity):
+        hypersolver._require_density()
+        return hypersolver.density_, hypersolver._rows(X)
+    return hypersolver, X
+
+
+def _count_solve_macs(module: Any, x: torch.Tensor) -> float:
+    ode = module.neural_ode
+    with torch.no_grad():
+        z, control = ode.input_map(x), ode.control(x)
+    evaluation = (z,) if control is None else (z, control)
+    if math.isnan(count_macs(ode.vector_field, z.new_tensor(ode.t_span[0]), *evaluation)):
+        raise ValueError(
+            "the vector field has no MACs, for it holds no matrix product or convolution: score cost by "
+            "neg_nfe_scorer instead of neg_macs_scorer."
+        )
+    return count_macs(
+        hypersolve, ode.vector_field, z, None, None, module.base_solver, module.correction, x=control, grid=module.grid
+    )
+
+
+def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
+    """Minus the evaluations of f that a hypersolver makes for a prediction; greater is cheaper.
+
+    The correction is not counted. For a field without MACs this is the cost to search by; for any other,
+    :func:`neg_macs_scorer` counts the correction, too.
+
+    Parameters
+    ----------
+    estimator : hypersolver, or a Pipeline or search that ends in one
+        Fitted.
+    X : array-like of shape (n_samples, ...)
+        Does not matter: a fixed-step solver costs the same from everywhere.
+    y : ignored
+
+    Returns
+    -------
+    float
+
+    See Also
+    --------
+    neg_macs_scorer : Counts multiply-accumulates of f and g.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_hyper import HypersolverRegressor
+    >>> from sklearn_hyper.datasets import VanDerPol
+    >>> from sklearn_hyper.evaluation import neg_nfe_scorer
+    >>> X = np.random.default_rng(0).uniform(-1, 1, (60, 2))
+    >>> fast = HypersolverRegressor(VanDerPol(), base_solver="heun", n_steps=3, max_epochs=1).fit(X)
+    >>> neg_nfe_scorer(fast, X)  # two stages, three steps
+    -6.0
+    """
+    hypersolver, _ = _resolve_solve(estimator, X)
+    module = hypersolver._require_fitted("module_")
+    return -float(module.base_solver.count_evaluations(module.n_steps))

@@ -3,19 +3,29 @@
 import numpy as np
 import pytest
 import sklearn
+import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from small_hypersolvers import make_classifier, make_regressor
+from small_hypersolvers import Swirl, make_classifier, make_regressor
+from torch import nn
 
-from sklearn_hyper.evaluation import agreement_scorer, neg_mape_scorer
+from sklearn_hyper import HypersolverDensity, HypersolverRegressor, NeuralODE
+from sklearn_hyper.evaluation import agreement_scorer, neg_macs_scorer, neg_mape_scorer, neg_nfe_scorer
 from sklearn_hyper.metrics import mean_absolute_percentage_error
+from sklearn_hyper.modules import ConvVectorField
+from sklearn_hyper.numerics import reference
+
+# The fits are as short as can be; whether they learn anything is not the question here.
+pytestmark = pytest.mark.filterwarnings("ignore:no epoch was better than the base solver")
 
 SCORERS = [neg_mape_scorer, agreement_scorer]
+COSTS = [neg_macs_scorer, neg_nfe_scorer]
 each_scorer = pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: scorer.__name__)
+errors_and_costs = pytest.mark.parametrize("scorer", SCORERS + COSTS, ids=lambda scorer: scorer.__name__)
 
 
 def test_neg_mape_of_a_regressor_is_its_score(regressor, X):
@@ -36,12 +46,12 @@ def test_agreement_is_the_share_of_equal_labels(X):
     assert 0 < agreement < 1
 
 
-@each_scorer
+@errors_and_costs
 def test_scores_ignore_labels(classifier, X, scorer):
     assert scorer(classifier, X, np.full(len(X), "c")) == scorer(classifier, X, y=None) == scorer(classifier, X)
 
 
-@each_scorer
+@errors_and_costs
 def test_pipelines_searches_and_frozen_estimators_are_seen_through(classifier, X, scorer):
     expected = scorer(classifier, X)
     scaler = StandardScaler().fit(3 * X + 1)
@@ -84,13 +94,13 @@ def test_agreement_of_a_regressor_is_refused(regressor, X):
         agreement_scorer(regressor, X)
 
 
-@each_scorer
+@errors_and_costs
 def test_other_estimators_are_refused(X, scorer):
-    with pytest.raises(TypeError, match=r"a HypersolverRegressor or .* is needed, got LinearRegression"):
+    with pytest.raises(TypeError, match=r"a HypersolverRegressor.* or .* is needed, got LinearRegression"):
         scorer(LinearRegression().fit(X, X[:, 0]), X)
 
 
-@each_scorer
+@errors_and_costs
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -103,3 +113,85 @@ def test_other_estimators_are_refused(X, scorer):
 def test_unfitted_estimators_say_so(X, scorer, wrap):
     with pytest.raises(NotFittedError):
         scorer(wrap(make_classifier()), X)
+
+
+# --- costs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("base_solver", "n_steps", "nfe"), [("euler", 1, 1), ("heun", 3, 6), ("rk4", 1, 4)])
+def test_costs_are_the_reports(X, base_solver, n_steps, nfe):
+    hypersolver = make_classifier(base_solver=base_solver, n_steps=n_steps, max_epochs=1, lr=1e-6).fit(X)
+    *_, bare, corrected = hypersolver.solver_report(X)
+    assert neg_nfe_scorer(hypersolver, X) == -nfe
+    assert neg_macs_scorer(hypersolver, X) == -corrected.macs < -bare.macs == -4 * nfe  # f is a product of 2 x 2
+
+
+def test_costs_follow_the_solver_and_not_the_rows(regressor, X):
+    with pytest.warns(UserWarning, match="outside the fitted range"):
+        slower = regressor.with_solver(n_steps=6)
+    for cost in COSTS:
+        assert cost(slower, X) == 3 * cost(regressor, X) == 3 * cost(regressor, X[:1])
+        assert cost(regressor, X.tolist()) == cost(regressor, torch.from_numpy(X)) == cost(regressor, X)
+
+
+def test_costs_need_no_reference(regressor, X, monkeypatch):
+    expected = [cost(regressor, X) for cost in COSTS]
+    monkeypatch.setattr(reference, "odeint", None)
+    with pytest.raises(TypeError):
+        neg_mape_scorer(regressor, X)
+    assert [cost(regressor, X) for cost in COSTS] == expected
+
+
+def test_macs_of_images_leave_the_maps_out(X):
+    """A convolutional field counts its convolutions: in x out x kernel x pixels, the correction's beside them."""
+    images = np.random.default_rng(0).normal(size=(12, 2, 4, 4)).astype(np.float32)
+    field = ConvVectorField(2, hidden=3)
+    ode = NeuralODE(field, input_map=nn.Conv2d(2, 2, 1), output_map=nn.Flatten())
+    hypersolver = HypersolverRegressor(ode, base_solver="euler", n_steps=2, max_epochs=1, lr=1e-6).fit(images)
+    hypersolver.module_.correction = None
+    macs_f = sum(layer.weight.numel() * 4 * 4 for layer in field.modules() if isinstance(layer, nn.Conv2d))
+    assert neg_macs_scorer(hypersolver, images) == -2 * macs_f
+
+
+def test_a_data_controlled_field_is_given_its_input(X):
+    class Controlled(Swirl):
+        def forward(self, t, z, x):
+            return super().forward(t, z) * x
+
+    ode = NeuralODE(Controlled(), data_controlled=True)
+    hypersolver = HypersolverRegressor(ode, n_steps=2, max_epochs=1, lr=1e-6, random_state=0).fit(X)
+    assert neg_macs_scorer(hypersolver, X) == -hypersolver.solver_report(X)[-1].macs
+
+
+def test_costs_of_a_density_are_those_of_its_log_likelihood(X):
+    density = HypersolverDensity(Swirl(), base_solver="heun", n_steps=2, max_epochs=1, lr=1e-6, random_state=0).fit(X)
+    assert neg_macs_scorer(density, X) == -density.solver_report(X)[-1].macs < -density.solver_report()[-1].macs
+    assert neg_nfe_scorer(density, X) == -4
+    with pytest.raises(TypeError, match=r"or HypersolverClassifier, .* is needed, got HypersolverDensity"):
+        neg_mape_scorer(density, X)
+    density.set_params(n_features=2).fit()
+    for cost in COSTS:
+        with pytest.raises(ValueError, match="fitted for sampling only"):
+            cost(density, X)
+
+
+def test_a_field_without_macs_is_an_error_and_not_free(X):
+    hypersolver = make_regressor(lambda t, z: -z, n_steps=3, max_epochs=1, lr=1e-6).fit(X)
+    with pytest.raises(ValueError, match=r"the vector field has no MACs.*score cost by neg_nfe_scorer"):
+        neg_macs_scorer(hypersolver, X)
+    assert neg_nfe_scorer(hypersolver, X) == -3
+
+
+def test_costs_are_checked_like_predictions(regressor, X):
+    with pytest.raises(ValueError, match="X has 3 features"):
+        neg_macs_scorer(regressor, np.ones((5, 3)))
+
+
+def test_a_search_counts_costs_beside_errors(X):
+    pipeline = make_pipeline(StandardScaler(), make_classifier(max_epochs=1, lr=1e-6))
+    scoring = {scorer.__name__: scorer for scorer in SCORERS + COSTS}
+    grid = {"hypersolverclassifier__n_steps": [1, 4]}
+    search = GridSearchCV(pipeline, grid, scoring=scoring, refit="neg_mape_scorer", cv=2, error_score="raise").fit(X)
+    assert search.cv_results_["mean_test_neg_nfe_scorer"].tolist() == [-1, -4]
+    cheap, dear = search.cv_results_["mean_test_neg_macs_scorer"]
+    assert dear == 4 * cheap == neg_macs_scorer(search, X)
