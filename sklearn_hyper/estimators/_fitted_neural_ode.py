@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.base import MetaEstimatorMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -12,6 +13,7 @@ from torch import nn
 
 from ..modules.flow import Flow
 from ..modules.neural_ode import NeuralODE
+from .flows import ContinuousNormalizingFlow
 
 
 class FittedNeuralODE(NamedTuple):
@@ -53,14 +55,16 @@ def resolve_flow(neural_ode: Any) -> FittedFlow:
     if isinstance(neural_ode, Flow):
         return FittedFlow(neural_ode)
     if hasattr(neural_ode, "flow_"):
-        return FittedFlow(neural_ode.flow_, trace=neural_ode.trace, noise_seed=neural_ode._noise_seed)
-    if isinstance(neural_ode, NeuralODE) or not hasattr(neural_ode, "fit"):
-        return FittedFlow(resolve_neural_ode(neural_ode).module)
-    if hasattr(neural_ode, "score_samples") or hasattr(neural_ode, "estimator"):
+        preprocess = getattr(neural_ode, "preprocess_", None)
+        return FittedFlow(neural_ode.flow_, preprocess, trace=neural_ode.trace, noise_seed=neural_ode._noise_seed)
+    if isinstance(neural_ode, ContinuousNormalizingFlow | MetaEstimatorMixin):
         raise _not_fitted(neural_ode)
+    if callable(neural_ode) and not isinstance(neural_ode, type) and not hasattr(neural_ode, "fit"):
+        return FittedFlow(resolve_neural_ode(neural_ode).module)
     raise TypeError(
         "neural_ode must be a fitted ContinuousNormalizingFlow, a fitted Pipeline or search that ends in one, "
-        f"FrozenEstimator(...), or a bare vector field f(t, z); got {neural_ode!r}."
+        "FrozenEstimator(...), a NeuralODE without maps, or a bare vector field f(t, z); got "
+        f"{neural_ode!r}."
     )
 
 

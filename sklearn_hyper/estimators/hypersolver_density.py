@@ -10,21 +10,23 @@ import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import nn
+from torch import Tensor, nn
 
 from ..metrics import SolverReport
-from ..modules.divergence import check_divergence
-from ..modules.flow import Flow, LogDensity, check_base_distribution
-from ..modules.neural_ode import NeuralODE
+from ..modules.flow import Flow, LogDensity, check_base_distribution, check_divergence
+from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.nets import draw_seed, seeded
-from ._base import check_device
+from ._base import check_device, module_dtype
 from ._fitted_neural_ode import resolve_flow
 from ._hypersolver_base import HypersolverBase
-from .flows import TRACES, append_noise, draw_base, resolve_trace
+from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
 from .hypersolver import HypersolverRegressor
 
 _BASE_STATES = 2000
+_CHECKED_ROWS = 16
 _OWN = ("neural_ode", "base_distribution", "n_features", "trace", "random_state")
 
 
@@ -182,37 +184,61 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
 
     def _fit(self, X: Any) -> bool:
         check_device(self.device)
+        seed = draw_seed(self.random_state)
+        X = self._set_flow(X, seed)
+        flow = self.flow_
+        dtype = flow.dtype or (torch.float64 if X is None else module_dtype(None, X))
+        rows = None if X is None else append_noise(X, self._noise, self._noise_seed)
+        with seeded(seed, "cpu"):
+            self._check(None if rows is None else self._to_tensor(rows[:_CHECKED_ROWS], dtype, "cpu"), dtype)
+        n_base = _BASE_STATES if self.max_samples == "auto" else int(self.max_samples)
+        previous = dict(vars(self)) if self.warm_start else {}
+        base = draw_base(flow, n_base, dtype, seed)
+        sampler, interrupted = self._fit_direction(flow.sampling(), base, seed, previous.get("sampler_"))
+        if sampler is None:
+            raise KeyboardInterrupt
+        density = None
+        if rows is not None and not interrupted:
+            density, interrupted = self._fit_direction(self._density_ode(), rows, seed, previous.get("density_"))
+        self.sampler_, self.density_ = sampler, density
+        self.dtype_, self.device_ = sampler.dtype_, sampler.device_
+        self._n_features_out = flow.n_features
+        return interrupted
+
+    def _set_flow(self, X: Any, seed: int) -> np.ndarray | None:
+        """Take over the flow, the steps before it and its noise; return X as the flow takes it."""
         resolved = resolve_flow(self.neural_ode)
         self.preprocess_ = copy.deepcopy(resolved.preprocess)
         if X is not None:
             X = self._prepare_X(X, reset=True)
             if X.ndim != 2:
-                raise ValueError(f"X must be 2-dimensional, (n_samples, n_features), got shape {X.shape}.")
-        flow = self._resolve_flow(resolved.flow, X)
-        seed = draw_seed(self.random_state)
-        with seeded(seed, "cpu"):
-            check_base_distribution(flow)
-        self.flow_ = flow
-        self._noise = resolve_trace(resolved.trace if self.trace == "auto" else self.trace, flow.n_features)
-        self._noise_seed = seed if resolved.noise_seed is None else resolved.noise_seed
+                raise ValueError(
+                    f"X must be 2-dimensional, (n_samples, n_features), got shape {X.shape}; flatten images first."
+                )
+        self.flow_ = self._resolve_flow(resolved.flow, X)
         if X is None:
-            self.n_features_in_, self._input_shape = flow.n_features, (flow.n_features,)
-        else:
-            check_divergence(flow.density(), self._to_tensor(X[:16], flow.dtype or torch.float64, "cpu"))
-        n_base = _BASE_STATES if self.max_samples == "auto" else int(self.max_samples)
-        previous = (vars(self).get("sampler_"), vars(self).get("density_")) if self.warm_start else (None, None)
-        dtype = flow.dtype or (torch.float64 if X is None or X.dtype == np.float64 else torch.float32)
-        base = draw_base(flow, n_base, dtype, seed)
-        self.density_ = None
-        self.sampler_, interrupted = self._fit_direction(flow.sampling(), base, seed, previous[0])
-        if X is not None and not interrupted:
-            rows = append_noise(X, self._noise, self._noise_seed)
-            ode = flow.density(hutchinson=self._noise is not None)
-            self.density_, interrupted = self._fit_direction(ode, rows, seed, previous[1])
-        self.dtype_, self.device_ = self.sampler_.dtype_, self.sampler_.device_
-        self._n_features_out = flow.n_features
-        self._set_modules()
-        return interrupted
+            self.n_features_in_ = getattr(self.preprocess_, "n_features_in_", self.flow_.n_features)
+            vars(self).pop("feature_names_in_", None)
+        self._noise = resolve_trace(resolved.trace if self.trace == "auto" else self.trace, self.flow_.n_features)
+        self._noise_seed = seed if resolved.noise_seed is None else resolved.noise_seed
+        return X
+
+    def _density_ode(self) -> NeuralODE:
+        return self.flow_.density(hutchinson=self._noise is not None)
+
+    def _check(self, rows: Tensor | None, dtype: torch.dtype) -> None:
+        """Whatever can be found wrong before the first solve, of both directions."""
+        flow = self.flow_
+        check_base_distribution(flow)
+        check_neural_ode(flow.sampling(), flow.sample_base(2, dtype))
+        if rows is None:
+            return
+        check_divergence(flow, rows[:, : flow.n_features])
+        if isinstance(self.correction, nn.Module):
+            ode = self._density_ode()
+            one = HypersolverRegressor(ode, correction=self.correction, n_steps=self.n_steps)
+            solver = resolve_base_solver(self.base_solver, self.order)
+            one._check_correction(ode, ode.input_map(rows), ode.control(rows), solver)
 
     def _resolve_flow(self, flow: Flow | NeuralODE, X: np.ndarray | None) -> Flow:
         """A frozen copy of a fitted flow, or one made of a bare field, ``base_distribution`` and ``n_features``."""
@@ -222,7 +248,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
                 raise ValueError(
                     f"{' and '.join(given)}: only for a bare field; the fitted flow passed as neural_ode brings its own."
                 )
-            flow = copy.deepcopy(flow)
+            flow = copy.deepcopy(flow).to("cpu")  # the solvers move their copies to the device
         else:
             if not all(isinstance(part, nn.Identity) for part in (flow.input_map, flow.output_map)):
                 raise ValueError(
@@ -244,31 +270,31 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
 
     def _fit_direction(
         self, ode: NeuralODE, rows: np.ndarray, seed: int, previous: HypersolverRegressor | None
-    ) -> tuple[HypersolverRegressor, bool]:
-        """Fit one direction; whether a Ctrl-C ended it early is the second of the pair."""
+    ) -> tuple[HypersolverRegressor | None, bool]:
+        """Fit one direction, and say whether a Ctrl-C ended it early: before training, there is nothing to keep."""
         shared = {name: value for name, value in self.get_params(deep=False).items() if name not in _OWN}
         solver = HypersolverRegressor(ode) if previous is None else copy.copy(previous)
         solver.set_params(neural_ode=ode, random_state=seed, **shared)
+        before = vars(solver).get("module_")
         try:
             return solver.fit(rows), False
         except KeyboardInterrupt:
-            if not hasattr(solver, "module_"):  # before training: nothing to keep
-                raise
-            return solver, True
-
-    def _set_modules(self) -> None:
-        self.module_ = self.sampler_.module_
-        self._log_density = None if self.density_ is None else LogDensity(self.density_.module_, self.flow_)
+            return (None if vars(solver).get("module_") is before else solver), True
 
     # ------------------------------------------------------------------ inference
+    @property
+    def module_(self) -> HypersolvedODE:
+        """The sampler's."""
+        return self.sampler_.module_
+
     def _require_density(self) -> LogDensity:
         self._require_fitted("sampler_")
-        if self._log_density is None:
+        if self.density_ is None:
             raise ValueError(
                 "this HypersolverDensity was fitted for sampling only, by fit(X=None) or a fit that was interrupted before "
                 "the densities' turn: call fit(X) with data for score_samples, score and transform."
             )
-        return self._log_density
+        return LogDensity(self.density_.module_, self.flow_).eval()
 
     def _rows(self, X: Any) -> np.ndarray:
         return append_noise(self._prepare_X(X, reset=False), self._noise, self._noise_seed)
@@ -291,7 +317,14 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         return self._undo_steps(X)
 
     def _undo_steps(self, X: np.ndarray) -> np.ndarray:
-        return X if self.preprocess_ is None else np.asarray(self.preprocess_.inverse_transform(X))
+        if self.preprocess_ is None:
+            return X
+        if not hasattr(self.preprocess_, "inverse_transform"):
+            raise ValueError(
+                f"samples cannot be carried back through {self.preprocess_!r}, the steps before the flow: one of them has no "
+                "inverse_transform. Pass the flow alone as neural_ode to sample in its own coordinates."
+            )
+        return np.asarray(self.preprocess_.inverse_transform(X))
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Log density of every sample, in nats.
@@ -346,8 +379,8 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         -------
         ndarray of shape (n_samples, n_features)
         """
-        self._require_fitted("sampler_")
-        return self._undo_steps(self._in_batches(self.module_, self._validate_X(Z, reset=False)))
+        flow = self._require_fitted("flow_")
+        return self._undo_steps(self._in_batches(self.module_, check_base_states(Z, flow.n_features)))
 
     def solver_report(
         self, X: Any = None, *, n_samples: int = 1000, tolerance: float = 1e-5, random_state: Any = None
@@ -359,7 +392,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         X : array-like of shape (n_samples, n_features), optional
             Report on the density direction from X: errors are those of (z(t_0), log-determinant).
         n_samples : int, default 1000
-            Without X: base draws to report on, timed as one batch.
+            Base draws to report on, timed as one batch; with X, rows of the batch that is timed.
         tolerance : float, default 1e-5
             rtol and atol of the dopri5 that is timed and listed.
         random_state : int, RandomState or None
@@ -402,7 +435,21 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
             copied.base_solver, copied.order = base_solver, None
         if self.density_ is not None:
             copied.density_ = self.density_.with_solver(base_solver, n_steps)
-        copied._set_modules()
+        return copied
+
+    def without_correction(self) -> HypersolverDensity:
+        """A fitted copy that is the base solver alone, in both directions: what the corrections have to beat.
+
+        Returns
+        -------
+        HypersolverDensity
+            Its ``with_solver`` takes any base solver and number of steps.
+        """
+        self._require_fitted("sampler_")
+        copied = copy.copy(self)
+        copied.sampler_ = self.sampler_.without_correction()
+        if self.density_ is not None:
+            copied.density_ = self.density_.without_correction()
         return copied
 
     def to_module(self, direction: str = "sampling") -> nn.Module:

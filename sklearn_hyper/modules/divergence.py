@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .neural_ode import NeuralODE, VectorFieldError
+from .neural_ode import VectorFieldError
 from .serialization import DeviceFreeModule
 
 
@@ -36,6 +36,10 @@ def vector_jacobian_products(
     ------
     VectorFieldError
         If the field's output does not depend on z as autograd sees it.
+
+    Notes
+    -----
+    Works where gradients are disabled outside (``torch.no_grad``), but not under ``torch.inference_mode``.
     """
     training = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -44,18 +48,23 @@ def vector_jacobian_products(
             z = z.detach().requires_grad_(True)
             z = z.view_as(z)
         dz = f(t, z)
-        if not dz.requires_grad:
-            raise VectorFieldError(
-                "vector_field's output does not depend on z as autograd sees it, so its divergence is unknown: do not "
-                "detach it or compute it under torch.no_grad (a field that really is constant can add 0 * z)."
-            )
-        products = [
-            torch.autograd.grad(
-                dz, z, v.expand_as(dz), create_graph=training, retain_graph=True, materialize_grads=True
-            )[0]
-            for v in vectors
-        ]  # fmt: skip
+        products = [_vector_jacobian_product(dz, z, v, training) for v in vectors]
     return (dz, products) if training else (dz.detach(), products)
+
+
+def _vector_jacobian_product(dz: Tensor, z: Tensor, v: Tensor, training: bool) -> Tensor:
+    product = None
+    if dz.requires_grad:
+        # Not materialize_grads: zeros would hide that a field with parameters detaches z.
+        (product,) = torch.autograd.grad(
+            dz, z, v.expand_as(dz), create_graph=training, retain_graph=True, allow_unused=True
+        )  # fmt: skip
+    if product is None:
+        raise VectorFieldError(
+            "vector_field's output does not depend on z as autograd sees it, so its divergence is unknown: do not detach "
+            "it or compute it under torch.no_grad or torch.inference_mode (a field that really is constant can add 0 * z)."
+        )
+    return product
 
 
 class LogDensityField(DeviceFreeModule):
@@ -103,7 +112,14 @@ class LogDensityField(DeviceFreeModule):
     def forward(self, t: Tensor, state: Tensor, x: Tensor | None = None) -> Tensor:
         z = state[:, : state.shape[1] - (3 if self.penalties else 1)]
         d = z.shape[1]
-        vectors = list(torch.eye(d, dtype=z.dtype, device=z.device)) if x is None else [x[:, -d:]]
+        if self.hutchinson:
+            if x is None:
+                raise TypeError(
+                    "LogDensityField(hutchinson=True) needs the noise: call it with x, whose last d features it is."
+                )
+            vectors = [x[:, -d:]]
+        else:
+            vectors = list(torch.eye(d, dtype=z.dtype, device=z.device))
         dz, products = vector_jacobian_products(self.vector_field, t, z, vectors)
         trace = torch.stack([(v * product).sum(dim=1) for v, product in zip(vectors, products, strict=True)]).sum(dim=0)
         columns = [dz, -trace[:, None]]
@@ -135,22 +151,3 @@ class AppendLogDensity(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = self.scaler(x[:, : self.n_features])
         return torch.cat([z, z.new_zeros(z.shape[0], self.n_zeros)], dim=1)
-
-
-def check_divergence(density: NeuralODE, x: Tensor) -> None:
-    """Evaluate a density's dynamics on a few rows, at both ends of the span.
-
-    Raises
-    ------
-    VectorFieldError
-        If the divergence is unknown or not finite.
-    """
-    with torch.no_grad():
-        state = density.input_map(x)
-        for end in density.t_span:
-            dynamics = density.vector_field(state.new_tensor(end), state)
-            if not torch.isfinite(dynamics).all():
-                raise VectorFieldError(
-                    f"vector_field or its divergence is not finite at t={end:g} on the first {len(x)} rows of X: a density "
-                    "needs a field that is differentiable wherever data and base lie."
-                )

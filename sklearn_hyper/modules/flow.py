@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ..numerics.solve import check_t_span
 from .divergence import AppendLogDensity, LogDensityField
 from .hypersolved_ode import HypersolvedODE
-from .neural_ode import NeuralODE
+from .neural_ode import NeuralODE, VectorFieldError
 from .serialization import DeviceFreeModule
 from .vector_fields import Rescale, Standardize
+
+_FAR = 1e4
 
 
 class Flow(DeviceFreeModule):
@@ -36,7 +38,7 @@ class Flow(DeviceFreeModule):
     scaler : Standardize, optional
         mu and sigma; missing: data are the field's coordinates.
     base_distribution : torch.distributions.Distribution, optional
-        p_0, over vectors of width d. Missing: the standard normal.
+        p_0, over vectors of width d; computes on the CPU, in its own dtype. Missing: the standard normal.
     """
 
     def __init__(
@@ -54,6 +56,9 @@ class Flow(DeviceFreeModule):
         self.t_span = check_t_span(t_span)
         self.scaler = scaler
         self.base_distribution = base_distribution
+        if base_distribution is not None:
+            with torch.random.fork_rng(devices=[]):
+                self._base_dtype = base_distribution.sample().dtype
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -92,8 +97,8 @@ class Flow(DeviceFreeModule):
         """Log density of the base distribution, differentiable in z."""
         if self.base_distribution is None:
             return -0.5 * (z.pow(2).sum(dim=1) + self.n_features * math.log(2 * math.pi))
-        # Distributions are no modules and do not move with one: evaluated on the CPU.
-        return self.base_distribution.log_prob(z.cpu()).to(z)
+        # Distributions are no modules: they neither move nor change dtype with one.
+        return self.base_distribution.log_prob(z.to("cpu", self._base_dtype)).to(z)
 
     def sample_base(self, n_samples: int, dtype: torch.dtype) -> Tensor:
         """Draws from the base distribution on the CPU, by torch's global generator."""
@@ -131,10 +136,38 @@ def check_base_distribution(flow: Flow) -> None:
     d, base = flow.n_features, flow.base_distribution
     if base is None:
         return
-    if tuple(base.event_shape) != (d,):
+    if tuple(base.event_shape) != (d,) or tuple(base.batch_shape):
         raise ValueError(
-            f"base_distribution must be over vectors of {d} features (event_shape ({d},)), got batch_shape "
+            f"base_distribution must be over vectors of {d} features (event_shape ({d},), no batch_shape), got batch_shape "
             f"{tuple(base.batch_shape)} and event_shape {tuple(base.event_shape)}; wrap independent marginals in "
             "torch.distributions.Independent(..., 1)."
         )
+    far = torch.tensor([[-_FAR], [_FAR]], dtype=flow._base_dtype).expand(2, d)
+    if not base.support.check(far).all():
+        raise ValueError(
+            f"base_distribution must have a density everywhere, got {base} with the support {base.support}: a flow's "
+            "base states may lie anywhere."
+        )
     base.log_prob(base.sample((2,)))
+
+
+def check_divergence(flow: Flow, x: Tensor) -> None:
+    """Evaluate the density's dynamics at a few rows of data and, at the span's other end, at as many base draws.
+
+    Raises
+    ------
+    VectorFieldError
+        If the divergence is unknown or not finite.
+    """
+    data = x if flow.scaler is None else flow.scaler(x)
+    base = flow.sample_base(len(x), data.dtype).to(data)
+    # One backward pass: what is not finite anywhere in the Jacobian shows in the product with ones.
+    field = LogDensityField(flow.vector_field, hutchinson=True)
+    with torch.no_grad():
+        for end, z, where in zip(flow.t_span, (base, data), ("base samples", "rows of X"), strict=True):
+            state = torch.cat([z, z.new_zeros(len(z), 1)], dim=1)
+            if not torch.isfinite(field(state.new_tensor(end), state, torch.ones_like(z))).all():
+                raise VectorFieldError(
+                    f"vector_field or its divergence is not finite at t={end:g} on some of {len(z)} {where}: a density "
+                    "needs a field that is differentiable wherever data and base lie."
+                )

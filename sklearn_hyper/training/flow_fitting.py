@@ -23,6 +23,7 @@ from .neural_ode_fitting import TrainingSettings
 
 _VALID_DRAWS = 2048
 _MANY_EVALUATIONS, _GROWTH = 150, 3
+_MAX_EVALUATIONS = 3000  # a solve; its graph is kept, and no flow worth training needs as many
 
 
 class StiffFlowWarning(UserWarning):
@@ -97,8 +98,7 @@ class LikelihoodLoss(nn.Module):
             fixed = HypersolvedODE(ode, resolve_base_solver(settings.solver), None, grid)
         # In a tuple: the flow's parameters must not be registered twice.
         self._solvers = (ode, fixed)
-        self.counted = CountedField(ode.vector_field)
-        self.n_solves = 0
+        self.n_evaluations = self.n_solves = 0
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         if self.settings.noise is not None:
@@ -112,15 +112,25 @@ class LikelihoodLoss(nn.Module):
             loss = loss + self.settings.kinetic * energy + self.settings.jacobian * jacobian
         return loss
 
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log densities by the training solver; with Hutchinson's trace the noise is beside x."""
+        return self.flow.log_prob(self._solve(x))
+
     def _solve(self, x: Tensor) -> Tensor:
         ode, fixed = self._solvers
         if fixed is not None:
             return fixed.terminal_state(x)
-        self.n_solves += 1
-        return solve_dopri5(
-            self.counted, ode.input_map(x), ode.t_span, rtol=self.settings.rtol, atol=self.settings.atol,
+        counted = CountedField(ode.vector_field)
+        state = solve_dopri5(
+            counted, ode.input_map(x), ode.t_span, rtol=self.settings.rtol, atol=self.settings.atol,
             x=ode.control(x), adjoint_params=list(self.flow.parameters()) if self.settings.adjoint else None,
+            max_evaluations=_MAX_EVALUATIONS,
         )  # fmt: skip
+        if self.training:
+            # Read here, before the adjoint's own solve adds to it.
+            self.n_evaluations += counted.n_evaluations
+            self.n_solves += 1
+        return state
 
 
 class _EvaluationWatch(Callback):
@@ -131,14 +141,10 @@ class _EvaluationWatch(Callback):
         self._reset(net)
 
     def _reset(self, net: NeuralNet) -> None:
-        self.before_ = (net.module_.counted.n_evaluations, net.module_.n_solves)
+        net.module_.n_evaluations = net.module_.n_solves = 0
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        evaluations, solves = (
-            now - then
-            for now, then in zip((net.module_.counted.n_evaluations, net.module_.n_solves), self.before_, strict=True)
-        )
-        nfe = evaluations / max(solves, 1)
+        nfe = net.module_.n_evaluations / net.module_.n_solves
         net.history.record("nfe", nfe)
         self.first_ = self.first_ or nfe
         if nfe > max(_MANY_EVALUATIONS, _GROWTH * self.first_) and not self.warned_:
@@ -199,6 +205,7 @@ def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, seed: int) ->
             drawn = FlowMatchingLoss(flow).draw(len(valid), valid)
 
     def validate(module: nn.Module) -> float:
+        module.eval()  # skorch's next step sets it back
         with torch.no_grad():
             return float(module(valid, drawn))
 

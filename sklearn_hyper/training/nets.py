@@ -65,7 +65,13 @@ class BestWeights(Callback):
         self.validate = validate
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self._take(net, self.validate(net.module_))
+        self._take(net, math.inf)
+        self.scored_ = False
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        if not self.scored_:  # not sooner: a LoadInitState replaces the weights in on_train_begin
+            self.scored_ = True
+            self._take(net, self.validate(net.module_))
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         loss = self.validate(net.module_)

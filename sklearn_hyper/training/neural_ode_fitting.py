@@ -93,7 +93,7 @@ def train_net(net: TrainingNet, x: Tensor, y: Tensor, epochs: int | None = None)
     try:
         net.partial_fit(x, y)
     except ReferenceSolveError as error:
-        updated = len(net.history) > 1 or len(net.history[-1, "batches"]) > 1
+        updated = any("train_loss" in batch for epoch in net.history for batch in epoch["batches"])
         if updated:  # the field could be solved before the optimizer changed it
             raise TrainingDivergedError(
                 f"training diverged in epoch {len(net.history)}: dopri5 can no longer solve the field. Lower lr (now "
