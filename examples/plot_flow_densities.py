@@ -35,7 +35,15 @@ print(f"Held-out log likelihood: {flow.score(X_test):.3f} nats.")
 # ``fit()`` without data learns to sample. Draws of the base distribution are free, so we learn from many of them.
 
 fast = HypersolverDensity(
-    flow, base_solver="heun", n_steps=1, fit_n_steps=1, max_samples=6000, max_epochs=60, random_state=0, verbose=1
+    flow,
+    base_solver="heun",
+    n_steps=1,
+    fit_n_steps=1,
+    finetune=None,
+    max_samples=6000,
+    max_epochs=60,
+    random_state=0,
+    verbose=1,
 ).fit()
 plain = fast.without_correction()
 print(fast.solver_report(random_state=1))

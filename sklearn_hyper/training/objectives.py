@@ -139,12 +139,13 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
         kind = next((kind for end, kind in self.stages if self.epoch < end), self.stages[-1][1])
         self.epoch += 1
         for rows in torch.randperm(len(self.data.x)).split(self.batch_size):
-            parts = [(part, _draw(self.data.blocks)) for part in _split(rows)] if "residual" in kind else []
+            mixed = _split(rows, len(self.data.blocks)) if "residual" in kind else ()
+            parts = [(part, _draw(self.data.blocks)) for part in mixed]
             yield Batch(kind, rows, parts, None if kind == "residual" else _draw(self.solves)), 0
 
 
-def _split(rows: Tensor) -> Sequence[Tensor]:
-    return rows.chunk(max(1, min(_MIXED_STEP_SIZES, len(rows) // 8)))
+def _split(rows: Tensor, n_blocks: int) -> Sequence[Tensor]:
+    return rows.chunk(max(1, min(_MIXED_STEP_SIZES, n_blocks, len(rows) // 8)))
 
 
 def _draw(options: Sequence[Any]) -> Any:
