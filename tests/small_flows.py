@@ -7,10 +7,13 @@ from sklearn_hyper import ContinuousNormalizingFlow
 from sklearn_hyper.modules import Flow, MLPVectorField
 
 
-def make_flow(n_features=2, *, hidden=16, dtype=torch.float64, **params):
+def make_flow(n_features=2, *, hidden=16, gain=1.0, dtype=torch.float64, **params):
+    """With a large gain the field is curved from the start, and a few steps miss its flow without any training."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         field = MLPVectorField(n_features, hidden=hidden).to(dtype)
+    for parameter in field.parameters():
+        parameter.data *= gain
     return ContinuousNormalizingFlow(field, **{"max_epochs": 3, "random_state": 0} | params)
 
 

@@ -21,6 +21,7 @@ from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.nets import draw_seed, seeded
 from ._base import check_device, module_dtype
 from ._fitted_neural_ode import resolve_flow
+from ._hypersolver import _frozen_copy
 from ._hypersolver_base import HypersolverBase
 from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
 from .hypersolver import HypersolverRegressor
@@ -261,7 +262,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
             if width is None:
                 raise ValueError("n_features is needed to fit a bare field without X: pass n_features=, or fit(X).")
             flow = Flow(
-                copy.deepcopy(flow.vector_field), n_features=width, t_span=flow.t_span,
+                _frozen_copy(flow).vector_field, n_features=width, t_span=flow.t_span,
                 base_distribution=copy.deepcopy(self.base_distribution),
             )  # fmt: skip
         if X is not None and X.shape[1] != flow.n_features:

@@ -9,10 +9,11 @@ import threading
 import joblib
 import numpy as np
 import pytest
+from small_flows import make_flow, two_blobs
 from small_hypersolvers import make_regressor
 
 import sklearn_hyper.estimators._base as base
-from sklearn_hyper import HypersolverRegressor, NeuralODEClassifier
+from sklearn_hyper import HypersolverDensity, HypersolverRegressor, NeuralODEClassifier
 from sklearn_hyper.estimators._base import VersionMismatchWarning
 from sklearn_hyper.training.references import digest
 
@@ -22,20 +23,28 @@ def _reload(estimator):
 
 
 def test_a_fresh_process_predicts_the_same(tmp_path, digits, digits_ode, digits_hyper):
-    np.save(tmp_path / "X.npy", digits[0])
-    for name, model in [("slow", digits_ode), ("fast", digits_hyper)]:
-        joblib.dump(model, tmp_path / f"{name}.joblib")
-        np.save(tmp_path / f"{name}.npy", model.predict_proba(digits[0]))
+    X = two_blobs(40)
+    flow = make_flow(gain=2.0, max_epochs=1).fit(X)
+    fast = HypersolverDensity(flow, base_solver="heun", n_steps=2, max_epochs=3, random_state=0).fit(X)
+    for name, model, method, data in [
+        ("classifier", digits_ode, "predict_proba", digits[0]),
+        ("fast classifier", digits_hyper, "predict_proba", digits[0]),
+        ("flow", flow, "score_samples", X),
+        ("fast flow", fast, "score_samples", X),
+    ]:
+        joblib.dump((model, method, data, getattr(model, method)(data)), tmp_path / f"{name}.joblib")
     program = """
-import joblib, numpy as np, torch
+import pathlib, joblib, numpy as np, torch
 torch.set_num_threads(1)
-X = np.load("X.npy")
-for name in ("slow", "fast"):
-    np.testing.assert_array_equal(joblib.load(f"{name}.joblib").predict_proba(X), np.load(f"{name}.npy"))
-print("same")
+for path in pathlib.Path().glob("*.joblib"):
+    model, method, X, expected = joblib.load(path)
+    np.testing.assert_array_equal(getattr(model, method)(X), expected)
+    if hasattr(model, "sample"):
+        assert model.sample(3, random_state=0).shape == (3, 2)
+    print("same", end=" ")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "same\n", done.stderr
+    assert done.stdout == 4 * "same ", done.stderr
 
 
 @pytest.mark.parametrize("copied", [_reload, copy.deepcopy], ids=["pickle", "deepcopy"])
