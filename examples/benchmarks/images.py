@@ -73,12 +73,12 @@ def _mnist_patches() -> NeuralODEClassifier:
 
 
 def _cifar_patches() -> NeuralODEClassifier:
-    """2 x 2 patches, 3.5 million multiply-accumulates."""
+    """4 x 4 patches as 24 channels, 1.5 million multiply-accumulates."""
     return NeuralODEClassifier(
-        ConvVectorField(20, hidden=24, depth=2),
-        input_map=AugmentedInput(nn.Conv2d(12, 8, 3, padding=1), nn.Sequential(nn.PixelUnshuffle(2), nn.BatchNorm2d(12))),
-        output_map=nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(320, 10)),
-        rtol=1e-2, atol=1e-2, max_epochs=8, lr=5e-3, batch_size=64, validation_fraction=0.05,
+        ConvVectorField(24, hidden=32, depth=2),
+        input_map=nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 24, 4, stride=4)),
+        output_map=nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(384, 10)),
+        rtol=1e-2, atol=1e-2, max_epochs=5, lr=4e-3, batch_size=64, validation_fraction=0.05,
     )  # fmt: skip
 
 
