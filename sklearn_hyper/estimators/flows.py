@@ -335,7 +335,10 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             base_distribution=copy.deepcopy(self.base_distribution),
         ).to(device=x.device, dtype=x.dtype)  # fmt: skip
         if not any(parameter.requires_grad for parameter in flow.parameters()):
-            raise ValueError("vector_field holds no trainable parameters: there is nothing to fit.")
+            raise ValueError(
+                f"vector_field={self.vector_field!r} holds no trainable parameters: there is nothing to fit. Pass an nn.Module "
+                "with parameters that require gradients, or None for a field made to the data's width."
+            )
         return flow
 
     def _check(self, flow: Flow, x: Tensor) -> None:

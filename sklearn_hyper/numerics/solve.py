@@ -33,7 +33,7 @@ def check_n_steps(n_steps: Any, name: str = "n_steps") -> int:
     """Return ``n_steps`` as an int of at least 1 (NumPy integers pass, 2.0 and True do not)."""
     try:
         value = n_steps.__index__()
-    except AttributeError:
+    except (AttributeError, TypeError):  # arrays have an __index__ that refuses
         value = 0
     if isinstance(n_steps, bool) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {n_steps!r}.")

@@ -7,7 +7,9 @@ from sklearn.datasets import make_blobs
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_hyper import (
+    ContinuousNormalizingFlow,
     HypersolverClassifier,
+    HypersolverDensity,
     HypersolverRegressor,
     NeuralODE,
     NeuralODEClassifier,
@@ -24,6 +26,8 @@ def decay(t, z):
     NeuralODEClassifier(max_epochs=5, random_state=0),
     NeuralODERegressor(max_epochs=5, random_state=0),
     HypersolverRegressor(NeuralODE(decay), n_steps=2, max_epochs=3, random_state=0),
+    ContinuousNormalizingFlow(max_epochs=2, random_state=0),
+    HypersolverDensity(NeuralODE(decay), n_steps=2, max_epochs=3, max_samples=20, random_state=0),
 ])  # fmt: skip
 def test_checks(estimator, check):
     check(estimator)
