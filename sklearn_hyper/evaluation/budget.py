@@ -166,5 +166,5 @@ class _CheapestWithin:
 def _refuse(results: Mapping[str, Any], message: str) -> ValueError:
     """The error, which keeps the results: a search that fails to choose would lose them."""
     error = ValueError(f"{message} The results of the search are this error's cv_results_.")
-    error.cv_results_ = results  # type: ignore[attr-defined]
+    error.cv_results_ = results
     return error
