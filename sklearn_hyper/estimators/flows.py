@@ -51,7 +51,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         ``f(t, z)``, t a 0-d tensor and z of shape (batch, n_features), in standardised coordinates; fit trains a copy.
         Missing: :class:`MLPVectorField` with three layers of 128.
     base_distribution : torch.distributions.Distribution, optional
-        p_0, with event shape (n_features,). Missing: the standard normal.
+        p_0, with event shape (n_features,) and a density everywhere; computes in its own dtype. Missing: the standard
+        normal.
     t_span : pair of float, default (0.0, 1.0)
         From base to data: sampling runs forward in time, densities in reverse.
     objective : {"flow_matching", "likelihood"}, default "flow_matching"
@@ -61,7 +62,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     trace : {"auto", "exact", "rademacher", "gaussian"}, default "auto"
         The trace in ``score_samples`` and in the likelihood: exact (n_features backward passes an evaluation), or
         Hutchinson's estimate :math:`e^\top J e` (one), with the noise e of that kind fixed over a solve. "auto" is
-        exact up to 16 features and "rademacher" above.
+        exact up to 16 features and "rademacher" above. ``set_params(trace="exact")`` works on a fitted flow, too.
     kinetic, jacobian : float, default 0.0
         Weights of RNODE's penalties in the likelihood, :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2`: fields that need
         fewer evaluations. Only used by ``objective="likelihood"``.
@@ -86,7 +87,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     validation_fraction : float or None, default 0.1
         Share of the rows held out; the weights of the epoch with the lowest held-out loss are kept.
     warm_start : bool, default False
-        Start a new fit from the last weights and the last mu and sigma.
+        Start a new fit from the last weights and the last mu and sigma; ``vector_field``, ``base_distribution`` and
+        ``t_span`` stay what they were, too.
     device : str, default "cpu"
     random_state : int, RandomState or None
         Same value, same result; torch's and NumPy's global generators are left as found.
@@ -101,13 +103,18 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         From base to data: what sampling solves.
     net_ : skorch net
     history_ : list of dict
-        One row an epoch; with the likelihood through dopri5 also ``nfe``, evaluations of (f, trace) a solve.
+        One row an epoch: ``train_loss``, ``valid_loss`` where rows are held out, ``dur`` in seconds; with the likelihood
+        through dopri5 also ``nfe``, evaluations of (f, trace) a training solve (an adjoint's own solve not counted).
     n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Where X has names of features.
 
     Warns
     -----
     StiffFlowWarning
-        If evaluations a solve explode during likelihood training.
+        If evaluations a solve explode during likelihood training: more than 150, and three times those of the first epoch.
+    SolverAgreementWarning
+        If a fixed-step training solver gives another held-out likelihood than dopri5.
 
     See Also
     --------
@@ -254,7 +261,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         ReferenceSolveError
             If dopri5 cannot solve the field.
         TrainingDivergedError
-            If the training loss is no longer finite.
+            If the training loss is no longer finite, or a solve needs more than 3,000 evaluations after training has
+            changed the field.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)

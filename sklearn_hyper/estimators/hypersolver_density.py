@@ -59,10 +59,11 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     trace : {"auto", "exact", "rademacher", "gaussian"}, default "auto"
         As in :class:`ContinuousNormalizingFlow`, and "auto" is what that was set to. With Hutchinson's estimate reference
         and hypersolver see the same noise, row by row.
-    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, \
-batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
-        As in :class:`HypersolverRegressor`, for either direction. One evaluation of (f, trace) counts as one NFE; its
-        matrix products, backward passes included, count in MACs.
+    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
+        As in :class:`HypersolverRegressor`, for either direction: each has ``max_epochs`` and the same ``callbacks``, the
+        sampling first; ``max_samples`` base states (2,000 with "auto") and at most as many rows of X. A correction that is
+        an ``nn.Module`` is copied for each and has to take states of n_features and of n_features + 1. One evaluation of
+        (f, trace) counts as one NFE; its matrix products, backward passes included, count in MACs.
 
     Attributes
     ----------
@@ -75,6 +76,8 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
     module_ : HypersolvedODE
         ``sampler_.module_``.
     n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Where X has names of features.
 
     See Also
     --------
@@ -176,6 +179,9 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
             If the field's signature or output is wrong, or its divergence is unknown or not finite.
         ReferenceSolveError
             If dopri5 cannot solve the flow.
+        KeyboardInterrupt
+            Ctrl-C is passed on once the state is right: what has been trained is kept, a sampler without its density
+            (``density_`` is None then) included.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)
@@ -460,7 +466,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         ----------
         direction : {"sampling", "density"}, default "sampling"
             From base states to data (``torch.export`` takes it), or from data (with Hutchinson's noise beside it, if the
-            trace is estimated) to log densities.
+            trace is estimated) to log densities; call that one under ``torch.no_grad()``, unless gradients are wanted.
 
         Returns
         -------

@@ -18,7 +18,7 @@ from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.cost import CountedField
 from ..numerics.reference import solve_dopri5
 from ..numerics.solve import uniform_grid
-from .nets import BestWeights, LossNet, assemble_callbacks, cosine_schedule, seeded
+from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, seeded
 from .neural_ode_fitting import TrainingSettings
 
 _VALID_DRAWS = 2048
@@ -185,7 +185,9 @@ def build_flow_net(
         lr=settings.lr,
         max_epochs=settings.max_epochs,
         batch_size=settings.batch_size,
+        dataset=TensorRows,
         iterator_train__shuffle=True,
+        iterator_train__collate_fn=collated,
         train_split=None,
         callbacks=callbacks,
         verbose=settings.verbose,

@@ -13,6 +13,7 @@ import torch
 from sklearn.utils import check_random_state
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from skorch.dataset import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -144,6 +145,18 @@ class TrainingNet(DeviceFree, NeuralNet):
             ("valid_loss", PassthroughScoring(name="valid_loss")),
             ("divergence", Divergence()),
         ]
+
+
+class TensorRows(Dataset):
+    """Rows of a tensor, fetched a batch at a time: skorch's row by row took a third of the training of small nets."""
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.X[torch.as_tensor(indices, device=self.X.device)], torch.zeros(len(indices))
+
+
+def collated(batch: Any) -> Any:
+    """What :class:`TensorRows` gives is a batch already."""
+    return batch
 
 
 class LossNet(TrainingNet):
