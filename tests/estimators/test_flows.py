@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from flow_problems import FLOWS, LINEAR, PLANE_FLOWS, TANH_5D, grid_2d, log_standard_normal
+from flow_problems import BACKWARD, FLOWS, LINEAR, PLANE_FLOWS, SCALING, TANH_5D, grid_2d, log_standard_normal
 from problems import named
 from scipy.stats import multivariate_normal
 from sklearn.base import clone
@@ -22,10 +22,10 @@ from torch.distributions import Independent, Laplace, MultivariateNormal
 from sklearn_hyper import ContinuousNormalizingFlow
 from sklearn_hyper.estimators._base import SolverAgreementWarning
 from sklearn_hyper.estimators.flows import append_noise
-from sklearn_hyper.modules import Flow, MLPVectorField
+from sklearn_hyper.modules import Flow, MLPVectorField, Standardize
 from sklearn_hyper.numerics import ReferenceSolveError
 from sklearn_hyper.training import flow_fitting
-from sklearn_hyper.training.flow_fitting import FlowSettings, LikelihoodLoss, StiffFlowWarning
+from sklearn_hyper.training.flow_fitting import FlowMatchingLoss, FlowSettings, LikelihoodLoss, StiffFlowWarning
 from sklearn_hyper.training.nets import TrainingDivergedError
 
 each_flow = pytest.mark.parametrize("problem", **named(FLOWS))
@@ -141,6 +141,22 @@ def test_flow_matching_learns_a_gaussian(t_span):
     divergence = np.mean(true - flow.score_samples(test))  # of Kullback and Leibler, estimated
     assert -0.02 < divergence < 0.1  # 0.83 where the correlation is missed
     np.testing.assert_allclose(np.corrcoef(flow.sample(2000, random_state=0).T)[0, 1], 0.9, atol=0.05)
+
+
+@pytest.mark.parametrize("problem", **named([SCALING, BACKWARD]))
+def test_the_flow_matching_loss_is_that_of_straight_paths(problem):
+    x, (start, end) = problem.sample(7), problem.t_span
+    shift, scale = torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 3.0]).double()
+    flow = Flow(problem.field, n_features=2, t_span=problem.t_span, scaler=Standardize(shift, scale))
+    loss = FlowMatchingLoss(flow)
+    shares, base = loss.draw(7, x)
+    expected = 0.0
+    for s, z0, z1 in zip(shares, base, (x - shift) / scale, strict=True):
+        velocity = problem.field(start + s * (end - start), ((1 - s) * z0 + s * z1)[None])[0]
+        expected += (velocity - (z1 - z0) / (end - start)).pow(2).mean().item() / 7
+    assert loss(x, (shares, base)).item() == pytest.approx(expected, rel=1e-12)
+    # One share in each seventh, in any order.
+    assert sorted((7 * shares).long().tolist()) == list(range(7))
 
 
 @pytest.mark.parametrize(
