@@ -48,10 +48,10 @@ fast = HypersolverDensity(
 plain = fast.without_correction()
 print(fast.solver_report(random_state=1))
 
-display = DensityDisplay.from_estimators(
+samples = DensityDisplay.from_estimators(
     {"dopri5": flow, "HyperHeun, 2 NFE": fast, "Heun, 2 NFE": plain}, X, random_state=0
 )
-display.figure_.suptitle("Data, and samples of the flow by three solvers")
+samples.figure_.suptitle("Data, and samples of the flow by three solvers")
 
 # %%
 # How far are the samples from dopri5's? Two sets of dopri5 samples have a distance, too: the noise floor.
@@ -72,12 +72,13 @@ with warnings.catch_warnings():
 difference = dense.score_samples(X_test) - flow.score_samples(X_test)
 print(f"Held-out log likelihood in 4 evaluations: {dense.score(X_test):.3f} nats, {difference.mean():+.4f} off.")
 
-display = DensityDisplay.from_estimators(
+densities = DensityDisplay.from_estimators(
     {"dopri5": flow, "hyper-midpoint, 4 NFE": dense, "midpoint, 4 NFE": dense.without_correction()}, X, kind="density"
 )
-display.figure_.suptitle("Densities of the flow by three solvers")
+densities.figure_.suptitle("Densities of the flow by three solvers")
 
-if plt.get_backend().lower() == "agg":  # no window to show it in: leave the picture beside where this was run
-    display.figure_.savefig("flow_densities.png", dpi=120)
-    print("Picture saved to flow_densities.png.")
+if plt.get_backend().lower() == "agg":  # no window to show it in: leave the pictures beside where this was run
+    samples.figure_.savefig("flow_samples.png", dpi=120)
+    densities.figure_.savefig("flow_densities.png", dpi=120)
+    print("Pictures saved to flow_samples.png and flow_densities.png.")
 plt.show()

@@ -37,15 +37,26 @@ class Results:
 
     def __init__(self, path: str | Path, command: str, *, fresh: bool = False):
         self.path = Path(path)
-        known = {} if fresh or not self.path.exists() else json.loads(self.path.read_text())["cells"]
-        self.payload: dict[str, Any] = {
-            "command": command,
+        made_with = {
             "versions": {
                 "sklearn_hyper": __version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },
             "threads": torch.get_num_threads(),
+        }
+        known = {}
+        if not fresh and self.path.exists():
+            old = json.loads(self.path.read_text())
+            known = old["cells"]
+            if known and any(old[key] != value for key, value in made_with.items()):
+                raise SystemExit(
+                    f"{self.path} has cells measured with {old['versions']} and {old['threads']} threads, and this run has "
+                    f"{made_with['versions']} and {made_with['threads']}; pass --fresh to measure all anew, or another --out."
+                )
+        self.payload: dict[str, Any] = {
+            "command": command,
+            **made_with,
             "summary": {},
             "cells": known,
         }
@@ -109,7 +120,7 @@ def parser(description: str | None, out: str) -> argparse.ArgumentParser:
     """Options that every benchmark has."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", default=str(HERE / out), help="JSON to write; cells it already has are kept")
-    options.add_argument("--fresh", action="store_true", help="measure all cells anew")
+    options.add_argument("--fresh", action="store_true", help="measure all cells anew, of the models in --cache")
     options.add_argument(
         "--cache", default=str(HERE / ".cache"), help="folder of fitted models; delete it to fit them anew"
     )

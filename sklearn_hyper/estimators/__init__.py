@@ -1,5 +1,8 @@
 """scikit-learn estimators. The only ring that imports sklearn.base."""
 
+from ..training.flow_fitting import StiffFlowWarning
+from ..training.nets import TrainingDivergedError
+from ._base import SolverAgreementWarning, VersionMismatchWarning
 from .flows import ContinuousNormalizingFlow
 from .hypersolver import HypersolverClassifier, HypersolverRegressor
 from .hypersolver_density import HypersolverDensity
@@ -12,4 +15,8 @@ __all__ = [
     "HypersolverRegressor",
     "NeuralODEClassifier",
     "NeuralODERegressor",
+    "SolverAgreementWarning",
+    "StiffFlowWarning",
+    "TrainingDivergedError",
+    "VersionMismatchWarning",
 ]

@@ -20,7 +20,7 @@ from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.solve import check_n_steps
-from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, draw_noise
+from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
 from ..training.nets import draw_seed, seeded
 from ..training.neural_ode_fitting import train_net
 from ._base import SolverAgreementWarning, TorchEstimator, check_device, dopri5_states, module_dtype
@@ -283,10 +283,12 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
                 self.dtype_ = module_dtype(_dtype_of(self.vector_field), X)
             self.device_ = str(device)
             x = self._to_tensor(X, self.dtype_, device)
-            flow = self._build(x) if warm is None else warm.to(device).requires_grad_(True)
+            self._check_unused()
+            _check_varies(x)
+            flow = (self._build(x) if warm is None else warm.to(device)).train()
             self._check(flow, x)
             net, best = build_flow_net(
-                flow.train(), self._settings(x.shape[1]), None if valid is None else x[valid], len(train), seed
+                flow, self._settings(x.shape[1]), None if valid is None else x[valid], len(train), seed
             )  # fmt: skip
             train_net(net, x[train], None)
             if best is not None:
@@ -303,6 +305,17 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         if valid is not None and self.objective == "likelihood" and self.solver != "dopri5" and not net.interrupted_:
             self._check_agreement(x[valid])
         return net.interrupted_
+
+    def _check_unused(self) -> None:
+        """Refuse options that the objective or solver would silently not use."""
+        likelihood = self.objective == "likelihood"
+        unused = [name for name in ("kinetic", "jacobian", "adjoint") if getattr(self, name) and not likelihood]
+        if unused:
+            raise ValueError(
+                f"{' and '.join(unused)}: only used by objective='likelihood'; flow matching solves nothing in training."
+            )
+        if self.adjoint and self.solver != "dopri5":
+            raise ValueError(f"adjoint=True needs solver='dopri5', got solver={self.solver!r}.")
 
     def _validate_rows(self, X: Any, *, reset: bool) -> np.ndarray:
         X = self._validate_X(X, reset=reset)
@@ -326,12 +339,6 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return tuple(train_test_split(np.arange(n_samples), test_size=n_valid, random_state=seed))
 
     def _build(self, x: Tensor) -> Flow:
-        constant = torch.nonzero((x == x[0]).all(dim=0)).ravel().tolist()
-        if constant:
-            raise ValueError(
-                f"X is singular: feature{'s' * (len(constant) > 1)} {', '.join(map(str, constant))} constant, so X has no "
-                "density. Drop such columns, with sklearn.feature_selection.VarianceThreshold() for example."
-            )
         if self.vector_field is None:
             field: Any = MLPVectorField(x.shape[1], hidden=_HIDDEN, depth=_DEPTH)
         else:
@@ -351,6 +358,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     def _check(self, flow: Flow, x: Tensor) -> None:
         check_base_distribution(flow)
+        check_rows_apart(flow)
         check_neural_ode(NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span), x[:2])
         check_divergence(flow, x[:_CHECKED_ROWS])
         if self.objective == "flow_matching":
@@ -409,8 +417,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Returns
         -------
         ndarray of shape (n_samples,)
-            Exact up to the solver's tolerance, or, with Hutchinson's trace, unbiased: its noise is drawn by row from
-            the seed of the fit, so that the same X gives the same densities.
+            Exact up to the solver's tolerance, or, with Hutchinson's trace, unbiased: its noise is drawn from the
+            seed of the fit by a row's position, so that the same X gives the same densities, and a row at another position
+            in X another estimate. Compare means over many rows, or single rows with ``trace="exact"``.
         """
         self._require_fitted("flow_")
         return self._log_densities(self._validate_rows(X, reset=False))
@@ -464,6 +473,15 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         """
         flow = self._require_fitted("flow_")
         return self._forward(check_base_states(Z, flow.n_features))
+
+
+def _check_varies(x: Tensor) -> None:
+    constant = torch.nonzero((x == x[0]).all(dim=0)).ravel().tolist()
+    if constant:
+        raise ValueError(
+            f"X is singular: feature{'s' * (len(constant) > 1)} {', '.join(map(str, constant))} constant, so X has no "
+            "density. Drop such columns, with sklearn.feature_selection.VarianceThreshold() for example."
+        )
 
 
 def resolve_trace(trace: str, n_features: int) -> str | None:

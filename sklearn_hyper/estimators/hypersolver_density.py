@@ -18,7 +18,7 @@ from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.reference import DEFAULT_TOLERANCE
-from ..training.nets import draw_seed, seeded
+from ..training.nets import draw_seed, refuse_checkpoints, seeded
 from ._base import check_device, module_dtype
 from ._fitted_neural_ode import resolve_flow
 from ._hypersolver import _frozen_copy
@@ -60,8 +60,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         As in :class:`ContinuousNormalizingFlow`, and "auto" is what that was set to. With Hutchinson's estimate reference
         and hypersolver see the same noise, row by row.
     base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
-        As in :class:`HypersolverRegressor`, for either direction: each has ``max_epochs`` and the same ``callbacks``, the
-        sampling first; ``max_samples`` base states (2,000 with "auto") and at most as many rows of X. A correction that is
+        As in :class:`HypersolverRegressor`, for either direction: each has ``max_epochs`` and the same ``callbacks`` (checkpoints
+        are refused, since two nets would share their files), the sampling first; ``max_samples`` base states (2,000 with "auto") and at most as many rows of X. A correction that is
         an ``nn.Module`` is copied for each and has to take states of n_features and of n_features + 1. One evaluation of
         (f, trace) counts as one NFE; its matrix products, backward passes included, count in MACs.
 
@@ -191,6 +191,11 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 
     def _fit(self, X: Any) -> bool:
         check_device(self.device)
+        refuse_checkpoints(
+            self.callbacks,
+            "a HypersolverDensity fits two corrections, whose checkpoints would overwrite each other. Fit them apart, as "
+            "HypersolverRegressor(flow.flow_.sampling()) and HypersolverRegressor(flow.flow_.density()), or without it.",
+        )
         seed = draw_seed(self.random_state)
         X = self._set_flow(X, seed)
         flow = self.flow_
@@ -465,7 +470,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         Parameters
         ----------
         direction : {"sampling", "density"}, default "sampling"
-            From base states to data (``torch.export`` takes it), or from data (with Hutchinson's noise beside it, if the
+            From base states to data, in the flow's coordinates (``torch.export`` takes it), or from data (with Hutchinson's noise beside it, if the
             trace is estimated) to log densities; call that one under ``torch.no_grad()``, unless gradients are wanted.
 
         Returns

@@ -217,7 +217,7 @@ class _CorrectionNet(nn.Module):
         # Of the base solver that the net is bound to. Bound to none, quotients are (r_i - r_1) / eps.
         self.spacings: tuple[float, ...] = ()
         self.leading_error = (0.0, 0.0)
-        self.error_ranges = [(0.0, 1.0), (0.0, 1.0)]
+        self.error_ranges = [(-1.0, 1.0), (-1.0, 1.0)]
         self.error_bias = nn.Parameter(torch.zeros(2, hidden)) if reads_tableau else None
         self.error_gain = nn.Parameter(torch.zeros(2, hidden)) if reads_tableau else None
         self.s_weight = nn.Parameter(torch.zeros(hidden))
@@ -249,14 +249,18 @@ class _CorrectionNet(nn.Module):
     def _scaled_error(self, solver: BaseSolver) -> tuple[float, float]:
         """The base solver's leading error, from -1 to 1 over the fitted family."""
         one, other = (
-            (error - middle) / half
-            for error, (middle, half) in zip(leading_error(solver), self.error_ranges, strict=True)
+            (2 * error - low - high) / (high - low or 1.0)
+            for error, (low, high) in zip(leading_error(solver), self.error_ranges, strict=True)
         )
         return one, other
 
     def covers(self, solver: BaseSolver) -> bool:
         """Whether a base solver lies within the fitted family, if the net has been fitted over one."""
-        return self.error_bias is None or max(map(abs, self._scaled_error(solver))) <= 1 + 1e-6
+        slack = 1e-6
+        return self.error_bias is None or all(
+            low - slack <= error <= high + slack
+            for error, (low, high) in zip(leading_error(solver), self.error_ranges, strict=True)
+        )
 
     def set_scales(
         self,
@@ -267,8 +271,9 @@ class _CorrectionNet(nn.Module):
     ) -> None:
         """Take the scaling of the inputs from a sample of residuals, and from the base solver of each."""
         if self.error_bias is not None and solvers:
-            extremes = [(min(errors), max(errors)) for errors in zip(*map(leading_error, solvers), strict=True)]
-            self.error_ranges = [((low + high) / 2, (high - low) / 2 or 1.0) for low, high in extremes]
+            self.error_ranges = [
+                (min(errors), max(errors)) for errors in zip(*map(leading_error, solvers), strict=True)
+            ]
         nets = [self.for_solver(solver) for solver in solvers] or [self] * len(residuals)
         # A few steps' features tell the scales; those of all would double the memory of the set.
         few = list(zip(nets, residuals, strict=True))[:: max(1, len(residuals) // 8)]

@@ -22,6 +22,8 @@ from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated
 from .neural_ode_fitting import TrainingSettings
 
 _VALID_DRAWS = 2048
+_VALID_CHUNK = 8
+"""Batches that a validation takes at a time: it keeps no graph."""
 _MANY_EVALUATIONS, _GROWTH = 150, 3
 _MAX_EVALUATIONS = 3000  # a solve; its graph is kept, and no flow worth training needs as many
 
@@ -208,10 +210,25 @@ def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, seed: int) ->
 
     def validate(module: nn.Module) -> float:
         module.eval()  # skorch's next step sets it back
-        with torch.no_grad():
-            return float(module(valid, drawn))
+        size, total = _VALID_CHUNK * settings.batch_size, 0.0
+        for start in range(0, len(valid), size):  # memory is bounded by batch_size here, too
+            rows = slice(start, start + size)
+            some = None if drawn is None else tuple(d[rows] for d in drawn) if isinstance(drawn, tuple) else drawn[rows]
+            with torch.no_grad():
+                total += float(module(valid[rows], some)) * len(valid[rows])
+        return total / len(valid)
 
     return validate
+
+
+def check_rows_apart(flow: Flow) -> None:
+    """Refuse layers whose output for a row depends on the other rows of its batch: such a field has no divergence."""
+    for name, module in flow.vector_field.named_modules() if isinstance(flow.vector_field, nn.Module) else ():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise VectorFieldError(
+                f"vector_field holds {type(module).__name__} ({name}), which mixes the rows of a batch in training, and the "
+                "divergence of a flow is that of one row: use LayerNorm or none."
+            )
 
 
 def check_matching(flow: Flow, x: Tensor) -> None:
@@ -222,6 +239,5 @@ def check_matching(flow: Flow, x: Tensor) -> None:
     except Exception as error:
         raise VectorFieldError(
             f"objective='flow_matching' calls vector_field(t, z) through torch.func.vmap, one row and t at a time, which "
-            f"fails: {error}. Layers that need a whole batch (BatchNorm in training mode) or branch on values cannot be "
-            "used so; train with objective='likelihood'."
+            f"fails: {error}. A field that branches on values cannot be used so; train it with objective='likelihood'."
         ) from error

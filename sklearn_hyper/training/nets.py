@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EpochTimer,
+    LoadInitState,
+    LRScheduler,
+    PassthroughScoring,
+    PrintLog,
+)
 from skorch.dataset import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -148,7 +157,7 @@ class TrainingNet(DeviceFree, NeuralNet):
 
 
 class TensorRows(Dataset):
-    """Rows of a tensor, fetched a batch at a time: skorch's row by row took a third of the training of small nets."""
+    """Rows of a tensor, fetched a batch at a time: row by row, as skorch does, costs a small net much of its training."""
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         return self.X[torch.as_tensor(indices, device=self.X.device)], torch.zeros(len(indices))
@@ -157,6 +166,14 @@ class TensorRows(Dataset):
 def collated(batch: Any) -> Any:
     """What :class:`TensorRows` gives is a batch already."""
     return batch
+
+
+def refuse_checkpoints(callbacks: Any, why: str) -> None:
+    """Refuse callbacks that write or read weights in files of one name, where several nets would share them."""
+    for entry in callbacks or []:
+        callback = entry[1] if isinstance(entry, tuple) else entry
+        if isinstance(callback, (Checkpoint, LoadInitState)):
+            raise ValueError(f"callbacks holds a {type(callback).__name__}: {why}")
 
 
 class LossNet(TrainingNet):

@@ -295,6 +295,14 @@ def test_units_are_of_no_account():
     np.testing.assert_allclose(scaled.sample(9, 0), plain.sample(9, 0) * scale + shift, rtol=1e-5, atol=1e-5 * scale[0])
 
 
+def test_units_whose_squares_underflow_are_none_either():
+    X = two_blobs(100).astype(np.float32)
+    plain, tiny = (make_flow(dtype=torch.float32, max_epochs=2).fit(X * unit) for unit in (1, np.float32(1e-25)))
+    np.testing.assert_allclose(
+        tiny.score_samples(X * np.float32(1e-25)), plain.score_samples(X) + 50 * np.log(10), rtol=1e-3
+    )
+
+
 def test_behind_a_scaler_the_density_is_that_of_the_scaled_data(blobs):
     pipeline = make_pipeline(StandardScaler(), make_flow(max_epochs=2)).fit(blobs)
     log_density = pipeline.score_samples(blobs) - np.log(pipeline[0].scale_).sum()
