@@ -10,6 +10,7 @@ matching. For each, and for each seed of the hypersolver (fields by maximum like
   dopri5 samples (the noise floor; the same base draws and projections on both sides, three pairs);
 - log likelihoods of held-out data by hypersolvers of 4 evaluations of (f, trace): difference of the means in nats, the
   median and p99 of single differences, and the mass on a grid;
+- the errors of other solvers on the same field, and of dopri5 at loose tolerances;
 - milliseconds of sampling 1,000 at once beside dopri5 at 1e-5 (cells of their own: run them on a quiet machine).
 
 Cells are kept in the JSON and models in --cache, so that a stopped run goes on where it was.
@@ -32,9 +33,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity, MLPCorrection
 from sklearn_hyper.datasets import DENSITIES, make_density
 from sklearn_hyper.metrics import relative_l2, sliced_wasserstein_distance
-from sklearn_hyper.numerics import ConditioningWarning
+from sklearn_hyper.modules import HypersolvedODE
+from sklearn_hyper.numerics import ConditioningWarning, resolve_base_solver
 from sklearn_hyper.numerics.cost import CountedField, time_interleaved
 from sklearn_hyper.numerics.reference import solve_dopri5
+from sklearn_hyper.numerics.solve import uniform_grid
 
 N_TRAIN, N_TEST, N_SAMPLES, TOLERANCE = 5000, 2000, 10_000, 1e-5
 LIKELIHOOD = ("8gaussians", "moons")
@@ -52,6 +55,7 @@ SETTINGS = {
     },
 }  # fmt: skip
 PAIRS = 3
+RIVALS = [("heun", 1), ("midpoint", 1), ("euler", 2), ("rk4", 1), ("midpoint", 2), ("rk4", 2), ("midpoint", 5)]
 
 
 def field_names() -> list[str]:
@@ -179,6 +183,31 @@ def measure_seed(field: str, seed: int, cache: str) -> dict:
     }
 
 
+def measure_rivals(field: str, cache: str) -> dict:
+    """What others get on fresh base draws: fixed steps at 2 to 10 evaluations, and dopri5 at loose tolerances."""
+    flow = load_field(field, cache)
+    ode = flow.flow_.sampling()
+    torch.manual_seed(1000)
+    z = flow.flow_.sample_base(N_SAMPLES, torch.float32)
+    exact = dopri5_samples(flow, z.numpy())
+    result = {}
+    with torch.no_grad():
+        for base, n_steps in RIVALS:
+            solver = HypersolvedODE(ode, resolve_base_solver(base), None, uniform_grid(ode.t_span, n_steps))
+            nfe = solver.base_solver.count_evaluations(n_steps)
+            result[f"{base} K={n_steps}"] = {"nfe": nfe, **_errors(exact, solver(z).numpy())}
+        for tolerance in (1e-3, 1e-2, 1e-1):
+            counted = CountedField(ode.vector_field)
+            samples = ode.output_map(solve_dopri5(counted, z, ode.t_span, rtol=tolerance, atol=tolerance))
+            result[f"dopri5 {tolerance:g}"] = {"nfe": counted.n_evaluations, **_errors(exact, samples.numpy())}
+    return result
+
+
+def _errors(exact: np.ndarray, samples: np.ndarray) -> dict[str, float]:
+    relative = relative_l2(exact, samples)
+    return {"relative_mean": relative.mean(), "relative_median": np.median(relative)}
+
+
 def measure_timing(field: str, cache: str) -> dict:
     """Milliseconds of 1,000 samples: dopri5 at 1e-5, HyperHeun K=1 and plain Heun K=1, interleaved."""
     flow = load_field(field, cache)
@@ -300,6 +329,8 @@ def main() -> None:
         for name in TABLES:
             results.cell(name, lambda name=name: measure_table(name, arguments.cache, arguments.data))
     if "timing" in wanted:
+        for field in field_names():
+            results.cell(f"{field} rivals", lambda field=field: measure_rivals(field, arguments.cache))
         for field in field_names():
             results.cell(f"{field} timing", lambda field=field: measure_timing(field, arguments.cache))
     results.write(summarise(results.cells, arguments.seeds))
