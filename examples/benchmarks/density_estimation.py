@@ -11,6 +11,7 @@ matching. For each, and for each seed of the hypersolver (fields by maximum like
 - log likelihoods of held-out data by hypersolvers of 4 evaluations of (f, trace): difference of the means in nats, the
   median and p99 of single differences, and the mass on a grid;
 - the errors of other solvers on the same field, and of dopri5 at loose tolerances;
+- HyperEuler with K=1, a single evaluation of f: the same errors (one seed);
 - milliseconds of sampling 1,000 at once beside dopri5 at 1e-5 (cells of their own: run them on a quiet machine).
 
 Cells are kept in the JSON and models in --cache, so that a stopped run goes on where it was.
@@ -47,6 +48,11 @@ TABLES = ("wine", "breast_cancer", "digits_pca", "uci_airfoil", "uci_protein")
 SETTINGS = {
     "sampling": {
         "base_solver": "heun", "n_steps": 1, "fit_n_steps": 1, "finetune": None, "max_samples": 8000, "max_epochs": 100,
+        "correction": MLPCorrection(depth=3),
+    },
+    # The same on Euler's method: a single evaluation of f.
+    "single": {
+        "base_solver": "euler", "n_steps": 1, "fit_n_steps": 1, "finetune": None, "max_samples": 8000, "max_epochs": 100,
         "correction": MLPCorrection(depth=3),
     },
     "density": {
@@ -233,6 +239,29 @@ def measure_timing(field: str, cache: str) -> dict:
     return result
 
 
+def measure_single(field: str, cache: str) -> dict:
+    """HyperEuler with K=1, one evaluation of f: errors on fresh base draws, and its time beside dopri5's."""
+    flow = load_field(field, cache)
+    fast = fitted(cache, f"single {field} 0", lambda: fit_hypersolver(flow, None, 0, "single"))
+    ode, module = flow.flow_.sampling(), fast.to_module()
+    torch.manual_seed(1000)
+    draws = [flow.flow_.sample_base(N_SAMPLES, torch.float32).numpy() for _ in range(2)]
+    exact, other = (dopri5_samples(flow, z) for z in draws)
+    samples = fast.inverse_transform(draws[0])
+    floor, distance = (
+        sliced_wasserstein_distance(x, other, n_projections=500, random_state=0) for x in (exact, samples)
+    )
+    z = torch.from_numpy(draws[0][:1000])
+    with torch.no_grad():
+        ms = time_interleaved({
+            "dopri5": lambda: ode.output_map(
+                solve_dopri5(ode.vector_field, z, ode.t_span, rtol=TOLERANCE, atol=TOLERANCE)
+            ),
+            "hyper": lambda: module(z),
+        })  # fmt: skip
+    return _errors(exact, samples) | {"distance_over_floor": distance / floor, "speed_up": ms["dopri5"] / ms["hyper"]}
+
+
 def load_table(name: str, folder: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a real table to train on and to test on, standardised by the former."""
     if name.startswith("uci_"):
@@ -331,6 +360,8 @@ def main() -> None:
     if "timing" in wanted:
         for field in field_names():
             results.cell(f"{field} rivals", lambda field=field: measure_rivals(field, arguments.cache))
+        for field in field_names():
+            results.cell(f"{field} single", lambda field=field: measure_single(field, arguments.cache))
         for field in field_names():
             results.cell(f"{field} timing", lambda field=field: measure_timing(field, arguments.cache))
     results.write(summarise(results.cells, arguments.seeds))
