@@ -6,12 +6,14 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
@@ -25,6 +27,23 @@ _INFERENCE_FACTOR = 8
 
 
 _PREDICT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
+
+
+TRAINING_CONSTRAINTS: dict = {
+    "rtol": [Interval(Real, 0, None, closed="neither")],
+    "atol": [Interval(Real, 0, None, closed="neither")],
+    "max_epochs": [Interval(Integral, 1, None, closed="left")],
+    "lr": [Interval(Real, 0, None, closed="neither")],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "n_steps": [Interval(Integral, 1, None, closed="left")],
+    "optimizer": [type],
+    "callbacks": [None, list, tuple],
+    "warm_start": ["boolean"],
+    "device": [None, str, torch.device],
+    "random_state": ["random_state"],
+    "verbose": ["verbose"],
+}
+"""What every estimator that trains may be given; the others' constraints add to these."""
 
 
 class VersionMismatchWarning(UserWarning):

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..numerics.solve import check_n_steps
-from ._base import TorchEstimator
+from ._base import TRAINING_CONSTRAINTS, TorchEstimator
 
 _LOSSES = {"residual", "trajectory", "residual+trajectory"}
 _FINETUNES = {"terminal", "trajectory", "output"}
@@ -26,30 +26,19 @@ class HypersolverBase(TorchEstimator):
     """Stores parameters; shares the fitted ``neural_ode`` by reference when cloned."""
 
     _parameter_constraints: dict = {
+        **TRAINING_CONSTRAINTS,
         "neural_ode": "no_validation",
         "base_solver": "no_validation",
         "order": [None, Interval(Integral, 1, 5, closed="both")],
-        "n_steps": [Interval(Integral, 1, None, closed="left")],
         "fit_n_steps": [None, Interval(Integral, 1, None, closed="left"), tuple, list],
         "correction": [StrOptions({"auto"}), HasMethods(["build", "get_params"]), nn.Module],
         "loss": [StrOptions(_LOSSES)],
         "finetune": [None, StrOptions(_FINETUNES)],
-        "rtol": [Interval(Real, 0, None, closed="neither")],
-        "atol": [Interval(Real, 0, None, closed="neither")],
         "max_samples": [StrOptions({"auto"}), Interval(Integral, 2, None, closed="left")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "optimizer": [type],
-        "callbacks": [None, list, tuple],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "mape_floor": [Interval(Real, 0, None, closed="neither")],
         "memory": [None, str, Memory, HasMethods(["cache"])],
-        "warm_start": ["boolean"],
-        "device": [None, str, torch.device],
         "n_jobs": [None, Integral],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,14 @@ from ..numerics.solve import check_n_steps
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
 from ..training.nets import draw_seed, seeded
 from ..training.neural_ode_fitting import train_net
-from ._base import SolverAgreementWarning, TorchEstimator, check_device, dopri5_states, module_dtype
+from ._base import (
+    TRAINING_CONSTRAINTS,
+    SolverAgreementWarning,
+    TorchEstimator,
+    check_device,
+    dopri5_states,
+    module_dtype,
+)
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
 _EXACT_UP_TO = 16
@@ -164,6 +171,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     """
 
     _parameter_constraints: dict = {
+        **TRAINING_CONSTRAINTS,
         "vector_field": [None, callable],
         "base_distribution": [None, torch.distributions.Distribution],
         "t_span": "no_validation",
@@ -172,20 +180,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         "kinetic": [Interval(Real, 0, None, closed="left")],
         "jacobian": [Interval(Real, 0, None, closed="left")],
         "solver": "no_validation",
-        "n_steps": [Interval(Integral, 1, None, closed="left")],
-        "rtol": [Interval(Real, 0, None, closed="neither")],
-        "atol": [Interval(Real, 0, None, closed="neither")],
         "adjoint": ["boolean"],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "optimizer": [type],
-        "callbacks": [None, list, tuple],
         "validation_fraction": [None, Interval(Real, 0, 1, closed="neither")],
-        "warm_start": ["boolean"],
-        "device": [None, str, torch.device],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed, seeded
 from ..training.neural_ode_fitting import TrainingSettings, build_net, train_net
 from ._base import (
+    TRAINING_CONSTRAINTS,
     SolverAgreementWarning,
     TorchEstimator,
     check_device,
@@ -42,25 +43,14 @@ class _NeuralODEEstimator(TorchEstimator):
     """Building, training and solving, shared by the classifier and the regressor."""
 
     _parameter_constraints: dict = {
+        **TRAINING_CONSTRAINTS,
         "vector_field": [None, callable],
         "input_map": [None, callable],
         "output_map": [None, callable],
         "t_span": "no_validation",
         "solver": "no_validation",
-        "n_steps": [Interval(Integral, 1, None, closed="left")],
-        "rtol": [Interval(Real, 0, None, closed="neither")],
-        "atol": [Interval(Real, 0, None, closed="neither")],
         "adjoint": ["boolean"],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "optimizer": [type],
-        "callbacks": [None, list, tuple],
         "validation_fraction": [None, Interval(Real, 0, 1, closed="neither")],
-        "warm_start": ["boolean"],
-        "device": [None, str, torch.device],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     def __init__(
