@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_hyper.numerics import ButcherTableau, alpha_family
+from sklearn_hyper.numerics import AdamsBashforth, ButcherTableau, alpha_family
 from sklearn_hyper.numerics.tableaus import TABLEAUS
 
 
@@ -113,6 +113,7 @@ DORMAND_PRINCE = ButcherTableau(  # a user's tableau: six stages, order 5
     c=[0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1],
 )
 BASE_SOLVERS = (*TABLEAUS.values(), *map(alpha_family, (-1.0, 0.3, 0.8, 2.0)), DORMAND_PRINCE)
+MULTISTEP = (AdamsBashforth(2), AdamsBashforth(3), AdamsBashforth(4))
 
 
 def named(values):

@@ -23,11 +23,18 @@ def make_view(module: Module) -> Module:
     return view
 
 
-def stage_spacings(solver: BaseSolver) -> tuple[float, ...]:
-    """c_i of every stage but the first; 1 where a stage is taken at s itself, or remembered from an earlier step."""
-    nodes = solver.nodes(0.0, 1.0)
-    known = nodes if len(nodes) == solver.n_stages else [0.0] * solver.n_stages
-    return tuple(node or 1.0 for node in known[1:])
+def stage_spacings(solver: BaseSolver, n_stages: int | None = None) -> tuple[float, ...]:
+    """c_i of every stage but the first, in a step that hands out ``n_stages`` of them (None: any but a start-up step).
+
+    Stages that a multistep method remembers lie before s: -1, -2, ... on a uniform mesh. 1 where a stage is taken at s
+    itself, or where a solver of the user's own does not say.
+    """
+    if hasattr(solver, "stage_offsets"):
+        offsets = solver.stage_offsets(n_stages)
+    else:
+        nodes = solver.nodes(0.0, 1.0)
+        offsets = nodes if len(nodes) == solver.n_stages else [0.0] * solver.n_stages
+    return tuple(offset or 1.0 for offset in offsets[1:])
 
 
 def leading_error(solver: BaseSolver) -> tuple[float, float]:

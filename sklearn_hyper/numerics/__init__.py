@@ -1,6 +1,6 @@
 """The numeric core: torch only, importable and useful without scikit-learn or skorch."""
 
-from .base_solvers import BaseSolver, BaseStep, RungeKutta, resolve_base_solver
+from .base_solvers import AdamsBashforth, BaseSolver, BaseStep, RungeKutta, resolve_base_solver
 from .cost import CountedField, count_macs, count_nfe, relative_overhead, time_interleaved
 from .reference import ReferenceSolveError, reference_solution
 from .residuals import ConditioningWarning, Residual, compute_residuals
@@ -8,6 +8,7 @@ from .solve import hypersolve, hypersolve_trajectory
 from .tableaus import ButcherTableau, alpha_family
 
 __all__ = [
+    "AdamsBashforth",
     "BaseSolver",
     "BaseStep",
     "ButcherTableau",

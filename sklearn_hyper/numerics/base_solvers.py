@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, chain, pairwise, repeat
+from operator import sub
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
+from .multistep import adams_bashforth_weights
 from .tableaus import TABLEAUS, ButcherTableau
 
 Field: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -23,7 +28,7 @@ class BaseStep(NamedTuple):
     psi: Tensor
     """The update direction: z + eps * psi is the base solver's step."""
     stages: list[Tensor]
-    """Evaluations of f made in (or remembered by) this step, for the correction to read."""
+    """Evaluations of f made in this step, then those remembered, newest first: what the correction reads."""
     order: int
     """The order of *this* step; a multistep method's start-up steps may have a lower one."""
     history: tuple[Any, ...]
@@ -31,17 +36,23 @@ class BaseStep(NamedTuple):
 
 
 class BaseSolver(Protocol):
-    """A fixed-step method as the loop in :mod:`.solve` sees it."""
+    """A fixed-step method as the loop in :mod:`.solve` sees it.
+
+    A multistep method whose first steps evaluate f elsewhere than its later ones also has ``starters`` and ``remember``,
+    as :class:`AdamsBashforth` has.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def order(self) -> int: ...
     @property
-    def n_stages(self) -> int: ...
+    def n_stages(self) -> int:
+        """Stages that a correction reads in a step (fewer in a start-up step)."""
+        ...
 
     def nodes(self, s: float, eps: float) -> list[float]:
-        """Times at which a step from s evaluates f, the first being s itself."""
+        """Times at which a step from s evaluates f, the first being s itself (start-up steps apart)."""
         ...
 
     def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: float, history: tuple[Any, ...]) -> BaseStep:
@@ -95,6 +106,125 @@ class RungeKutta:
     def count_evaluations(self, n_steps: int) -> int:
         return self.n_stages * n_steps
 
+    def stage_offsets(self, n_stages: int | None = None) -> tuple[float, ...]:
+        """Where the stages lie, measured from s in units of eps: c."""
+        return self.tableau.c
+
+
+class Past(NamedTuple):
+    """A step that a multistep method remembers."""
+
+    eps: float
+    stage: Tensor
+    """f at its start."""
+
+
+@dataclass(frozen=True)
+class AdamsBashforth:
+    r"""Explicit multistep method: one evaluation of f a step, and the last p - 1 remembered.
+
+    :math:`\psi = \sum_j b_j f(s_{k-j}, z_{k-j})` with the weights of the mesh as it is, uniform or not (on a uniform one
+    3/2, -1/2 for p = 2, and so on; see :func:`~sklearn_hyper.numerics.multistep.adams_bashforth_weights`).
+
+    The first p - 1 steps are those of the canonical Runge-Kutta method of order p - 1 (euler, midpoint, rk3). Their local
+    error is of order p, and there are never more of them, so the order of a solve is p. A start-up step hands out its own
+    order and its own stages, of which there are always fewer than p.
+
+    Parameters
+    ----------
+    order : int, 2 to 4
+        p.
+
+    References
+    ----------
+    Hairer, Norsett, Wanner (1993), *Solving Ordinary Differential Equations I*, sections III.1 and III.5.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.numerics import AdamsBashforth
+    >>> solver = AdamsBashforth(3)
+    >>> solver.name, solver.count_evaluations(10)  # two midpoint steps, then eight of one evaluation
+    ('ab3', 12)
+    """
+
+    order: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.order, bool) or self.order not in (2, 3, 4):
+            raise ValueError(f"AdamsBashforth order must be 2, 3 or 4, got {self.order!r}; order 1 is 'euler'.")
+
+    @property
+    def name(self) -> str:
+        return f"ab{self.order}"
+
+    @property
+    def n_stages(self) -> int:
+        """f here and at the p - 1 mesh points before."""
+        return self.order
+
+    @property
+    def starter(self) -> RungeKutta:
+        """The method of the start-up steps."""
+        return RungeKutta(TABLEAUS[CANONICAL[self.order - 1]])
+
+    @property
+    def starters(self) -> tuple[RungeKutta, ...]:
+        """The method of each start-up step."""
+        return (self.starter,) * (self.order - 1)
+
+    def nodes(self, s: float, eps: float) -> list[float]:
+        return [s]
+
+    def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: float, history: tuple[Any, ...]) -> BaseStep:
+        if len(history) < self.order - 1:
+            psi, stages, order, _ = self.starter.step(f, times, z, eps, ())
+            return BaseStep(psi, stages, order, self.remember(history, eps, stages[0]))
+        stages = [f(times[0], z), *(past.stage for past in history)]
+        weights = _weights_after(eps, tuple(past.eps for past in history))
+        return BaseStep(_weighted_sum(weights, stages), stages, self.order, self.remember(history, eps, stages[0]))
+
+    def remember(self, history: tuple[Past, ...], eps: float, stage: Tensor) -> tuple[Past, ...]:
+        """The history after a step of size eps from a point where f is ``stage``: newest first."""
+        return (Past(eps, stage), *history)[: self.order - 1]
+
+    def count_evaluations(self, n_steps: int) -> int:
+        n_startup = min(n_steps, self.order - 1)
+        return n_startup * self.starter.n_stages + n_steps - n_startup
+
+    def stage_offsets(self, n_stages: int | None = None) -> tuple[float, ...]:
+        """Where the stages lie on a uniform mesh, measured from s in units of eps.
+
+        0, -1, -2, ...; in a start-up step, which hands out fewer than p stages, c of its own method.
+        """
+        if n_stages is not None and n_stages < self.order:
+            return self.starter.stage_offsets()
+        return tuple(-float(k) for k in range(self.order))
+
+
+def _weights_after(eps: float, past: tuple[float, ...]) -> tuple[float, ...]:
+    """Weights of a step of size eps after steps of the sizes ``past``, newest first."""
+    offsets = tuple(accumulate((size / eps for size in past), sub, initial=0.0))
+    # A compiler folds them into its graph, and warns of caches.
+    return adams_bashforth_weights(offsets) if is_compiling() else _cached_weights(offsets)
+
+
+# A mesh has few different steps, and computing the weights of one takes as long as evaluating a small field.
+_cached_weights = lru_cache(maxsize=4096)(adams_bashforth_weights)
+
+
+MULTISTEP: dict[str, AdamsBashforth] = {solver.name: solver for solver in map(AdamsBashforth, (2, 3, 4))}
+
+
+def startup_methods(solver: BaseSolver) -> tuple[BaseSolver, ...]:
+    """The method of each start-up step, in order; none for a one-step method."""
+    return tuple(getattr(solver, "starters", ()))
+
+
+def mesh_nodes(solver: BaseSolver, grid: Sequence[float], n_past: int = 0) -> list[list[float]]:
+    """Times at which every step along a mesh evaluates f, the first steps after ``n_past`` known ones."""
+    methods = chain(startup_methods(solver)[n_past:], repeat(solver))
+    return [method.nodes(s, after - s) for method, (s, after) in zip(methods, pairwise(grid), strict=False)]
+
 
 def _weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     terms = [(weight, tensor) for weight, tensor in zip(weights, tensors, strict=True) if weight]
@@ -106,13 +236,17 @@ def _weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor
     return total
 
 
+_NAMES = (*sorted(TABLEAUS), *MULTISTEP)
+
+
 def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> BaseSolver:
     """Turn what a user may pass as ``base_solver`` and ``order`` into a base solver.
 
     Parameters
     ----------
     base_solver : str, ButcherTableau or base solver
-        ``"auto"`` is the canonical method of ``order``: euler, midpoint, rk3, rk4 for 1 to 4.
+        ``"auto"`` is the canonical method of ``order``: euler, midpoint, rk3, rk4 for 1 to 4. ``"ab2"``, ``"ab3"`` and
+        ``"ab4"`` are :class:`AdamsBashforth`, the other names tableaus.
     order : int, optional
         Needed only with ``"auto"`` (1 where missing); otherwise it must agree with the method.
 
@@ -136,14 +270,14 @@ def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> 
     if order is not None and (isinstance(order, bool) or order not in range(1, 6)):
         raise ValueError(f"order must be None or an integer from 1 to 5, got {order!r}.")
     if isinstance(base_solver, str):
-        solver: BaseSolver = RungeKutta(_named_tableau(base_solver, order))
+        solver: BaseSolver = MULTISTEP.get(base_solver) or RungeKutta(_named_tableau(base_solver, order))
     elif isinstance(base_solver, ButcherTableau):
         solver = RungeKutta(base_solver)
     elif all(hasattr(base_solver, name) for name in ("step", "nodes", "order", "n_stages", "count_evaluations")):
         solver = base_solver
     else:
         raise TypeError(
-            f"base_solver must be a name ({', '.join(TABLEAUS)}, auto) or a ButcherTableau, "
+            f"base_solver must be a name ({', '.join(_NAMES)}, auto) or a ButcherTableau, "
             f"got {type(base_solver).__name__}."
         )
     if order is not None and order != solver.order:
@@ -164,7 +298,7 @@ def _named_tableau(name: str, order: int | None) -> ButcherTableau:
         name = CANONICAL[wanted]
     if name not in TABLEAUS:
         raise ValueError(
-            f"base_solver={name!r} is unknown; valid names are {', '.join(sorted(TABLEAUS))} and 'auto', "
+            f"base_solver={name!r} is unknown; valid names are {', '.join(_NAMES)} and 'auto', "
             "or pass a ButcherTableau (alpha_family(0.7), say)."
         )
     return TABLEAUS[name]

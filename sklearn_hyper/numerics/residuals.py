@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .base_solvers import resolve_base_solver
+from .base_solvers import BaseSolver, Field, mesh_nodes, resolve_base_solver, startup_methods
 from .solve import bind_input, check_grid
 
 CONDITIONING_LIMIT = 0.01
@@ -38,6 +38,7 @@ def compute_residuals(
     base_solver: Any,
     *,
     x: Any = None,
+    n_past: int = 0,
 ) -> list[Residual]:
     r"""Residuals of a base solver along reference states.
 
@@ -46,6 +47,8 @@ def compute_residuals(
         R(s_k, z(s_k), z(s_{k+1})) = \frac{1}{\epsilon_k^{p+1}}
             \big[z(s_{k+1}) - z(s_k) - \epsilon_k \psi(s_k, x, z(s_k))\big]
         \qquad \text{(eq. 6)}
+
+    A multistep method takes its history from the reference states too, and starts up at the first.
 
     Parameters
     ----------
@@ -58,16 +61,19 @@ def compute_residuals(
     base_solver : str, ButcherTableau or base solver
     x : Tensor, optional
         Input of a data-controlled field.
+    n_past : int, default 0
+        So many steps at the front of the grid are only a multistep method's history, at one evaluation of f each; at most
+        as many as it has start-up steps. The step after n_past = p - 1 of them is a full one of order p.
 
     Returns
     -------
-    list of K :class:`Residual`
+    list of K - n_past :class:`Residual`
         Each with s, eps (Python floats), the state z, the stages, the order p of the step and the target R.
 
     Raises
     ------
     ValueError
-        If the grid is not monotone or does not match ``states``.
+        If the grid is not monotone or does not match ``states``, or n_past is more than the method remembers.
 
     Examples
     --------
@@ -85,15 +91,36 @@ def compute_residuals(
         raise ValueError(f"states must hold one entry a grid time, got {len(states)} for {len(mesh)} times.")
     solver = resolve_base_solver(base_solver)
     field = bind_input(f, x)
-    residuals, history = [], ()
+    _check_n_past(n_past, solver, len(mesh) - 1)
     with torch.no_grad():
-        for (s, after), z, z_next in zip(pairwise(mesh), states, states[1:], strict=False):
+        history = _recall(field, solver, mesh[: n_past + 1], states)
+        mesh, states = mesh[n_past:], states[n_past:]
+        nodes = mesh_nodes(solver, mesh, n_past)
+        residuals = []
+        for (s, after), step_nodes, z, z_next in zip(pairwise(mesh), nodes, states, states[1:], strict=False):
             eps = after - s
-            times = states.new_tensor(solver.nodes(s, eps)).unbind()
+            times = states.new_tensor(step_nodes).unbind()
             psi, stages, order, history = solver.step(field, times, z, eps, history)
             target = (z_next - z - eps * psi) / eps ** (order + 1)
             residuals.append(Residual(s, eps, z, stages, order, target))
     return residuals
+
+
+def _check_n_past(n_past: int, solver: BaseSolver, n_steps: int) -> None:
+    most = min(len(startup_methods(solver)), n_steps - 1)
+    if n_past not in range(most + 1):
+        raise ValueError(
+            f"n_past must be an integer from 0 to {most} (for base_solver={solver.name!r} and a grid of {n_steps} steps), "
+            f"got {n_past!r}."
+        )
+
+
+def _recall(field: Field, solver: BaseSolver, grid: Sequence[float], states: Tensor) -> tuple[Any, ...]:
+    """The history of a solver that has come along the grid."""
+    history: tuple[Any, ...] = ()
+    for (s, after), z in zip(pairwise(grid), states, strict=False):
+        history = solver.remember(history, after - s, field(states.new_tensor(s), z))  # type: ignore[attr-defined]
+    return history
 
 
 def target_noise(residual: Residual, rtol: float, atol: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .base_solvers import BaseSolver, Field, resolve_base_solver
+from .base_solvers import BaseSolver, Field, mesh_nodes, resolve_base_solver
 
 Correction: TypeAlias = Callable[..., Tensor]
 """g(eps, s, z, stages, x) -> tensor like z."""
@@ -79,7 +79,7 @@ def iterate_states(
     """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop."""
     field = bind_input(f, x)
     steps = [after - before for before, after in pairwise(grid)]
-    nodes = [solver.nodes(s, eps) for s, eps in zip(grid, steps, strict=False)]
+    nodes = mesh_nodes(solver, grid)
     # One tensor for all node times, made before the loop: no transfer to the device in it.
     times = iter(z0.new_tensor([time for step in nodes for time in step]).unbind())
     z, history = z0, ()
@@ -121,7 +121,9 @@ def hypersolve(
                 + \epsilon_k^{p+1} g(\epsilon_k, s_k, z_k, \mathrm{stages}, x)
         \qquad \text{(eq. 5)}
 
-    f is called exactly stages x K times; g reads the stages that are there and costs no f.
+    f is called exactly as often as the base solver's ``count_evaluations(K)`` says (stages x K times for a Runge-Kutta
+    method); g reads the stages that are there and costs no f. p is the order of the step: start-up steps of a multistep
+    method have a lower one.
 
     Parameters
     ----------

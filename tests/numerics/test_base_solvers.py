@@ -155,7 +155,11 @@ def test_auto_is_the_canonical_method_of_the_order(order, name):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("rk45",), ValueError, "'rk45' is unknown; valid names are " + ", ".join(sorted(TABLEAUS))),
+        (
+            ("rk45",),
+            ValueError,
+            "'rk45' is unknown; valid names are " + ", ".join(sorted(TABLEAUS)) + ", ab2, ab3, ab4 and",
+        ),
         (("RK4",), ValueError, "'RK4' is unknown"),
         (("rk4", 2), ValueError, "order=2 contradicts base_solver='rk4', which has order 4"),
         ((alpha_family(0.7), 3), ValueError, "order=3 contradicts base_solver='alpha"),
