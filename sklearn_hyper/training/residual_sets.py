@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE, VectorFieldError, check_neural_ode
-from ..numerics.base_solvers import BaseSolver
+from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.residuals import CONDITIONING_LIMIT, ConditioningWarning, Residual, compute_residuals, target_noise
 
 _CHUNK = 2048
+_SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,59 @@ class StepSizes:
 
 
 class Step(NamedTuple):
-    """A step to learn from: mesh indices of its ends, and the base solver that takes it."""
+    """A step to learn from: mesh indices of its ends, and the base solver that takes it.
+
+    A multistep method takes it with its full order where the mesh holds the previous nodes, else as a start-up step.
+    """
 
     start: int
     end: int
     solver: BaseSolver
 
 
+def past_nodes(times: Sequence[float], start: int, end: int, n_past: int) -> list[int]:
+    """Mesh indices of the ``n_past`` nodes that equal steps would have come by, oldest first; none where one is missing.
+
+    None is missing but to start-up steps: the previous nodes of these would lie before the span.
+    """
+    mesh = np.asarray(times)
+    wanted = mesh[start] - (mesh[end] - mesh[start]) * np.arange(n_past, 0, -1)
+    nearest = np.abs(mesh[:, None] - wanted).argmin(axis=0)
+    off = np.abs(mesh[nearest] - wanted)
+    return nearest.tolist() if np.all(off <= _SLACK * abs(mesh[-1] - mesh[0])) else []
+
+
 def choose_steps(
-    times: Sequence[float], sizes: StepSizes, n_blocks: int, rng: np.random.Generator
+    times: Sequence[float], sizes: StepSizes, n_blocks: int, rng: np.random.Generator, n_past: int = 0
 ) -> list[tuple[int, int]]:
-    """Pairs (i, j) of mesh indices whose distance lies in the fitted range, spread evenly over log eps."""
+    """Pairs (i, j) of mesh indices whose distance lies in the fitted range, spread evenly over log eps.
+
+    For a method with ``n_past`` start-up steps these are, first, up to a third: its start-up steps, the first
+    ``n_past`` of a solve; then steps whose previous nodes lie on the mesh.
+    """
     mesh = (np.asarray(times) - times[0]) / (times[-1] - times[0])
     i, j = np.triu_indices(len(mesh), k=1)
     share = mesh[j] - mesh[i]
-    slack = 1 + 1e-9
-    inside = (share >= sizes.low / slack) & (share <= sizes.high * slack)
+    inside = (share >= sizes.low / (1 + _SLACK)) & (share <= sizes.high * (1 + _SLACK))
     i, j, share = i[inside], j[inside], share[inside]
+    if not n_past:
+        return _spread_sizes(i, j, share, sizes, n_blocks, rng)
+    n_before = mesh[i] / share
+    startup = (n_before < n_past - 0.5) & (np.abs(n_before - n_before.round()) < _SLACK)
+    full = np.array(
+        [bool(past_nodes(times, a, b, n_past)) for a, b in zip(i.tolist(), j.tolist(), strict=True)], dtype=np.bool_
+    )
+    n_startup = n_blocks // 3
+    return [
+        pair
+        for kind, n in ((startup, n_startup), (full, n_blocks - n_startup))
+        for pair in _spread_sizes(i[kind], j[kind], share[kind], sizes, n, rng)
+    ]
+
+
+def _spread_sizes(
+    i: np.ndarray, j: np.ndarray, share: np.ndarray, sizes: StepSizes, n_blocks: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
     if len(i) <= n_blocks:
         return list(zip(i.tolist(), j.tolist(), strict=True))
     # One step of each slice of log eps; slices that the mesh leaves empty take their nearest.
@@ -86,27 +123,35 @@ def deal_solvers(
 def residual_blocks(
     neural_ode: NeuralODE, times: Sequence[float], states: Tensor, x: Tensor, steps: Sequence[Step]
 ) -> list[Residual]:
-    """Residuals (eq. 6) of all rows for every chosen step, computed in the dtype of ``states``."""
-    return [
-        _residual_of_rows(neural_ode, solver, (times[i], times[j]), states[[i, j]], neural_ode.control(x))
-        for i, j, solver in steps
-    ]
+    """Residuals (eq. 6) of all rows for every chosen step, computed in the dtype of ``states``.
+
+    History, where the base solver has one, is that of the reference states on the previous nodes.
+    """
+    blocks = []
+    for i, j, solver in steps:
+        past = past_nodes(times, i, j, len(startup_methods(solver)))
+        nodes = [*past, i, j]
+        grid = tuple(times[k] for k in nodes)
+        blocks.append(_residual_of_rows(neural_ode, solver, grid, states[nodes], neural_ode.control(x)))
+    return blocks
 
 
 def _residual_of_rows(
-    neural_ode: NeuralODE, solver: BaseSolver, grid: tuple[float, float], states: Tensor, x: Tensor | None
+    neural_ode: NeuralODE, solver: BaseSolver, grid: tuple[float, ...], states: Tensor, x: Tensor | None
 ) -> Residual:
+    """Residual of the last step of the grid; those before are history."""
     parts = []
     for start in range(0, states.shape[1], _CHUNK):
         rows = slice(start, start + _CHUNK)
         (part,) = compute_residuals(
-            neural_ode.vector_field, states[:, rows], grid, solver, x=None if x is None else x[rows]
+            neural_ode.vector_field, states[:, rows], grid, solver,
+            x=None if x is None else x[rows], n_past=len(grid) - 2,
         )  # fmt: skip
         parts.append(part)
     if len(parts) == 1:
         return parts[0]
     stages = [torch.cat(stage) for stage in zip(*(part.stages for part in parts), strict=True)]
-    return parts[0]._replace(z=states[0], stages=stages, target=torch.cat([part.target for part in parts]))
+    return parts[0]._replace(z=states[-2], stages=stages, target=torch.cat([part.target for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -144,9 +189,8 @@ def conditioned_blocks(
     """
     states = solve(rtol=rtol, atol=atol, double=False).to(x.device)
     exact = Exact(neural_ode, states, x)
-    smallest = min(steps, key=lambda step: abs(times[step.end] - times[step.start]))
-    (probe,) = residual_blocks(neural_ode, times, states[:, :_CHUNK], x[:_CHUNK], [smallest])
-    noise = target_noise(probe, rtol, atol)
+    probes = residual_blocks(neural_ode, times, states[:, :_CHUNK], x[:_CHUNK], _smallest_steps(times, steps))
+    noise, probe = max(((target_noise(probe, rtol, atol), probe) for probe in probes), key=lambda pair: pair[0])
     if noise > CONDITIONING_LIMIT:
         tight = max(1e-13, 0.1 * CONDITIONING_LIMIT / noise * min(rtol, atol))
         what = (
@@ -167,6 +211,15 @@ def conditioned_blocks(
     # One step at a time: the float64 blocks of all need not be alive together.
     blocks = [exact.blocks(times, [step], states.dtype)[0] for step in steps]
     return states, blocks, exact
+
+
+def _smallest_steps(times: Sequence[float], steps: Sequence[Step]) -> list[Step]:
+    """The smallest step, of start-up steps and of others: these have another order, and so another noise."""
+    kinds: dict[int, list[Step]] = {}
+    for step in steps:
+        n_past = len(startup_methods(step.solver))
+        kinds.setdefault(len(past_nodes(times, step.start, step.end, n_past)), []).append(step)
+    return [min(kind, key=lambda step: abs(times[step.end] - times[step.start])) for kind in kinds.values()]
 
 
 def _warn(message: str) -> None:
