@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, chain, pairwise, repeat
-from operator import sub
+from itertools import chain, pairwise, repeat
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
@@ -111,12 +110,8 @@ class RungeKutta:
         return self.tableau.c
 
 
-class Past(NamedTuple):
-    """A step that a multistep method remembers."""
-
-    eps: float
-    stage: Tensor
-    """f at its start."""
+Past: TypeAlias = tuple[()] | tuple[tuple[float, ...], tuple[Tensor, ...]]
+"""What a multistep method remembers, newest first: the sizes of the last steps, and f at their starts."""
 
 
 @dataclass(frozen=True)
@@ -176,16 +171,21 @@ class AdamsBashforth:
         return [s]
 
     def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: float, history: tuple[Any, ...]) -> BaseStep:
-        if len(history) < self.order - 1:
+        sizes, remembered = history or ((), ())
+        if len(sizes) < self.order - 1:
             psi, stages, order, _ = self.starter.step(f, times, z, eps, ())
-            return BaseStep(psi, stages, order, self.remember(history, eps, stages[0]))
-        stages = [f(times[0], z), *(past.stage for past in history)]
-        weights = _weights_after(eps, tuple(past.eps for past in history))
-        return BaseStep(_weighted_sum(weights, stages), stages, self.order, self.remember(history, eps, stages[0]))
+        else:
+            stages, order = [f(times[0], z), *remembered], self.order
+            # A compiler folds the weights into its graph, and warns of caches.
+            weights = (_weights if is_compiling() else _cached_weights)(eps, sizes)
+            psi = _weighted_sum(weights, stages)
+        return BaseStep(psi, stages, order, self.remember(history, eps, stages[0]))
 
-    def remember(self, history: tuple[Past, ...], eps: float, stage: Tensor) -> tuple[Past, ...]:
-        """The history after a step of size eps from a point where f is ``stage``: newest first."""
-        return (Past(eps, stage), *history)[: self.order - 1]
+    def remember(self, history: Past, eps: float, stage: Tensor) -> Past:
+        """The history after a step of size eps from a point where f is ``stage``."""
+        sizes, stages = history or ((), ())
+        kept = self.order - 2
+        return (eps, *sizes[:kept]), (stage, *stages[:kept])
 
     def count_evaluations(self, n_steps: int) -> int:
         n_startup = min(n_steps, self.order - 1)
@@ -201,15 +201,13 @@ class AdamsBashforth:
         return tuple(-float(k) for k in range(self.order))
 
 
-def _weights_after(eps: float, past: tuple[float, ...]) -> tuple[float, ...]:
-    """Weights of a step of size eps after steps of the sizes ``past``, newest first."""
-    offsets = tuple(accumulate((size / eps for size in past), sub, initial=0.0))
-    # A compiler folds them into its graph, and warns of caches.
-    return adams_bashforth_weights(offsets) if is_compiling() else _cached_weights(offsets)
+def _weights(eps: float, sizes: tuple[float, ...]) -> tuple[float, ...]:
+    """Weights of a step of size eps after steps of these sizes, newest first."""
+    return adams_bashforth_weights([-sum(sizes[:k]) / eps for k in range(len(sizes) + 1)])
 
 
 # A mesh has few different steps, and computing the weights of one takes as long as evaluating a small field.
-_cached_weights = lru_cache(maxsize=4096)(adams_bashforth_weights)
+_cached_weights = lru_cache(maxsize=4096)(_weights)
 
 
 MULTISTEP: dict[str, AdamsBashforth] = {solver.name: solver for solver in map(AdamsBashforth, (2, 3, 4))}
