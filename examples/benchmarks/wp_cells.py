@@ -1,0 +1,426 @@
+"""The cells of work_precision.py: one problem, one solver and one seed each, measured in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+from wp_problems import Problem, count_calls, load_problem
+from wp_recipes import (
+    ReferenceHyperEuler,
+    ReferenceHyperHeun,
+    TorchdynHyperEuler,
+    fit_endpoint,
+    fit_published_hypereuler,
+    fit_published_hyperheun,
+    fit_residuals,
+)
+from wp_rivals import BespokeNonStationary, FlowMap, LearnedGrid, fit_flow_map, fit_linear, linear_bases
+from wp_training import G_SHARE, relative_errors, validation_error
+
+from sklearn_hyper import HypersolverRegressor
+from sklearn_hyper.modules import HypersolvedODE
+from sklearn_hyper.numerics import count_macs, resolve_base_solver
+from sklearn_hyper.numerics.cost import time_interleaved
+from sklearn_hyper.numerics.reference import ReferenceSolveError, solve_dopri5
+from sklearn_hyper.numerics.solve import uniform_grid
+from sklearn_hyper.training.nets import TrainingDivergedError
+
+HERE = Path(__file__).parent
+BUDGETS = (2, 4, 8)
+"""Evaluations of f that solvers are compared at."""
+STAGES = {"euler": 1, "ab2": 1, "heun": 2, "midpoint": 2}
+# Ours: arguments of HypersolverRegressor; everything else is its default.
+OURS: dict[str, dict[str, Any]] = {
+    **{
+        f"{base} {nfe} NFE": {"base_solver": base, "n_steps": nfe // stages}
+        for base, stages in STAGES.items()
+        for nfe in BUDGETS
+    },
+    "generalist": {"base_solver": "euler", "n_steps": 4, "fit_n_steps": (1, 16)},
+}
+GENERALIST_STEPS = (1, 2, 4, 8, 16)
+CLASSICAL = {
+    "euler": (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 32),
+    "midpoint": (1, 2, 3, 4, 5, 8, 16),
+    "heun": (1, 2, 3, 4, 5, 8, 16),
+    "ralston": (1, 2, 3, 4, 5, 8, 16),
+    "rk3": (1, 2, 3, 4),
+    "rk4": (1, 2, 3, 4, 8),
+    "ab2": (2, 3, 4, 5, 6, 8, 9, 12, 16, 32),
+    "ab3": (2, 3, 4, 5, 6, 8, 12, 16),
+    "ab4": (2, 3, 4, 5, 6, 8, 12, 16),
+}
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+ROUNDED_UP = (2, 3, 4, 5, 8, 9)
+"""The budgets, and ours with g rounded up to whole evaluations of f: what solvers without g may use."""
+LINEAR_SHARE = 0.5
+"""Of the CPU seconds: solvers of some tens of scalars have converged by then."""
+BATCHES = (1, 256, 4096)
+PUBLISHED = {
+    "reference (i), published budget": ("moons flow_matching", "digits"),
+    "reference (ii), published budget": ("moons flow_matching", "moons likelihood"),
+}
+DIVERGED = (TrainingDivergedError, ReferenceSolveError, FloatingPointError)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where models and data are, the interpreter that has the other packages, and the share of its seconds a rival gets."""
+
+    cache: str
+    data: str | None = None
+    peers_python: str | None = None
+    share: float = 1.0
+
+
+def solver_names(problem: str) -> list[str]:
+    """Solvers of a problem, ours first."""
+    return [
+        *(f"ours {name}" for name in OURS),
+        "classical", "dopri5", "torchode",
+        *(f"reference (i) K={k}" for k in (1, 2, 4, 8)),
+        *(f"reference (ii) K={k}" for k in (1, 2)),
+        *(f"BNS {form} {n} NFE" for form in ("free", "consistent") for n in ROUNDED_UP),
+        *(f"time grid {n} NFE" for n in ROUNDED_UP),
+        "flow map, size of g", "flow map, size of f",
+        *(f"torchdyn K={k}" for k in (2, 4, 8)),
+        *(name for name, problems in PUBLISHED.items() if problem in problems),
+    ]  # fmt: skip
+
+
+def is_seeded(solver: str) -> bool:
+    """Whether the seed makes a difference."""
+    return solver not in ("classical", "dopri5", "torchode", "milliseconds")
+
+
+def run_cell(problem_name: str, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """Measure a cell: rows by name, each of errors and costs, and what the fit took."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    start, cpu = time.perf_counter(), time.process_time()
+    problem = load_problem(problem_name, place.cache, place.data, place.share)
+    loaded = time.process_time() - cpu
+    try:
+        value = _dispatch(solver)(problem, solver, seed, place)
+    except DIVERGED as error:
+        value = {"rows": {}, "diverged": f"{type(error).__name__}: {error}"}
+    value["cpu_seconds"] = time.process_time() - cpu - loaded
+    return value | {"seconds": time.perf_counter() - start}
+
+
+def _dispatch(solver: str) -> Callable[[Problem, str, int, Place], dict[str, Any]]:
+    return next(measure for start, measure in _MEASURES.items() if solver.startswith(start))
+
+
+# ---------------------------------------------------------------------- errors and costs
+def measure(problem: Problem, solve: Callable[[Tensor], Tensor], ode: nn.Module | None = None) -> dict[str, Any]:
+    """Errors on all parts of the rows, evaluations of f and MACs of a solver from rows to terminal states."""
+    ode = problem.neural_ode if ode is None else ode
+    with torch.no_grad():
+        found = {part: solve(problem.rows[part]) for part in ("valid", "test", "outside")}
+        one = problem.rows["test"][:1]
+        nfe = count_calls(ode.vector_field, lambda: solve(one))
+        macs = count_macs(solve, one) - np.nan_to_num(count_macs(ode.input_map, one))
+    return {"nfe": nfe, "macs": macs, **errors(problem, found)}
+
+
+def errors(problem: Problem, found: dict[str, Tensor]) -> dict[str, Any]:
+    """Relative errors of terminal states by part, and how often a classifier's label is dopri5's."""
+    result: dict[str, Any] = {}
+    for part, states in found.items():
+        error = relative_errors(problem.states[part], states).numpy()
+        result[part] = {
+            "median": np.median(error), "mean": error.mean(), "p99": np.quantile(error, 0.99), "max": error.max(),
+        }  # fmt: skip
+    if problem.labels is not None:
+        head = problem.neural_ode.output_map
+        with torch.no_grad():
+            own, expected = (head(z.float()).argmax(1) for z in (found["test"], problem.states["test"]))
+        result["agreement"] = float((own == expected).double().mean())
+        result["accuracy"] = float(np.mean(own.numpy() == problem.labels))
+    return result
+
+
+def model_path(place: Place, problem: Problem, solver: str) -> Path:
+    """Where the model of seed 0 is kept for timing."""
+    return Path(place.cache) / "work_precision" / f"{problem.name} {solver}.joblib"
+
+
+def keep(model: nn.Module, problem: Problem, solver: str, seed: int, place: Place) -> None:
+    """Keep a model of seed 0 for timing."""
+    if seed == 0:
+        path = model_path(place, problem, solver)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        joblib.dump(model, path)
+
+
+# ---------------------------------------------------------------------- ours
+def measure_ours(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """A hypersolver of this library, at its own K and at others, and whether it fell back to its base."""
+    settings = OURS[solver.removeprefix("ours ")]
+    start, cpu = time.perf_counter(), time.process_time()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fast = HypersolverRegressor(problem.neural_ode, random_state=seed, **settings).fit(problem.rows["fit"].numpy())
+    value: dict[str, Any] = {
+        "fit_cpu_seconds": time.process_time() - cpu,
+        "fit_seconds": time.perf_counter() - start,
+        "fallback": fast.correction_ is None or any(issubclass(w.category, ConvergenceWarning) for w in caught),
+        "warnings": sorted({str(w.message) for w in caught}),
+        "rows": {},
+    }
+    keep(fast.module_, problem, solver, seed, place)
+    own = fast.module_.n_steps
+    for k in dict.fromkeys([own, *GENERALIST_STEPS]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # step sizes that it was not fitted at are the point
+            module = fast.module_ if k == own else fast.with_solver(n_steps=k).module_
+        value["rows"][f"K={k}"] = {
+            "K": k, "own": k == own or "fit_n_steps" in settings,
+            **measure(problem, module.terminal_state, module.neural_ode),
+        }  # fmt: skip
+    return value
+
+
+# ---------------------------------------------------------------------- without training
+def plain(problem: Problem, base: str, n_steps: int) -> HypersolvedODE:
+    """A base solver without a correction."""
+    ode = problem.neural_ode
+    return HypersolvedODE(ode, resolve_base_solver(base), None, uniform_grid(ode.t_span, n_steps))
+
+
+def known_bases() -> list[str]:
+    """Classical methods that this version has."""
+    found = []
+    for base in CLASSICAL:
+        try:
+            resolve_base_solver(base)
+        except ValueError:
+            continue
+        found.append(base)
+    return found
+
+
+def measure_classical(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """Fixed-step methods over step counts."""
+    rows = {}
+    for base in known_bases():
+        for k in CLASSICAL[base]:
+            rows[f"{base} K={k}"] = {"K": k, **measure(problem, plain(problem, base, k).terminal_state)}
+    return {"rows": rows}
+
+
+def measure_dopri5(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """torchdiffeq's dopri5 over tolerances: the evaluations it makes on the test rows in one batch."""
+    ode, rows = problem.neural_ode, {}
+    for tolerance in TOLERANCES:
+
+        def solve(x: Tensor, tolerance: float = tolerance) -> Tensor:
+            return solve_dopri5(
+                ode.vector_field, ode.input_map(x), ode.t_span, rtol=tolerance, atol=tolerance, x=ode.control(x)
+            )
+
+        row = measure(problem, solve)
+        with torch.no_grad():
+            nfe = count_calls(ode.vector_field, lambda solve=solve: solve(problem.rows["test"]))
+        rows[f"dopri5 {tolerance:g}"] = row | {"nfe": nfe, "macs": nfe * problem.macs_f}
+    return {"rows": rows}
+
+
+# ---------------------------------------------------------------------- other packages
+def ask_peers(problem: Problem, jobs: dict[str, dict[str, Any]], place: Place) -> dict[str, Any]:
+    """Answers of wp_peers.py, run by the interpreter that has the packages."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answers = Path(folder) / "jobs.joblib", Path(folder) / "answers.joblib"
+        rows = {part: problem.rows[part] for part in ("valid", "test", "outside")}
+        joblib.dump({"neural_ode": problem.neural_ode, "rows": rows, "jobs": jobs}, asked)
+        subprocess.run([place.peers_python, str(HERE / "wp_peers.py"), str(asked), str(answers)], check=True)
+        return joblib.load(answers)
+
+
+def measure_torchode(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """torchode's adaptive solvers; mean evaluations a row, each row having its own step sizes."""
+    jobs = {
+        f"torchode {method} {tolerance:g}": {"package": "torchode", "method": method, "tolerance": tolerance}
+        for method in ("dopri5", "tsit5")
+        for tolerance in TOLERANCES
+    }
+    rows = {}
+    for name, answer in ask_peers(problem, jobs, place).items():
+        nfe = answer["nfe"]
+        rows[name] = {"nfe": nfe, "macs": nfe * problem.macs_f, **errors(problem, answer["states"])}
+    return {"rows": rows}
+
+
+def measure_torchdyn(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """torchdyn's HyperEuler, its g trained by recipe (i) for this K, run by the package."""
+    model = TorchdynHyperEuler(problem, _number(solver))
+    value = _timed(lambda: fit_residuals(model, problem, seed))
+    answer = ask_peers(
+        problem, {"own": {"package": "torchdyn", "net": model.net, "n_steps": model.n_steps}}, place
+    )["own"]  # fmt: skip
+    row = measure(problem, model)  # for the MACs; errors and evaluations are the package's
+    return value | {"rows": {"own": row | {"nfe": answer["nfe"], **errors(problem, answer["states"])}}}
+
+
+# ---------------------------------------------------------------------- trained rivals
+def _number(solver: str) -> int:
+    """The number in "reference (i) K=4" or "BNS free 4 NFE"."""
+    return int(solver.removesuffix(" NFE").replace("=", " ").split()[-1])
+
+
+def _timed(fit: Callable[[], Any]) -> dict[str, Any]:
+    """What a fit took, and its validation errors on the way (ten of them)."""
+    start, cpu = time.perf_counter(), time.process_time()
+    trace = fit()
+    return {
+        "fit_cpu_seconds": time.process_time() - cpu,
+        "fit_seconds": time.perf_counter() - start,
+        "iterations": trace[-1]["iteration"],
+        "trace": trace[:: max(1, len(trace) // 10)],
+    }
+
+
+def _measure_recipe(problem: Problem, model: Any, name: str = "own") -> dict[str, Any]:
+    """A recipe at the evaluations its code makes and, the same numbers, at those that it could do with."""
+    rows = {}
+    for shared, suffix in [(False, ""), (True, ", f shared")]:
+        model.shared = shared
+        rows[name + suffix] = {"K": model.n_steps, **measure(problem, model)}
+    return rows
+
+
+def measure_recipe(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """Reference recipe (i) or (ii) at our budget, trained at the step size it is used with."""
+    one = solver.startswith("reference (i) ")
+    model = (ReferenceHyperEuler if one else ReferenceHyperHeun)(problem, _number(solver))
+    value = _timed(lambda: (fit_residuals if one else fit_endpoint)(model, problem, seed))
+    rows = _measure_recipe(problem, model)
+    if one and model.n_steps == max(BUDGETS):  # the published use: trained at one small step, used at all
+        for k in (1, 2, 4, 8):
+            model.n_steps = k
+            rows |= _measure_recipe(problem, model, f"one eps K={k}")
+    model.shared = False
+    keep(model, problem, solver, seed, place)
+    return value | {"rows": rows}
+
+
+def measure_published(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """A reference recipe as published: its budget, its one step size, its width; also at other step counts."""
+    one = solver.startswith("reference (i),")
+    found: list[Any] = []
+
+    def fit() -> list:
+        model, trace = (fit_published_hypereuler if one else fit_published_hyperheun)(problem, seed)
+        found.append(model)
+        return trace
+
+    value, rows = _timed(fit), {}
+    for k in (1, 2, 4, 9) if one else (1, 2):
+        found[0].n_steps = k
+        rows |= _measure_recipe(problem, found[0], f"K={k}")
+    return value | {"rows": rows}
+
+
+def measure_bns(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """BNS of n evaluations."""
+    n, free = _number(solver), "free" in solver
+    return _measure_linear(
+        problem, solver, seed, place, [lambda base: BespokeNonStationary(problem, n, base, free=free)], n
+    )
+
+
+def measure_grid(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """Learned step sizes of each classical method in turn; the one that does best on validation rows counts."""
+    n = _number(solver)
+    builds = [lambda _, base=base: LearnedGrid(problem, n, base) for base in linear_bases(n)]
+    return _measure_linear(problem, solver, seed, place, builds, n)
+
+
+def _measure_linear(
+    problem: Problem, solver: str, seed: int, place: Place, builds: list[Callable], n: int
+) -> dict[str, Any]:
+    models: list[nn.Module] = []
+
+    def fit() -> list:
+        seconds = LINEAR_SHARE * problem.seconds / len(builds)
+        for build in builds:
+            model, trace = fit_linear(build, problem, n, seed, seconds)
+            models.append(model)
+        return trace
+
+    value = _timed(fit)
+    best = min(models, key=lambda model: validation_error(model, problem))
+    keep(best, problem, solver, seed, place)
+    return value | {"rows": {"own": measure(problem, best)}}
+
+
+def measure_flow_map(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """A net from the input to the terminal state."""
+    model = FlowMap(problem, G_SHARE if solver.endswith("g") else 1.0)
+    value = _timed(lambda: fit_flow_map(model, problem, seed))
+    keep(model, problem, solver, seed, place)
+    return value | {"rows": {"own": measure(problem, model)}}
+
+
+# ---------------------------------------------------------------------- milliseconds
+def measure_milliseconds(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
+    """Medians of interleaved runs of all solvers whose models of seed 0 are kept, at three batch sizes."""
+    ode = problem.neural_ode
+    solvers: dict[str, Callable[[Tensor], Tensor]] = {
+        f"dopri5 {tolerance:g}": lambda x, tolerance=tolerance: solve_dopri5(
+            ode.vector_field, ode.input_map(x), ode.t_span, rtol=tolerance, atol=tolerance, x=ode.control(x)
+        )
+        for tolerance in (1e-3, 1e-5)
+    }
+    for base in ("euler", "midpoint", "ab2"):
+        for nfe in BUDGETS if base in known_bases() else ():
+            solvers[f"{base} {nfe} NFE"] = plain(problem, base, nfe // STAGES[base]).terminal_state
+    for name in solver_names(problem.name):
+        path = model_path(place, problem, name)
+        if path.exists() and not name.startswith("time grid"):
+            model = joblib.load(path)
+            solvers[name] = getattr(model, "terminal_state", model)
+    result: dict[str, Any] = {}
+    x = problem.rows["test"]
+    jobs = {
+        "torchode dopri5 1e-05": {"package": "torchode", "method": "dopri5", "tolerance": 1e-5, "batches": BATCHES},
+        "torchode tsit5 1e-05": {"package": "torchode", "method": "tsit5", "tolerance": 1e-5, "batches": BATCHES},
+    }
+    others = ask_peers(problem, jobs, place) if place.peers_python else {}
+    for batch in BATCHES:
+        some = x.repeat(-(-batch // len(x)), *[1] * (x.ndim - 1))[:batch]
+        with torch.no_grad():
+            result[f"batch {batch}"] = time_interleaved(
+                {name: lambda solve=solve, some=some: solve(some) for name, solve in solvers.items()}
+            ) | {name: answer["ms"][batch] for name, answer in others.items()}
+    return {"rows": {}, "ms": result}
+
+
+_MEASURES: dict[str, Callable[[Problem, str, int, Place], dict[str, Any]]] = {
+    "ours ": measure_ours,
+    "classical": measure_classical,
+    "dopri5": measure_dopri5,
+    "torchode": measure_torchode,
+    "torchdyn": measure_torchdyn,
+    "reference (i) ": measure_recipe,
+    "reference (ii) ": measure_recipe,
+    "reference (i), published": measure_published,
+    "reference (ii), published": measure_published,
+    "BNS": measure_bns,
+    "time grid": measure_grid,
+    "flow map": measure_flow_map,
+    "milliseconds": measure_milliseconds,
+}
