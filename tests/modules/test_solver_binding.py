@@ -53,6 +53,16 @@ def test_a_stage_that_lies_at_s_or_is_remembered_has_spacing_one():
     assert stage_spacings(resolve_base_solver(again)) == (1.0, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("solver", "full", "startup"),
+    [("ab2", (-1.0,), ()), ("ab3", (-1.0, -2.0), (0.5,)), ("ab4", (-1.0, -2.0, -3.0), (0.5, 1.0))],
+)
+def test_remembered_stages_lie_before_the_step_and_start_up_stages_in_it(solver, full, startup):
+    solver = resolve_base_solver(solver)
+    assert stage_spacings(solver) == stage_spacings(solver, solver.n_stages) == full
+    assert stage_spacings(solver, len(startup) + 1) == startup
+
+
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_leading_error_of_the_alpha_family_is_half_of_alpha(alpha):
     assert leading_error(resolve_base_solver(alpha_family(alpha))) == pytest.approx((alpha / 2, 0.0))
