@@ -89,10 +89,19 @@ def measure(problem: str, solver: str, seed: int, place: Place) -> tuple[str, di
         return name, {"failed": traceback.format_exc()}
 
 
-def prepare(problem: str, place: Place) -> None:
-    """Train what a problem needs and solve its references, once, before workers share them."""
+def prepare(problems: list[str], place: Place, jobs: int) -> None:
+    """Train what the problems need and solve their references, once, before workers share them."""
+    # The likelihood's field of a density starts from its flow-matching field, so the two stay in one process.
+    groups: dict[str, list[str]] = {}
+    for problem in problems:
+        groups.setdefault(problem.split()[0], []).append(problem)
+    Parallel(n_jobs=jobs, batch_size=1)(delayed(_prepare_group)(group, place) for group in groups.values())
+
+
+def _prepare_group(problems: list[str], place: Place) -> None:
     torch.set_num_threads(1)
-    load_problem(problem, place.cache, place.data, place.share)
+    for problem in problems:
+        load_problem(problem, place.cache, place.data, place.share)
 
 
 def run(results: Results, wanted: list[tuple[str, str, int]], place: Place, jobs: int, seeds: int) -> list[str]:
@@ -155,8 +164,7 @@ def main() -> None:
     if not arguments.summary:
         problems = [problem for problem in arguments.problems if problem != "none"]
         arguments.problems = problems
-        for problem in problems:
-            prepare(problem, place)
+        prepare(problems, place, arguments.jobs)
         wanted = list(cell_names(arguments))
         checks = [("check", name, 0) for name in check_names()]
         if not arguments.quick and any("check".startswith(start) for start in arguments.solvers):
@@ -168,8 +176,10 @@ def main() -> None:
     summary = summarise(results.cells, arguments.seeds)
     results.write(finite(summary))
     print_tables(summary)
-    draw(read_rows(results.cells), Path(arguments.out).with_suffix(".png"))
-    if not arguments.rivals_python:
+    rows = read_rows(results.cells)
+    if rows:
+        draw(rows, Path(arguments.out).with_suffix(".png"))
+    if not any(" | torchode" in name for name in results.cells):
         print("torchode, torchdyn: not run (pass --rivals-python)")
     if failed:
         raise SystemExit(f"{len(failed)} cells failed: {', '.join(failed)}. The same command tries them again.")

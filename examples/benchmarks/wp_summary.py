@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from _results import spread
-from wp_cells import BUDGETS, GENERALIST_STEPS
+from wp_cells import BUDGETS, GENERALIST_STEPS, PUBLISHED
 
 RIVALS: dict[str, Callable[[str, str], bool]] = {
     "best classical": lambda solver, row: solver == "classical",
@@ -20,6 +20,8 @@ RIVALS: dict[str, Callable[[str, str], bool]] = {
     "reference (ii)": lambda solver, row: solver == "reference (ii) K=1" and row == "own, f shared",
     "(ii) refitted at K": lambda solver, row: solver.startswith("reference (ii) K") and row == "own, f shared",
     "(ii), true counts": lambda solver, row: solver.startswith("reference (ii) K") and row == "own",
+    "(i), published budget": lambda solver, row: solver == "reference (i), published budget" and "shared" not in row,
+    "(ii), published budget": lambda solver, row: solver == "reference (ii), published budget" and row == "K=1, f shared",
     "BNS": lambda solver, row: solver.startswith("BNS"),
     "time grid": lambda solver, row: solver.startswith("time grid"),
     "flow map, size of g": lambda solver, row: solver == "flow map, size of g",
@@ -75,7 +77,7 @@ def ours_at(rows: Iterable[dict[str, Any]], budget: int, seed: int) -> dict[str,
 
 
 def compare(rows: list[dict[str, Any]], budget: int, seed: int) -> dict[str, Any] | None:
-    """Errors of the rivals over ours on one problem at one budget; rivals are chosen by their test error.
+    """Errors of the rivals over ours on one problem at one budget; rivals are chosen by the test error that is compared.
 
     A rival may cost what ours does, rounded up to whole evaluations of f. Below 1: ours lost. 0: ours diverged or fell back.
     """
@@ -84,13 +86,13 @@ def compare(rows: list[dict[str, Any]], budget: int, seed: int) -> dict[str, Any
         return None
     limit = math.ceil(ours["cost"] - _SLACK) + _SLACK
     found: dict[str, Any] = {
-        "ours": {"solver": ours["solver"], "cost": ours["cost"], "fallback": ours["fallback"],
+        "ours": {"solver": ours["solver"], "seed": seed, "cost": ours["cost"], "fallback": ours["fallback"],
                  "fit_cpu_seconds": ours["fit_cpu_seconds"], **{kind: error_of(ours, kind) for kind in ERRORS}}
     }  # fmt: skip
     for rival, belongs in RIVALS.items():
         allowed = [
             row for row in rows
-            if belongs(row["solver"], row["label"]) and row["cost"] <= limit and row["seed"] in (None, seed)
+            if belongs(row["solver"], row["label"]) and row["cost"] <= limit and _same_seed(row, seed)
         ]  # fmt: skip
         if not allowed:
             continue
@@ -100,6 +102,12 @@ def compare(rows: list[dict[str, Any]], budget: int, seed: int) -> dict[str, Any
             **{kind: _ratio(min(error_of(row, kind) for row in allowed), error_of(ours, kind)) for kind in ERRORS},
         }
     return found
+
+
+def _same_seed(row: dict[str, Any], seed: int) -> bool:
+    """Whether a rival's row belongs to a seed; where rivals have a single one, it serves all of ours."""
+    alone = row["family"] == "images" or row["solver"] in PUBLISHED
+    return row["seed"] in (None, 0 if alone else seed)
 
 
 def _ratio(rival: float, own: float) -> float:
@@ -133,6 +141,7 @@ def summarise(cells: dict[str, Any], seeds: int) -> dict[str, Any]:
                         "problems": len(ratios), "lost": sum(ratio <= 1 for ratio in ratios),
                     }  # fmt: skip
         summary["over problems"][f"{budget} NFE"] = table
+    summary["ours by setting"] = _settings(rows, summary)
     summary["generalist"] = _generalist(rows)
     summary["fallbacks"] = sorted({
         f"{row['problem']} | {row['solver']} | seed {row['seed']}" for row in rows if row["fallback"]
@@ -141,6 +150,24 @@ def summarise(cells: dict[str, Any], seeds: int) -> dict[str, Any]:
     summary["checks"] = {name: cell for name, cell in cells.items() if name.startswith("check ")}
     summary["fit_cpu_seconds"] = _fit_seconds(rows)
     return summary
+
+
+def _settings(rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    """Each of our settings: its error over that of the one chosen on validation rows, and how often it was that one."""
+    chosen = {
+        (problem, budget, one["ours"]["seed"]): one["ours"]
+        for problem, found in summary["problems"].items()
+        for budget in BUDGETS
+        for one in found[f"{budget} NFE"]
+    }
+    table: dict[str, Any] = {}
+    for row in rows:
+        best = chosen.get((row["problem"], row["nfe"], row["seed"]))
+        if best and row["solver"].startswith("ours ") and row["solver"] != "ours generalist" and row["own"]:
+            entry = table.setdefault(row["solver"], {"ratios": [], "chosen": 0})
+            entry["ratios"].append(_ratio(error_of(row), best["median"]))
+            entry["chosen"] += row["solver"] == best["solver"]
+    return {name: spread(entry["ratios"]) | {"chosen": entry["chosen"]} for name, entry in table.items()}
 
 
 def _generalist(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -201,6 +228,11 @@ def print_tables(summary: dict[str, Any]) -> None:
             f"{'problems lost (median error)':<43}"
             + "".join(f"{one['lost']:>19} of{one['problems']:>2}" for one in lost)
         )
+    print("\nour settings: error over that of the one chosen on validation rows (median [min, max]), times chosen")
+    for name, found in summary["ours by setting"].items():
+        print(
+            f"{name:<28}{_number(found['median'])} [{_number(found['min'])}, {_number(found['max'])}]  {found['chosen']}"
+        )
     print("\ngeneralist, K = " + ", ".join(str(k) for k in GENERALIST_STEPS))
     for name, found in summary["generalist"].items():
         worse = f", not below Euler at K={found['not_below_euler']}" if found["not_below_euler"] else ""
@@ -252,14 +284,20 @@ def draw(rows: list[dict[str, Any]], path: str | Path) -> None:
         own = [row for row in rows if row["family"] == family]
         for axis, x in ((axes[0, column], "nfe"), (axes[1, column], "cost")):
             if x == "cost" and not own[0]["has_macs"]:
-                axis.text(0.5, 0.5, "f has no MACs", ha="center", transform=axis.transAxes)
+                axis.text(0.5, 0.5, "f has no MACs:\nequal evaluations only", ha="center", transform=axis.transAxes)
+                axis.set_axis_off()
                 continue
             for name, (belongs, style) in LINES.items():
                 points = _line([row for row in own if belongs(row)], x)
+                if name == "best classical":
+                    points = [(cost, min(e for c, e in points if c <= cost)) for cost, _ in points]
                 if points and not (name == "flow map" and x == "nfe"):
                     axis.plot(*zip(*points, strict=True), label=name, **{"markersize": 4, "linewidth": 1} | style)
             axis.set(xscale="log", yscale="log", xlabel="evaluations of f" if x == "nfe" else "MACs / MACs of f")
-            axis.set_xlim(right=64)
+            axis.set_xticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"], minor=False)
+            axis.set_xticks([], minor=True)
+            axis.set_xlim(right=70)
+            axis.grid(alpha=0.3)
         axes[0, column].set_title(family)
     axes[0, 0].set_ylabel("median relative error")
     axes[1, 0].set_ylabel("median relative error")
@@ -273,10 +311,10 @@ def draw(rows: list[dict[str, Any]], path: str | Path) -> None:
 
 def _line(rows: list[dict[str, Any]], x: str) -> list[tuple[float, float]]:
     """Points of the best solver at every number of evaluations, a geometric mean over problems (and seeds' median)."""
-    by_nfe: dict[float, dict[str, dict[Any, tuple[float, float]]]] = {}
+    by_nfe: dict[Any, dict[str, dict[Any, tuple[float, float]]]] = {}
     for row in rows:
         # Adaptive solvers make other numbers on every problem: they are drawn by tolerance.
-        key = row["label"] if row["solver"] == "dopri5" else row["nfe"]
+        key = row["label"] if row["solver"] == "dopri5" else row["nfe"] or row["solver"]
         best = by_nfe.setdefault(key, {}).setdefault(row["problem"], {})
         error = error_of(row)
         if row["seed"] not in best or error < best[row["seed"]][1]:
