@@ -296,7 +296,7 @@ def draw(rows: list[dict[str, Any]], path: str | Path) -> None:
             axis.set(xscale="log", yscale="log", xlabel="evaluations of f" if x == "nfe" else "MACs / MACs of f")
             axis.set_xticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"], minor=False)
             axis.set_xticks([], minor=True)
-            axis.set_xlim(right=70)
+            axis.set_xlim(0.8 if x == "nfe" else 0.07, 70)
             axis.grid(alpha=0.3)
         axes[0, column].set_title(family)
     axes[0, 0].set_ylabel("median relative error")

@@ -101,17 +101,21 @@ def conv(n_in: int, hidden: Iterable[int], n_out: int, activation: type[nn.Modul
 
 
 def recipe_net(problem: Problem, n_states: int, published: int | None) -> nn.Sequential:
-    """PReLU net that reads n_states states and eps: of the published width, or as wide as G_SHARE of f's MACs allows."""
+    """A net that reads n_states states and eps: of the published width, or as wide as G_SHARE of f's MACs allows.
+
+    PReLU, as published for fields that are nets; on the analytic ones SiLU does better by half (on validation rows).
+    """
     z, limit = problem.initial_states[0], G_SHARE * problem.macs_f
     d = z.shape[0]
+    activation = nn.SiLU if math.isnan(limit) else nn.PReLU
     n_in = n_states * d + 1
     if z.ndim == 1:
         hidden = published or widest(lambda h: n_in * h + h * h + h * d, limit, 32, at_most=64)
-        return mlp(n_in, [hidden, hidden], d, nn.PReLU)
+        return mlp(n_in, [hidden, hidden], d, activation)
     if published:
-        return conv(n_in, [published, published], d, nn.PReLU)
+        return conv(n_in, [published, published], d, activation)
     area = 9 * z[0].numel()
-    return conv(n_in, [widest(lambda h: area * (n_in + d) * h, limit, 16)], d, nn.PReLU)
+    return conv(n_in, [widest(lambda h: area * (n_in + d) * h, limit, 16)], d, activation)
 
 
 def with_eps(parts: list[Tensor], eps: float) -> Tensor:
