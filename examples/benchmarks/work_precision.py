@@ -35,8 +35,9 @@ from typing import Any
 import torch
 from _results import Results, finite, parser
 from joblib import Parallel, delayed
-from wp_cells import PUBLISHED, Place, is_seeded, run_cell, solver_names
+from wp_cells import PUBLISHED, is_seeded, run_cell, solver_names
 from wp_checks import check_names, run_check
+from wp_measure import Place
 from wp_problems import IMAGE_ROWS, load_problem, problem_names
 from wp_summary import draw, print_tables, read_rows, summarise
 
@@ -81,7 +82,7 @@ def measure(problem: str, solver: str, seed: int, place: Place) -> tuple[str, di
     name = label(problem, solver, seed) if problem != "check" else f"check {solver}"
     try:
         if problem == "check":
-            return name, run_check(solver, place.cache, place.share)
+            return name, run_check(solver, place.share)
         loaded = load_problem(problem, place.cache, place.data, place.share)
         value = run_cell(problem, solver, seed, place)
         return name, {"family": loaded.family, "macs_f": loaded.macs_f, **value}

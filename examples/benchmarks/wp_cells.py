@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import joblib
-import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
+from wp_measure import Place, ask_peers, errors, keep, measure, model_path, plain
 from wp_problems import Problem, count_calls, load_problem
 from wp_recipes import (
     ReferenceHyperEuler,
@@ -27,17 +24,13 @@ from wp_recipes import (
     fit_residuals,
 )
 from wp_rivals import BespokeNonStationary, FlowMap, LearnedGrid, fit_flow_map, fit_linear, linear_bases
-from wp_training import G_SHARE, relative_errors, validation_error
+from wp_training import G_SHARE, validation_error
 
 from sklearn_hyper import HypersolverRegressor
-from sklearn_hyper.modules import HypersolvedODE
-from sklearn_hyper.numerics import count_macs, resolve_base_solver
 from sklearn_hyper.numerics.cost import time_interleaved
 from sklearn_hyper.numerics.reference import ReferenceSolveError, solve_dopri5
-from sklearn_hyper.numerics.solve import uniform_grid
 from sklearn_hyper.training.nets import TrainingDivergedError
 
-HERE = Path(__file__).parent
 BUDGETS = (2, 4, 8)
 """Evaluations of f that solvers are compared at."""
 STAGES = {"euler": 1, "ab2": 1, "heun": 2, "midpoint": 2}
@@ -73,16 +66,6 @@ PUBLISHED = {
     "reference (ii), published budget": ("moons flow_matching", "moons likelihood"),
 }
 DIVERGED = (TrainingDivergedError, ReferenceSolveError, FloatingPointError)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where models and data are, the interpreter that has the other packages, and the share of its seconds a rival gets."""
-
-    cache: str
-    data: str | None = None
-    peers_python: str | None = None
-    share: float = 1.0
 
 
 def solver_names(problem: str) -> list[str]:
@@ -125,48 +108,6 @@ def _dispatch(solver: str) -> Callable[[Problem, str, int, Place], dict[str, Any
     return next(measure for start, measure in _MEASURES.items() if solver.startswith(start))
 
 
-# ---------------------------------------------------------------------- errors and costs
-def measure(problem: Problem, solve: Callable[[Tensor], Tensor], ode: nn.Module | None = None) -> dict[str, Any]:
-    """Errors on all parts of the rows, evaluations of f and MACs of a solver from rows to terminal states."""
-    ode = problem.neural_ode if ode is None else ode
-    with torch.no_grad():
-        found = {part: solve(problem.rows[part]) for part in ("valid", "test", "outside")}
-        one = problem.rows["test"][:1]
-        nfe = count_calls(ode.vector_field, lambda: solve(one))
-        macs = count_macs(solve, one) - np.nan_to_num(count_macs(ode.input_map, one))
-    return {"nfe": nfe, "macs": macs, **errors(problem, found)}
-
-
-def errors(problem: Problem, found: dict[str, Tensor]) -> dict[str, Any]:
-    """Relative errors of terminal states by part, and how often a classifier's label is dopri5's."""
-    result: dict[str, Any] = {}
-    for part, states in found.items():
-        error = relative_errors(problem.states[part], states).numpy()
-        result[part] = {
-            "median": np.median(error), "mean": error.mean(), "p99": np.quantile(error, 0.99), "max": error.max(),
-        }  # fmt: skip
-    if problem.labels is not None:
-        head = problem.neural_ode.output_map
-        with torch.no_grad():
-            own, expected = (head(z.float()).argmax(1) for z in (found["test"], problem.states["test"]))
-        result["agreement"] = float((own == expected).double().mean())
-        result["accuracy"] = float(np.mean(own.numpy() == problem.labels))
-    return result
-
-
-def model_path(place: Place, problem: Problem, solver: str) -> Path:
-    """Where the model of seed 0 is kept for timing."""
-    return Path(place.cache) / "work_precision" / f"{problem.name} {solver}.joblib"
-
-
-def keep(model: nn.Module, problem: Problem, solver: str, seed: int, place: Place) -> None:
-    """Keep a model of seed 0 for timing."""
-    if seed == 0:
-        path = model_path(place, problem, solver)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        joblib.dump(model, path)
-
-
 # ---------------------------------------------------------------------- ours
 def measure_ours(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
     """A hypersolver of this library, at its own K and at others, and whether it fell back to its base."""
@@ -196,28 +137,10 @@ def measure_ours(problem: Problem, solver: str, seed: int, place: Place) -> dict
 
 
 # ---------------------------------------------------------------------- without training
-def plain(problem: Problem, base: str, n_steps: int) -> HypersolvedODE:
-    """A base solver without a correction."""
-    ode = problem.neural_ode
-    return HypersolvedODE(ode, resolve_base_solver(base), None, uniform_grid(ode.t_span, n_steps))
-
-
-def known_bases() -> list[str]:
-    """Classical methods that this version has."""
-    found = []
-    for base in CLASSICAL:
-        try:
-            resolve_base_solver(base)
-        except ValueError:
-            continue
-        found.append(base)
-    return found
-
-
 def measure_classical(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
     """Fixed-step methods over step counts."""
     rows = {}
-    for base in known_bases():
+    for base in CLASSICAL:
         for k in CLASSICAL[base]:
             rows[f"{base} K={k}"] = {"K": k, **measure(problem, plain(problem, base, k).terminal_state)}
     return {"rows": rows}
@@ -241,16 +164,6 @@ def measure_dopri5(problem: Problem, solver: str, seed: int, place: Place) -> di
 
 
 # ---------------------------------------------------------------------- other packages
-def ask_peers(problem: Problem, jobs: dict[str, dict[str, Any]], place: Place) -> dict[str, Any]:
-    """Answers of wp_peers.py, run by the interpreter that has the packages."""
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answers = Path(folder) / "jobs.joblib", Path(folder) / "answers.joblib"
-        rows = {part: problem.rows[part] for part in ("valid", "test", "outside")}
-        joblib.dump({"neural_ode": problem.neural_ode, "rows": rows, "jobs": jobs}, asked)
-        subprocess.run([place.peers_python, str(HERE / "wp_peers.py"), str(asked), str(answers)], check=True)
-        return joblib.load(answers)
-
-
 def measure_torchode(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
     """torchode's adaptive solvers; mean evaluations a row, each row having its own step sizes."""
     jobs = {
@@ -387,27 +300,39 @@ def measure_milliseconds(problem: Problem, solver: str, seed: int, place: Place)
         for tolerance in (1e-3, 1e-5)
     }
     for base in ("euler", "midpoint", "ab2"):
-        for nfe in BUDGETS if base in known_bases() else ():
+        for nfe in BUDGETS:
             solvers[f"{base} {nfe} NFE"] = plain(problem, base, nfe // STAGES[base]).terminal_state
     for name in solver_names(problem.name):
         path = model_path(place, problem, name)
         if path.exists() and not name.startswith("time grid"):
             model = joblib.load(path)
             solvers[name] = getattr(model, "terminal_state", model)
-    result: dict[str, Any] = {}
-    x = problem.rows["test"]
+    batches = tuple(batch for batch in BATCHES if batch <= _largest_batch(problem, 256))
     jobs = {
-        "torchode dopri5 1e-05": {"package": "torchode", "method": "dopri5", "tolerance": 1e-5, "batches": BATCHES},
-        "torchode tsit5 1e-05": {"package": "torchode", "method": "tsit5", "tolerance": 1e-5, "batches": BATCHES},
+        f"torchode {method} 1e-05": {"package": "torchode", "method": method, "tolerance": 1e-5, "batches": batches}
+        for method in ("dopri5", "tsit5")
     }
     others = ask_peers(problem, jobs, place) if place.peers_python else {}
+    x, result = problem.rows["test"], {}
     for batch in BATCHES:
         some = x.repeat(-(-batch // len(x)), *[1] * (x.ndim - 1))[:batch]
+        timed = solvers
+        if batch > _largest_batch(problem, 256):  # seconds a solve: only what the comparison is about
+            timed = {name: solve for name, solve in solvers.items() if name.startswith(_TIMED_IMAGES)}
         with torch.no_grad():
             result[f"batch {batch}"] = time_interleaved(
-                {name: lambda solve=solve, some=some: solve(some) for name, solve in solvers.items()}
-            ) | {name: answer["ms"][batch] for name, answer in others.items()}
+                {name: lambda solve=solve, some=some: solve(some) for name, solve in timed.items()},
+                repeats=7 if timed is solvers else 3,
+            ) | {name: answer["ms"][batch] for name, answer in others.items() if batch in answer["ms"]}
     return {"rows": {}, "ms": result}
+
+
+_TIMED_IMAGES = ("dopri5 0.001", "euler ", "ab2 ", "ours euler", "ours ab2")
+
+
+def _largest_batch(problem: Problem, of_images: int) -> int:
+    """Up to which batch everything is timed."""
+    return of_images if problem.family == "images" else max(BATCHES)
 
 
 _MEASURES: dict[str, Callable[[Problem, str, int, Place], dict[str, Any]]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from _results import spread
 from wp_cells import BUDGETS, GENERALIST_STEPS, PUBLISHED
+from wp_checks import check_hyperheun
 
 RIVALS: dict[str, Callable[[str, str], bool]] = {
     "best classical": lambda solver, row: solver == "classical",
@@ -147,7 +148,9 @@ def summarise(cells: dict[str, Any], seeds: int) -> dict[str, Any]:
         f"{row['problem']} | {row['solver']} | seed {row['seed']}" for row in rows if row["fallback"]
     })  # fmt: skip
     summary["diverged"] = {name: cell["diverged"] for name, cell in cells.items() if "diverged" in cell}
-    summary["checks"] = {name: cell for name, cell in cells.items() if name.startswith("check ")}
+    summary["checks"] = {
+        name: cell for name, cell in cells.items() if name.startswith("check ")
+    } | check_hyperheun(cells)  # fmt: skip
     summary["fit_cpu_seconds"] = _fit_seconds(rows)
     return summary
 
