@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,13 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
+from .. import __version__
 from ..metrics import SolverReport, mean_absolute_percentage_error
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.onnx_export import FirstOutput, check_target, require_onnx, write_onnx
 from ..modules.solver_binding import solver_family
-from ..numerics.base_solvers import BaseSolver, resolve_base_solver
+from ..numerics.base_solvers import BaseSolver, resolve_base_solver, startup_methods
 from ..numerics.residuals import compute_residuals
 from ..numerics.solve import check_n_steps, check_t_span, uniform_grid
 from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
@@ -33,6 +37,7 @@ from ._hypersolver_base import HypersolverBase
 from ._reports import measure_solvers
 
 _MAX_SAMPLES = 2000
+_PARITY_ROWS = 16
 _CONTRACT = "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z."
 
 
@@ -69,7 +74,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         Warns
         -----
         ConvergenceWarning
-            If no epoch was better than the base solver.
+            If no epoch was better than the base solver, which the fit then falls back to.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)
@@ -79,6 +84,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
 
     def _fit(self, X: Any) -> bool:
         solver = resolve_base_solver(self.base_solver, self.order)
+        self._check_startup(solver)
         fit_range = self._fit_range()
         device = check_device(self.device)
         resolved = resolve_neural_ode(self.neural_ode)
@@ -114,21 +120,32 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         )  # fmt: skip
         fitted = fit_correction(frozen, self._to_tensor(X, self.dtype_, "cpu"), solver, settings, warm)
         best = min((row["valid_loss"] for row in fitted.history if "valid_loss" in row), default=0.0)
-        if best >= 1 and warm is None:
+        fell_back = not fitted.helps or (best >= 1 and warm is None)
+        if fell_back:
             warnings.warn(
-                f"no epoch was better than the base solver on held-out rows (best valid_loss {best:.3g}; 1 is the base "
-                "solver), so the correction stays at zero. Lower lr, raise max_epochs, or give more rows.",
+                "no epoch was better than the base solver on held-out rows without exceeding its largest error there (best "
+                f"valid_loss {best:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is None. Lower lr, "
+                "raise max_epochs, or give more rows.",
                 ConvergenceWarning,
                 stacklevel=5,
             )
         self.neural_ode_ = frozen
-        self.correction_ = fitted.correction
+        self.correction_ = None if fell_back else fitted.correction
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
+        self.errors_ = fitted.errors
         span = abs(frozen.t_span[1] - frozen.t_span[0])
         self._fitted_eps = (fitted.fitted_range[0] * span, fitted.fitted_range[1] * span)
         self._n_features_out = z[0].numel()
         self._set_module(frozen, solver, uniform_grid(frozen.t_span, self.n_steps))
         return fitted.interrupted
+
+    def _check_startup(self, solver: BaseSolver) -> None:
+        n_startup = len(startup_methods(solver))
+        if n_startup and self.n_steps <= n_startup:
+            raise ValueError(
+                f"n_steps={self.n_steps} with base_solver={solver.name!r} makes start-up steps only; n_steps must be at least "
+                f"{n_startup + 1}, or use {startup_methods(solver)[0].name!r}."
+            )
 
     def _set_module(self, neural_ode: NeuralODE, solver: BaseSolver, grid: tuple[float, ...]) -> None:
         self.base_solver_, self.order_ = solver, solver.order
@@ -140,9 +157,11 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
 
     def _check_correction(self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver) -> None:
         """Build g and call it once on two rows, so that a wrong one shows before any solve."""
-        grid = uniform_grid(neural_ode.t_span, self.n_steps)[:2]
+        eps, n_past = (neural_ode.t_span[1] - neural_ode.t_span[0]) / self.n_steps, len(startup_methods(solver))
+        grid = [neural_ode.t_span[0] + k * eps for k in range(n_past + 2)]
         with torch.no_grad(), seeded(0, z.device):
-            (sample,) = compute_residuals(neural_ode.vector_field, torch.stack([z, z]), grid, solver, x=x)
+            samples = compute_residuals(neural_ode.vector_field, torch.stack([z] * len(grid)), grid, solver, x=x)
+            sample = samples[-1]
             blocks = [(sample, member) for member in solver_family(self.correction, solver)]
             net = build_correction(self.correction, neural_ode, solver, blocks, x).net
             try:
@@ -386,6 +405,60 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
             A copy in eval mode, on this estimator's device; tensors of ``dtype_`` in, tensors out.
         """
         return copy.deepcopy(self._require_fitted("module_"))
+
+    def export_onnx(self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False) -> Path:
+        """Write the fitted solver as an ONNX file, which runs without torch and without this package.
+
+        The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, any number of rows. It gives what ``predict`` gives,
+        as ``output``; a classifier's gives ``logits`` and ``probabilities``, and has its ``classes`` as a JSON list among the
+        metadata, in the order of the columns. It needs the ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write; an older one is replaced at once, when the new one is complete.
+        X : array-like of shape (n_samples, ...), optional
+            Rows on which ONNX Runtime is compared with torch before the file is written: at most 1e-4 (float32) or 1e-7
+            (float64) of the largest output apart. Missing: draws of a standard normal.
+        preprocessed : bool, default False
+            The steps of a Pipeline that were passed with the Neural ODE do not become part of the file. True says that you
+            know: the file then takes what ``preprocess_.transform(X)`` returns.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        ImportError
+            If the extra is not installed.
+        ValueError
+            If the field, a map or the correction cannot be traced by torch or run by ONNX Runtime; if there are frozen
+            steps and ``preprocessed`` is False; or if the path's folder does not exist.
+        RuntimeError
+            If ONNX Runtime and torch disagree. No file is written then.
+        """
+        target = check_target(path)
+        require_onnx()
+        module, outputs, metadata = self._onnx_outputs()
+        if self.preprocess_ is not None and not preprocessed:
+            raise ValueError(
+                f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would take "
+                "their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
+            )
+        if X is None:
+            X = np.random.default_rng(0).normal(size=(_PARITY_ROWS, *self._input_shape))
+        else:
+            X = self._prepare_X(X, reset=False)
+        rows = self._to_tensor(X, self.dtype_, "cpu")
+        metadata = {"sklearn_hyper_version": __version__, **metadata}
+        write_onnx(module.cpu().eval(), rows, target, outputs=outputs, metadata=metadata)
+        return target
+
+    def _onnx_outputs(self) -> tuple[nn.Module, list[str], dict[str, str]]:
+        """The module to export, the names of its outputs, and what the file has to say about them."""
+        module = self.to_module()
+        return (FirstOutput(module) if self._squeeze_output else module), ["output"], {}
 
 
 def _frozen_copy(neural_ode: NeuralODE) -> NeuralODE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import column_or_1d
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..modules.neural_ode import NeuralODE
+from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ._base import check_output_map, softmax
 from ._fitted_neural_ode import FittedNeuralODE
@@ -312,6 +314,10 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         ndarray of shape (n_samples, n_classes)
         """
         return softmax(self._apply("forward", X))
+
+    def _onnx_outputs(self) -> tuple[nn.Module, list[str], dict[str, str]]:
+        classes = json.dumps(np.asarray(self.classes_).tolist(), default=str)
+        return WithProbabilities(self.to_module()), ["logits", "probabilities"], {"classes": classes}
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy on labels y.

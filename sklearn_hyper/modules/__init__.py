@@ -1,6 +1,7 @@
 """Torch modules: the Neural ODE, fields, corrections, and what a fit makes of them."""
 
-from .corrections import BoundedCorrection, ConvCorrection, MLPCorrection
+from .correction_specs import ConvCorrection, MLPCorrection
+from .corrections import BoundedCorrection
 from .divergence import LogDensityField
 from .flow import Flow, LogDensity
 from .hypersolved_ode import HypersolvedODE

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, pairwise, repeat
+from typing import Any
 
 from torch import Tensor, nn
 
-from ..numerics.base_solvers import BaseSolver
+from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.solve import check_grid, hypersolve, hypersolve_trajectory
 from .neural_ode import NeuralODE
 from .serialization import DeviceFreeModule
@@ -23,7 +25,8 @@ class HypersolvedODE(DeviceFreeModule):
     base_solver : BaseSolver
         psi and its order.
     correction : nn.Module, optional
-        g, held as its ``for_solver(base_solver)`` where it has that; without one this is the base solver.
+        g, held as its ``for_solver(base_solver)`` where it has that; without one this is the base solver. One of ours
+        whose weights are frozen runs folded: s, eps and scales are moved into its weights, once for every step.
     grid : sequence of float
         The mesh s_0, ..., s_K.
 
@@ -46,11 +49,26 @@ class HypersolvedODE(DeviceFreeModule):
         self.base_solver = base_solver
         self.correction = None if correction is None else bind_solver(correction, base_solver)
         self.grid = check_grid(grid)
+        self.steps = nn.ModuleList(self._fold_steps())
+
+    def _fold_steps(self) -> list[nn.Module]:
+        g = self.correction
+        if not hasattr(g, "fold") or any(parameter.requires_grad for parameter in g.parameters()):  # type: ignore[union-attr]
+            return []
+        methods = chain(startup_methods(self.base_solver), repeat(self.base_solver))
+        return [
+            g.fold(after - s, s, method.n_stages)  # type: ignore[union-attr, operator]
+            for (s, after), method in zip(pairwise(self.grid), methods, strict=False)
+        ]
 
     @property
     def n_steps(self) -> int:
         """K."""
         return len(self.grid) - 1
+
+    @property
+    def _g(self) -> Any:
+        return list(self.steps) or self.correction
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the hypersolved Neural ODE, h_y(z_K)."""
@@ -60,7 +78,7 @@ class HypersolvedODE(DeviceFreeModule):
         """z_K (eq. 5)."""
         ode = self.neural_ode
         return hypersolve(
-            ode.vector_field, ode.input_map(x), None, None, self.base_solver, self.correction,
+            ode.vector_field, ode.input_map(x), None, None, self.base_solver, self._g,
             x=ode.control(x), grid=self.grid,
         )  # fmt: skip
 
@@ -68,6 +86,6 @@ class HypersolvedODE(DeviceFreeModule):
         """z_0, ..., z_K, time first."""
         ode = self.neural_ode
         return hypersolve_trajectory(
-            ode.vector_field, ode.input_map(x), None, None, self.base_solver, self.correction,
+            ode.vector_field, ode.input_map(x), None, None, self.base_solver, self._g,
             x=ode.control(x), grid=self.grid,
         )  # fmt: skip

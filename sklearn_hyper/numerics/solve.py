@@ -73,22 +73,26 @@ def iterate_states(
     z0: Tensor,
     grid: Sequence[float],
     solver: BaseSolver,
-    g: Correction | None = None,
+    g: Correction | Sequence[Correction] | None = None,
     x: Any = None,
 ) -> Iterator[Tensor]:
-    """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop."""
+    """Yield z_1, ..., z_K (eq. 5); g is one for all steps, or a sequence of them, one a step.
+
+    Every fixed-step solve of the library runs through this loop.
+    """
     field = bind_input(f, x)
     steps = [after - before for before, after in pairwise(grid)]
     nodes = mesh_nodes(solver, grid)
     # One tensor for all node times, made before the loop: no transfer to the device in it.
     times = iter(z0.new_tensor([time for step in nodes for time in step]).unbind())
+    corrections = g if isinstance(g, Sequence) else [g] * len(steps)
     z, history = z0, ()
-    for eps, step_nodes in zip(steps, nodes, strict=True):
+    for eps, step_nodes, correction in zip(steps, nodes, corrections, strict=True):
         step_times = [next(times) for _ in step_nodes]
         psi, stages, order, history = solver.step(field, step_times, z, eps, history)
         z_next = z.add(psi, alpha=eps)
-        if g is not None:
-            z_next = z_next.add(g(eps, step_times[0], z, stages, x), alpha=eps ** (order + 1))
+        if correction is not None:
+            z_next = z_next.add(correction(eps, step_times[0], z, stages, x), alpha=eps ** (order + 1))
         z = z_next
         yield z
 
@@ -108,7 +112,7 @@ def hypersolve(
     t_span: Any,
     n_steps: int | None,
     base_solver: Any,
-    g: Correction | None = None,
+    g: Correction | Sequence[Correction] | None = None,
     *,
     x: Any = None,
     grid: Sequence[float] | None = None,
@@ -137,8 +141,9 @@ def hypersolve(
         K, at least 1. May be None with ``grid``.
     base_solver : str, ButcherTableau or base solver
         See :func:`resolve_base_solver`.
-    g : callable, optional
-        The correction, ``g(eps, s, z, stages, x)`` -> tensor like z; eps is a Python float, s a 0-d tensor.
+    g : callable or sequence of callables, optional
+        The correction, ``g(eps, s, z, stages, x)`` -> tensor like z; eps is a Python float, s a 0-d tensor. A sequence
+        holds one a step.
     x : Tensor, optional
         Input of a data-controlled field (eq. 1), handed to f and g.
     grid : sequence of float, optional
@@ -180,7 +185,7 @@ def hypersolve_trajectory(
     t_span: Any,
     n_steps: int | None,
     base_solver: Any,
-    g: Correction | None = None,
+    g: Correction | Sequence[Correction] | None = None,
     *,
     x: Any = None,
     grid: Sequence[float] | None = None,

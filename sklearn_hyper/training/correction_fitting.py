@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,16 +15,28 @@ from joblib import Memory
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..modules.corrections import BoundedCorrection, auto_correction, fit_bounded_correction, flatten_samples
+from ..modules.correction_nets import MLPCorrectionNet, flatten_samples
+from ..modules.correction_specs import auto_correction
+from ..modules.corrections import BoundedCorrection, fit_bounded_correction
 from ..modules.neural_ode import NeuralODE
 from ..modules.solver_binding import bind_solver, solver_family
-from ..numerics.base_solvers import BaseSolver
+from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
 from ..numerics.residuals import Residual
 from ..numerics.solve import uniform_grid
 from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
-from .nets import BestWeights, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed, seeded
-from .objectives import Batch, Block, Curriculum, Objective, ReferenceRows, Solve, UnrolledSolves
+from .nets import BestWeights, FreshStages, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed, seeded
+from .objectives import (
+    Batch,
+    Block,
+    Curriculum,
+    Objective,
+    ReferenceRows,
+    Solve,
+    TerminalErrors,
+    UnrolledSolves,
+    stack_blocks,
+)
 from .references import mesh_times, solve_references
 from .residual_sets import Exact, Step, StepSizes, choose_steps, conditioned_blocks, deal_solvers
 
@@ -74,6 +87,9 @@ class FittedCorrection:
     net: TrainingNet
     history: list[dict[str, Any]]
     delta: dict[int, dict[str, float]]
+    errors: dict[int, dict[str, float]]
+    helps: bool
+    """Whether the hypersolver's largest error on held-out rows stays within the base solver's."""
     fitted_range: tuple[float, float]
     interrupted: bool
 
@@ -122,7 +138,8 @@ def fit_correction(
         )  # fmt: skip
 
     family = solver_family(settings.correction, solver)
-    steps = deal_solvers(choose_steps(times, sizes, _MAX_BLOCKS, rng), family, _MAX_BLOCKS, rng)
+    pairs = choose_steps(times, sizes, _MAX_BLOCKS, rng, len(startup_methods(solver)))
+    steps = deal_solvers(pairs, family, _MAX_BLOCKS, rng)
     on_device = x.to(settings.device)
     states, blocks, exact = conditioned_blocks(
         neural_ode, times, on_device, steps, solve, rtol=settings.rtol, atol=settings.atol
@@ -141,12 +158,15 @@ def fit_correction(
     del states, exact  # the sets hold copies of their rows
     with seeded(seed, settings.device):
         solves = [Solve(member, k) for member in family for k in sizes.steps]
-        correction, net = _train(neural_ode, solver, settings, solves, train, valid, warm)
+        errors = TerminalErrors(neural_ode, valid, Solve(solver, settings.n_steps))
+        correction, net = _train(neural_ode, solver, settings, solves, train, valid, errors, warm)
     return FittedCorrection(
         correction=correction,
         net=net,
         history=_history(net, settings.stages()),
         delta=_delta(correction, exact_valid, solver, valid, sizes.steps),
+        errors=errors.table(correction, sizes.steps),
+        helps=errors.within_base(correction),
         fitted_range=(sizes.low, sizes.high),
         interrupted=net.interrupted_,
     )
@@ -159,6 +179,7 @@ def _train(
     solves: Sequence[Solve],
     train: ReferenceRows,
     valid: ReferenceRows,
+    errors: TerminalErrors,
     warm: BoundedCorrection | None,
 ) -> tuple[BoundedCorrection, TrainingNet]:
     control = neural_ode.control(train.x)
@@ -167,14 +188,21 @@ def _train(
         correction = build_correction(settings.correction, neural_ode, solver, blocks, control)
     else:
         correction = copy.deepcopy(warm.for_solver(solver)).requires_grad_(True)
+    if isinstance(correction.net, MLPCorrectionNet):
+        train.stacks = stack_blocks(train.blocks)
     stages = settings.stages()
     unrolled = {kind: UnrolledSolves(neural_ode, _state_loss(kind, neural_ode)) for _, kind in stages}
 
     checked = _spread(solves, _VALID_SOLVES)
 
     def validate(objective: Objective) -> float:
-        """The last stage's loss on held-out rows, a geometric mean over steps and base solvers; 1 is the base solver."""
+        """The last stage's loss on held-out rows, a geometric mean over steps and base solvers; 1 is the base solver.
+
+        Infinite where the largest error there exceeds the base solver's: such weights are not to be kept.
+        """
         kind = stages[-1][1]
+        if not errors.within_base(objective.correction):
+            return math.inf
         with torch.no_grad():
             if kind == "residual":
                 some = valid.blocks[:: max(1, len(valid.blocks) // _VALID_BLOCKS)]
@@ -197,7 +225,10 @@ def _train(
         train_split=None,
         iterator_train=DataLoader,
         iterator_train__batch_size=None,
-        callbacks=assemble_callbacks(best, settings.callbacks, schedule, "fitting correction", settings.verbose),
+        callbacks=[
+            ("fresh_stages", FreshStages([end for end, _ in stages])),
+            *assemble_callbacks(best, settings.callbacks, schedule, "fitting correction", settings.verbose),
+        ],
         verbose=settings.verbose,
         device=settings.device,
     )
@@ -238,7 +269,8 @@ def build_correction(
 ) -> BoundedCorrection:
     """Build (or copy) the net for a base solver, size it by the field's MACs, set its scales and bound it."""
     residuals = [residual for residual, _ in blocks]
-    sample = residuals[0]
+    # Start-up steps of a multistep method have fewer stages.
+    sample = max(residuals, key=lambda residual: len(residual.stages))
     if isinstance(spec, nn.Module):
         net = copy.deepcopy(spec).to(sample.z).requires_grad_(True)
         return fit_bounded_correction(bind_solver(net, solver), residuals)
@@ -246,7 +278,9 @@ def build_correction(
     arguments = (one,) if x is None else (one, x[:1])
     macs = count_macs(neural_ode.vector_field, one.new_tensor(neural_ode.t_span[0]), *arguments)
     spec = auto_correction(sample.z) if isinstance(spec, str) else spec
-    net = spec.build(sample, x, _MAC_SHARE * macs).to(sample.z)
+    # Asked of specs only where it matters: a user's own need not know of multistep methods.
+    startup = {"reads_startup": True} if startup_methods(solver) else {}
+    net = spec.build(sample, x, _MAC_SHARE * macs, **startup).to(sample.z)
     net.set_scales(residuals, x, neural_ode.t_span, [member for _, member in blocks])
     return fit_bounded_correction(bind_solver(net, solver), residuals)
 

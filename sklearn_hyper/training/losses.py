@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..modules.corrections import flatten_samples
+from ..modules.correction_nets import flatten_samples
 from ..numerics.residuals import Residual
 
 StateLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]

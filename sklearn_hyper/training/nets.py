@@ -105,6 +105,23 @@ def _released(module: Any) -> float:
     raise RuntimeError("the validation data of a finished fit has been released; fit again.")
 
 
+class FreshStages(Callback):
+    """Clears the optimizer's memory where a new stage begins: another loss has gradients of another size.
+
+    Parameters
+    ----------
+    stage_ends : sequence of int
+        Epoch at which each stage ends.
+    """
+
+    def __init__(self, stage_ends: Sequence[int]):
+        self.stage_ends = stage_ends
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        if len(net.history) - 1 in self.stage_ends:
+            net.optimizer_.state.clear()
+
+
 class EpochBar(Callback):
     """One progress bar for the whole training, with the losses beside it."""
 

@@ -10,17 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
+from ..modules.correction_nets import flatten_samples
 from ..modules.neural_ode import NeuralODE
 from ..modules.solver_binding import bind_solver
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual
 from ..numerics.solve import iterate_states, uniform_grid
-from .losses import StateLoss, mean_norm, residual_loss, trajectory_loss
+from .losses import StateLoss, mean_norm, residual_loss, terminal_loss, trajectory_loss
 from .residual_sets import select_rows
 
 _TINY = 1e-30
 _UNIT_ROWS = 256
 _MIXED_STEP_SIZES = 4
+"""Parts of a batch of unstacked blocks, each with a step of its own."""
+_STEPS_A_ROW = 4
+"""Steps that a row of a batch of stacked blocks draws."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,78 @@ class Block:
         return residual_loss(bind_solver(correction, self.solver), select_rows(self.residual, rows), x) / self.unit
 
 
+@dataclass(frozen=True)
+class BlockRows:
+    """Some rows of one block: what a correction that takes one step at a time learns from."""
+
+    block: Block
+    rows: Tensor
+
+    def loss(self, correction: nn.Module, control: Tensor | None) -> Tensor:
+        """Their residual loss as a share of the base solver's."""
+        return self.block.share(correction, self.rows, control)
+
+
+class BlockStack:
+    """Blocks of one base solver and kind of step, stacked, so that every row of a batch may take another step.
+
+    Parameters
+    ----------
+    blocks : list of Block
+        Emptied, so that blocks and stack need not both be in memory.
+    """
+
+    def __init__(self, blocks: list[Block]):
+        one = blocks[0]
+        like = one.residual.z
+        self.solver, self.order, self.n_blocks = one.solver, one.residual.order, len(blocks)
+        self.s, self.eps, self.unit = (
+            like.new_tensor([pick(block) for block in blocks])
+            for pick in (lambda b: b.residual.s, lambda b: b.residual.eps, lambda b: b.unit)
+        )
+        residuals = [block.residual for block in blocks]
+        blocks.clear()
+        self.target = torch.stack([r.target for r in residuals])
+        self.z = torch.stack([r.z for r in residuals])
+        self.stages = [torch.stack([r.stages[i] for r in residuals]) for i in range(len(residuals[0].stages))]
+
+
+@dataclass(frozen=True)
+class StackRows:
+    """Rows of a stack, each with a step of its own."""
+
+    stack: BlockStack
+    steps: Tensor
+    rows: Tensor
+
+    def loss(self, correction: nn.Module, control: Tensor | None) -> Tensor:
+        """Their residual loss; every row's as a share of the base solver's at its step."""
+        stack, at = self.stack, (self.steps, self.rows)
+        x = None if control is None else control[self.rows]
+        bound = bind_solver(correction, stack.solver)
+        g = bound(stack.eps[self.steps], stack.s[self.steps], stack.z[at], [stage[at] for stage in stack.stages], x)
+        norms = torch.linalg.vector_norm(flatten_samples(stack.target[at] - g), dim=1)
+        return (norms / stack.unit[self.steps]).mean()
+
+
+def stack_blocks(blocks: list[Block]) -> list[BlockStack]:
+    """A stack for every base solver and kind of step (start-up steps have fewer stages); empties ``blocks``."""
+    kinds: dict[tuple[BaseSolver, int], list[Block]] = {}
+    while blocks:
+        block = blocks.pop(0)
+        kinds.setdefault((block.solver, len(block.residual.stages)), []).append(block)
+    return [BlockStack(kind) for kind in kinds.values()]
+
+
 @dataclass
 class ReferenceRows:
-    """Reference states of some rows, on the mesh shared by all, and their residual blocks."""
+    """Reference states of some rows, on the mesh shared by all, and their residual blocks, stacked or not."""
 
     x: Tensor
     times: tuple[float, ...]
     states: Tensor
     blocks: list[Block]
+    stacks: list[BlockStack] = field(default_factory=list)
     _index: dict[float, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,31 +147,75 @@ class UnrolledSolves:
         self.neural_ode, self.loss = neural_ode, loss
         self._units: dict[Solve, float] = {}
 
-    def _error(self, data: ReferenceRows, rows: Any, solve: Solve, correction: nn.Module | None) -> Tensor:
+    def solve(
+        self, data: ReferenceRows, rows: Any, solve: Solve, correction: nn.Module | None
+    ) -> tuple[Tensor, Tensor]:
+        """States that the loss looks at, and the reference's."""
         grid = uniform_grid(self.neural_ode.t_span, solve.steps)
         every_step = self.loss is trajectory_loss
         reference = data.on_grid(grid if every_step else (grid[0], grid[-1]), rows)
         x = data.x[rows] if self.neural_ode.data_controlled else None
         z0 = reference[0]
         states = [z0, *iterate_states(self.neural_ode.vector_field, z0, grid, solve.solver, correction, x)]
-        return self.loss(torch.stack(states if every_step else [z0, states[-1]]), reference)
+        return torch.stack(states if every_step else [z0, states[-1]]), reference
 
     def share(self, data: ReferenceRows, rows: Any, solve: Solve, correction: nn.Module) -> Tensor:
         """Error of some rows as a share of the base solver's on the first rows of ``data``."""
         if solve not in self._units:
             with torch.no_grad():
-                unit = self._error(data, slice(0, _UNIT_ROWS), solve, None)
+                unit = self.loss(*self.solve(data, slice(0, _UNIT_ROWS), solve, None))
             self._units[solve] = max(float(unit), _TINY)
-        return self._error(data, rows, solve, bind_solver(correction, solve.solver)) / self._units[solve]
+        states = self.solve(data, rows, solve, bind_solver(correction, solve.solver))
+        return self.loss(*states) / self._units[solve]
+
+
+class TerminalErrors:
+    r"""Errors :math:`\|z(S) - z_K\|_2` on held-out rows, beside the base solver's: what guards a fit.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+    data : ReferenceRows
+    guarded : Solve
+        The one that predictions will take.
+    """
+
+    def __init__(self, neural_ode: NeuralODE, data: ReferenceRows, guarded: Solve):
+        self._unrolled, self._data = UnrolledSolves(neural_ode, terminal_loss), data
+        self._guarded, self._base = guarded, self._of(guarded, None).max()
+
+    def _of(self, solve: Solve, correction: nn.Module | None) -> Tensor:
+        bound = None if correction is None else bind_solver(correction, solve.solver)
+        with torch.no_grad():
+            states, reference = self._unrolled.solve(self._data, slice(None), solve, bound)
+        return torch.linalg.vector_norm(flatten_samples(states[-1] - reference[-1]), dim=1)
+
+    def within_base(self, correction: nn.Module) -> bool:
+        """Whether the largest error does not exceed the base solver's."""
+        return bool(self._of(self._guarded, correction).max() <= self._base)
+
+    def table(self, correction: nn.Module, steps: Sequence[int]) -> dict[int, dict[str, float]]:
+        """By number of steps, mean and largest error, of the hypersolver and of its base solver."""
+        rows = {}
+        for k in sorted({*steps, self._guarded.steps}):
+            solve = self._guarded._replace(steps=k)
+            own, base = self._of(solve, correction), self._of(solve, None)
+            rows[k] = {
+                "mean": float(own.mean()),
+                "max": float(own.max()),
+                "base_mean": float(base.mean()),
+                "base_max": float(base.max()),
+            }
+        return rows
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step learns from: rows of residual blocks, a solve, or both."""
+    """What one optimizer step learns from: rows of residuals, a solve, or both."""
 
     kind: str
     rows: Tensor
-    parts: list[tuple[Tensor, Block]]
+    parts: Sequence[BlockRows | StackRows]
     solve: Solve | None
 
     def __len__(self) -> int:
@@ -113,8 +225,9 @@ class Batch:
 class Curriculum(IterableDataset[tuple[Batch, int]]):
     """Batches, epoch by epoch; an epoch is one pass over the training rows.
 
-    A residual batch mixes a few step sizes, one a part of its rows: with one alone the gradient is noisier from
-    batch to batch. A solve has one base solver and one number of steps.
+    A residual batch mixes step sizes: with one alone the gradient is noisier from batch to batch. From stacked blocks every
+    row draws some of its own; otherwise a few parts of the rows have one each. A solve has one base solver and one number
+    of steps.
 
     Parameters
     ----------
@@ -139,9 +252,23 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
         kind = next((kind for end, kind in self.stages if self.epoch < end), self.stages[-1][1])
         self.epoch += 1
         for rows in torch.randperm(len(self.data.x)).split(self.batch_size):
-            mixed = _split(rows, len(self.data.blocks)) if "residual" in kind else ()
-            parts = [(part, _draw(self.data.blocks)) for part in mixed]
+            parts = self._parts(rows) if "residual" in kind else ()
             yield Batch(kind, rows, parts, None if kind == "residual" else _draw(self.solves)), 0
+
+    def _parts(self, rows: Tensor) -> list[BlockRows | StackRows]:
+        if not self.data.stacks:
+            return [BlockRows(_draw(self.data.blocks), part) for part in _split(rows, len(self.data.blocks))]
+        n_blocks = sum(stack.n_blocks for stack in self.data.stacks)
+        repeated = rows.repeat(min(_STEPS_A_ROW, n_blocks))
+        parts: list[BlockRows | StackRows] = []
+        start = 0
+        for stack in self.data.stacks:
+            end = start + max(1, round(len(repeated) * stack.n_blocks / n_blocks))
+            own = repeated[start:end] if stack is not self.data.stacks[-1] else repeated[start:]
+            steps = torch.randint(stack.n_blocks, (len(own),), device=own.device)
+            parts.append(StackRows(stack, steps, own))
+            start = end
+        return parts
 
 
 def _split(rows: Tensor, n_blocks: int) -> Sequence[Tensor]:
@@ -182,7 +309,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The batch's loss, in units of the base solver's; two terms add up with equal weight."""
         data, control, solves = self._frozen
-        losses = [block.share(self.correction, rows, control) for rows, block in batch.parts]
+        losses = [part.loss(self.correction, control) for part in batch.parts]
         terms = [torch.stack(losses).mean()] if losses else []
         if batch.solve is not None:
             terms.append(solves[batch.kind].share(data, batch.rows, batch.solve, self.correction))

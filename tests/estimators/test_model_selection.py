@@ -99,7 +99,7 @@ def test_candidates_share_reference_solves_through_memory(X, solves, tmp_path, c
 def test_correction_parameters_are_searchable(X):
     hyper = make_regressor(correction=MLPCorrection(), max_epochs=2)
     search = GridSearchCV(hyper, {"correction__hidden": [2, 3]}, cv=2).fit(X)
-    assert search.best_estimator_.correction_.net.first.out_features == search.best_params_["correction__hidden"]
+    assert search.best_estimator_.correction_.net.layout.hidden == search.best_params_["correction__hidden"]
     assert hyper.correction.hidden is None
 
 

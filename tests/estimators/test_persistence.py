@@ -90,7 +90,7 @@ def test_a_missing_device_is_replaced_by_the_cpu(swirl, X):
 
 
 def test_lambdas_and_local_classes_pickle(X):
-    hyper = HypersolverRegressor(lambda t, z: -z, n_steps=2, max_epochs=1, random_state=0).fit(X)
+    hyper = HypersolverRegressor(lambda t, z: -z, n_steps=2, max_epochs=5, random_state=0).fit(X)
     np.testing.assert_array_equal(_reload(hyper).predict(X), hyper.predict(X))
 
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_pickled_says_what_to_do(X):
         with lock:
             return -z
 
-    hyper = HypersolverRegressor(guarded, n_steps=2, max_epochs=1, random_state=0).fit(X)
+    hyper = HypersolverRegressor(guarded, n_steps=2, max_epochs=5, random_state=0).fit(X)
     with pytest.raises(pickle.PicklingError, match=r"cannot be pickled.*locks.*drop them, or define __getstate__"):
         pickle.dumps(hyper)
 

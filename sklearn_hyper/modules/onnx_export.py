@@ -1,0 +1,237 @@
+"""A module as an ONNX file: exported with a free batch axis, run once beside torch, and only then written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+PARITY = {torch.float32: 1e-4, torch.float64: 1e-7}
+"""The most that ONNX Runtime may deviate from torch, as a share of the output's largest magnitude.
+
+For float64 it is no smaller, since attributes of ONNX's operators (the slope of a leaky ReLU, say) are float32.
+"""
+
+_TRACED_ROWS = 3
+_EXTRA = 'pip install "sklearn-hyper[onnx]"'
+
+
+class WithProbabilities(nn.Module):
+    """The logits that a module returns, and their softmax."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.module(x)
+        return logits, torch.softmax(logits, dim=1)
+
+
+class FirstOutput(nn.Module):
+    """The only column of a module's output, without the column axis."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)[:, 0]
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a file can be written to, or say why not, before any work is done."""
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        reason = "is a folder" if target.is_dir() else f"lies in {str(target.parent)!r}, which is no folder"
+        raise ValueError(f"path={str(path)!r} {reason}; pass the name of a file, in a folder that exists.")
+    return target
+
+
+def require_onnx() -> None:
+    """Raise an ImportError that names the extra, where ONNX, its exporter or its runtime is missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"export_onnx needs onnx, onnxscript and onnxruntime ({error}): {_EXTRA}") from error
+
+
+def write_onnx(
+    module: nn.Module, x: Tensor, path: Path, *, outputs: Sequence[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Export a module in eval mode on the CPU, compare on the rows of x, and write the file in one go.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Takes one tensor with the batch axis first; returns one tensor or a tuple of them, likewise.
+    x : Tensor of shape (n_samples, ...)
+        Rows to compare on; the file takes any number of them under the name ``X``.
+    path : Path
+        Replaced only by a complete file that has passed the comparison.
+    outputs : sequence of str
+        Names of the outputs.
+    metadata : mapping of str to str, optional
+        Kept in the file.
+
+    Raises
+    ------
+    ValueError
+        If torch cannot trace the module, or ONNX Runtime cannot run the result.
+    RuntimeError
+        If ONNX Runtime's outputs deviate from torch's by more than ``PARITY``.
+    """
+    content = _export(module, x, outputs, metadata or {})
+    for rows in (x[:1], x):
+        _compare(module, content, rows)
+    _replace(path, content)
+
+
+def _export(module: nn.Module, x: Tensor, outputs: Sequence[str], metadata: Mapping[str, str]) -> bytes:
+    # Not one row: torch.export takes an axis of length 1 for a constant.
+    example = x[torch.arange(_TRACED_ROWS) % len(x)]
+    try:
+        with _known_noise_removed(), torch.no_grad():
+            traced = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            program = torch.onnx.export(
+                traced.run_decompositions(_decompositions()), (example,), dynamo=True, verbose=False,
+                input_names=["X"], output_names=list(outputs),
+                custom_translation_table={torch.ops.aten.scalar_tensor.default: _exact_scalar},
+            )  # fmt: skip
+    except Exception as error:
+        raise ValueError(
+            "the hypersolver cannot be exported: torch could not trace it with a free batch axis. The vector field, the maps "
+            "and a correction of your own must not branch on values or on the batch size, nor leave torch (NumPy, "
+            f".item()). {_reason(error)}"
+        ) from error
+    assert program is not None  # what torch.onnx.export returns with dynamo=True
+    model = program.model_proto
+    _strip(model)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString()
+
+
+def _decompositions() -> dict[Any, Any]:
+    """torch's own, and two operators whose numbers the exporter would round to float32 whatever the tensors are."""
+
+    def add(one: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
+        return NotImplemented if alpha == 1 else one + other * alpha
+
+    def clamp(t: Tensor, min: float | None = None, max: float | None = None) -> Tensor:  # noqa: A002
+        if min is not None:
+            t = torch.maximum(t, torch.scalar_tensor(min, dtype=t.dtype))
+        return t if max is None else torch.minimum(t, torch.scalar_tensor(max, dtype=t.dtype))
+
+    aten = torch.ops.aten
+    return {**torch.export.default_decompositions(), aten.add.Tensor: add, aten.clamp.default: clamp}
+
+
+def _exact_scalar(s: float, dtype: int = 1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
+    """A number as a constant of its tensor's dtype: the exporter's own goes by way of float32."""
+    import onnx
+    from onnxscript import opset18
+
+    name = onnx.TensorProto.DataType.Name(dtype)
+    return opset18.Constant(value=onnx.helper.make_tensor(name, dtype, [], [s]))
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, from the exception that the exporter's own report wraps."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f"{type(cause).__name__}: {str(cause).strip()}"
+
+
+def _strip(model: Any) -> None:
+    """Drop what the exporter notes on every node: stack traces, with the paths of the machine that exported."""
+    del model.metadata_props[:]
+    graph = model.graph
+    del graph.value_info[:]
+    for part in [graph, *graph.node, *graph.initializer, *graph.input, *graph.output]:
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+
+
+@contextmanager
+def _known_noise_removed() -> Iterator[None]:
+    """torch's exporter uses a deprecated check of its own, and logs that torchvision's operators are missing."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("torchvision is not installed")
+
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger.addFilter(wanted)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
+            )
+            yield
+    finally:
+        logger.removeFilter(wanted)
+
+
+def _compare(module: nn.Module, content: bytes, x: Tensor) -> None:
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(content, _one_thread(), providers=["CPUExecutionProvider"])
+        found = session.run(None, {"X": x.numpy()})
+    except Exception as error:  # ONNX Runtime's exceptions share no public base class
+        hint = " It lacks some float64 operators, convolutions among them: fit in float32." * (x.dtype == torch.float64)
+        raise ValueError(f"ONNX Runtime cannot run the exported hypersolver: {error}.{hint}") from error
+    with torch.no_grad():
+        result = module(x)
+    expected = [tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,))]
+    for one, other in zip(found, expected, strict=True):
+        _check_parity(one, other, PARITY[x.dtype])
+
+
+def _check_parity(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    finite = np.isfinite(expected)
+    if found.shape != expected.shape or not np.array_equal(found[~finite], expected[~finite], equal_nan=True):
+        raise RuntimeError(
+            f"ONNX Runtime gives shape {found.shape} where torch gives {expected.shape}, or is not finite elsewhere. "
+            "No file was written."
+        )
+    deviation = np.abs(found - expected, where=finite, out=np.zeros_like(expected)).max(initial=0.0)
+    largest = np.abs(expected, where=finite, out=np.zeros_like(expected)).max(initial=0.0)
+    if not deviation <= tolerance * max(largest, np.finfo(expected.dtype).tiny):
+        raise RuntimeError(
+            f"ONNX Runtime deviates from torch by {deviation:.3g}, with outputs of up to {largest:.3g}; at most "
+            f"{tolerance:g} of that is allowed for {expected.dtype}. No file was written."
+        )
+
+
+def _one_thread() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors: warnings go to stderr, past Python
+    return options
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write through a temporary file beside the target, so that no reader ever sees half a file."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+"""ONNX files of fitted hypersolvers: they give what predict gives, and run without torch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from small_hypersolvers import Swirl, make_classifier, make_regressor
+from torch import nn
+
+from sklearn_hyper import HypersolverRegressor, NeuralODE, NeuralODERegressor
+from sklearn_hyper.modules import MLPVectorField
+from sklearn_hyper.modules.onnx_export import PARITY, write_onnx
+
+
+def run_file(path, X, output=0):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"X": X})[output]
+
+
+def assert_same(found, expected, dtype=torch.float32):
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=0, atol=PARITY[dtype] * np.abs(expected).max())
+
+
+class Controlled(nn.Module):
+    """f(t, z, x), non-autonomous."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, t, z, x):
+        return torch.tanh(self.layer(torch.cat([z, x], dim=1))) * torch.cos(3 * t)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_hyper.numerics.residuals.ConditioningWarning")
+@pytest.mark.parametrize("base_solver", ["euler", "heun"])
+def test_float64_to_rounding(base_solver, X, tmp_path):
+    fast = make_regressor(MLPVectorField(2, hidden=8).double(), base_solver=base_solver, n_steps=3).fit(X)
+    path = fast.export_onnx(tmp_path / "fast.onnx", X=X.tolist())
+    for n_rows in (1, 2, 37):
+        # Constants such as a third would show, were they rounded to float32.
+        np.testing.assert_allclose(run_file(path, X[:n_rows]), fast.predict(X[:n_rows]), rtol=0, atol=1e-13)
+
+
+def test_float32_vectors(X, tmp_path):
+    X = X.astype(np.float32)
+    fast = make_regressor(MLPVectorField(2, hidden=8)).fit(X)
+    assert_same(run_file(fast.export_onnx(tmp_path / "fast.onnx"), X), fast.predict(X))
+
+
+def test_data_controlled_field(X, tmp_path):
+    X = X.astype(np.float32)
+    fast = make_regressor(NeuralODE(Controlled(), t_span=(1.0, 0.0), data_controlled=True)).fit(X)
+    assert_same(run_file(fast.export_onnx(str(tmp_path / "fast.onnx")), X), fast.predict(X))
+
+
+def test_a_file_of_one_target_has_the_shape_of_predict(vectors, vectors_ode, tmp_path):
+    X = vectors[0].astype(np.float32)
+    fast = HypersolverRegressor(vectors_ode, n_steps=2, max_epochs=2, random_state=0).fit(X)
+    assert fast.predict(X).shape == (len(X),)
+    assert_same(run_file(fast.export_onnx(tmp_path / "fast.onnx"), X), fast.predict(X))
+
+
+def test_images(digits_hyper, digits, tmp_path):
+    path = digits_hyper.export_onnx(tmp_path / "digits.onnx")
+    for X in (digits[0][:1], digits[0]):
+        assert_same(run_file(path, X, 1), digits_hyper.predict_proba(X))
+
+
+def test_classifier_has_its_labels_in_the_file(X, tmp_path):
+    fast = make_classifier().fit(X)
+    session = onnxruntime.InferenceSession(fast.export_onnx(tmp_path / "fast.onnx"))
+    assert [output.name for output in session.get_outputs()] == ["logits", "probabilities"]
+    metadata = session.get_modelmeta().custom_metadata_map
+    labels = np.array(json.loads(metadata["classes"]))[session.run(["logits"], {"X": X})[0].argmax(axis=1)]
+    np.testing.assert_array_equal(labels, fast.predict(X))
+    assert metadata["sklearn_hyper_version"]
+
+
+def test_a_file_runs_without_torch_and_without_this_package(digits_hyper, digits, tmp_path):
+    X = digits[0][:5]
+    np.save(tmp_path / "X.npy", X)
+    path = digits_hyper.export_onnx(tmp_path / "digits.onnx")
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'sklearn', 'sklearn_hyper', 'onnx'])); "
+        "import numpy, onnxruntime; session = onnxruntime.InferenceSession(sys.argv[1]); "
+        "numpy.save('found.npy', session.run(['probabilities'], {'X': numpy.load('X.npy')})[0])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=tmp_path, check=True)
+    assert_same(np.load(tmp_path / "found.npy"), digits_hyper.predict_proba(X))
+
+
+def test_a_file_holds_weights_once_and_no_paths_of_this_machine(X, tmp_path):
+    fast = make_regressor(MLPVectorField(2, hidden=32), n_steps=3).fit(X.astype(np.float32))
+    path = fast.export_onnx(tmp_path / "fast.onnx")
+    weights = 4 * sum(tensor.numel() for tensor in fast.to_module().state_dict().values())
+    assert path.stat().st_size < 2 * weights + 40_000
+    assert b".py" not in path.read_bytes()
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
+# ---------------------------------------------------------------------- what cannot be exported
+
+
+class ThroughNumpy(nn.Module):
+    def forward(self, t, z):
+        return torch.from_numpy(np.sin(z.numpy()))
+
+
+class BranchesOnValues(nn.Module):
+    def forward(self, t, z):
+        return -z if z.sum() > 0 else z
+
+
+@pytest.mark.parametrize("field", [ThroughNumpy(), BranchesOnValues()], ids=lambda field: type(field).__name__)
+def test_a_field_that_torch_cannot_trace(field, X, tmp_path):
+    fast = make_regressor(field, n_steps=1, max_epochs=1).fit(X)
+    with pytest.raises(ValueError, match=r"cannot be exported.*must not branch on values"):
+        fast.export_onnx(tmp_path / "fast.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_of_a_pipeline_are_not_left_out_unsaid(vectors, tmp_path):
+    pipe = make_pipeline(StandardScaler(), NeuralODERegressor(max_epochs=1, random_state=0)).fit(*vectors)
+    fast = HypersolverRegressor(pipe, n_steps=1, max_epochs=1, random_state=0).fit(vectors[0])
+    with pytest.raises(ValueError, match=r"StandardScaler\(\).*preprocessed=True"):
+        fast.export_onnx(tmp_path / "fast.onnx")
+    path = fast.export_onnx(tmp_path / "fast.onnx", preprocessed=True)
+    scaled = fast.preprocess_.transform(vectors[0]).astype(np.float32)
+    assert_same(run_file(path, scaled), fast.predict(vectors[0]))
+
+
+def test_a_disagreement_leaves_the_older_file(tmp_path):
+    class Drifts(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            type(self).calls += 1
+            return x + self.calls
+
+    path = tmp_path / "older.onnx"
+    path.write_bytes(b"older")
+    with pytest.raises(RuntimeError, match=r"deviates from torch by .* No file was written"):
+        write_onnx(Drifts().eval(), torch.ones(2, 1), path, outputs=["output"])
+    assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])
+def test_the_missing_extra_is_named(name, swirl, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r'pip install "sklearn-hyper\[onnx\]"'):
+        swirl.export_onnx(tmp_path / "fast.onnx")
+
+
+def test_a_path_without_a_folder(swirl, tmp_path):
+    with pytest.raises(ValueError, match=r"path=.*which is no folder"):
+        swirl.export_onnx(tmp_path / "missing" / "fast.onnx")
+    with pytest.raises(ValueError, match=r"path=.*is a folder"):
+        swirl.export_onnx(tmp_path)
+
+
+def test_rows_to_compare_on_are_checked(swirl, tmp_path):
+    with pytest.raises(ValueError, match="X has 3 features"):
+        swirl.export_onnx(tmp_path / "fast.onnx", X=np.zeros((4, 3)))
