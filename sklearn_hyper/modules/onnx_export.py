@@ -128,7 +128,7 @@ def _decompositions() -> dict[Any, Any]:
     def add(one: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
         return NotImplemented if alpha == 1 else one + other * alpha
 
-    def clamp(t: Tensor, min: float | None = None, max: float | None = None) -> Tensor:  # noqa: A002
+    def clamp(t: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
         if min is not None:
             t = torch.maximum(t, torch.scalar_tensor(min, dtype=t.dtype))
         return t if max is None else torch.minimum(t, torch.scalar_tensor(max, dtype=t.dtype))
