@@ -1,82 +1,211 @@
-"""Overhead of predict over the bare calls of f and g.
+"""Overhead of predict over the bare calls of f and g, the exported file, and rivals with the same f and g.
 
-    python examples/benchmarks/overhead.py [--rounds 15] [--out overhead.json]
+    python examples/benchmarks/overhead.py [--rounds 15] [--rivals-python PATH] [--fresh] [--out overhead.json]
 
-Three ways to the same state, timed in turn in one process, medians of ratios round by round: a hand-written loop of the
-same calls of f and g; the tensor path (``to_module()``); the array path (``predict``); and one validate_data call, the input
-check that the array path makes. On a 2-64-64-2 field, K = 4 Euler
-steps, batch 1, 256 and 4096.
+Two fields, four steps each, batches of 1, 256 and 4096: the 2-64-64-2 net (Euler, a state of two numbers, untrained) and the default
+classifier of scikit-learn's digits (Euler, images of 8 channels, one epoch). Timed in turn in one process, on one thread:
+
+- bare f, bare g: K calls of each, g as it runs (folded), one after another. Their sum is what a predict cannot go below.
+- hand-written: a loop of the same calls, with the input and output maps.
+- tensor path: ``to_module()``. Array path: ``predict``. validate_data: the one input check that it makes.
+- unfolded: the tensor path with s, eps and scales left outside of g's weights.
+- ONNX: the file of ``export_onnx`` in ONNX Runtime. dopri5: torchdiffeq's at 1e-5, for single samples.
+- torchdiffeq euler: its fixed-step solver with the same f and K, beside our base solver without g.
+- torchdyn HyperEuler: with the same f, g and K, beside ours, in the interpreter of --rivals-python (``python -m venv PEERS;
+  PEERS/bin/pip install torch torchdiffeq torchdyn cloudpickle``: 1.0.6 ran beside torch 2.13). Its g sees the state alone, so for this
+  row ours gets that g, too.
+
+Ratios are medians of ratios round by round.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
+from _results import HERE, Results, parser
+from overhead_rivals import BATCHES, FIELDS, K, repeat_rows, time_rounds
+from sklearn.datasets import load_digits
 from sklearn.utils.validation import validate_data
+from torchdiffeq import odeint
 
-from sklearn_hyper import HypersolverRegressor, __version__
-from sklearn_hyper.modules import MLPVectorField
-from sklearn_hyper.numerics import time_interleaved
-
-K = 4
+from sklearn_hyper import HypersolverClassifier, HypersolverRegressor, NeuralODEClassifier
+from sklearn_hyper.modules import HypersolvedODE, MLPVectorField
+from sklearn_hyper.numerics import ConditioningWarning, CountedField
 
 
-def hand_written(f: torch.nn.Module, g: torch.nn.Module, z: torch.Tensor) -> torch.Tensor:
-    eps = 1.0 / K
-    for k in range(K):
+def fit_small() -> tuple[HypersolverRegressor, np.ndarray]:
+    torch.manual_seed(0)
+    X = np.random.default_rng(0).normal(size=(1024, 2)).astype(np.float32)
+    return HypersolverRegressor(MLPVectorField(2), n_steps=K, max_epochs=20, random_state=0).fit(X), X
+
+
+def fit_digits() -> tuple[HypersolverClassifier, np.ndarray]:
+    X, y = load_digits(return_X_y=True)
+    X = X.reshape(-1, 1, 8, 8).astype(np.float32)
+    slow = NeuralODEClassifier(max_epochs=1, random_state=0).fit(X, y)
+    return HypersolverClassifier(slow, n_steps=K, max_epochs=10, max_samples=200, random_state=0).fit(X), X
+
+
+def hand_written(module: HypersolvedODE, x: torch.Tensor) -> torch.Tensor:
+    """What a user would write: the maps, K calls of f and of g."""
+    ode, eps = module.neural_ode, 1.0 / K
+    z = ode.input_map(x)
+    for k, g in enumerate(module.steps):
         s = torch.tensor(k * eps)
-        r = f(s, z)
+        r = ode.vector_field(s, z)
         z = z + eps * r + eps**2 * g(eps, s, z, [r])
-    return z
+    return ode.output_map(z)
+
+
+def unfolded(module: HypersolvedODE) -> HypersolvedODE:
+    """The same solver with g as it was trained."""
+    copied = HypersolvedODE(module.neural_ode, module.base_solver, module.correction, module.grid).eval()
+    copied.steps = torch.nn.ModuleList()
+    return copied
+
+
+def plain_calls(module: HypersolvedODE, z: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """torchdiffeq's Euler and ours without g, from the same state."""
+    f, ends = module.neural_ode.vector_field, torch.tensor([0.0, 1.0])
+    ours = HypersolvedODE(type(module.neural_ode)(f), module.base_solver, None, module.grid).eval()
+
+    def theirs() -> torch.Tensor:
+        return odeint(f, z, ends, method="euler", options={"step_size": 1 / K})[-1]
+
+    torch.testing.assert_close(ours(z), theirs())
+    return {"base solver": lambda: ours(z), "torchdiffeq euler": theirs}
+
+
+def paths(fast: Any, session: onnxruntime.InferenceSession, X: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """Every way from a batch to its output, by name."""
+    module, x = fast.to_module(), torch.from_numpy(X)
+    torch.testing.assert_close(module(x), hand_written(module, x))
+    np.testing.assert_allclose(session.run(None, {"X": X})[0], module(x).numpy(), rtol=1e-3, atol=1e-4)
+    f, trained = module.neural_ode.vector_field, unfolded(module)
+    z, eps, times = module.neural_ode.input_map(x), 1.0 / K, [torch.tensor(k / K) for k in range(K)]
+    r = f(times[0], z)
+    images = X.ndim > 2
+    calls: dict[str, Callable[[], Any]] = {
+        "bare f": lambda: [f(s, z) for s in times],
+        "bare g": lambda: [g(eps, s, z, [r]) for g, s in zip(module.steps, times, strict=True)],
+        "hand-written": lambda: hand_written(module, x),
+        "tensor path": lambda: module(x),
+        "array path": lambda: fast.predict(X),
+        "validate_data": lambda: validate_data(
+            fast, X, reset=False, dtype=(np.float64, np.float32), ensure_2d=not images, allow_nd=images
+        ),
+        "unfolded": lambda: trained(x),
+        "ONNX": lambda: session.run(None, {"X": X}),
+        **plain_calls(module, z),
+    }
+    if len(X) == 1:
+        ends = torch.tensor([0.0, 1.0])
+        calls["dopri5 1e-5"] = lambda: odeint(f, z, ends, rtol=1e-5, atol=1e-5, method="dopri5")[-1]
+    return calls
+
+
+def measure(fast: Any, session: onnxruntime.InferenceSession, X: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Milliseconds of every path, and the ratios that the targets are about."""
+    calls = paths(fast, session, X)
+    times = time_rounds(calls, rounds)
+
+    def median(value: Callable[[Mapping[str, float]], float]) -> float:
+        return statistics.median(value(one) for one in times)
+
+    def ratio(one: str, other: str) -> float:
+        return median(lambda t: t[one] / t[other])
+
+    row: dict[str, Any] = {"ms": {name: median(lambda t, name=name: t[name]) for name in calls}}
+    row["ratios"] = {
+        "tensor path / hand-written": ratio("tensor path", "hand-written"),
+        "tensor path / bare calls": median(lambda t: t["tensor path"] / (t["bare f"] + t["bare g"])),
+        "array less tensor path, in validate_data calls": median(
+            lambda t: (t["array path"] - t["tensor path"]) / t["validate_data"]
+        ),
+        "unfolded / tensor path": ratio("unfolded", "tensor path"),
+        "ONNX / bare calls": median(lambda t: t["ONNX"] / (t["bare f"] + t["bare g"])),
+        "torchdiffeq euler / ours": ratio("torchdiffeq euler", "base solver"),
+    }
+    if "dopri5 1e-5" in calls:
+        row["ratios"]["dopri5 1e-5 / ONNX"] = ratio("dopri5 1e-5", "ONNX")
+        row["ratios"]["dopri5 1e-5 / array path"] = ratio("dopri5 1e-5", "array path")
+        counted = CountedField(fast.module_.neural_ode.vector_field)
+        z = fast.module_.neural_ode.input_map(torch.from_numpy(X))
+        odeint(counted, z, torch.tensor([0.0, 1.0]), rtol=1e-5, atol=1e-5, method="dopri5")
+        row["dopri5_nfe"] = counted.n_evaluations
+    return row
+
+
+def measure_torchdyn(interpreter: str, rounds: int) -> dict[str, Any]:
+    """torchdyn's over ours, field by field and batch by batch, in the rivals' environment."""
+    process = subprocess.run(
+        [interpreter, str(HERE / "overhead_rivals.py"), str(rounds)],
+        env=os.environ | {"PYTHONPATH": str(HERE.parents[1])}, capture_output=True, text=True,
+    )  # fmt: skip
+    if process.returncode:
+        raise SystemExit(f"{interpreter} failed:\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def summarise(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Every ratio by field and batch; torchdyn's are "not run" where no interpreter was given."""
+    summary: dict[str, Any] = {}
+    for field in FIELDS:
+        for batch in BATCHES:
+            ratios = dict(cells[f"{field}, batch {batch}"]["ratios"])
+            rival = cells.get("torchdyn", {}).get(field, {}).get(str(batch))
+            ratios["torchdyn HyperEuler / ours"] = rival["ratio"] if rival else "not run"
+            summary[f"{field}, batch {batch}"] = ratios
+    return summary
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", default="examples/benchmarks/overhead.json")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    field = MLPVectorField(2)
-    X = np.random.default_rng(0).normal(size=(4096, 2)).astype(np.float32)
-    fast = HypersolverRegressor(field, n_steps=K, max_epochs=5, batch_size=512, random_state=0).fit(X)
-    module, f, g = fast.to_module(), fast.neural_ode_.vector_field, fast.correction_
-    rows = []
-    with torch.inference_mode():
-        for batch in (1, 256, 4096):
-            x, z = X[:batch], torch.from_numpy(X[:batch])
-            torch.testing.assert_close(module(z), hand_written(f, g, z))
-            calls = {
-                "hand-written": lambda z=z: hand_written(f, g, z),
-                "tensor path": lambda z=z: module(z),
-                "array path": lambda x=x: fast.predict(x),
-                "validate_data": lambda x=x: validate_data(fast, x, reset=False, dtype=(np.float64, np.float32)),
-            }
-            rounds = [time_interleaved(calls, repeats=1) for _ in range(arguments.rounds)]
-            row = {"batch": batch}
-            for name in calls:
-                row[f"{name} ms"] = statistics.median(r[name] for r in rounds)
-                row[f"{name} ratio"] = statistics.median(r[name] / r["hand-written"] for r in rounds)
-            rows.append(row)
-            print(
-                f"batch {batch:>4}: hand-written {row['hand-written ms']:.3f} ms, tensor path {row['tensor path ms']:.3f} ms "
-                f"(x{row['tensor path ratio']:.2f}), array path {row['array path ms']:.3f} ms (x{row['array path ratio']:.2f}, "
-                f"+{1e3 * (row['array path ms'] - row['tensor path ms']):.0f} us), "
-                f"one validate_data call {1e3 * row['validate_data ms']:.0f} us"
-            )
-    payload = {
-        "command": f"python examples/benchmarks/overhead.py --rounds {arguments.rounds}",
-        "versions": {"sklearn_hyper": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-        "rows": rows,
-    }
-    with open(arguments.out, "w") as file:
-        json.dump(payload, file, indent=1)
+    options = parser(__doc__, "overhead.json")
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--rivals-python", help="interpreter that has torchdyn; without it that row is not run")
+    arguments = options.parse_args()
+    torch.set_num_threads(1)
+    # The short fits need no targets beyond float32's.
+    warnings.simplefilter("ignore", ConditioningWarning)
+    command = f"python examples/benchmarks/overhead.py --rounds {arguments.rounds} --rivals-python PATH"
+    results = Results(arguments.out, command, fresh=arguments.fresh)
+    single = onnxruntime.SessionOptions()
+    single.intra_op_num_threads = single.inter_op_num_threads = 1
+    for field, fit in zip(FIELDS, (fit_small, fit_digits), strict=True):
+        if all(f"{field}, batch {batch}" in results.cells for batch in BATCHES):
+            continue
+        fast, X = fit()
+        if not len(fast.module_.steps):
+            raise SystemExit(f"the fit on {field} fell back to its base solver: there is no g to time")
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            path = fast.export_onnx(Path(folder) / "fast.onnx")
+            session = onnxruntime.InferenceSession(path, single, providers=["CPUExecutionProvider"])
+            for batch in BATCHES:
+                some = repeat_rows(X, batch)
+                results.cell(
+                    f"{field}, batch {batch}",
+                    lambda fast=fast, session=session, some=some: measure(fast, session, some, arguments.rounds),
+                )
+    if arguments.rivals_python:
+        results.cell("torchdyn", lambda: measure_torchdyn(arguments.rivals_python, arguments.rounds))
+    results.write(summarise(results.cells))
+    for name, ratios in results.payload["summary"].items():
+        print(name)
+        for ratio, value in ratios.items():
+            print(f"    {ratio:<50}{value if isinstance(value, str) else format(value, '.3g')}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
