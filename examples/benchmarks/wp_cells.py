@@ -32,7 +32,7 @@ from sklearn_hyper.training.nets import TrainingDivergedError
 
 BUDGETS = (2, 4, 8)
 """Evaluations of f that solvers are compared at."""
-STAGES = {"euler": 1, "ab2": 1, "heun": 2, "midpoint": 2}
+STAGES = {"euler": 1, "ab2": 1, "nonstationary": 1, "midpoint": 2}
 # Ours: arguments of HypersolverRegressor; everything else is its default.
 OURS: dict[str, dict[str, Any]] = {
     **{
@@ -326,7 +326,7 @@ def measure_milliseconds(problem: Problem, solver: str, seed: int, place: Place)
     return {"rows": {}, "ms": result}
 
 
-_TIMED_IMAGES = ("dopri5 0.001", "euler ", "ab2 ", "ours euler", "ours ab2")
+_TIMED_IMAGES = ("dopri5 0.001", "euler ", "ab2 ", "ours euler", "ours ab2", "ours nonstationary")
 
 
 def _largest_batch(problem: Problem, of_images: int) -> int:

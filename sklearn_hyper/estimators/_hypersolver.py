@@ -25,8 +25,11 @@ from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.onnx_export import FirstOutput, check_target, require_onnx, write_onnx
 from ..modules.solver_binding import solver_family
 from ..numerics.base_solvers import BaseSolver, resolve_base_solver, startup_methods
+from ..numerics.nonstationary import Nonstationary
 from ..numerics.residuals import compute_residuals
-from ..numerics.solve import check_n_steps, check_t_span, uniform_grid
+from ..numerics.solve import check_n_steps, check_t_span, solver_mesh
+from ..training.coefficient_fitting import NAME as NONSTATIONARY
+from ..training.coefficient_fitting import CoefficientSettings, fit_coefficients
 from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
 from ..training.nets import seeded
 from ..training.references import solve_references
@@ -83,13 +86,15 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         return self
 
     def _fit(self, X: Any) -> bool:
-        solver = resolve_base_solver(self.base_solver, self.order)
+        learned = self._learns_coefficients()
+        # A learned one is known only once its coefficients are; until then Euler's stands for it.
+        solver = resolve_base_solver("euler" if learned else self.base_solver, self.order)
         self._check_startup(solver)
         fit_range = self._fit_range()
         device = check_device(self.device)
         resolved = resolve_neural_ode(self.neural_ode)
         warm = getattr(self, "correction_", None) if self.warm_start else None
-        if warm is not None:
+        if warm is not None and not learned:
             self._check_same_family(solver)
         self.preprocess_ = copy.deepcopy(resolved.preprocess)
         X = self._prepare_X(X, reset=warm is None)
@@ -118,7 +123,10 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
                 "callbacks", "validation_fraction", "memory", "n_jobs", "random_state", "verbose",
             )},
         )  # fmt: skip
-        fitted = fit_correction(frozen, self._to_tensor(X, self.dtype_, "cpu"), solver, settings, warm)
+        rows = self._to_tensor(X, self.dtype_, "cpu")
+        if learned:
+            solver = self._learn_solver(frozen, rows, warm)
+        fitted = fit_correction(frozen, rows, solver, settings, warm)
         best = min((row["valid_loss"] for row in fitted.history if "valid_loss" in row), default=0.0)
         fell_back = not fitted.helps or (best >= 1 and warm is None)
         if fell_back:
@@ -136,8 +144,29 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         span = abs(frozen.t_span[1] - frozen.t_span[0])
         self._fitted_eps = (fitted.fitted_range[0] * span, fitted.fitted_range[1] * span)
         self._n_features_out = z[0].numel()
-        self._set_module(frozen, solver, uniform_grid(frozen.t_span, self.n_steps))
+        self._set_module(frozen, solver, solver_mesh(solver, frozen.t_span, self.n_steps))
         return fitted.interrupted
+
+    def _learns_coefficients(self) -> bool:
+        if not (isinstance(self.base_solver, str) and self.base_solver == NONSTATIONARY):
+            return False
+        if self.fit_n_steps not in (None, self.n_steps):
+            raise ValueError(
+                f"fit_n_steps={self.fit_n_steps!r} with base_solver={NONSTATIONARY!r}, whose coefficients are made for "
+                f"n_steps={self.n_steps} alone; leave fit_n_steps=None."
+            )
+        return True
+
+    def _learn_solver(self, neural_ode: NeuralODE, rows: Tensor, warm: Any) -> BaseSolver:
+        """The nonstationary solver: learned anew, or with a warm start the one that the correction belongs to."""
+        known = getattr(self, "base_solver_", None)
+        if warm is not None and isinstance(known, Nonstationary) and known.n_steps == self.n_steps:
+            return known
+        settings = CoefficientSettings(
+            n_steps=int(self.n_steps), device=self.device_,
+            **{name: getattr(self, name) for name in ("rtol", "atol", "memory", "n_jobs", "random_state", "verbose")},
+        )  # fmt: skip
+        return fit_coefficients(neural_ode, rows, settings)
 
     def _check_startup(self, solver: BaseSolver) -> None:
         n_startup = len(startup_methods(solver))
@@ -344,7 +373,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
                 ode.vector_field, input_map=ode.input_map, output_map=ode.output_map, t_span=check_t_span(t_span),
                 data_controlled=ode.data_controlled,
             )  # fmt: skip
-        grid = uniform_grid(ode.t_span, steps)
+        grid = solver_mesh(solver, ode.t_span, steps)
         if self.correction_ is not None:
             self._check_same_family(solver)
             self._warn_outside_fit(solver, abs(grid[1] - grid[0]))
@@ -389,11 +418,11 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
 
     def _check_same_family(self, solver: BaseSolver) -> None:
         fitted = self.base_solver_
-        if (solver.order, solver.n_stages) != (fitted.order, fitted.n_stages):
+        startups = [len(startup_methods(one)) for one in (solver, fitted)]
+        if (solver.order, solver.n_stages, startups[0]) != (fitted.order, fitted.n_stages, startups[1]):
             raise ValueError(
-                f"base_solver {solver.name!r} (order {solver.order}, {solver.n_stages} stages) cannot take over the "
-                f"correction fitted for {fitted.name!r} (order {fitted.order}, {fitted.n_stages} stages); fit another one, "
-                "with warm_start=False."
+                f"base_solver {solver.name!r} ({_kind(solver)}) cannot take over the correction fitted for {fitted.name!r} "
+                f"({_kind(fitted)}); fit another one, with warm_start=False."
             )
 
     def to_module(self) -> HypersolvedODE:
@@ -459,6 +488,12 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         """The module to export, the names of its outputs, and what the file has to say about them."""
         module = self.to_module()
         return (FirstOutput(module) if self._squeeze_output else module), ["output"], {}
+
+
+def _kind(solver: BaseSolver) -> str:
+    n_startup = len(startup_methods(solver))
+    startup = f", {n_startup} start-up steps" if n_startup else ""
+    return f"order {solver.order}, {solver.n_stages} stages{startup}"
 
 
 def _frozen_copy(neural_ode: NeuralODE) -> NeuralODE:

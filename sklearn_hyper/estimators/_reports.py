@@ -65,7 +65,7 @@ def _cost(solver: HypersolvedODE, macs_f: float, x: Tensor, ms: float, speed_up:
     if solver.correction is None:
         return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
     macs_g = _correction_macs(solver, x)
-    overhead = relative_overhead(macs_f, macs_g, solver.base_solver.n_stages)
+    overhead = relative_overhead(macs_f, macs_g, nfe / solver.n_steps)
     return _Cost(nfe, nfe * macs_f + solver.n_steps * macs_g, ms, speed_up, overhead)
 
 

@@ -2,6 +2,7 @@
 
 from .base_solvers import AdamsBashforth, BaseSolver, BaseStep, RungeKutta, resolve_base_solver
 from .cost import CountedField, count_macs, count_nfe, relative_overhead, time_interleaved
+from .nonstationary import Nonstationary
 from .reference import ReferenceSolveError, reference_solution
 from .residuals import ConditioningWarning, Residual, compute_residuals
 from .solve import hypersolve, hypersolve_trajectory
@@ -14,6 +15,7 @@ __all__ = [
     "ButcherTableau",
     "ConditioningWarning",
     "CountedField",
+    "Nonstationary",
     "ReferenceSolveError",
     "Residual",
     "RungeKutta",

@@ -294,6 +294,10 @@ def _named_tableau(name: str, order: int | None) -> ButcherTableau:
                 f"base_solver='auto' knows orders {sorted(CANONICAL)}, got order={order}; pass a ButcherTableau instead."
             )
         name = CANONICAL[wanted]
+    if name == "nonstationary":
+        raise ValueError(
+            "base_solver='nonstationary' is learned by an estimator's fit; here pass its base_solver_, or a Nonstationary."
+        )
     if name not in TABLEAUS:
         raise ValueError(
             f"base_solver={name!r} is unknown; valid names are {', '.join(_NAMES)} and 'auto', "

@@ -48,6 +48,17 @@ def uniform_grid(t_span: Any, n_steps: int) -> tuple[float, ...]:
     return (start, *inner, end)
 
 
+def solver_mesh(solver: BaseSolver, t_span: Any, n_steps: int) -> tuple[float, ...]:
+    """The mesh of a solve in K steps: the solver's own where it has one, and then for its K alone; else a uniform one."""
+    if not hasattr(solver, "mesh"):
+        return uniform_grid(t_span, n_steps)
+    if solver.n_steps != check_n_steps(n_steps):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"base_solver={solver.name!r} is made for n_steps={solver.n_steps} alone, got n_steps={n_steps}."  # type: ignore[attr-defined]
+        )
+    return tuple(solver.mesh(t_span))
+
+
 def check_grid(grid: Sequence[float] | Tensor, t_span: Any = None, n_steps: int | None = None) -> tuple[float, ...]:
     """Validate a mesh of the user's own: finite, strictly monotone, in line with t_span and n_steps."""
     mesh = tuple(float(s) for s in grid)
@@ -71,7 +82,7 @@ def bind_input(f: Callable[..., Tensor], x: Any) -> Field:
 def iterate_states(
     f: Callable[..., Tensor],
     z0: Tensor,
-    grid: Sequence[float],
+    grid: Sequence[float] | Tensor,
     solver: BaseSolver,
     g: Correction | Sequence[Correction] | None = None,
     x: Any = None,
@@ -82,19 +93,26 @@ def iterate_states(
     """
     field = bind_input(f, x)
     steps = [after - before for before, after in pairwise(grid)]
-    nodes = mesh_nodes(solver, grid)
-    # One tensor for all node times, made before the loop: no transfer to the device in it.
-    times = iter(z0.new_tensor([time for step in nodes for time in step]).unbind())
+    nodes = mesh_nodes(solver, grid)  # type: ignore[arg-type]
+    # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being learned
+    # consists of tensors already.
+    flat = [time for step in nodes for time in step]
+    times: Iterator[Any] = iter(flat if isinstance(grid, Tensor) else z0.new_tensor(flat).unbind())
     corrections = g if isinstance(g, Sequence) else [g] * len(steps)
     z, history = z0, ()
     for eps, step_nodes, correction in zip(steps, nodes, corrections, strict=True):
         step_times = [next(times) for _ in step_nodes]
         psi, stages, order, history = solver.step(field, step_times, z, eps, history)
-        z_next = z.add(psi, alpha=eps)
+        z_next = _add(z, psi, eps)
         if correction is not None:
-            z_next = z_next.add(correction(eps, step_times[0], z, stages, x), alpha=eps ** (order + 1))
+            z_next = _add(z_next, correction(eps, step_times[0], z, stages, x), eps ** (order + 1))
         z = z_next
         yield z
+
+
+def _add(z: Tensor, direction: Tensor, scale: float | Tensor) -> Tensor:
+    # alpha takes numbers only, and is one operation where they are.
+    return z + scale * direction if isinstance(scale, Tensor) else z.add(direction, alpha=scale)
 
 
 def _prepare(
@@ -102,8 +120,9 @@ def _prepare(
 ) -> tuple[tuple[float, ...], BaseSolver]:
     if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
         raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
-    mesh = uniform_grid(t_span, n_steps) if grid is None else check_grid(grid, t_span, n_steps)
-    return mesh, resolve_base_solver(base_solver)
+    solver = resolve_base_solver(base_solver)
+    mesh = solver_mesh(solver, t_span, n_steps) if grid is None else check_grid(grid, t_span, n_steps)
+    return mesh, solver
 
 
 def hypersolve(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..modules.solver_binding import bind_solver, solver_family
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
 from ..numerics.residuals import Residual
-from ..numerics.solve import uniform_grid
+from ..numerics.solve import solver_mesh
 from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
 from .nets import BestWeights, FreshStages, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed, seeded
 from .objectives import (
@@ -38,7 +38,7 @@ from .objectives import (
     stack_blocks,
 )
 from .references import mesh_times, solve_references
-from .residual_sets import Exact, Step, StepSizes, choose_steps, conditioned_blocks, deal_solvers
+from .residual_sets import Exact, Step, StepSizes, choose_steps, conditioned_blocks, deal_solvers, own_steps
 
 _TINY = 1e-30
 _MAX_BLOCKS = 48
@@ -129,7 +129,15 @@ def fit_correction(
     seed = draw_seed(settings.random_state)
     rng = np.random.default_rng(seed)
     sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
-    times = mesh_times(neural_ode.t_span, sizes.steps)
+    own_mesh = hasattr(solver, "mesh")
+    if own_mesh and settings.finetune is not None:
+        # Learned coefficients let the states between leave the trajectory, which residuals would force them back to.
+        settings = replace(settings, loss=settings.finetune, finetune=None, lr=_FINETUNE_LR * settings.lr)
+    times = (
+        solver_mesh(solver, neural_ode.t_span, settings.n_steps)
+        if own_mesh
+        else mesh_times(neural_ode.t_span, sizes.steps)
+    )
 
     def solve(**how: Any) -> Tensor:
         return solve_references(
@@ -138,7 +146,10 @@ def fit_correction(
         )  # fmt: skip
 
     family = solver_family(settings.correction, solver)
-    pairs = choose_steps(times, sizes, _MAX_BLOCKS, rng, len(startup_methods(solver)))
+    if own_mesh:
+        pairs = own_steps(times, solver, neural_ode.t_span)
+    else:
+        pairs = choose_steps(times, sizes, _MAX_BLOCKS, rng, len(startup_methods(solver)))
     steps = deal_solvers(pairs, family, _MAX_BLOCKS, rng)
     on_device = x.to(settings.device)
     states, blocks, exact = conditioned_blocks(
@@ -292,7 +303,7 @@ def _delta(
     control = data.x if exact.neural_ode.data_controlled else None
     delta = {}
     for k in fitted_steps:
-        indices = data.indices(uniform_grid(exact.neural_ode.t_span, k))
+        indices = data.indices(solver_mesh(solver, exact.neural_ode.t_span, k))
         errors = []
         steps = [Step(i, j, solver) for i, j in pairwise(indices)]
         for r in exact.blocks(data.times, steps, data.states.dtype):

@@ -15,7 +15,7 @@ from ..modules.neural_ode import NeuralODE
 from ..modules.solver_binding import bind_solver
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual
-from ..numerics.solve import iterate_states, uniform_grid
+from ..numerics.solve import iterate_states, solver_mesh
 from .losses import StateLoss, mean_norm, residual_loss, terminal_loss, trajectory_loss
 from .residual_sets import select_rows
 
@@ -125,11 +125,11 @@ class ReferenceRows:
         self._index = {round(time, 12): i for i, time in enumerate(self.times)}
 
     def indices(self, grid: Sequence[float]) -> list[int]:
-        """Where the mesh holds the times of a uniform grid."""
+        """Where the mesh holds the times of a grid."""
         return [self._index[round(s, 12)] for s in grid]
 
     def on_grid(self, grid: Sequence[float], rows: Any = slice(None)) -> Tensor:
-        """States at the times of a uniform grid that the mesh contains."""
+        """States at the times of a grid that the mesh contains."""
         return torch.stack([self.states[i][rows] for i in self.indices(grid)])
 
 
@@ -151,7 +151,7 @@ class UnrolledSolves:
         self, data: ReferenceRows, rows: Any, solve: Solve, correction: nn.Module | None
     ) -> tuple[Tensor, Tensor]:
         """States that the loss looks at, and the reference's."""
-        grid = uniform_grid(self.neural_ode.t_span, solve.steps)
+        grid = solver_mesh(solve.solver, self.neural_ode.t_span, solve.steps)
         every_step = self.loss is trajectory_loss
         reference = data.on_grid(grid if every_step else (grid[0], grid[-1]), rows)
         x = data.x[rows] if self.neural_ode.data_controlled else None

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,6 +121,19 @@ def deal_solvers(
     return [Step(*pair, family[next(cards)]) for pair in pairs for _ in range(hand)]
 
 
+def own_steps(times: Sequence[float], solver: BaseSolver, t_span: tuple[float, float]) -> list[tuple[int, int]]:
+    """The steps of a solver with a mesh of its own, as pairs of indices of ``times``, which contain that mesh."""
+    indices = [int(np.abs(np.asarray(times) - s).argmin()) for s in solver.mesh(t_span)]  # type: ignore[attr-defined]
+    return list(pairwise(indices))
+
+
+def _history_of(times: Sequence[float], step: Step, t_span: tuple[float, float]) -> list[int]:
+    """Mesh indices of the nodes that a solve has come by before it takes a step."""
+    if hasattr(step.solver, "mesh"):
+        return [start for start, end in own_steps(times, step.solver, t_span) if end <= step.start]
+    return past_nodes(times, step.start, step.end, len(startup_methods(step.solver)))
+
+
 def residual_blocks(
     neural_ode: NeuralODE, times: Sequence[float], states: Tensor, x: Tensor, steps: Sequence[Step]
 ) -> list[Residual]:
@@ -128,11 +142,10 @@ def residual_blocks(
     History, where the base solver has one, is that of the reference states on the previous nodes.
     """
     blocks = []
-    for i, j, solver in steps:
-        past = past_nodes(times, i, j, len(startup_methods(solver)))
-        nodes = [*past, i, j]
+    for step in steps:
+        nodes = [*_history_of(times, step, neural_ode.t_span), step.start, step.end]
         grid = tuple(times[k] for k in nodes)
-        blocks.append(_residual_of_rows(neural_ode, solver, grid, states[nodes], neural_ode.control(x)))
+        blocks.append(_residual_of_rows(neural_ode, step.solver, grid, states[nodes], neural_ode.control(x)))
     return blocks
 
 
@@ -189,7 +202,9 @@ def conditioned_blocks(
     """
     states = solve(rtol=rtol, atol=atol, double=False).to(x.device)
     exact = Exact(neural_ode, states, x)
-    probes = residual_blocks(neural_ode, times, states[:, :_CHUNK], x[:_CHUNK], _smallest_steps(times, steps))
+    probes = residual_blocks(
+        neural_ode, times, states[:, :_CHUNK], x[:_CHUNK], _smallest_steps(times, steps, neural_ode.t_span)
+    )
     noise, probe = max(((target_noise(probe, rtol, atol), probe) for probe in probes), key=lambda pair: pair[0])
     if noise > CONDITIONING_LIMIT:
         tight = max(1e-13, 0.1 * CONDITIONING_LIMIT / noise * min(rtol, atol))
@@ -213,12 +228,11 @@ def conditioned_blocks(
     return states, blocks, exact
 
 
-def _smallest_steps(times: Sequence[float], steps: Sequence[Step]) -> list[Step]:
+def _smallest_steps(times: Sequence[float], steps: Sequence[Step], t_span: tuple[float, float]) -> list[Step]:
     """The smallest step, of start-up steps and of others: these have another order, and so another noise."""
     kinds: dict[int, list[Step]] = {}
     for step in steps:
-        n_past = len(startup_methods(step.solver))
-        kinds.setdefault(len(past_nodes(times, step.start, step.end, n_past)), []).append(step)
+        kinds.setdefault(len(_history_of(times, step, t_span)), []).append(step)
     return [min(kind, key=lambda step: abs(times[step.end] - times[step.start])) for kind in kinds.values()]
 
 

@@ -1,0 +1,181 @@
+"""Learn the coefficients and the mesh of a nonstationary base solver, before a correction is fitted on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modules.correction_nets import flatten_samples
+from ..modules.neural_ode import NeuralODE
+from ..numerics.base_solvers import BaseStep, Field
+from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, take_step
+from ..numerics.solve import iterate_states
+from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed, seeded
+from .references import solve_references
+
+_ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
+_TINY = 1e-20
+NAME = "nonstationary"
+
+
+class LearnedCoefficients(nn.Module):
+    """A nonstationary solver whose coefficients and mesh are parameters; runs in the one stepping loop."""
+
+    name, order, n_stages = NAME, NONSTATIONARY_ORDER, 2
+
+    def __init__(self, start: Nonstationary):
+        super().__init__()
+        n = start.n_steps
+        below = torch.zeros(n, n)
+        for k, row in enumerate(start.weights):
+            below[k, :k] = torch.tensor(row[:k])
+        self.below = nn.Parameter(below)
+        self.log_steps = nn.Parameter(torch.tensor(start.shares).diff().log())
+
+    def shares(self) -> Tensor:
+        """The mesh, as shares of the span."""
+        steps = self.log_steps.softmax(0)
+        return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+
+    def row(self, k: int) -> list[Tensor]:
+        """Coefficients of step k; the newest makes their sum 1."""
+        earlier = self.below[k, :k]
+        return [*earlier.unbind(), 1 - earlier.sum()]
+
+    def nodes(self, s: Tensor, eps: Tensor) -> list[Tensor]:
+        """Where a step evaluates f: at its start."""
+        return [s]
+
+    def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: Any, history: tuple[Any, ...]) -> BaseStep:
+        """A step whose place is told by how much came before."""
+        return take_step(self.row(len(history)), f, times, z, history)
+
+    def freeze(self) -> Nonstationary:
+        """The solver as it is now, in plain numbers."""
+        with torch.no_grad():
+            n = len(self.log_steps)
+            shares = self.shares().double()
+            rows = [torch.stack(self.row(k)).double() for k in range(n)]
+        return Nonstationary([(row / row.sum()).tolist() for row in rows], [0.0, *shares[1:-1].tolist(), 1.0])
+
+
+def classical_starts(n_steps: int) -> list[Nonstationary]:
+    """Euler, Adams-Bashforth of order 2, and the midpoint method for an even number of evaluations."""
+    uniform = [k / n_steps for k in range(n_steps + 1)]
+    last: list[list[list[float]]] = [[[1.0]], [[1.0]], [[1.0]]]
+    for k in range(1, n_steps):
+        zeros = [0.0] * (k - 1)
+        last[0].append([*zeros, 0.0, 1.0])
+        last[1].append([*zeros, -0.5, 1.5])
+        # Half a step of Euler's, then back to its start and a whole one from the middle.
+        last[2].append([*zeros, -1.0, 2.0] if k % 2 else [*zeros, 0.0, 1.0])
+    return [Nonstationary(rows, uniform) for rows in (last if n_steps % 2 == 0 else last[:2])]
+
+
+class _CoefficientLoss(nn.Module):
+    """Mean log squared terminal error, which weighs all rows alike, whatever their size."""
+
+    def __init__(self, solver: LearnedCoefficients, neural_ode: NeuralODE, x: Tensor, states: Tensor):
+        super().__init__()
+        self.solver = solver
+        # In a tuple, the frozen field stays out of parameters(), state_dict() and train().
+        self._frozen: Any = (neural_ode, x, states)
+
+    def errors(self, rows: Tensor, solver: Any = None) -> Tensor:
+        """Mean square of the terminal error of every row."""
+        neural_ode, x, states = self._frozen
+        control = x[rows] if neural_ode.data_controlled else None
+        start, end = neural_ode.t_span
+        solver = solver or self.solver
+        grid = start + (end - start) * solver.shares() if solver is self.solver else solver.mesh(neural_ode.t_span)
+        *_, z = iterate_states(neural_ode.vector_field, states[0][rows], grid, solver, None, control)
+        return flatten_samples(z - states[-1][rows]).pow(2).mean(dim=1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The loss of some rows."""
+        return (self.errors(rows) + _TINY).log().mean()
+
+
+@dataclass(frozen=True)
+class CoefficientSettings:
+    """What learning coefficients is told; names and meaning are those of ``HypersolverRegressor``."""
+
+    n_steps: int
+    rtol: float
+    atol: float
+    memory: Any
+    device: str
+    n_jobs: int | None
+    random_state: Any
+    verbose: int
+
+
+def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: CoefficientSettings) -> Nonstationary:
+    """Learn a nonstationary solver of K steps on terminal states of dopri5.
+
+    It starts as the classical method that does best on held-out rows, and keeps its best epoch: on them it is never worse.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+        In eval mode, parameters frozen, on ``settings.device``.
+    x : Tensor of shape (n, ...)
+        Some tens of numbers are learned, so a few hundred rows of it are used.
+    settings : CoefficientSettings
+
+    Returns
+    -------
+    Nonstationary
+    """
+    x = x[torch.linspace(0, len(x) - 1, min(len(x), _ROWS + _VALID_ROWS)).long()]
+    states = solve_references(
+        neural_ode, x, neural_ode.t_span, rtol=settings.rtol, atol=settings.atol, memory=settings.memory,
+        n_jobs=settings.n_jobs, device=settings.device, verbose=settings.verbose,
+    ).to(settings.device)  # fmt: skip
+    seed = draw_seed(settings.random_state)
+    with seeded(seed, settings.device):
+        shuffled = torch.randperm(len(x))
+        n_valid = min(_VALID_ROWS, max(1, len(x) // 5))
+        held_out, fitted = shuffled[:n_valid].to(settings.device), shuffled[n_valid:].to(settings.device)
+        starts = classical_starts(settings.n_steps)
+        loss = _CoefficientLoss(LearnedCoefficients(starts[0]), neural_ode, x.to(settings.device), states)
+        with torch.no_grad():
+            errors = [float((loss.errors(held_out, start) + _TINY).log().mean()) for start in starts]
+        best_start = starts[min(range(len(starts)), key=errors.__getitem__)]
+        if settings.n_steps == 1:
+            return best_start
+        loss.solver = LearnedCoefficients(best_start).to(states)
+        return _train(loss, fitted, held_out, settings)
+
+
+def _train(loss: _CoefficientLoss, fitted: Tensor, held_out: Tensor, settings: CoefficientSettings) -> Nonstationary:
+    def validate(module: nn.Module) -> float:
+        with torch.no_grad():
+            return float(module(held_out))
+
+    best = BestWeights(validate)
+    n_batches = -(-len(fitted) // _BATCH)
+    schedule = cosine_schedule(n_batches, [_EPOCHS], [1.0])
+    net = LossNet(
+        loss,
+        criterion=nn.Identity,
+        optimizer=torch.optim.Adam,
+        lr=_LR,
+        max_epochs=_EPOCHS,
+        batch_size=_BATCH,
+        dataset=TensorRows,
+        iterator_train__shuffle=True,
+        iterator_train__collate_fn=collated,
+        train_split=None,
+        callbacks=assemble_callbacks(best, None, schedule, "learning coefficients", settings.verbose),
+        verbose=settings.verbose,
+        device=settings.device,
+    )
+    net.initialize()
+    net.partial_fit(fitted, None)
+    best.restore(net)
+    return net.module_.solver.freeze()

@@ -1,0 +1,98 @@
+"""A nonstationary solver is what its coefficients say, on its own mesh, for its own K."""
+
+import numpy as np
+import pytest
+import torch
+from problems import FORCED, LOGISTIC, largest, log_slope, named
+
+from sklearn_hyper.numerics import CountedField, Nonstationary, compute_residuals, hypersolve, hypersolve_trajectory
+from sklearn_hyper.numerics import resolve_base_solver as resolve
+
+ODD = Nonstationary([(1.0,), (-0.3, 1.3), (0.2, -0.4, 1.2)], (0.0, 0.2, 0.7, 1.0))
+each_problem = pytest.mark.parametrize("problem", **named([LOGISTIC, FORCED]))
+
+
+def uniform(n_steps, rows):
+    return Nonstationary(rows, [k / n_steps for k in range(n_steps + 1)])
+
+
+def rows_of(n_steps, *newest):
+    """The same newest weights in every step that has so many stages; Euler's before."""
+    rows = []
+    for k in range(n_steps):
+        tail = newest if k + 1 >= len(newest) else (1.0,)
+        rows.append([0.0] * (k + 1 - len(tail)) + list(tail))
+    return rows
+
+
+@each_problem
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("newest", "base"), [((1.0,), "euler"), ((-0.5, 1.5), "ab2")])
+def test_with_their_coefficients_it_is_the_classical_method(problem, reverse, newest, base):
+    span = problem.t_span[::-1] if reverse else problem.t_span
+    own = hypersolve_trajectory(problem.f, problem.z0, span, 5, uniform(5, rows_of(5, *newest)))
+    assert largest(own - hypersolve_trajectory(problem.f, problem.z0, span, 5, base)) < 1e-12
+
+
+@each_problem
+def test_weights_that_sum_to_one_have_order_one(problem):
+    exact = problem.exact(*problem.t_span, problem.z0)
+    steps = np.array([32, 64, 128])
+    errors = [
+        largest(hypersolve(problem.f, problem.z0, problem.t_span, k, uniform(k, rows_of(k, 0.3, 0.7))) - exact)
+        for k in steps.tolist()
+    ]
+    assert abs(-log_slope(steps, errors) - 1) < 0.2
+
+
+@each_problem
+def test_an_exact_residual_reproduces_the_trajectory_on_its_own_mesh(problem):
+    mesh = ODD.mesh(problem.t_span)
+    states = torch.stack([problem.exact(problem.t_span[0], s, problem.z0) for s in mesh])
+    residuals = compute_residuals(problem.f, states, mesh, ODD)
+    targets = iter(residuals)
+    solved = hypersolve_trajectory(problem.f, problem.z0, problem.t_span, 3, ODD, lambda *_: next(targets).target)
+    assert largest(solved - states) < 1e-12
+    assert [(r.order, len(r.stages)) for r in residuals] == [(1, 1), (1, 2), (1, 2)]
+
+
+def test_one_evaluation_a_step_at_the_meshs_own_times():
+    times = []
+
+    def f(t, z):
+        times.append(float(t))
+        return -z
+
+    hypersolve(f, torch.ones(2, 1), (1.0, 3.0), 3, ODD)
+    assert times == pytest.approx([1.0, 1.4, 2.4]) and ODD.count_evaluations(3) == 3
+    counted = CountedField(lambda t, z: -z)
+    hypersolve(counted, torch.ones(2, 1), (0.0, 1.0), 3, ODD)
+    assert counted.n_evaluations == 3
+
+
+def test_it_is_differentiable_and_hashable():
+    z0 = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: hypersolve(lambda t, z: torch.sin(z) + t, z, (0.0, 1.0), 3, ODD), z0)
+    assert len({ODD, Nonstationary(ODD.weights, ODD.shares)}) == 1 and resolve(ODD) is ODD
+
+
+def test_it_is_refused_for_another_number_of_steps():
+    with pytest.raises(ValueError, match="'nonstationary' is made for n_steps=3 alone, got n_steps=2"):
+        hypersolve(lambda t, z: -z, torch.ones(1, 1), (0.0, 1.0), 2, ODD)
+    with pytest.raises(ValueError, match="'nonstationary' is learned by an estimator's fit"):
+        resolve("nonstationary")
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares", "message"),
+    [
+        ([(1.0,), (0.5, 0.6)], (0, 0.5, 1), r"weights\[1\] must hold 2 numbers that sum to 1, got \(0.5, 0.6\)"),
+        ([(1.0,), (1.0,)], (0, 0.5, 1), r"weights\[1\] must hold 2 numbers"),
+        ([(1.0,)], (0, 0.5, 1), "shares must be 2 numbers that rise from 0 to 1"),
+        ([(1.0,), (0.0, 1.0)], (0, 1.5, 1), "shares must be 3 numbers that rise from 0 to 1"),
+        ([], (0, 1), "shares must be 1 numbers"),
+    ],
+)
+def test_wrong_tables_are_refused(weights, shares, message):
+    with pytest.raises(ValueError, match=message):
+        Nonstationary(weights, shares)
