@@ -40,8 +40,9 @@ class HypersolverRegressor(Hypersolver):
         :class:`NeuralODE`; a :class:`NeuralODE` module; or a vector field ``f(t, z)``, and then predict returns z(S).
         Never changed: fit works on a frozen copy, and clone shares it by reference.
     base_solver : str, ButcherTableau or "auto", default "auto"
-        "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "rk4_38" or a tableau of your own; "auto" is the canonical
-        method of ``order``.
+        "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "rk4_38", or a tableau of your own; the multistep methods "ab2",
+        "ab3", "ab4", with one evaluation of f a step after their start-up; "nonstationary", whose coefficients and mesh are
+        learned for ``n_steps`` first (good for images and tables); "auto" is the canonical method of ``order``.
     order : int, optional
         With ``base_solver="auto"``: 1 euler (where missing), 2 midpoint, 3 rk3, 4 rk4. Otherwise it must agree.
     n_steps : int, default 10
@@ -95,8 +96,9 @@ class HypersolverRegressor(Hypersolver):
     ----------
     module_ : HypersolvedODE
         Input map, corrected steps and output map: what every method runs.
-    correction_ : BoundedCorrection
-        g, scaled and bounded.
+    correction_ : BoundedCorrection or None
+        g, scaled and bounded. None where the fit fell back to the base solver, with a warning, because no epoch was better
+        on held-out rows without exceeding its largest error there.
     base_solver_ : BaseSolver
     order_ : int
         p.
@@ -105,8 +107,12 @@ class HypersolverRegressor(Hypersolver):
     delta_ : dict
         By fitted K, the largest and mean :math:`\|g - R\|_2` on held-out reference states: their local truncation error
         is at most ``delta_[K]["max"] * abs(eps) ** (order_ + 1)`` (Theorem 1).
+    errors_ : dict
+        By fitted K, the mean and largest :math:`\|z_K - z(S)\|_2` on held-out rows, and the base solver's ("base_mean",
+        "base_max"). At ``n_steps`` the largest never exceeds the base solver's.
     history_ : list of dict
-        One row an epoch: its stage, train_loss, valid_loss.
+        One row an epoch: its stage, train_loss, valid_loss (infinite where the largest error on held-out rows exceeded the
+        base solver's).
     net_ : skorch net
         The net that trained g.
     n_features_in_ : int
@@ -183,7 +189,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-    module_, correction_, base_solver_, order_, neural_ode_, delta_, history_, net_, n_features_in_
+    module_, correction_, base_solver_, order_, neural_ode_, delta_, errors_, history_, net_, n_features_in_
         See :class:`HypersolverRegressor`.
 
     Examples

@@ -71,6 +71,8 @@ class _Spec:
 class MLPCorrection(_Spec):
     """A fully connected correction for vector states (other shapes are flattened).
 
+    All its weights are linear in s and eps, which a batch shares: that costs no product a sample.
+
     Parameters
     ----------
     hidden : int, optional
@@ -120,6 +122,8 @@ class MLPCorrection(_Spec):
 @dataclass
 class ConvCorrection(_Spec):
     """A convolutional correction for image states (channels, height, width).
+
+    All its weights are linear in s and eps, as those of :class:`MLPCorrection` are.
 
     Parameters
     ----------
