@@ -17,9 +17,6 @@ from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual
 from .solver_binding import leading_error, make_view, stage_spacings
 
-Terms = Sequence["float | Tensor"] | Tensor
-"""What a step's weights are linear in: one number a term, or, where every row has a step of its own, (rows, terms)."""
-
 _GATE_BOUND = 4.0
 _MATRIX_GATE = 4
 """Up to this many dimensions the gate is a matrix a stage, above it one number."""
@@ -60,21 +57,18 @@ class StepLayer(nn.Module):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def at(self, terms: Sequence[float | Tensor]) -> tuple[Tensor, Tensor]:
+    def at(self, terms: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of one step."""
-        weight, bias = self.weight[0], self.bias[0]
-        for term, w, b in zip(terms, self.weight[1:], self.bias[1:], strict=True):
-            weight, bias = weight + term * w, bias + term * b
-        return weight, bias
+        weight = torch.mv(self.weight.flatten(1).t(), terms).view(self.weight.shape[1:])
+        return weight, torch.mv(self.bias.t(), terms)
 
-    def forward(self, h: Tensor, terms: Terms) -> Tensor:
-        """The layer on a batch, of one step or with a step a row."""
-        if not isinstance(terms, Tensor):
+    def forward(self, h: Tensor, terms: Tensor) -> Tensor:
+        """The layer on a batch of one step, for terms (1, phi_1, ...), or with a step a row, for a row of terms each."""
+        if terms.ndim == 1:
             return multiply(h, *self.at(terms))
         # All W_m h in one product, then their sum: no loop over the steps of a batch.
         products = multiply(h, self.weight.flatten(0, 1), self.bias.flatten())
-        shares = torch.cat([torch.ones_like(terms[:, :1]), terms], dim=1)
-        return torch.einsum("nm,nm...->n...", shares, products.unflatten(1, (shares.shape[1], -1)))
+        return torch.einsum("nm,nm...->n...", terms, products.unflatten(1, (terms.shape[1], -1)))
 
 
 def multiply(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -243,16 +237,15 @@ class CorrectionNet(nn.Module):
         bound = self.spacings if n_stages == self.layout.n_stages else self.startup_spacings
         return bound or [1.0] * (n_stages - 1)
 
-    def _terms(self, eps: float | Tensor, s: float | Tensor, n_stages: int) -> Terms:
+    def _terms(self, eps: float | Tensor, s: Tensor, n_stages: int) -> Tensor:
+        """1, and what the weights are linear in: one number each, or a row of them for every row."""
         middle, per_half = self.time_range.unbind()
-        terms: list[Any] = [(s - middle) * per_half, eps / self.eps_max]
+        terms: list[Any] = [1.0, (s - middle) * per_half, eps / self.eps_max]
         if self.layout.reads_tableau:
             terms += self.leading_error
         if self.layout.reads_startup:
             terms.append(float(n_stages < self.layout.n_stages))
-        if not (isinstance(eps, Tensor) and eps.ndim):
-            return terms
-        return torch.stack([term if isinstance(term, Tensor) else torch.full_like(eps, term) for term in terms], dim=1)
+        return torch.stack([t if isinstance(t, Tensor) else torch.full_like(terms[1], t) for t in terms], dim=-1)
 
     def _normalize(self, features: Tensor) -> Tensor:
         """Features shifted and scaled, with zeros for those that a start-up step lacks."""
@@ -329,7 +322,7 @@ class FoldedNet(nn.Module):
         super().__init__()
         layout, n = net.layout, net.layout.n_state
         self.n_state, self.has_gate, self.has_matrix_gate = n, layout.n_gate > 0, layout.has_matrix_gate
-        terms = [float(term) for term in net._terms(eps, s, n_stages)]
+        terms = net._terms(eps, net.shift.new_tensor(s), n_stages)
         (first, first_bias), *layers = (layer.at(terms) for layer in net.layers)  # type: ignore[operator]
         self.is_image = first.ndim == 4
         known = layout.n_before + n * n_stages
