@@ -7,6 +7,7 @@ of charge, the CPU seconds of :attr:`Problem.seconds`, and the weights that were
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -108,7 +109,9 @@ def _field(problem: Problem, s: float, z: Tensor, x: Tensor) -> Tensor:
     return problem.neural_ode.vector_field(*arguments)
 
 
-def fit_published_hypereuler(problem: Problem, seed: int, iterations: int = 15_000) -> tuple[Solver, list]:
+def fit_published_hypereuler(
+    problem: Problem, seed: int, iterations: int = 15_000, seconds: float = math.inf
+) -> tuple[Solver, list]:
     """Recipe (i) as published: eps = 1/9, batches of 16, dopri5 at 1e-4 solved anew at every iteration."""
     model = ReferenceHyperEuler(problem, 9, published=32)
     ode, x = problem.neural_ode, problem.rows["fit"]
@@ -126,7 +129,8 @@ def fit_published_hypereuler(problem: Problem, seed: int, iterations: int = 15_0
         return total.sqrt()
 
     trace = train(
-        model, loss, problem, seed=seed, iterations=iterations, lr=1e-3, final_lr=5e-4, weight_decay=1e-8, batch=16
+        model, loss, problem, seed=seed, iterations=iterations, seconds=seconds, lr=1e-3, final_lr=5e-4,
+        weight_decay=1e-8, batch=16,
     )  # fmt: skip
     return model, trace
 

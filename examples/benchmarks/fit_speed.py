@@ -1,0 +1,150 @@
+"""How long fits take, what reference recipe (i) reaches in ten times that, and how reference solves scale with n_jobs.
+
+    python examples/benchmarks/fit_speed.py [--seeds 3] [--cache FOLDER]
+
+Run it alone. Wall-clock seconds with torch's default number of threads. A fit is the default one at two Euler steps, its
+reference solves included, on the moons flow (flow matching) and on the digits classifier. Recipe (i) (wp_recipes.py) as
+published solves dopri5 anew at every iteration; it runs for ten times our seconds, at its step size and refitted at ours with
+references free of charge, and its validation error is noted at twenty moments. Reference solves: 16,384 rows of the moons flow
+and 512 digits, in chunks dealt to joblib's workers of one thread each, on loky and on a local Dask cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from _results import Results, parser
+from wp_problems import Problem, load_problem
+from wp_recipes import ReferenceHyperEuler, fit_published_hypereuler, fit_residuals
+from wp_training import validation_error
+
+from sklearn_hyper import HypersolverRegressor
+from sklearn_hyper.training.references import solve_references
+
+PROBLEMS = ("moons flow_matching", "digits")
+PATIENCE = 10
+"""Recipe (i) may take so many times our seconds."""
+ROWS = {"moons flow_matching": 16_384, "digits": 512}
+
+
+def fit_ours(problem: Problem, seed: int) -> dict[str, Any]:
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # conditioning in float32, which mends itself
+        fast = HypersolverRegressor(problem.neural_ode, n_steps=2, random_state=seed).fit(problem.rows["fit"].numpy())
+    return {"wall": time.perf_counter() - start, "error": validation_error(fast.module_, problem)}
+
+
+def fit_recipe(problem: Problem, seed: int, ours: dict[str, Any], *, published: bool) -> dict[str, Any]:
+    """Recipe (i) until it reaches our error, or for ten times our seconds."""
+    seconds = PATIENCE * ours["wall"]
+    if published:
+        model, trace = fit_published_hypereuler(problem, seed, seconds=seconds)
+        model.n_steps = 2
+    else:
+        model = ReferenceHyperEuler(problem, 2)
+        trace = fit_residuals(model, problem, seed, seconds=seconds)
+    reached = next((row["seconds"] for row in trace if row["error"] <= ours["error"]), None)
+    return {
+        "error at two steps": validation_error(model, problem),
+        "seconds to our error": reached,
+        "times ours": None if reached is None else reached / ours["wall"],
+        "trace": trace,
+    }
+
+
+@contextlib.contextmanager
+def workers(backend: str, n_jobs: int) -> Iterator[None]:
+    """joblib on loky, or on a Dask cluster of this machine, with one thread a worker."""
+    if backend == "loky":
+        with joblib.parallel_config("loky", n_jobs=n_jobs, inner_max_num_threads=1):
+            yield
+        return
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=n_jobs, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster),
+        joblib.parallel_config("dask"),
+    ):
+        yield
+
+
+def time_references(problem: Problem, backend: str, n_jobs: int, repeats: int = 3) -> dict[str, Any]:
+    """Median seconds of a solve of many rows, workers started and warm."""
+    rows = problem.rows["fit"]
+    n = ROWS[problem.name]
+    x = rows.repeat(-(-n // len(rows)), *[1] * (rows.ndim - 1))[:n]
+    times = np.linspace(*problem.neural_ode.t_span, 11).tolist()
+
+    def solve() -> float:
+        start = time.perf_counter()
+        solve_references(problem.neural_ode, x, times, rtol=1e-6, atol=1e-6, n_jobs=n_jobs)
+        return time.perf_counter() - start
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker, so that one job is one core
+    try:
+        with workers(backend, n_jobs):
+            solve()
+            return {"wall": statistics.median(solve() for _ in range(repeats))}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    options = parser(__doc__, "fit_speed.json")
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--data", default=None, help="not needed by the problems of this script")
+    arguments = options.parse_args()
+    command = f"python examples/benchmarks/fit_speed.py --seeds {arguments.seeds}"
+    results = Results(arguments.out, command, fresh=arguments.fresh)
+    for name in PROBLEMS:
+        problem = load_problem(name, arguments.cache, arguments.data)
+        for backend in ("loky", "dask"):
+            for n_jobs in (1, 2):
+                measure: Callable[[], dict] = lambda b=backend, j=n_jobs, p=problem: time_references(p, b, j)  # noqa: E731
+                results.cell(f"{name} | references | {backend} n_jobs={n_jobs}", measure)
+        for seed in range(arguments.seeds):
+            ours = results.cell(f"{name} | ours | seed {seed}", lambda p=problem, s=seed: fit_ours(p, s))
+            for kind in ("refitted", "published"):
+                results.cell(
+                    f"{name} | recipe (i) {kind} | seed {seed}",
+                    lambda p=problem, s=seed, o=ours, k=kind: fit_recipe(p, s, o, published=k == "published"),
+                )
+    results.write(summarise(results.cells))
+    for row in results.payload["summary"]:
+        print(row)
+
+
+def summarise(cells: dict[str, Any]) -> list[dict[str, Any]]:
+    """By problem: medians over seeds, and the speed-up of two jobs over one."""
+    rows = []
+    for name in PROBLEMS:
+        ours = [cell for key, cell in cells.items() if key.startswith(f"{name} | ours")]
+        row: dict[str, Any] = {
+            "problem": name,
+            "our seconds": statistics.median(cell["wall"] for cell in ours),
+            "our error": statistics.median(cell["error"] for cell in ours),
+        }
+        for kind in ("refitted", "published"):
+            theirs = [cell for key, cell in cells.items() if key.startswith(f"{name} | recipe (i) {kind}")]
+            row[f"recipe (i) {kind}, error"] = statistics.median(cell["error at two steps"] for cell in theirs)
+            row[f"recipe (i) {kind}, times our seconds"] = [cell["times ours"] for cell in theirs]
+        for backend in ("loky", "dask"):
+            one, two = (cells[f"{name} | references | {backend} n_jobs={n}"]["wall"] for n in (1, 2))
+            row[f"{backend}: two jobs over one"] = one / two
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
