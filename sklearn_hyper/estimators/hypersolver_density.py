@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -482,3 +484,35 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             raise ValueError(f"direction must be 'sampling' or 'density', got {direction!r}.")
         self._require_fitted("sampler_")
         return copy.deepcopy(self.module_ if direction == "sampling" else self._require_density())
+
+    def export_onnx(self, path: str | os.PathLike[str], *, preprocessed: bool = False) -> Path:
+        """Write the sampler as an ONNX file, which runs without torch and without this package.
+
+        The file takes base states ``X`` of shape (n_samples, n_features), draws of the base distribution in ``dtype_``, and gives
+        samples as ``output``. Densities differentiate the field and are not exported. It needs the ``onnx`` extra:
+        ``pip install "sklearn-hyper[onnx]"``.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write; an older one is replaced at once, when the new one is complete.
+        preprocessed : bool, default False
+            The steps of a Pipeline that were passed with the flow do not become part of the file. True says that you know:
+            the file then gives what ``preprocess_.inverse_transform`` takes.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        ImportError, ValueError, RuntimeError
+            As :meth:`HypersolverRegressor.export_onnx`.
+        """
+        self._require_fitted("sampler_")
+        if self.preprocess_ is not None and not preprocessed:
+            raise ValueError(
+                f"the steps before the flow, {self.preprocess_!r}, cannot become part of the file, whose samples would be in "
+                "their output's coordinates. Pass preprocessed=True to say that you apply preprocess_.inverse_transform."
+            )
+        return self.sampler_.export_onnx(path)

@@ -11,12 +11,19 @@ import pytest
 import torch
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from small_hypersolvers import make_classifier, make_regressor
+from small_hypersolvers import Swirl, make_classifier, make_regressor
 from torch import nn
 
-from sklearn_hyper import HypersolverRegressor, NeuralODE, NeuralODERegressor
-from sklearn_hyper.modules import MLPVectorField
+from sklearn_hyper import (
+    ContinuousNormalizingFlow,
+    HypersolverDensity,
+    HypersolverRegressor,
+    NeuralODE,
+    NeuralODERegressor,
+)
+from sklearn_hyper.modules import HypersolvedODE, MLPVectorField
 from sklearn_hyper.modules.onnx_export import PARITY, write_onnx
+from sklearn_hyper.numerics import resolve_base_solver
 
 
 def run_file(path, X, output=0):
@@ -41,7 +48,7 @@ class Controlled(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn_hyper.numerics.residuals.ConditioningWarning")
-@pytest.mark.parametrize("base_solver", ["euler", "heun"])
+@pytest.mark.parametrize("base_solver", ["heun", "ab2"])
 def test_float64_to_rounding(base_solver, X, tmp_path):
     fast = make_regressor(MLPVectorField(2, hidden=8).double(), base_solver=base_solver, n_steps=3).fit(X)
     path = fast.export_onnx(tmp_path / "fast.onnx", X=X.tolist())
@@ -60,6 +67,24 @@ def test_data_controlled_field(X, tmp_path):
     X = X.astype(np.float32)
     fast = make_regressor(NeuralODE(Controlled(), t_span=(1.0, 0.0), data_controlled=True)).fit(X)
     assert_same(run_file(fast.export_onnx(str(tmp_path / "fast.onnx")), X), fast.predict(X))
+
+
+class OwnCorrection(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, eps, s, z, stages, x=None):
+        return torch.tanh(self.layer(torch.cat([z, *stages], dim=1))) * (1 + eps) * s
+
+
+def test_a_correction_of_ones_own_on_a_mesh_that_is_not_uniform(X, tmp_path):
+    module = HypersolvedODE(
+        NeuralODE(Swirl()), resolve_base_solver("euler"), OwnCorrection().double(), (0.0, 0.3, 0.6, 1.0)
+    ).eval()
+    rows, path = torch.from_numpy(X), tmp_path / "module.onnx"
+    write_onnx(module, rows, path, outputs=["output"])
+    assert_same(run_file(path, X), module(rows).detach().numpy(), torch.float64)
 
 
 def test_a_file_of_one_target_has_the_shape_of_predict(vectors, vectors_ode, tmp_path):
@@ -107,6 +132,15 @@ def test_a_file_holds_weights_once_and_no_paths_of_this_machine(X, tmp_path):
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
+def test_sampler_of_a_flow(X, tmp_path):
+    pipe = make_pipeline(StandardScaler(), ContinuousNormalizingFlow(Swirl(), max_epochs=1, random_state=0)).fit(X)
+    fast = HypersolverDensity(pipe, n_steps=2, max_epochs=2, max_samples=100, random_state=0).fit()
+    with pytest.raises(ValueError, match=r"StandardScaler\(\).*inverse_transform"):
+        fast.export_onnx(tmp_path / "sampler.onnx")
+    found = run_file(fast.export_onnx(tmp_path / "sampler.onnx", preprocessed=True), X)
+    np.testing.assert_allclose(fast.preprocess_.inverse_transform(found), fast.inverse_transform(X), atol=1e-9)
+
+
 # ---------------------------------------------------------------------- what cannot be exported
 
 
@@ -120,11 +154,18 @@ class BranchesOnValues(nn.Module):
         return -z if z.sum() > 0 else z
 
 
-@pytest.mark.parametrize("field", [ThroughNumpy(), BranchesOnValues()], ids=lambda field: type(field).__name__)
+class BranchesOnTime(nn.Module):
+    def forward(self, t, z):
+        return -z if t < 0.5 else z
+
+
+@pytest.mark.parametrize(
+    "field", [ThroughNumpy(), BranchesOnValues(), BranchesOnTime()], ids=lambda field: type(field).__name__
+)
 def test_a_field_that_torch_cannot_trace(field, X, tmp_path):
-    fast = make_regressor(field, n_steps=1, max_epochs=1).fit(X)
+    module = HypersolvedODE(NeuralODE(field), resolve_base_solver("euler"), None, (0.0, 0.5, 1.0)).eval()
     with pytest.raises(ValueError, match=r"cannot be exported.*must not branch on values"):
-        fast.export_onnx(tmp_path / "fast.onnx")
+        write_onnx(module, torch.from_numpy(X), tmp_path / "fast.onnx", outputs=["output"])
     assert list(tmp_path.iterdir()) == []
 
 
