@@ -104,9 +104,8 @@ def _export(module: nn.Module, x: Tensor, outputs: Sequence[str], metadata: Mapp
         with _known_noise_removed(), torch.no_grad():
             traced = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             program = torch.onnx.export(
-                traced.run_decompositions(_decompositions()), (example,), dynamo=True, verbose=False,
-                input_names=["X"], output_names=list(outputs),
-                custom_translation_table={torch.ops.aten.scalar_tensor.default: _exact_scalar},
+                traced, (example,), dynamo=True, verbose=False, input_names=["X"], output_names=list(outputs),
+                custom_translation_table=_exact_translations(),
             )  # fmt: skip
     except Exception as error:
         raise ValueError(
@@ -122,28 +121,29 @@ def _export(module: nn.Module, x: Tensor, outputs: Sequence[str], metadata: Mapp
     return model.SerializeToString()
 
 
-def _decompositions() -> dict[Any, Any]:
-    """torch's own, and two operators whose numbers the exporter would round to float32 whatever the tensors are."""
-
-    def add(one: Tensor, other: Tensor, *, alpha: float = 1) -> Tensor:
-        return NotImplemented if alpha == 1 else one + other * alpha
-
-    def clamp(t: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
-        if min is not None:
-            t = torch.maximum(t, torch.scalar_tensor(min, dtype=t.dtype))
-        return t if max is None else torch.minimum(t, torch.scalar_tensor(max, dtype=t.dtype))
-
-    aten = torch.ops.aten
-    return {**torch.export.default_decompositions(), aten.add.Tensor: add, aten.clamp.default: clamp}
-
-
-def _exact_scalar(s: float, dtype: int = 1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
-    """A number as a constant of its tensor's dtype: the exporter's own goes by way of float32."""
+def _exact_translations() -> dict[Any, Any]:
+    """Operators whose numbers torch's exporter takes by way of float32, whatever the tensors are."""
     import onnx
     from onnxscript import opset18
 
-    name = onnx.TensorProto.DataType.Name(dtype)
-    return opset18.Constant(value=onnx.helper.make_tensor(name, dtype, [], [s]))
+    def constant(value: float, dtype: int) -> Any:
+        return opset18.Constant(value=onnx.helper.make_tensor("", int(dtype), [], [value]))
+
+    def scalar_tensor(
+        s: float, dtype: int = onnx.TensorProto.FLOAT, layout: str = "", device: str = "", pin_memory: bool = False
+    ) -> Any:
+        return constant(s, dtype)
+
+    def add(self: Any, other: Any, alpha: float = 1.0) -> Any:
+        return opset18.Add(self, other if alpha == 1 else opset18.Mul(other, constant(alpha, other.dtype)))
+
+    def clamp(self: Any, min: float | None = None, max: float | None = None) -> Any:
+        if min is not None:
+            self = opset18.Max(self, constant(min, self.dtype))
+        return self if max is None else opset18.Min(self, constant(max, self.dtype))
+
+    aten = torch.ops.aten
+    return {aten.scalar_tensor.default: scalar_tensor, aten.add.Tensor: add, aten.clamp.default: clamp}
 
 
 def _reason(error: Exception) -> str:
