@@ -124,7 +124,9 @@ def measure_ours(problem: Problem, solver: str, seed: int, place: Place) -> dict
     }
     keep(fast.module_, problem, solver, seed, place)
     own = fast.module_.n_steps
-    for k in dict.fromkeys([own, *GENERALIST_STEPS]):
+    # Learned coefficients are made for one number of steps.
+    others = () if settings.get("base_solver") == "nonstationary" else GENERALIST_STEPS
+    for k in dict.fromkeys([own, *others]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # step sizes that it was not fitted at are the point
             module = fast.module_ if k == own else fast.with_solver(n_steps=k).module_

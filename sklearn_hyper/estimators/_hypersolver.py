@@ -86,6 +86,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         return self
 
     def _fit(self, X: Any) -> bool:
+        check_n_steps(self.n_steps)
         learned = self._learns_coefficients()
         # A learned one is known only once its coefficients are; until then Euler's stands for it.
         solver = resolve_base_solver("euler" if learned else self.base_solver, self.order)

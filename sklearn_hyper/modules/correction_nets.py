@@ -24,7 +24,7 @@ _MATRIX_GATE = 4
 
 def flatten_samples(t: Tensor) -> Tensor:
     """(batch, ...) to (batch, n); a state may have no axis but the batch's."""
-    return t.reshape(t.shape[0], -1)
+    return t if t.ndim == 2 else t.reshape(t.shape[0], -1)
 
 
 def wants_matrix_gate(n_state: int) -> bool:
@@ -366,17 +366,19 @@ class FoldedNet(nn.Module):
     def forward(self, eps: float, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None = None) -> Tensor:
         """g, in the units of its targets."""
         inputs = [z, *([] if x is None else [x]), *stages]
+        (first, *others), (bias, *biases) = _listed(self.first), _listed(self.biases)
         if self.is_image:
-            out = multiply(torch.cat(inputs, dim=1), self.first[0], self.biases[0])
+            out = multiply(torch.cat(inputs, dim=1), first, bias)
         else:
             inputs = [flatten_samples(part) for part in inputs]
-            out = functional.linear(inputs[0], self.first[0], self.biases[0])
+            out = functional.linear(inputs[0], first, bias)
             # Products that add up, where a concatenation would copy.
-            for part, weight in zip(inputs[1:], list(self.first)[1:], strict=True):
+            for part, weight in zip(inputs[1:], others, strict=True):
                 out = torch.addmm(out, part, weight.t())
-        for activation, weight, bias in zip(self.activations, self.weights, list(self.biases)[1:], strict=True):
+        for activation, weight, bias in zip(self.activations, _listed(self.weights), biases, strict=True):
             out = multiply(activation(out), weight, bias)
-        return self._combine(out, inputs[-len(stages) :]).reshape(z.shape)
+        g = self._combine(out, inputs[-len(stages) :])
+        return g if g.ndim == z.ndim else g.reshape(z.shape)
 
     def _combine(self, out: Tensor, stages: Sequence[Tensor]) -> Tensor:
         n = self.n_state
@@ -386,7 +388,10 @@ class FoldedNet(nn.Module):
         weighed = [
             torch.addcmul(offset, stage, slope)
             for offset, stage, slope in zip(
-                self.gate_offsets, [first, *(stage - first for stage in others)], self.gate_slopes, strict=True
+                _listed(self.gate_offsets),
+                [first, *(stage - first for stage in others)],
+                _listed(self.gate_slopes),
+                strict=True,
             )
         ]
         gates = torch.tanh(out[:, n:])
@@ -399,6 +404,11 @@ class FoldedNet(nn.Module):
 def _per_channel(values: Tensor, ndim: int) -> Tensor:
     """Values of rows or channels, shaped to multiply a weight, or a state without its batch, of ``ndim`` axes."""
     return values.reshape(-1, *[1] * (ndim - 1))
+
+
+def _listed(tensors: nn.ParameterList) -> list[Tensor]:
+    """Its tensors, without the list's own look-ups, which cost as much as a small product each."""
+    return list(tensors._parameters.values())  # type: ignore[arg-type]
 
 
 def _frozen(tensors: Sequence[Tensor]) -> nn.ParameterList:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual
-from .correction_nets import CorrectionNet, flatten_samples, row_column
+from .correction_nets import CorrectionNet, row_column
 from .serialization import DeviceFreeModule
 from .solver_binding import bind_solver, make_view
 
@@ -134,20 +134,25 @@ class BoundedStep(nn.Module):
 
 
 def _bound(g: Tensor, stages: Sequence[Tensor], cap: float | Tensor, floor: float) -> Tensor:
-    limit = largest_stage_norm(stages).clamp(min=floor) * cap
-    norm = torch.linalg.vector_norm(flatten_samples(g), dim=1)
+    limit = largest_stage_norm(stages).clamp(min=floor) * row_column(cap, g)
     # Exactly 1 where the cap is inactive; the clamp keeps 0 / 0 out where limit and norm are both zero.
-    share = limit / torch.maximum(limit, norm).clamp(min=torch.finfo(norm.dtype).tiny)
-    return g * row_column(share, g)
+    share = limit / torch.maximum(limit, sample_norm(g)).clamp(min=torch.finfo(g.dtype).tiny)
+    return g * share
 
 
 def largest_stage_norm(stages: Sequence[Tensor]) -> Tensor:
-    """max_i ||r_i|| of every sample."""
-    norms = [torch.linalg.vector_norm(flatten_samples(stage), dim=1) for stage in stages]
+    """max_i ||r_i|| of every sample, over axes of length one."""
+    norms = [sample_norm(stage) for stage in stages]
     largest = norms[0]
     for norm in norms[1:]:
         largest = torch.maximum(largest, norm)
     return largest
+
+
+def sample_norm(t: Tensor) -> Tensor:
+    """The 2-norm of every sample, over axes of length one."""
+    axes = list(range(1, t.ndim))
+    return torch.linalg.vector_norm(t, dim=axes, keepdim=True) if axes else t.abs()
 
 
 def fit_bounded_correction(net: nn.Module, residuals: Sequence[Residual]) -> BoundedCorrection:
@@ -159,12 +164,11 @@ def fit_bounded_correction(net: nn.Module, residuals: Sequence[Residual]) -> Bou
     full_stages = max(len(r.stages) for r in residuals)
     startup = [r for r in residuals if len(r.stages) < full_stages]
     full = [r for r in residuals if len(r.stages) == full_stages]
-    norms = torch.cat([largest_stage_norm(r.stages) for r in residuals])
+    norms = torch.cat([largest_stage_norm(r.stages).flatten() for r in residuals])
     floor = 0.1 * norms.pow(2).mean().sqrt()
     shares = [
         abs(r.eps) ** r.order
-        * torch.linalg.vector_norm(flatten_samples(r.target), dim=1)
-        / largest_stage_norm(r.stages).clamp(min=float(floor) or 1.0)
+        * (sample_norm(r.target) / largest_stage_norm(r.stages).clamp(min=float(floor) or 1.0)).flatten()
         for r in residuals
     ]
     cap = 2 * torch.cat(shares).max()

@@ -164,7 +164,7 @@ def test_a_data_controlled_field_is_given_its_input(X):
 
 
 def test_costs_of_a_density_are_those_of_its_log_likelihood(X):
-    density = HypersolverDensity(Swirl(), base_solver="heun", n_steps=2, max_epochs=1, lr=1e-6, random_state=0).fit(X)
+    density = HypersolverDensity(Swirl(), base_solver="heun", n_steps=2, max_epochs=40, random_state=0).fit(X)
     assert neg_macs_scorer(density, X) == -density.solver_report(X)[-1].macs < -density.solver_report()[-1].macs
     assert neg_nfe_scorer(density, X) == -4
     with pytest.raises(TypeError, match=r"or HypersolverClassifier, .* is needed, got HypersolverDensity"):
