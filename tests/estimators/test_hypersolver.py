@@ -408,7 +408,9 @@ def test_wrong_families_are_refused_before_any_solve(X, solves):
 def test_families_can_be_searched_over(X):
     grid = {"correction__tableaus": [None, FAMILY], "correction__hidden": [4]}
     correction = MLPCorrection()
-    search = GridSearchCV(make_regressor(base_solver="midpoint", correction=correction, max_epochs=10), grid, cv=2).fit(X)
+    search = GridSearchCV(make_regressor(base_solver="midpoint", correction=correction, max_epochs=10), grid, cv=2).fit(
+        X
+    )
     assert search.best_params_["correction__tableaus"] in (None, FAMILY) and correction.tableaus is None
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert clone(search.best_estimator_).correction == search.best_estimator_.correction
