@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual
 from .correction_nets import CorrectionNet, row_column
+from .folded_nets import FoldedNet
 from .serialization import DeviceFreeModule
 from .solver_binding import bind_solver, make_view
 
@@ -118,7 +119,7 @@ class BoundedCorrection(DeviceFreeModule):
         if not isinstance(self.net, CorrectionNet):
             return self
         order, scale = self._units(n_stages)
-        return BoundedStep(self.net.fold(eps, s, n_stages, scale), self.cap * abs(eps) ** -order, self.floor)
+        return BoundedStep(FoldedNet(self.net, eps, s, n_stages, scale), self.cap * abs(eps) ** -order, self.floor)
 
 
 class BoundedStep(nn.Module):
