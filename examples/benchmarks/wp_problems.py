@@ -49,7 +49,7 @@ class Problem:
     labels: np.ndarray | None = None
     states: dict[str, Tensor] | None = None
     trajectory: Tensor | None = None
-    seconds: float = 15.0
+    seconds: float = 20.0
 
     @property
     def initial_states(self) -> Tensor:
