@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,33 +16,29 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
-from .. import __version__
 from ..metrics import SolverReport, mean_absolute_percentage_error
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
-from ..modules.onnx_export import FirstOutput, check_target, require_onnx, write_onnx
 from ..modules.solver_binding import solver_family
-from ..numerics.base_solvers import BaseSolver, resolve_base_solver, startup_methods
-from ..numerics.nonstationary import Nonstationary
+from ..numerics.base_solvers import NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
 from ..numerics.residuals import compute_residuals
 from ..numerics.solve import check_n_steps, check_t_span, solver_mesh
-from ..training.coefficient_fitting import NAME as NONSTATIONARY
-from ..training.coefficient_fitting import CoefficientSettings, fit_coefficients
-from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
+from ..training.coefficient_fitting import classical_starts, fit_coefficients
+from ..training.correction_fitting import FitSettings, FittedCorrection, build_correction, fit_correction, max_rows
 from ..training.nets import seeded
 from ..training.references import solve_references
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._hypersolver_base import HypersolverBase
+from ._onnx_export import OnnxExportMixin
 from ._reports import measure_solvers
 
 _MAX_SAMPLES = 2000
-_PARITY_ROWS = 16
 _CONTRACT = "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z."
 
 
-class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, HypersolverBase):
+class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportMixin, HypersolverBase):
     """Fit, inference, reports and solver swaps, shared by the regressor and the classifier."""
 
     # ------------------------------------------------------------------ fit
@@ -87,15 +81,12 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
 
     def _fit(self, X: Any) -> bool:
         check_n_steps(self.n_steps)
-        learned = self._learns_coefficients()
-        # A learned one is known only once its coefficients are; until then Euler's stands for it.
-        solver = resolve_base_solver("euler" if learned else self.base_solver, self.order)
-        self._check_startup(solver)
+        solver = self._resolve_solver()
         fit_range = self._fit_range()
         device = check_device(self.device)
         resolved = resolve_neural_ode(self.neural_ode)
         warm = getattr(self, "correction_", None) if self.warm_start else None
-        if warm is not None and not learned:
+        if warm is not None:
             self._check_same_family(solver)
         self.preprocess_ = copy.deepcopy(resolved.preprocess)
         X = self._prepare_X(X, reset=warm is None)
@@ -111,35 +102,15 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         self._check_output(frozen, z, resolved)
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
         X = self._subsample(X, z, solver.n_stages, StepSizes.from_parameters(int(self.n_steps), fit_range).steps)
-        n_valid = max(1, round(self.validation_fraction * len(X)))
-        if len(X) - n_valid < 1:
-            raise ValueError(
-                f"n_samples={len(X)} is too few for validation_fraction={self.validation_fraction}: {n_valid} held out, "
-                f"{len(X) - n_valid} left to fit. At least 2 samples are needed (got n_samples={len(X)})."
-            )
-        settings = FitSettings(
-            n_steps=int(self.n_steps), fit_n_steps=fit_range, device=self.device_,
-            **{name: getattr(self, name) for name in (
-                "correction", "loss", "finetune", "rtol", "atol", "max_epochs", "lr", "batch_size", "optimizer",
-                "callbacks", "validation_fraction", "memory", "n_jobs", "random_state", "verbose",
-            )},
-        )  # fmt: skip
+        self._check_n_samples(len(X))
+        settings = self._settings(fit_range)
         rows = self._to_tensor(X, self.dtype_, "cpu")
-        if learned:
-            solver = self._learn_solver(frozen, rows, warm)
+        if self.base_solver == NONSTATIONARY:
+            # A correction that goes on belongs to the coefficients it was fitted on.
+            solver = fit_coefficients(frozen, rows, settings) if warm is None else self.base_solver_
         fitted = fit_correction(frozen, rows, solver, settings, warm)
-        best = min((row["valid_loss"] for row in fitted.history if "valid_loss" in row), default=0.0)
-        fell_back = not fitted.helps or (best >= 1 and warm is None)
-        if fell_back:
-            warnings.warn(
-                "no epoch was better than the base solver on held-out rows without exceeding its largest error there (best "
-                f"valid_loss {best:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is None. Lower lr, "
-                "raise max_epochs, or give more rows.",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
         self.neural_ode_ = frozen
-        self.correction_ = None if fell_back else fitted.correction
+        self.correction_ = None if self._falls_back(fitted, warm) else fitted.correction
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
         self.errors_ = fitted.errors
         span = abs(frozen.t_span[1] - frozen.t_span[0])
@@ -148,26 +119,48 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
         self._set_module(frozen, solver, solver_mesh(solver, frozen.t_span, self.n_steps))
         return fitted.interrupted
 
-    def _learns_coefficients(self) -> bool:
-        if not (isinstance(self.base_solver, str) and self.base_solver == NONSTATIONARY):
-            return False
+    def _resolve_solver(self) -> BaseSolver:
+        """The base solver; of a nonstationary one, whose coefficients are still to be learned, Euler's form."""
+        if self.base_solver != NONSTATIONARY:
+            solver = resolve_base_solver(self.base_solver, self.order)
+            self._check_startup(solver)
+            return solver
         if self.fit_n_steps not in (None, self.n_steps):
             raise ValueError(
                 f"fit_n_steps={self.fit_n_steps!r} with base_solver={NONSTATIONARY!r}, whose coefficients are made for "
                 f"n_steps={self.n_steps} alone; leave fit_n_steps=None."
             )
-        return True
+        return resolve_base_solver(classical_starts(self.n_steps)[0], self.order)
 
-    def _learn_solver(self, neural_ode: NeuralODE, rows: Tensor, warm: Any) -> BaseSolver:
-        """The nonstationary solver: learned anew, or with a warm start the one that the correction belongs to."""
-        known = getattr(self, "base_solver_", None)
-        if warm is not None and isinstance(known, Nonstationary) and known.n_steps == self.n_steps:
-            return known
-        settings = CoefficientSettings(
-            n_steps=int(self.n_steps), device=self.device_,
-            **{name: getattr(self, name) for name in ("rtol", "atol", "memory", "n_jobs", "random_state", "verbose")},
+    def _settings(self, fit_range: Any) -> FitSettings:
+        names = (
+            "correction", "loss", "finetune", "rtol", "atol", "max_epochs", "lr", "batch_size", "optimizer", "callbacks",
+            "validation_fraction", "memory", "n_jobs", "random_state", "verbose",
         )  # fmt: skip
-        return fit_coefficients(neural_ode, rows, settings)
+        own = {name: getattr(self, name) for name in names}
+        return FitSettings(n_steps=int(self.n_steps), fit_n_steps=fit_range, device=self.device_, **own)
+
+    def _check_n_samples(self, n_samples: int) -> None:
+        n_valid = max(1, round(self.validation_fraction * n_samples))
+        if n_samples - n_valid < 1:
+            raise ValueError(
+                f"n_samples={n_samples} is too few for validation_fraction={self.validation_fraction}: {n_valid} held out, "
+                f"{n_samples - n_valid} left to fit. At least 2 samples are needed (got n_samples={n_samples})."
+            )
+
+    def _falls_back(self, fitted: FittedCorrection, warm: Any) -> bool:
+        """Whether the base solver alone is what this fit has to offer; then it says so."""
+        best = min((row["valid_loss"] for row in fitted.history if "valid_loss" in row), default=0.0)
+        if fitted.helps and (best < 1 or warm is not None):
+            return False
+        warnings.warn(
+            "no epoch was better than the base solver on held-out rows without exceeding its largest error there (best "
+            f"valid_loss {best:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is None. Lower lr, "
+            "raise max_epochs, or give more rows.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
+        return True
 
     def _check_startup(self, solver: BaseSolver) -> None:
         n_startup = len(startup_methods(solver))
@@ -435,60 +428,6 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Hypersolver
             A copy in eval mode, on this estimator's device; tensors of ``dtype_`` in, tensors out.
         """
         return copy.deepcopy(self._require_fitted("module_"))
-
-    def export_onnx(self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False) -> Path:
-        """Write the fitted solver as an ONNX file, which runs without torch and without this package.
-
-        The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, any number of rows. It gives what ``predict`` gives,
-        as ``output``; a classifier's gives ``logits`` and ``probabilities``, and has its ``classes`` as a JSON list among the
-        metadata, in the order of the columns. It needs the ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
-
-        Parameters
-        ----------
-        path : str or path
-            The file to write; an older one is replaced at once, when the new one is complete.
-        X : array-like of shape (n_samples, ...), optional
-            Rows on which ONNX Runtime is compared with torch before the file is written: at most 1e-4 (float32) or 1e-7
-            (float64) of the largest output apart. Missing: draws of a standard normal.
-        preprocessed : bool, default False
-            The steps of a Pipeline that were passed with the Neural ODE do not become part of the file. True says that you
-            know: the file then takes what ``preprocess_.transform(X)`` returns.
-
-        Returns
-        -------
-        Path
-
-        Raises
-        ------
-        ImportError
-            If the extra is not installed.
-        ValueError
-            If the field, a map or the correction cannot be traced by torch or run by ONNX Runtime; if there are frozen
-            steps and ``preprocessed`` is False; or if the path's folder does not exist.
-        RuntimeError
-            If ONNX Runtime and torch disagree. No file is written then.
-        """
-        target = check_target(path)
-        require_onnx()
-        module, outputs, metadata = self._onnx_outputs()
-        if self.preprocess_ is not None and not preprocessed:
-            raise ValueError(
-                f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would take "
-                "their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
-            )
-        if X is None:
-            X = np.random.default_rng(0).normal(size=(_PARITY_ROWS, *self._input_shape))
-        else:
-            X = self._prepare_X(X, reset=False)
-        rows = self._to_tensor(X, self.dtype_, "cpu")
-        metadata = {"sklearn_hyper_version": __version__, **metadata}
-        write_onnx(module.cpu().eval(), rows, target, outputs=outputs, metadata=metadata)
-        return target
-
-    def _onnx_outputs(self) -> tuple[nn.Module, list[str], dict[str, str]]:
-        """The module to export, the names of its outputs, and what the file has to say about them."""
-        module = self.to_module()
-        return (FirstOutput(module) if self._squeeze_output else module), ["output"], {}
 
 
 def _kind(solver: BaseSolver) -> str:

@@ -16,12 +16,19 @@ from .correction_nets import ConvCorrectionNet, CorrectionLayout, CorrectionNet,
 _ACTIVATIONS = {"silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "prelu": nn.PReLU}
 
 
+@dataclass
 class _Spec:
-    """scikit-learn's parameter protocol, so that ``correction__hidden`` is searchable and clone works."""
+    """What both kinds have in common: parameters, and scikit-learn's protocol, so that ``correction__hidden`` is searchable."""
+
+    hidden: int | None = None
+    depth: int = 3
+    activation: str = "silu"
+    gate: bool = True
+    tableaus: Sequence[Any] | None = None
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def set_params(self, **params: Any) -> _Spec:
         """Set parameters by name."""
@@ -37,9 +44,9 @@ class _Spec:
             value = getattr(self, name)
             if not (value is None and name == "hidden") and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{type(self).__name__}.{name} must be an integer >= 1, got {value!r}.")
-        if self.activation not in _ACTIVATIONS:  # type: ignore[attr-defined]
+        if self.activation not in _ACTIVATIONS:
             raise ValueError(
-                f"{type(self).__name__}.activation must be one of {sorted(_ACTIVATIONS)}, got {self.activation!r}."  # type: ignore[attr-defined]
+                f"{type(self).__name__}.activation must be one of {sorted(_ACTIVATIONS)}, got {self.activation!r}."
             )
 
     def _layout(
@@ -60,9 +67,9 @@ class _Spec:
             n_gate=n_gate,
             has_matrix_gate=has_matrix_gate,
             hidden=hidden,
-            depth=self.depth,  # type: ignore[attr-defined]
-            activation=_ACTIVATIONS[self.activation],  # type: ignore[attr-defined]
-            reads_tableau=self.tableaus is not None,  # type: ignore[attr-defined]
+            depth=self.depth,
+            activation=_ACTIVATIONS[self.activation],
+            reads_tableau=self.tableaus is not None,
             reads_startup=reads_startup,
         )
 
@@ -96,12 +103,6 @@ class MLPCorrection(_Spec):
     >>> family = MLPCorrection(tableaus=[alpha_family(0.1), "midpoint", "heun"])
     """
 
-    hidden: int | None = None
-    depth: int = 3
-    activation: str = "silu"
-    gate: bool = True
-    tableaus: Sequence[Any] | None = None
-
     def build(
         self, sample: Residual, x: Tensor | None = None, max_macs: float = math.nan, reads_startup: bool = False
     ) -> CorrectionNet:
@@ -132,13 +133,13 @@ class ConvCorrection(_Spec):
         16 where the field has no MACs to compare with.
     depth : int, default 1
         Number of hidden layers.
-    kernel_size : int, default 3
-        Odd.
     activation : {"silu", "tanh", "softplus", "prelu"}, default "silu"
     gate : bool, default True
         Whether the net also emits bounded, state-dependent weights (one a position) on the stages it reads.
     tableaus : list of str and ButcherTableau, optional
         Fit over these base solvers too; see :class:`MLPCorrection`.
+    kernel_size : int, default 3
+        Odd.
 
     Examples
     --------
@@ -147,12 +148,8 @@ class ConvCorrection(_Spec):
     8
     """
 
-    hidden: int | None = None
     depth: int = 1
     kernel_size: int = 3
-    activation: str = "silu"
-    gate: bool = True
-    tableaus: Sequence[Any] | None = None
 
     def build(
         self, sample: Residual, x: Tensor | None = None, max_macs: float = math.nan, reads_startup: bool = False

@@ -17,6 +17,9 @@ from .tableaus import TABLEAUS, ButcherTableau
 Field: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A vector field as a base step calls it: f(t, z), x already bound."""
 
+NONSTATIONARY = "nonstationary"
+"""Names a base solver that a fit learns."""
+
 CANONICAL = {1: "euler", 2: "midpoint", 3: "rk3", 4: "rk4"}
 """The base solver that ``base_solver="auto"`` stands for, by order."""
 
@@ -294,9 +297,9 @@ def _named_tableau(name: str, order: int | None) -> ButcherTableau:
                 f"base_solver='auto' knows orders {sorted(CANONICAL)}, got order={order}; pass a ButcherTableau instead."
             )
         name = CANONICAL[wanted]
-    if name == "nonstationary":
+    if name == NONSTATIONARY:
         raise ValueError(
-            "base_solver='nonstationary' is learned by an estimator's fit; here pass its base_solver_, or a Nonstationary."
+            f"base_solver={NONSTATIONARY!r} is learned by an estimator's fit; here pass its base_solver_, or a Nonstationary."
         )
     if name not in TABLEAUS:
         raise ValueError(

@@ -104,7 +104,7 @@ def count_macs(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float
     return flops / 2 if flops else math.nan
 
 
-def relative_overhead(macs_f: float, macs_g: float, n_stages: int) -> float:
+def relative_overhead(macs_f: float, macs_g: float, n_stages: float) -> float:
     r"""Relative overhead of a correction (paper, section 6).
 
     .. math:: O_r = 1 + \frac{1}{m} \frac{\mathrm{MAC}_g}{\mathrm{MAC}_f}
@@ -115,8 +115,8 @@ def relative_overhead(macs_f: float, macs_g: float, n_stages: int) -> float:
     ----------
     macs_f, macs_g : float
         MACs of one call of f and of g.
-    n_stages : int
-        Evaluations of f a step.
+    n_stages : float
+        Evaluations of f a step; their mean where start-up steps take more.
 
     Returns
     -------

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .base_solvers import BaseStep, Field, RungeKutta
+from .base_solvers import NONSTATIONARY, BaseStep, Field, RungeKutta
 from .solve import check_t_span
 from .tableaus import EULER
 
@@ -69,7 +69,7 @@ class Nonstationary:
 
     @property
     def name(self) -> str:
-        return "nonstationary"
+        return NONSTATIONARY
 
     @property
     def order(self) -> int:

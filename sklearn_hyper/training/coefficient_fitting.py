@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,21 +10,21 @@ from torch import Tensor, nn
 
 from ..modules.correction_nets import flatten_samples
 from ..modules.neural_ode import NeuralODE
-from ..numerics.base_solvers import BaseStep, Field
+from ..numerics.base_solvers import NONSTATIONARY, BaseStep, Field
 from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, take_step
 from ..numerics.solve import iterate_states
+from .correction_fitting import FitSettings
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed, seeded
 from .references import solve_references
 
 _ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
 _TINY = 1e-20
-NAME = "nonstationary"
 
 
 class LearnedCoefficients(nn.Module):
     """A nonstationary solver whose coefficients and mesh are parameters; runs in the one stepping loop."""
 
-    name, order, n_stages = NAME, NONSTATIONARY_ORDER, 2
+    name, order, n_stages = NONSTATIONARY, NONSTATIONARY_ORDER, 2
 
     def __init__(self, start: Nonstationary):
         super().__init__()
@@ -100,21 +99,7 @@ class _CoefficientLoss(nn.Module):
         return (self.errors(rows) + _TINY).log().mean()
 
 
-@dataclass(frozen=True)
-class CoefficientSettings:
-    """What learning coefficients is told; names and meaning are those of ``HypersolverRegressor``."""
-
-    n_steps: int
-    rtol: float
-    atol: float
-    memory: Any
-    device: str
-    n_jobs: int | None
-    random_state: Any
-    verbose: int
-
-
-def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: CoefficientSettings) -> Nonstationary:
+def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: FitSettings) -> Nonstationary:
     """Learn a nonstationary solver of K steps on terminal states of dopri5.
 
     It starts as the classical method that does best on held-out rows, and keeps its best epoch: on them it is never worse.
@@ -125,7 +110,8 @@ def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: CoefficientSett
         In eval mode, parameters frozen, on ``settings.device``.
     x : Tensor of shape (n, ...)
         Some tens of numbers are learned, so a few hundred rows of it are used.
-    settings : CoefficientSettings
+    settings : FitSettings
+        Of the whole fit; the budget of this one is its own.
 
     Returns
     -------
@@ -152,7 +138,7 @@ def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: CoefficientSett
         return _train(loss, fitted, held_out, settings)
 
 
-def _train(loss: _CoefficientLoss, fitted: Tensor, held_out: Tensor, settings: CoefficientSettings) -> Nonstationary:
+def _train(loss: _CoefficientLoss, fitted: Tensor, held_out: Tensor, settings: FitSettings) -> Nonstationary:
     def validate(module: nn.Module) -> float:
         with torch.no_grad():
             return float(module(held_out))

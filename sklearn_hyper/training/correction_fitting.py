@@ -22,6 +22,7 @@ from ..modules.neural_ode import NeuralODE
 from ..modules.solver_binding import bind_solver, solver_family
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
+from ..numerics.nonstationary import Nonstationary
 from ..numerics.residuals import Residual
 from ..numerics.solve import solver_mesh
 from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
@@ -38,10 +39,9 @@ from .objectives import (
     stack_blocks,
 )
 from .references import mesh_times, solve_references
-from .residual_sets import Exact, Step, StepSizes, choose_steps, conditioned_blocks, deal_solvers, own_steps
+from .residual_sets import MAX_BLOCKS, Exact, Step, StepSizes, conditioned_blocks, deal_solvers, plan_steps
 
 _TINY = 1e-30
-_MAX_BLOCKS = 48
 _MEMORY_BUDGET = 2**30
 _FINETUNE_SHARE, _FINETUNE_LR = 0.4, 0.5
 _VALID_ROWS, _VALID_BLOCKS, _VALID_SOLVES = 256, 8, 8
@@ -97,7 +97,7 @@ class FittedCorrection:
 def max_rows(state_numel: int, n_stages: int, itemsize: int, steps: Sequence[int]) -> int:
     """Rows whose reference states and residual blocks fit one GiB."""
     n_times = len(mesh_times((0.0, 1.0), steps))
-    per_row = state_numel * itemsize * (2 * n_times + _MAX_BLOCKS * (n_stages + 2))
+    per_row = state_numel * itemsize * (2 * n_times + MAX_BLOCKS * (n_stages + 2))
     return max(2, _MEMORY_BUDGET // per_row)
 
 
@@ -129,15 +129,10 @@ def fit_correction(
     seed = draw_seed(settings.random_state)
     rng = np.random.default_rng(seed)
     sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
-    own_mesh = hasattr(solver, "mesh")
-    if own_mesh and settings.finetune is not None:
+    times, pairs = plan_steps(solver, neural_ode.t_span, settings.n_steps, sizes, rng)
+    if isinstance(solver, Nonstationary) and settings.finetune is not None:
         # Learned coefficients let the states between leave the trajectory, which residuals would force them back to.
         settings = replace(settings, loss=settings.finetune, finetune=None, lr=_FINETUNE_LR * settings.lr)
-    times = (
-        solver_mesh(solver, neural_ode.t_span, settings.n_steps)
-        if own_mesh
-        else mesh_times(neural_ode.t_span, sizes.steps)
-    )
 
     def solve(**how: Any) -> Tensor:
         return solve_references(
@@ -146,11 +141,7 @@ def fit_correction(
         )  # fmt: skip
 
     family = solver_family(settings.correction, solver)
-    if own_mesh:
-        pairs = own_steps(times, solver, neural_ode.t_span)
-    else:
-        pairs = choose_steps(times, sizes, _MAX_BLOCKS, rng, len(startup_methods(solver)))
-    steps = deal_solvers(pairs, family, _MAX_BLOCKS, rng)
+    steps = deal_solvers(pairs, family, MAX_BLOCKS, rng)
     on_device = x.to(settings.device)
     states, blocks, exact = conditioned_blocks(
         neural_ode, times, on_device, steps, solve, rtol=settings.rtol, atol=settings.atol

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -258,17 +259,14 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
     def _parts(self, rows: Tensor) -> list[BlockRows | StackRows]:
         if not self.data.stacks:
             return [BlockRows(_draw(self.data.blocks), part) for part in _split(rows, len(self.data.blocks))]
-        n_blocks = sum(stack.n_blocks for stack in self.data.stacks)
+        *ends, n_blocks = accumulate(stack.n_blocks for stack in self.data.stacks)
         repeated = rows.repeat(min(_STEPS_A_ROW, n_blocks))
-        parts: list[BlockRows | StackRows] = []
-        start = 0
-        for stack in self.data.stacks:
-            end = start + max(1, round(len(repeated) * stack.n_blocks / n_blocks))
-            own = repeated[start:end] if stack is not self.data.stacks[-1] else repeated[start:]
-            steps = torch.randint(stack.n_blocks, (len(own),), device=own.device)
-            parts.append(StackRows(stack, steps, own))
-            start = end
-        return parts
+        shares = repeated.tensor_split([round(len(repeated) * end / n_blocks) for end in ends])
+        return [
+            StackRows(stack, torch.randint(stack.n_blocks, (len(own),), device=own.device), own)
+            for stack, own in zip(self.data.stacks, shares, strict=True)
+            if len(own)
+        ]
 
 
 def _split(rows: Tensor, n_blocks: int) -> Sequence[Tensor]:

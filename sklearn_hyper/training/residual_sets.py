@@ -17,8 +17,12 @@ from torch import Tensor
 from ..modules.neural_ode import NeuralODE, VectorFieldError, check_neural_ode
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.residuals import CONDITIONING_LIMIT, ConditioningWarning, Residual, compute_residuals, target_noise
+from ..numerics.solve import solver_mesh
+from .references import mesh_times
 
 _CHUNK = 2048
+MAX_BLOCKS = 48
+"""Steps that a fit learns from."""
 _SLACK = 1e-9
 
 
@@ -121,16 +125,21 @@ def deal_solvers(
     return [Step(*pair, family[next(cards)]) for pair in pairs for _ in range(hand)]
 
 
-def own_steps(times: Sequence[float], solver: BaseSolver, t_span: tuple[float, float]) -> list[tuple[int, int]]:
-    """The steps of a solver with a mesh of its own, as pairs of indices of ``times``, which contain that mesh."""
-    indices = [int(np.abs(np.asarray(times) - s).argmin()) for s in solver.mesh(t_span)]  # type: ignore[attr-defined]
-    return list(pairwise(indices))
+def plan_steps(
+    solver: BaseSolver, t_span: tuple[float, float], n_steps: int, sizes: StepSizes, rng: np.random.Generator
+) -> tuple[tuple[float, ...], list[tuple[int, int]]]:
+    """The mesh that a fit needs references on, and the steps along it to learn from, as pairs of its indices."""
+    if hasattr(solver, "mesh"):  # made for one mesh, it takes no other steps
+        times = solver_mesh(solver, t_span, n_steps)
+        return times, list(pairwise(range(len(times))))
+    times = mesh_times(t_span, sizes.steps)
+    return times, choose_steps(times, sizes, MAX_BLOCKS, rng, len(startup_methods(solver)))
 
 
-def _history_of(times: Sequence[float], step: Step, t_span: tuple[float, float]) -> list[int]:
+def _history_of(times: Sequence[float], step: Step) -> list[int]:
     """Mesh indices of the nodes that a solve has come by before it takes a step."""
     if hasattr(step.solver, "mesh"):
-        return [start for start, end in own_steps(times, step.solver, t_span) if end <= step.start]
+        return list(range(step.start))
     return past_nodes(times, step.start, step.end, len(startup_methods(step.solver)))
 
 
@@ -143,7 +152,7 @@ def residual_blocks(
     """
     blocks = []
     for step in steps:
-        nodes = [*_history_of(times, step, neural_ode.t_span), step.start, step.end]
+        nodes = [*_history_of(times, step), step.start, step.end]
         grid = tuple(times[k] for k in nodes)
         blocks.append(_residual_of_rows(neural_ode, step.solver, grid, states[nodes], neural_ode.control(x)))
     return blocks
@@ -202,9 +211,7 @@ def conditioned_blocks(
     """
     states = solve(rtol=rtol, atol=atol, double=False).to(x.device)
     exact = Exact(neural_ode, states, x)
-    probes = residual_blocks(
-        neural_ode, times, states[:, :_CHUNK], x[:_CHUNK], _smallest_steps(times, steps, neural_ode.t_span)
-    )
+    probes = residual_blocks(neural_ode, times, states[:, :_CHUNK], x[:_CHUNK], _smallest_steps(times, steps))
     noise, probe = max(((target_noise(probe, rtol, atol), probe) for probe in probes), key=lambda pair: pair[0])
     if noise > CONDITIONING_LIMIT:
         tight = max(1e-13, 0.1 * CONDITIONING_LIMIT / noise * min(rtol, atol))
@@ -228,11 +235,11 @@ def conditioned_blocks(
     return states, blocks, exact
 
 
-def _smallest_steps(times: Sequence[float], steps: Sequence[Step], t_span: tuple[float, float]) -> list[Step]:
+def _smallest_steps(times: Sequence[float], steps: Sequence[Step]) -> list[Step]:
     """The smallest step, of start-up steps and of others: these have another order, and so another noise."""
     kinds: dict[int, list[Step]] = {}
     for step in steps:
-        kinds.setdefault(len(_history_of(times, step, t_span)), []).append(step)
+        kinds.setdefault(len(_history_of(times, step)), []).append(step)
     return [min(kind, key=lambda step: abs(times[step.end] - times[step.start])) for kind in kinds.values()]
 
 

@@ -102,3 +102,9 @@ def test_methods_of_one_order_but_another_start_up_do_not_swap(X):
     hyper = HypersolverRegressor(Bend(), base_solver="ab2", n_steps=3, max_epochs=15, random_state=0).fit(X)
     with pytest.raises(ValueError, match=r"'midpoint' \(order 2, 2 stages\).*'ab2' \(order 2, 2 stages, 1 start-up"):
         hyper.with_solver("midpoint")
+
+
+def test_a_warm_start_from_another_kind_of_solver_is_refused_before_any_work(X):
+    hyper = make_regressor(Bend(), base_solver="euler", n_steps=3, max_epochs=15, warm_start=True).fit(X)
+    with pytest.raises(ValueError, match=r"'nonstationary' \(order 1, 2 stages, 2 start-up steps\) cannot take over"):
+        hyper.set_params(base_solver="nonstationary").fit(X)
