@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -230,6 +230,7 @@ class ParetoDisplay:
         _scale_axes(ax, costs[drawn], errors[drawn], self.error)
         ax.set(xlabel=_COSTS[self.cost][1], ylabel=_ERRORS[self.error][1])
         ax.legend()
+        _part_labels(ax, self.texts_)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
@@ -246,6 +247,22 @@ class ParetoDisplay:
                 f"{', '.join(missing)}: not drawn, for {self.cost} or {self.error} is not finite.", stacklevel=3
             )
         return drawn
+
+
+_PLACES = [((5, 4), "left"), ((5, -9), "left"), ((-5, 4), "right"), ((-5, -9), "right")]
+
+
+def _part_labels(ax: Any, texts: Sequence[Any]) -> None:
+    """Put every label where it lies in the axes and on no other; where none such is left, upper right of its point."""
+    taken: list[Any] = []
+    for text in texts:
+        for offset, side in [*_PLACES, _PLACES[0]]:
+            text.set(position=offset, horizontalalignment=side)
+            box = text.get_window_extent()
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(text.get_window_extent())
 
 
 def _check_axes(cost: str, error: str) -> None:

@@ -182,3 +182,13 @@ def test_a_name_that_a_base_solver_has_is_refused(regressor, X):
 def test_what_is_no_collection_of_hypersolvers_is_refused(X, estimators, error, message):
     with pytest.raises(error, match=message):
         ParetoDisplay.from_estimators(estimators, X)
+
+
+def test_labels_of_neighbours_lie_apart_and_inside_the_axes():
+    close = [replace(ROW, solver=f"solver {i}", l2_mean=0.04 * 1.03**i, nfe=6, macs=2e3) for i in range(2)]
+    report = SolverReport([*REPORT, *close])
+    display = ParetoDisplay(report, cost="nfe", error="relative_l2").plot(ax=pyplot.subplots()[1])
+    boxes = [text.get_window_extent() for text in display.texts_]
+    axes = display.ax_.bbox
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    assert all(axes.x0 <= box.x0 and box.x1 <= axes.x1 for box in boxes)
