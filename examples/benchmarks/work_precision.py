@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from _results import Results, finite, parser
 from joblib import Parallel, delayed
-from wp_cells import PUBLISHED, is_seeded, run_cell, solver_names
+from wp_cells import COMPARED, ONCE, PUBLISHED, is_seeded, run_cell, solver_names
 from wp_checks import check_names, run_check
 from wp_measure import Place
 from wp_problems import IMAGE_ROWS, load_problem, problem_names
@@ -45,8 +45,8 @@ from wp_summary import draw, print_tables, read_rows, summarise
 QUICK = {
     "problems": ("van_der_pol", "moons flow_matching"),
     "solvers": (
-        "ours euler 2 NFE", "ours ab2 4 NFE", "classical", "dopri5", "torchode", "reference (i) K=1", "reference (i) K=2",
-        "reference (ii) K=1", "BNS free 2 NFE", "BNS free 4 NFE", "time grid 4 NFE", "flow map", "torchdyn K=2", "milliseconds",
+        "ours default 2 NFE", "ours default 4 NFE", "classical", "dopri5", "torchode", "reference (i) K=1", "reference (i) K=2",
+        "reference (ii) K=1", "BNS 2 NFE", "BNS 4 NFE", "time grid 4 NFE", "flow map", "torchdyn K=2", "milliseconds",
     ),
     "share": 0.25,
 }  # fmt: skip
@@ -62,7 +62,13 @@ def cell_names(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
                 if not any(solver.startswith(start) for start in arguments.solvers):
                     continue
                 of_images = problem in IMAGE_ROWS and not solver.startswith("ours")
-                once = not is_seeded(solver) or solver in PUBLISHED or of_images or problem == "mnist"
+                once = (
+                    not is_seeded(solver)
+                    or solver in PUBLISHED
+                    or solver.startswith(ONCE)
+                    or of_images
+                    or problem == "mnist"
+                )
                 if seed and once:
                     continue
                 if solver.startswith(("torchode", "torchdyn")) and not arguments.rivals_python:
@@ -170,7 +176,7 @@ def main() -> None:
             wanted = checks + wanted
         failed = run(results, wanted, place, arguments.jobs, arguments.seeds)
         if any("milliseconds".startswith(start) for start in arguments.solvers):
-            timed = [(problem, "milliseconds", 0) for problem in problems]
+            timed = [(problem, "milliseconds", 0) for problem in problems if problem in COMPARED]
             failed += run(results, timed, place, 1, arguments.seeds)
     summary = summarise(results.cells, arguments.seeds)
     results.write(finite(summary))

@@ -66,34 +66,22 @@ class LearnedGrid(LinearSolver):
 
 
 class BespokeNonStationary(LinearSolver):
-    """BNS: learned nodes and coefficients, started at a classical method.
+    """BNS: learned nodes and coefficients, started at a classical method, and whatever training makes of them."""
 
-    With ``free=False`` every increment's coefficients sum to the increment of time, so that it has order one; with
-    ``free=True`` they are whatever training makes of them, as published.
-    """
-
-    def __init__(self, problem: Problem, n: int, base: str, *, free: bool):
+    def __init__(self, problem: Problem, n: int, base: str):
         super().__init__(problem, n)
-        self.free = free
         size = n // 2 if base == "midpoint" else n
         nodes, increments = classical_increments(base, torch.full((size,), 1 / size))
         steps = torch.diff(nodes, append=nodes.new_ones(1))
         self.logits = nn.Parameter(steps.log())
-        if free:
-            self.a = nn.Parameter(torch.ones(n))
-            self.b = nn.Parameter(increments.cumsum(0))
-        else:
-            self.weights = nn.Parameter(torch.tril(increments / steps[:, None], -1))
+        self.a = nn.Parameter(torch.ones(n))
+        self.b = nn.Parameter(increments.cumsum(0))
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """Nodes, a and b."""
         steps = self.logits.softmax(0)
         nodes = torch.cat([steps.new_zeros(1), steps.cumsum(0)[:-1]])
-        if self.free:
-            return nodes, self.a, self.b.tril()
-        below = self.weights.tril(-1)
-        increments = steps[:, None] * (below + torch.diag(1 - below.sum(1)))
-        return nodes, nodes.new_ones(self.n_steps), increments.cumsum(0)
+        return nodes, self.a, self.b.tril()
 
 
 def fit_linear(build: Callable[[str], LinearSolver], problem: Problem, n: int, seed: int, seconds: float) -> tuple:

@@ -123,6 +123,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         """The base solver; of a nonstationary one, whose coefficients are still to be learned, Euler's form."""
         if self.base_solver != NONSTATIONARY:
             solver = resolve_base_solver(self.base_solver, self.order)
+            if self.base_solver == "auto" and self.n_steps <= len(startup_methods(solver)):
+                return startup_methods(solver)[0]
             self._check_startup(solver)
             return solver
         if self.fit_n_steps not in (None, self.n_steps):

@@ -55,7 +55,7 @@ class HypersolverBase(TorchEstimator):
         rtol=DEFAULT_TOLERANCE,
         atol=DEFAULT_TOLERANCE,
         max_samples="auto",
-        max_epochs=150,
+        max_epochs=120,
         lr=2e-2,
         batch_size=128,
         optimizer=torch.optim.Adam,

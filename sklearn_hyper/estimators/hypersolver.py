@@ -42,9 +42,11 @@ class HypersolverRegressor(Hypersolver):
     base_solver : str, ButcherTableau or "auto", default "auto"
         "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "rk4_38", or a tableau of your own; the multistep methods "ab2",
         "ab3", "ab4", with one evaluation of f a step after their start-up; "nonstationary", whose coefficients and mesh are
-        learned for ``n_steps`` first (good for images and tables); "auto" is the canonical method of ``order``.
+        learned for ``n_steps`` first (good for images and tables). "auto" is the canonical method of ``order`` where that is
+        given, else "ab2": one evaluation of f a step, and the most accurate such solver from two or more steps on
+        ("euler" for a single one).
     order : int, optional
-        With ``base_solver="auto"``: 1 euler (where missing), 2 midpoint, 3 rk3, 4 rk4. Otherwise it must agree.
+        With ``base_solver="auto"``: 1 euler, 2 midpoint, 3 rk3, 4 rk4. Otherwise it must agree.
     n_steps : int, default 10
         K, steps of the solve. It costs K times the base solver's stages evaluations of f.
     fit_n_steps : None, int or pair (a, b), default None
@@ -65,8 +67,8 @@ class HypersolverRegressor(Hypersolver):
         n_steps, so that scores are comparable.
     max_samples : int or "auto", default "auto"
         Rows used to fit: 2,000, or as many as keep the training set under one GiB.
-    max_epochs : int, default 150
-        Passes over the training states, split between the two stages (60 % and 40 %).
+    max_epochs : int, default 120
+        Passes over the training states, split between the two stages (40 % and 60 %).
     lr : float, default 2e-2
         Highest learning rate; a cosine takes it to zero within each stage. A skorch ``LRScheduler`` in ``callbacks``
         replaces that.
@@ -220,7 +222,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         rtol=DEFAULT_TOLERANCE,
         atol=DEFAULT_TOLERANCE,
         max_samples="auto",
-        max_epochs=150,
+        max_epochs=120,
         lr=2e-2,
         batch_size=128,
         optimizer=torch.optim.Adam,

@@ -18,7 +18,6 @@ from ..metrics import SolverReport
 from ..modules.flow import Flow, LogDensity, check_base_distribution, check_divergence
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
-from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.nets import draw_seed, refuse_checkpoints, seeded
 from ._base import check_device, module_dtype
@@ -133,7 +132,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         rtol=DEFAULT_TOLERANCE,
         atol=DEFAULT_TOLERANCE,
         max_samples="auto",
-        max_epochs=150,
+        max_epochs=120,
         lr=2e-2,
         batch_size=128,
         optimizer=torch.optim.Adam,
@@ -250,9 +249,10 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         check_divergence(flow, rows[:, : flow.n_features])
         if isinstance(self.correction, nn.Module):
             ode = self._density_ode()
-            one = HypersolverRegressor(ode, correction=self.correction, n_steps=self.n_steps)
-            solver = resolve_base_solver(self.base_solver, self.order)
-            one._check_correction(ode, ode.input_map(rows), ode.control(rows), solver)
+            one = HypersolverRegressor(
+                ode, base_solver=self.base_solver, order=self.order, n_steps=self.n_steps, correction=self.correction
+            )
+            one._check_correction(ode, ode.input_map(rows), ode.control(rows), one._resolve_solver())
 
     def _resolve_flow(self, flow: Flow | NeuralODE, X: np.ndarray | None) -> Flow:
         """A frozen copy of a fitted flow, or one made of a bare field, ``base_distribution`` and ``n_features``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -37,38 +38,46 @@ def row_column(value: Any, like: Tensor) -> Any:
     return value.reshape(-1, *[1] * (like.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
 
 
-class StepLayer(nn.Module):
-    r"""A linear or convolutional layer whose weights depend on the step.
+class StepWeights(nn.Module):
+    r"""Weights and biases of all layers of a net, each of which depends on the step.
 
     .. math:: W(s, \epsilon) = W_0 + \sum_m \phi_m(s, \epsilon)\, W_m
 
     s and eps are the same for a whole batch, so this costs a sum of weights a step and no product a sample: capacity that
-    does not show in the MACs.
+    does not show in the MACs. All of them lie in one parameter, a row for every term: one product a step then makes the
+    weights of all layers, and an optimizer has one tensor to update. A small net's training is made of such overheads.
     """
 
-    def __init__(self, n_terms: int, layer: nn.Linear | nn.Conv2d):
+    def __init__(self, n_terms: int, layers: Sequence[nn.Linear | nn.Conv2d]):
         super().__init__()
-        weight, bias = layer.weight.detach(), layer.bias.detach()  # type: ignore[union-attr]
-        self.weight = nn.Parameter(torch.cat([weight[None], torch.zeros(n_terms, *weight.shape)]))
-        self.bias = nn.Parameter(torch.cat([bias[None], torch.zeros(n_terms, *bias.shape)]))
+        parts = [part.detach() for layer in layers for part in (layer.weight, layer.bias)]  # type: ignore[union-attr]
+        self.shapes = [part.shape for part in parts]
+        constant = torch.cat([part.flatten() for part in parts])
+        self.values = nn.Parameter(torch.cat([constant[None], torch.zeros(n_terms, len(constant))]))
+        with torch.no_grad():
+            self._split(self.values)[-2].zero_()  # whatever the step, the last layer starts at zero
+            self._split(self.values)[-1].zero_()
 
-    def start_at_zero(self) -> None:
-        """Make the layer return zero, whatever the step."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+    def _split(self, values: Tensor) -> tuple[Tensor, ...]:
+        return values.split([shape.numel() for shape in self.shapes], dim=-1)
 
-    def at(self, terms: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of one step."""
-        weight = torch.mv(self.weight.flatten(1).t(), terms).view(self.weight.shape[1:])
-        return weight, torch.mv(self.bias.t(), terms)
+    def at(self, terms: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of every layer in one step."""
+        parts = [
+            part.view(shape)
+            for part, shape in zip(self._split(torch.mv(self.values.t(), terms)), self.shapes, strict=True)
+        ]
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
-    def forward(self, h: Tensor, terms: Tensor) -> Tensor:
-        """The layer on a batch of one step, for terms (1, phi_1, ...), or with a step a row, for a row of terms each."""
+    def layers(self, terms: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """The layers in the step of these terms (1, phi_1, ...), or with a step a row, for a row of terms each."""
         if terms.ndim == 1:
-            return multiply(h, *self.at(terms))
-        # All W_m h in one product, then their sum: no loop over the steps of a batch.
-        products = multiply(h, self.weight.flatten(0, 1), self.bias.flatten())
-        return torch.einsum("nm,nm...->n...", terms, products.unflatten(1, (terms.shape[1], -1)))
+            return [partial(multiply, weight=weight, bias=bias) for weight, bias in self.at(terms)]
+        n_terms, parts = len(self.values), self._split(self.values)
+        return [
+            partial(multiply_rows, terms=terms, weights=weights.view(n_terms, *shape), biases=biases)
+            for weights, shape, biases in zip(parts[::2], self.shapes[::2], parts[1::2], strict=True)
+        ]
 
 
 def multiply(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -76,6 +85,18 @@ def multiply(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.ndim == 2:
         return functional.linear(h, weight, bias)
     return functional.conv2d(h, weight, bias, padding="same")
+
+
+def multiply_rows(h: Tensor, terms: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+    """h through a layer whose weights are, for every row, the sum of ``weights`` by that row's terms."""
+    # sum_m phi_m W_m h is one product: of the W_m side by side with every phi_m h, stacked. No loop over a batch's steps.
+    positions = [1] * (h.ndim - 2)
+    stacked = (terms.reshape(*terms.shape, 1, *positions) * h.unsqueeze(1)).flatten(1, 2)
+    side_by_side = weights.transpose(0, 1).flatten(1, 2)
+    bias = terms @ biases
+    if h.ndim == 2:
+        return torch.addmm(bias, stacked, side_by_side.t())
+    return functional.conv2d(stacked, side_by_side, padding="same") + bias.reshape(*bias.shape, *positions)
 
 
 @dataclass(frozen=True)
@@ -120,7 +141,7 @@ class CorrectionNet(nn.Module):
 
     Features are z, x where the field has one, the first stage, and for every further stage the difference quotient
     (r_i - r_1) / (c_i eps), which stays O(1) as eps -> 0 and tells the net the derivative of f along the step, whatever
-    c_i is. All weights are linear in s and eps (:class:`StepLayer`).
+    c_i is. All weights are linear in s and eps (:class:`StepWeights`).
 
     Fitted over a family, they are linear in the base solver's leading error too, for R is as eps -> 0. With a multistep
     method, start-up steps (known by their fewer stages) have weights of their own; the (scaled) features they lack are zero.
@@ -139,9 +160,8 @@ class CorrectionNet(nn.Module):
         self.startup_spacings: tuple[float, ...] = ()
         self.leading_error = (0.0, 0.0)
         self.error_ranges = [(-1.0, 1.0), (-1.0, 1.0)]
-        self.layers = nn.ModuleList(StepLayer(layout.n_terms, layer) for layer in layers)
+        self.weights = StepWeights(layout.n_terms, layers)
         self.activations = nn.ModuleList(layout.activation() for _ in layers[1:])
-        self.layers[-1].start_at_zero()  # type: ignore[operator]
         self.register_buffer("shift", torch.zeros(layout.n_in))
         self.register_buffer("scale", torch.ones(layout.n_in))
         self.register_buffer("time_range", torch.tensor([0.0, 1.0]))
@@ -210,10 +230,10 @@ class CorrectionNet(nn.Module):
     ) -> Tensor:
         """g, in the units that training gave it; eps and s may also hold a number a row."""
         h = self._normalize(self._join(self._features(eps, z, stages, x)))
-        terms = self.terms(eps, s, len(stages))
-        out = self.layers[0](h, terms)
-        for activation, layer in zip(self.activations, list(self.layers)[1:], strict=True):
-            out = layer(activation(out), terms)
+        first, *others = self.weights.layers(self.terms(eps, s, len(stages)))
+        out = first(h)
+        for activation, layer in zip(self.activations, others, strict=True):
+            out = layer(activation(out))
         return self._combine(out, h[:, self.layout.n_before :]).reshape(z.shape)
 
     def _combine(self, out: Tensor, stages: Tensor) -> Tensor:
@@ -252,7 +272,8 @@ class CorrectionNet(nn.Module):
         """Features shifted and scaled, with zeros for those that a start-up step lacks."""
         known = features.shape[1]
         per_feature = (-1, *[1] * (features.ndim - 2))
-        h = (features - self.shift[:known].reshape(per_feature)) * self.scale[:known].reshape(per_feature)
+        shift, scale = (t[:known].reshape(per_feature) for t in (self.shift, self.scale))
+        h = torch.addcmul(-shift * scale, features, scale)
         if known == self.layout.n_in:
             return h
         return torch.cat([h, h.new_zeros(len(h), self.layout.n_in - known, *h.shape[2:])], dim=1)
@@ -298,7 +319,8 @@ class ConvCorrectionNet(CorrectionNet):
 def multiply_matrices(entries: Tensor, stages: Tensor) -> Tensor:
     """Per sample, the matrix of these entries, row by row, times the stages side by side."""
     width = stages.shape[1]
-    return torch.bmm(entries.reshape(-1, entries.shape[1] // width, width), stages.unsqueeze(2)).squeeze(2)
+    # Not bmm, which loops over the batch: for matrices as small as these that takes several times as long.
+    return (entries.unflatten(1, (-1, width)) * stages.unsqueeze(1)).sum(dim=2)
 
 
 def weigh_stages(g: Tensor, gates: Tensor, stages: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,6 @@ from .correction_nets import (
     CorrectionNet,
     flatten_samples,
     multiply,
-    multiply_matrices,
     weigh_stages,
 )
 
@@ -32,7 +31,7 @@ class FoldedNet(nn.Module):
         layout, n = net.layout, net.layout.n_state
         self.n_state, self.has_gate, self.has_matrix_gate = n, layout.n_gate > 0, layout.has_matrix_gate
         terms = net.terms(eps, net.shift.new_tensor(s), n_stages)
-        (first, first_bias), *layers = (layer.at(terms) for layer in net.layers)  # type: ignore[operator]
+        (first, first_bias), *layers = net.weights.at(terms)
         self.is_image = first.ndim == 4
         known = layout.n_before + n * n_stages
         scale, shift = net.scale[:known], net.shift[:known]
@@ -44,21 +43,24 @@ class FoldedNet(nn.Module):
         first_bias = first_bias if self.is_image else first_bias - first @ shift
         output_scale = output_scale.expand(layout.state_shape)
         output_scale = output_scale[:, 0, 0] if self.is_image else output_scale.flatten()
-        unit = output_scale.new_full((n,), GATE_BOUND) if self.has_matrix_gate else output_scale
         last, last_bias = layers.pop()
         rows, factors = self._outputs(layout, n_stages, output_scale)
-        layers.append((last[rows] * _per_channel(factors, last.ndim), last_bias[rows] * factors))
+        last, last_bias = last[rows] * _per_channel(factors, last.ndim), last_bias[rows] * factors
+        # A matrix gate's part of the last layer stands alone: two products are cheaper than taking one's result apart.
+        kept = n if self.has_matrix_gate else len(rows)
+        layers.append((last[:kept], last_bias[:kept]))
         self.activations = copy.deepcopy(net.activations)
         self.weights = _frozen([weight for weight, _ in layers])
         self.biases = _frozen([first_bias, *(bias for _, bias in layers)])
-        per_stage = zip(scale[layout.n_before :].split(n), shift[layout.n_before :].split(n), slopes, strict=True)
-        state = last.ndim - 1
-        gate = [
-            (_per_channel(slope * k * unit, state), _per_channel(-m * k * unit, state)) for k, m, slope in per_stage
-        ]
-        self.gate_slopes = _frozen([slope for slope, _ in gate])
-        self.gate_offsets = _frozen([offset for _, offset in gate])
-        self.output_scale = nn.Parameter(output_scale.clone(), requires_grad=False)
+        features = slice(layout.n_before, None)
+        stage_scale, stage_shift = scale[features].view(-1, n), shift[features].view(-1, n)
+        slope, offset = stage_scale * scale.new_tensor(slopes)[:, None], -stage_shift * stage_scale
+        if self.has_matrix_gate:
+            self.gate = _frozen([last[n:], last_bias[n:], *_matrix_gate(slope, offset, output_scale)])
+        else:
+            state = last.ndim - 1
+            self.gate_slopes = _frozen([_per_channel(row * output_scale, state) for row in slope])
+            self.gate_offsets = _frozen([_per_channel(row * output_scale, state) for row in offset])
 
     def _outputs(self, layout: CorrectionLayout, n_stages: int, output_scale: Tensor) -> tuple[Tensor, Tensor]:
         """Which outputs of the last layer to keep (gates of stages that are there), and what to multiply them by."""
@@ -85,11 +87,19 @@ class FoldedNet(nn.Module):
             for part, weight in zip(inputs[1:], others, strict=True):
                 out = torch.addmm(out, part, weight.t())
         for activation, weight, bias in zip(self.activations, _listed(self.weights), biases, strict=True):
-            out = multiply(activation(out), weight, bias)
-        g = self._combine(out, inputs[-len(stages) :])
+            hidden = activation(out)
+            out = multiply(hidden, weight, bias)
+        combine = self._add_matrix_gate if self.has_matrix_gate else self._add_gate
+        g = combine(out, hidden, inputs[-len(stages) :])
         return g if g.ndim == z.ndim else g.reshape(z.shape)
 
-    def _combine(self, out: Tensor, stages: Sequence[Tensor]) -> Tensor:
+    def _add_matrix_gate(self, out: Tensor, hidden: Tensor, stages: Sequence[Tensor]) -> Tensor:
+        weight, bias, collect, weighed, *spreads = _listed(self.gate)
+        for stage, spread in zip(stages, spreads, strict=True):
+            weighed = torch.addmm(weighed, stage, spread)
+        return torch.addmm(out, torch.tanh(functional.linear(hidden, weight, bias)) * weighed, collect)
+
+    def _add_gate(self, out: Tensor, hidden: Tensor, stages: Sequence[Tensor]) -> Tensor:
         n = self.n_state
         if not self.has_gate:
             return out
@@ -103,11 +113,29 @@ class FoldedNet(nn.Module):
                 strict=True,
             )
         ]
-        gates = torch.tanh(out[:, n:])
-        if self.has_matrix_gate:
-            side_by_side = weighed[0] if len(weighed) == 1 else torch.cat(weighed, dim=1)
-            return torch.addcmul(out[:, :n], multiply_matrices(gates, side_by_side), self.output_scale)
-        return weigh_stages(out[:, :n], gates, weighed)
+        return weigh_stages(out[:, :n], torch.tanh(out[:, n:]), weighed)
+
+
+def _matrix_gate(slope: Tensor, offset: Tensor, output_scale: Tensor) -> list[Tensor]:
+    r"""Matrices that make the gate's products of matrices and stages, sample by sample, two products of batches.
+
+    With :math:`w` the scaled stages side by side (affine in the stages), :math:`\sum_j \gamma_{aj} w_j` is
+    :math:`(\gamma \odot \mathrm{spread}(w)) C`: spread repeats w for every a, and C adds up over j.
+
+    Returns
+    -------
+    list of Tensor
+        C, what spread adds, and the matrix of every stage.
+    """
+    n_stages, n = slope.shape
+    on_stages = [torch.zeros(n, n_stages * n).to(slope) for _ in range(n_stages)]
+    for i, row in enumerate(slope):
+        own = slice(i * n, (i + 1) * n)
+        on_stages[i][:, own] += torch.diag(row)
+        if i:  # a later stage's feature is its difference from the first one
+            on_stages[0][:, own] -= torch.diag(row)
+    collect = torch.block_diag(*output_scale.unsqueeze(1).expand(n, n_stages * n)).t() * GATE_BOUND
+    return [collect, offset.flatten().repeat(n), *(matrix.repeat(1, n) for matrix in on_stages)]
 
 
 def _per_channel(values: Tensor, ndim: int) -> Tensor:
@@ -121,7 +149,12 @@ def _listed(tensors: nn.ParameterList) -> list[Tensor]:
 
 
 def _frozen(tensors: Sequence[Tensor]) -> nn.ParameterList:
-    return nn.ParameterList([nn.Parameter(tensor.detach().clone(), requires_grad=False) for tensor in tensors])
+    return nn.ParameterList(
+        [
+            nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+            for tensor in tensors
+        ]
+    )
 
 
 def _on_raw_inputs(first: Tensor, layout: CorrectionLayout, slopes: Sequence[float]) -> list[Tensor]:

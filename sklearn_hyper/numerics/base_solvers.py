@@ -23,6 +23,9 @@ NONSTATIONARY = "nonstationary"
 CANONICAL = {1: "euler", 2: "midpoint", 3: "rk3", 4: "rk4"}
 """The base solver that ``base_solver="auto"`` stands for, by order."""
 
+DEFAULT = "ab2"
+"""The base solver that ``base_solver="auto"`` stands for without an order: one evaluation of f a step, the first Euler's."""
+
 
 class BaseStep(NamedTuple):
     """What one base step hands to the loop."""
@@ -246,10 +249,10 @@ def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> 
     Parameters
     ----------
     base_solver : str, ButcherTableau or base solver
-        ``"auto"`` is the canonical method of ``order``: euler, midpoint, rk3, rk4 for 1 to 4. ``"ab2"``, ``"ab3"`` and
-        ``"ab4"`` are :class:`AdamsBashforth`, the other names tableaus.
+        ``"auto"`` is the canonical method of ``order``: euler, midpoint, rk3, rk4 for 1 to 4; without one, ``"ab2"``.
+        ``"ab2"``, ``"ab3"`` and ``"ab4"`` are :class:`AdamsBashforth`, the other names tableaus.
     order : int, optional
-        Needed only with ``"auto"`` (1 where missing); otherwise it must agree with the method.
+        Chooses with ``"auto"``; otherwise it must agree with the method.
 
     Returns
     -------
@@ -271,6 +274,7 @@ def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> 
     if order is not None and (isinstance(order, bool) or order not in range(1, 6)):
         raise ValueError(f"order must be None or an integer from 1 to 5, got {order!r}.")
     if isinstance(base_solver, str):
+        base_solver = DEFAULT if base_solver == "auto" and order is None else base_solver
         solver: BaseSolver = MULTISTEP.get(base_solver) or RungeKutta(_named_tableau(base_solver, order))
     elif isinstance(base_solver, ButcherTableau):
         solver = RungeKutta(base_solver)
@@ -291,12 +295,11 @@ def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> 
 
 def _named_tableau(name: str, order: int | None) -> ButcherTableau:
     if name == "auto":
-        wanted = 1 if order is None else order
-        if wanted not in CANONICAL:
+        if order not in CANONICAL:
             raise ValueError(
                 f"base_solver='auto' knows orders {sorted(CANONICAL)}, got order={order}; pass a ButcherTableau instead."
             )
-        name = CANONICAL[wanted]
+        name = CANONICAL[order]
     if name == NONSTATIONARY:
         raise ValueError(
             f"base_solver={NONSTATIONARY!r} is learned by an estimator's fit; here pass its base_solver_, or a Nonstationary."

@@ -43,7 +43,7 @@ from .residual_sets import MAX_BLOCKS, Exact, Step, StepSizes, conditioned_block
 
 _TINY = 1e-30
 _MEMORY_BUDGET = 2**30
-_FINETUNE_SHARE, _FINETUNE_LR = 0.4, 0.5
+_FINETUNE_SHARE, _FINETUNE_LR = 0.6, 0.5
 _VALID_ROWS, _VALID_BLOCKS, _VALID_SOLVES = 256, 8, 8
 _MAC_SHARE = 0.1
 
@@ -168,7 +168,7 @@ def fit_correction(
         history=_history(net, settings.stages()),
         delta=_delta(correction, exact_valid, solver, valid, sizes.steps),
         errors=errors.table(correction, sizes.steps),
-        helps=errors.within_base(correction),
+        helps=not errors.guarded_share(correction).isinf(),
         fitted_range=(sizes.low, sizes.high),
         interrupted=net.interrupted_,
     )
@@ -203,7 +203,8 @@ def _train(
         Infinite where the largest error there exceeds the base solver's: such weights are not to be kept.
         """
         kind = stages[-1][1]
-        if not errors.within_base(objective.correction):
+        share = errors.guarded_share(objective.correction)
+        if share.isinf():
             return math.inf
         with torch.no_grad():
             if kind == "residual":
@@ -211,7 +212,12 @@ def _train(
                 control = neural_ode.control(valid.x)
                 losses = [block.share(objective.correction, slice(None), control) for block in some]
             else:
-                losses = [unrolled[kind].share(valid, slice(None), solve, objective.correction) for solve in checked]
+                losses = [
+                    share
+                    if (kind, solve) == ("terminal", errors.guarded)  # solved already
+                    else unrolled[kind].share(valid, slice(None), solve, objective.correction)
+                    for solve in checked
+                ]
         return float((torch.stack(losses) + _TINY).log().mean().exp())
 
     curriculum = Curriculum(train, settings.batch_size, stages, solves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -183,7 +184,7 @@ class TerminalErrors:
 
     def __init__(self, neural_ode: NeuralODE, data: ReferenceRows, guarded: Solve):
         self._unrolled, self._data = UnrolledSolves(neural_ode, terminal_loss), data
-        self._guarded, self._base = guarded, self._of(guarded, None).max()
+        self.guarded, self._base = guarded, self._of(guarded, None)
 
     def _of(self, solve: Solve, correction: nn.Module | None) -> Tensor:
         bound = None if correction is None else bind_solver(correction, solve.solver)
@@ -191,15 +192,17 @@ class TerminalErrors:
             states, reference = self._unrolled.solve(self._data, slice(None), solve, bound)
         return torch.linalg.vector_norm(flatten_samples(states[-1] - reference[-1]), dim=1)
 
-    def within_base(self, correction: nn.Module) -> bool:
-        """Whether the largest error does not exceed the base solver's."""
-        return bool(self._of(self._guarded, correction).max() <= self._base)
+    def guarded_share(self, correction: nn.Module) -> Tensor:
+        """Mean error as a share of the base solver's; infinite where the largest one exceeds the base solver's."""
+        own = self._of(self.guarded, correction)
+        within = own.max() <= self._base.max()
+        return own.mean() / self._base.mean().clamp(min=_TINY) if within else own.new_tensor(math.inf)
 
     def table(self, correction: nn.Module, steps: Sequence[int]) -> dict[int, dict[str, float]]:
         """By number of steps, mean and largest error, of the hypersolver and of its base solver."""
         rows = {}
-        for k in sorted({*steps, self._guarded.steps}):
-            solve = self._guarded._replace(steps=k)
+        for k in sorted({*steps, self.guarded.steps}):
+            solve = self.guarded._replace(steps=k)
             own, base = self._of(solve, correction), self._of(solve, None)
             rows[k] = {
                 "mean": float(own.mean()),

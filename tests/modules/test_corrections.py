@@ -377,7 +377,7 @@ def bounded_random_g(problem, solver, active_from):
     blocks = compute_residuals(problem.f, torch.stack([z0, z0]), (problem.t_span[0], problem.t_span[0] + eps), solver)
     net = MLPCorrection(hidden=6, depth=1).build(blocks[0]).to(z0)
     for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=0.2)
     raw = apply(net, blocks[0])
     share = raw.norm(dim=1) / torch.stack(blocks[0].stages).norm(dim=2).amax(dim=0)
     cap = share.max().item() * eps**solver.order

@@ -145,10 +145,15 @@ def test_names_and_tableaus_select_the_same_method(name):
     assert resolve_base_solver(solver, order=solver.order) is solver
 
 
-@pytest.mark.parametrize(("order", "name"), [(None, "euler"), (1, "euler"), (2, "midpoint"), (3, "rk3"), (4, "rk4")])
+def test_auto_without_an_order_takes_one_evaluation_a_step():
+    solver = resolve_base_solver("auto")
+    assert (solver.name, solver.order, solver.count_evaluations(7)) == ("ab2", 2, 7)
+
+
+@pytest.mark.parametrize(("order", "name"), [(1, "euler"), (2, "midpoint"), (3, "rk3"), (4, "rk4")])
 def test_auto_is_the_canonical_method_of_the_order(order, name):
     solver = resolve_base_solver("auto", order)
-    assert (solver.name, solver.order) == (name, order or 1)
+    assert (solver.name, solver.order) == (name, order)
     assert CANONICAL[solver.order] == name
 
 
