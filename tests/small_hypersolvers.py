@@ -30,10 +30,12 @@ class ToLogits(nn.Module):
 
 
 def make_regressor(neural_ode=None, **params):
-    return HypersolverRegressor(neural_ode or Swirl(), **{"n_steps": 2, "max_epochs": 3, "random_state": 0} | params)
+    return HypersolverRegressor(
+        neural_ode or Swirl(), **{"base_solver": "euler", "n_steps": 2, "max_epochs": 3, "random_state": 0} | params
+    )
 
 
 def make_classifier(**params):
     neural_ode = NeuralODE(Swirl(), output_map=ToLogits())
-    defaults = {"classes": ["a", "b", "c"], "n_steps": 2, "max_epochs": 3, "random_state": 0}
+    defaults = {"classes": ["a", "b", "c"], "base_solver": "euler", "n_steps": 2, "max_epochs": 3, "random_state": 0}
     return HypersolverClassifier(neural_ode, **defaults | params)

@@ -82,7 +82,10 @@ class Results:
             self.payload["summary"] = summary
         self.payload["seconds"] = round(sum(cell.get("seconds", 0) for cell in self.cells.values()), 1)
         draft = self.path.with_suffix(".tmp")
-        draft.write_text(json.dumps(self.payload, indent=1) + "\n")
+        # A line a cell: readable, and a cell more is a line more in a diff.
+        cells = ",\n".join(f"  {json.dumps(name)}: {json.dumps(cell)}" for name, cell in self.cells.items())
+        rest = {key: value for key, value in self.payload.items() if key != "cells"}
+        draft.write_text(f'{json.dumps(rest, indent=1)[:-2]},\n "cells": {{\n{cells}\n }}\n}}\n')
         os.replace(draft, self.path)
 
 

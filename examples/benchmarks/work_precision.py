@@ -39,8 +39,10 @@ from joblib import Parallel, delayed
 from wp_cells import COMPARED, ONCE, PUBLISHED, is_seeded, run_cell, solver_names
 from wp_checks import check_names, run_check
 from wp_measure import Place
+from wp_picture import draw
 from wp_problems import IMAGE_ROWS, load_problem, problem_names
-from wp_summary import draw, print_tables, read_rows, summarise
+from wp_summary import read_rows, summarise
+from wp_tables import tables
 
 QUICK = {
     "problems": ("van_der_pol", "moons flow_matching"),
@@ -180,7 +182,9 @@ def main() -> None:
             failed += run(results, timed, place, 1, arguments.seeds)
     summary = summarise(results.cells, arguments.seeds)
     results.write(finite(summary))
-    print_tables(summary)
+    text = tables(finite(summary))
+    print(text)
+    Path(arguments.out).with_suffix(".md").write_text(text)
     rows = read_rows(results.cells)
     if rows:
         draw(rows, Path(arguments.out).with_suffix(".png"))

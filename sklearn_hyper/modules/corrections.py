@@ -135,10 +135,10 @@ class BoundedStep(nn.Module):
 
 
 def _bound(g: Tensor, stages: Sequence[Tensor], cap: float | Tensor, floor: float) -> Tensor:
-    limit = largest_stage_norm(stages).clamp(min=floor) * row_column(cap, g)
-    # Exactly 1 where the cap is inactive; the clamp keeps 0 / 0 out where limit and norm are both zero.
-    share = limit / torch.maximum(limit, sample_norm(g)).clamp(min=torch.finfo(g.dtype).tiny)
-    return g * share
+    # How many times its limit g is. Tiny, not zero, keeps 0 / 0 out where g and all stages vanish.
+    excess = sample_norm(g) / largest_stage_norm(stages).clamp(min=max(floor, torch.finfo(g.dtype).tiny))
+    # Divided by exactly 1 where the cap is inactive.
+    return g / (excess / row_column(cap, g)).clamp(min=1)
 
 
 def largest_stage_norm(stages: Sequence[Tensor]) -> Tensor:

@@ -104,7 +104,7 @@ def test_make_pendulum_gives_the_neural_ode_of_its_samples():
 
 def test_a_hypersolver_learns_the_controlled_pendulum():
     X, neural_ode = make_pendulum(300, random_state=0)
-    fast = HypersolverRegressor(neural_ode, n_steps=10, max_epochs=40, random_state=0).fit(X[:200])
+    fast = HypersolverRegressor(neural_ode, base_solver="euler", n_steps=10, max_epochs=40, random_state=0).fit(X[:200])
     report = fast.solver_report(X[200:]).to_dict()
     assert fast.predict(X[200:]).shape == (100, 2)
     assert report["hyper-euler K=10"]["l2_mean"] < 0.5 * report["euler K=10"]["l2_mean"]

@@ -34,7 +34,9 @@ def digits_ode(digits):
 
 @pytest.fixture(scope="session")
 def digits_hyper(digits_ode, digits):
-    return HypersolverClassifier(digits_ode, n_steps=2, max_epochs=5, random_state=0).fit(digits[0])
+    return HypersolverClassifier(digits_ode, base_solver="euler", n_steps=2, max_epochs=5, random_state=0).fit(
+        digits[0]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def bound_to(n_features):
     """A hypersolver of a fitted classifier: it takes that model's width and predicts that model's three classes."""
     X, y = make_blobs(60, centers=3, n_features=n_features, random_state=0)
     slow = NeuralODEClassifier(max_epochs=1, random_state=0).fit(X, y)
-    return HypersolverClassifier(slow, n_steps=2, max_epochs=3, random_state=0)
+    return HypersolverClassifier(slow, base_solver="euler", n_steps=2, max_epochs=3, random_state=0)
 
 
 # Most checks bring 3 features; these bring another width.

@@ -152,7 +152,7 @@ def test_fitted_estimators_predict_as_the_original_does(vectors, build, frozen):
     original = build((X, vectors[1]))
     expected = original.predict(X)
     hyper = HypersolverRegressor(
-        FrozenEstimator(original) if frozen else original, n_steps=4, max_epochs=5, random_state=0
+        FrozenEstimator(original) if frozen else original, base_solver="euler", n_steps=4, max_epochs=5, random_state=0
     )
     predicted = hyper.fit(X).predict(X)
     assert predicted.shape == expected.shape == hyper.reference(X).shape
@@ -164,7 +164,7 @@ def test_fitted_estimators_predict_as_the_original_does(vectors, build, frozen):
 def test_a_later_refit_of_the_pipeline_does_not_reach_the_hypersolver(vectors):
     X, _ = vectors
     pipeline = _pipeline(vectors)
-    hyper = HypersolverRegressor(pipeline, n_steps=2, max_epochs=2, random_state=0).fit(X)
+    hyper = HypersolverRegressor(pipeline, base_solver="euler", n_steps=2, max_epochs=2, random_state=0).fit(X)
     before = hyper.predict(X)
     pipeline[0].fit(100 * X)
     np.testing.assert_array_equal(hyper.predict(X), before)
@@ -172,7 +172,7 @@ def test_a_later_refit_of_the_pipeline_does_not_reach_the_hypersolver(vectors):
 
 @pytest.mark.parametrize("wrap", [lambda field: field, NeuralODE, lambda field: field.forward], ids=str)
 def test_bare_fields_and_modules_are_taken(X, wrap):
-    hyper = HypersolverRegressor(wrap(Swirl()), n_steps=2, max_epochs=2, random_state=0).fit(X)
+    hyper = HypersolverRegressor(wrap(Swirl()), base_solver="euler", n_steps=2, max_epochs=2, random_state=0).fit(X)
     assert hyper.predict(X).shape == X.shape
 
 
@@ -190,7 +190,7 @@ def test_a_skorch_classifier_brings_its_labels(vectors):
         NeuralODE(MLPField(), output_map=nn.Linear(3, 2)), max_epochs=1, verbose=0, train_split=None
     )
     net.set_params(criterion=nn.CrossEntropyLoss).fit(X, (X[:, 0] > 0).astype(np.int64))
-    hyper = HypersolverClassifier(net, n_steps=2, max_epochs=2, random_state=0).fit(X)
+    hyper = HypersolverClassifier(net, base_solver="euler", n_steps=2, max_epochs=2, random_state=0).fit(X)
     assert hyper.classes_.tolist() == [0, 1] and hyper.predict(X).shape == (90,)
 
 
@@ -203,7 +203,9 @@ def test_data_controlled_fields_read_the_raw_input(X):
 # ---------------------------------------------------------------------- what it gives
 @pytest.mark.parametrize("output", [False, True])
 def test_trajectories_end_where_transform_and_predict_do(vectors, vectors_ode, digits, digits_hyper, output):
-    regressor = HypersolverRegressor(vectors_ode, n_steps=3, max_epochs=2, random_state=0).fit(vectors[0])
+    regressor = HypersolverRegressor(vectors_ode, base_solver="euler", n_steps=3, max_epochs=2, random_state=0).fit(
+        vectors[0]
+    )
     path = regressor.trajectory(vectors[0], output=output)
     assert path.shape == ((90, 4) if output else (90, 4, 5))
     np.testing.assert_allclose(
@@ -297,6 +299,13 @@ def test_with_solver_on_the_fitted_tableau_is_the_same_bit_for_bit(X, digits, di
 # ---------------------------------------------------------------------- families of base solvers
 FAMILY = [alpha_family(alpha) for alpha in (0.05, 0.25, 0.75, 1.0)]
 UNSEEN = (0.1, 0.4, 0.6, 0.9)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(("n_steps", "name"), [(1, "euler"), (3, "ab2")])
+def test_the_default_base_solver_takes_one_evaluation_a_step(X, n_steps, name):
+    fast = make_regressor(base_solver="auto", n_steps=n_steps).fit(X)
+    assert (fast.base_solver_.name, fast.base_solver_.count_evaluations(n_steps)) == (name, n_steps)
 
 
 @pytest.fixture(scope="module")
@@ -479,7 +488,7 @@ def test_the_users_module_is_only_read(X):
 
     ode = NeuralODE(Noisy())
     before, attributes = weights(ode), {name: set(vars(module)) for name, module in ode.named_modules()}
-    hyper = HypersolverRegressor(ode, n_steps=2, max_epochs=2, random_state=0).fit(X)
+    hyper = HypersolverRegressor(ode, base_solver="euler", n_steps=2, max_epochs=2, random_state=0).fit(X)
     hyper.predict(X), hyper.score(X), hyper.solver_report(X)
     assert weights(ode) == before == weights(hyper.neural_ode_)
     assert all(module.training for module in ode.modules()) and not any(m.training for m in hyper.module_.modules())

@@ -156,7 +156,7 @@ def test_labels_of_a_regressor_are_ignored(regressor, X):
 def test_different_neural_odes_do_not_share_a_front(regressor, X):
     other = Swirl()
     other.weight.data *= 0.5
-    slower = HypersolverRegressor(other, n_steps=2, max_epochs=1, random_state=0).fit(X)
+    slower = HypersolverRegressor(other, base_solver="euler", n_steps=2, max_epochs=1, random_state=0).fit(X)
     with pytest.raises(ValueError, match=r"estimators\[0\] and estimators\[1\] hypersolve different Neural ODEs"):
         ParetoDisplay.from_estimators([regressor, slower], X)
 

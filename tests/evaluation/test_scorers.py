@@ -159,7 +159,9 @@ def test_a_data_controlled_field_is_given_its_input(X):
             return super().forward(t, z) * x
 
     ode = NeuralODE(Controlled(), data_controlled=True)
-    hypersolver = HypersolverRegressor(ode, n_steps=2, max_epochs=1, lr=1e-6, random_state=0).fit(X)
+    hypersolver = HypersolverRegressor(ode, base_solver="euler", n_steps=2, max_epochs=1, lr=1e-6, random_state=0).fit(
+        X
+    )
     assert neg_macs_scorer(hypersolver, X) == -hypersolver.solver_report(X)[-1].macs
 
 

@@ -1,0 +1,170 @@
+"""What work_precision.py found, as Markdown tables: printed, and included by the docs' page on benchmarks."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from wp_cells import BUDGETS, GENERALIST_STEPS
+from wp_summary import RIVALS
+
+TARGETS = {
+    "reference (i)": {2: (12, 30), 4: (8, 20), 8: (6, 15)},
+    "best classical": {2: (15, 40), 4: (8, 15), 8: (5, 10)},
+    "reference (ii)": {2: (1.5, 3)},
+    "(ii) refitted at K": {4: (2, 4)},
+    "BNS": {2: (4, 8), 4: (1.2, 2)},
+}
+"""By how much the median error is to lie below a rival's, and the moonshot."""
+SHOWN = ("best classical", "reference (i)", "(i) refitted at K", "(ii) refitted at K", "BNS", "flow map, size of f")
+"""Rivals of the table by problem."""
+
+
+def tables(summary: dict[str, Any]) -> str:
+    """All tables, each under its heading."""
+    parts = [
+        ("Targets", targets(summary)),
+        ("Over problems", over_problems(summary)),
+        *((f"By problem: {budget} evaluations of f", by_problem(summary, budget)) for budget in BUDGETS),
+        ("Our settings", settings(summary)),
+        ("One net for all numbers of steps", generalist(summary)),
+        ("Milliseconds", milliseconds(summary)),
+        ("Checks of the re-implemented rivals", checks(summary)),
+    ]
+    return "\n".join(f"## {title}\n\n{text}\n" for title, text in parts) + f"\n{remarks(summary)}\n"
+
+
+def targets(summary: dict[str, Any]) -> str:
+    """The figure beside every target."""
+    rows = []
+    for rival, wanted in TARGETS.items():
+        for budget, (target, moonshot) in wanted.items():
+            found = summary["over problems"].get(f"{budget} NFE", {}).get(rival)
+            if found:
+                reached = found["median"]["median"]
+                verdict = "beyond the moonshot" if reached >= moonshot else "met" if reached >= target else "MISSED"
+                rows.append([rival, budget, f"{target:g}", f"{moonshot:g}", number(reached), verdict])
+    return table(["rival's error over ours", "evaluations", "target", "moonshot", "median over problems", ""], rows)
+
+
+def over_problems(summary: dict[str, Any]) -> str:
+    """Ratios of errors over problems: median and range; how many problems were lost."""
+    head = ["rival", *(f"{kind}, {budget}" for budget in BUDGETS for kind in ("median error", "lost"))]
+    head += [f"{kind}, {BUDGETS[1]}" for kind in ("p99", "max", "outside")]
+    rows = []
+    for rival in RIVALS:
+        row, known = [rival], False
+        for budget in BUDGETS:
+            found = summary["over problems"].get(f"{budget} NFE", {}).get(rival)
+            known |= found is not None
+            row += (
+                [spread_of(found["median"]), f"{found['median']['lost']} of {found['median']['problems']}"]
+                if found
+                else ["-", "-"]
+            )
+        middle = summary["over problems"].get(f"{BUDGETS[1]} NFE", {}).get(rival)
+        row += [number(middle[kind]["median"]) if middle else "-" for kind in ("p99", "max", "outside")]
+        if known:
+            rows.append(row)
+    return table(head, rows)
+
+
+def by_problem(summary: dict[str, Any], budget: int) -> str:
+    """Our error, and some rivals' over it."""
+    rows = []
+    for problem, found in summary["problems"].items():
+        seeds = found[f"{budget} NFE"]
+        if seeds:
+            own = [statistics.median(one["ours"][what] for one in seeds) for what in ("median", "p99", "cost")]
+            cells = [[one[name]["median"] for one in seeds if name in one] for name in SHOWN]
+            rows.append([
+                problem, len(seeds), *map(number, own), *(number(statistics.median(cell)) if cell else "-" for cell in cells),
+            ])  # fmt: skip
+    return table(["problem", "seeds", "our median error", "our p99", "cost / f", *SHOWN], rows)
+
+
+def settings(summary: dict[str, Any]) -> str:
+    """Other base solvers of ours beside the default."""
+    rows = [
+        [name, spread_of(found), f"{found['better']} of {found['problems']}", ", ".join(found["better on"]) or "-"]
+        for name, found in summary["ours by setting"].items()
+    ]
+    return table(["setting", "error over the default's", "better", "on"], rows)
+
+
+def generalist(summary: dict[str, Any]) -> str:
+    """Errors by K, and whether they fall with K and lie below the base solver's."""
+    rows = [
+        [name, *map(number, found["errors"]), "yes" if found["monotone"] else "NO",
+         ", ".join(f"K={k}" for k in found["not_below_base"]) or "none"]
+        for name, found in summary["generalist"].items()
+    ]  # fmt: skip
+    return table(["problem", *(f"K={k}" for k in GENERALIST_STEPS), "monotone", "not below its base at"], rows)
+
+
+def milliseconds(summary: dict[str, Any]) -> str:
+    """Ours beside dopri5 and the base solver, where timed."""
+    rows = [
+        [problem, batch.removeprefix("batch "), *(number(ms.get(name, math.nan)) for name in TIMED.values())]
+        for problem, batches in summary["milliseconds"].items()
+        for batch, ms in batches.items()
+    ]
+    return table(["problem", "batch", *TIMED], rows) if rows else "Not timed in this run."
+
+
+TIMED = {
+    **{f"ours, {budget}": f"ours default {budget} NFE" for budget in BUDGETS},
+    **{f"ab2, {budget}": f"ab2 {budget} NFE" for budget in BUDGETS},
+    "dopri5 1e-3": "dopri5 0.001", "dopri5 1e-5": "dopri5 1e-05", "torchode dopri5 1e-5": "torchode dopri5 1e-05",
+    "flow map, size of f": "flow map, size of f",
+}  # fmt: skip
+"""Columns of the table of milliseconds, and their solvers."""
+
+
+def checks(summary: dict[str, Any]) -> str:
+    """Re-implemented rivals beside their published figures."""
+    rows = [
+        [name.removeprefix("check "), f"{found['error']:.2g}", f"{found['published']:.2g}", number(found["ratio"])]
+        for name, found in summary["checks"].items()
+    ]
+    return table(["check", "error", "published", "ratio"], rows)
+
+
+def remarks(summary: dict[str, Any]) -> str:
+    """What fits took, and which fell back or diverged."""
+    seconds = "; ".join(
+        f"{family}: " + ", ".join(f"{who} {found['median']:.0f} ({found['min']:.0f} to {found['max']:.0f})" for who, found in both.items())
+        for family, both in summary["fit_cpu_seconds"].items()
+    )  # fmt: skip
+    return (
+        f"CPU seconds a fit, median and range: {seconds}.\n\n"
+        f"Our fits that fell back to their base solver: {len(summary['fallbacks'])} of {summary['our_fits']}"
+        f"{' (' + ', '.join(summary['fallbacks']) + ')' if summary['fallbacks'] else ''}. "
+        f"Cells that diverged: {', '.join(summary['diverged']) or 'none'}."
+    )
+
+
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    return "\n".join(_lines([head, ["---"] * len(head), *rows]))
+
+
+def _lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    for row in rows:
+        yield "| " + " | ".join(map(str, row)) + " |"
+
+
+def spread_of(found: dict[str, float]) -> str:
+    """Median and range."""
+    return f"{number(found['median'])} ({number(found['min'])} to {number(found['max'])})"
+
+
+def number(value: float | None) -> str:
+    """Two digits, or three below a thousand."""
+    if value is None or math.isinf(value):
+        return "inf"
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2g}" if value < 10 or value >= 1000 else f"{value:.0f}"
