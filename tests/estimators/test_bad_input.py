@@ -53,7 +53,10 @@ PARAMETERS = [
         r"order=1 contradicts base_solver='heun', which has order 2; leave order=None",
     ),
     ({"base_solver": 3}, r"base_solver must be a name \(.*\) or a ButcherTableau, got int"),
-    ({"order": 5}, r"base_solver='auto' knows orders \[1, 2, 3, 4\], got order=5; pass a ButcherTableau"),
+    (
+        {"base_solver": "auto", "order": 5},
+        r"base_solver='auto' knows orders \[1, 2, 3, 4\], got order=5; pass a ButcherTableau",
+    ),
     ({"order": 0}, r"'order' parameter .* int in the range \[1, 5\]. Got 0"),
     ({"n_steps": 0}, r"'n_steps' parameter .* int in the range \[1, inf\). Got 0"),
     ({"n_steps": 1.5}, r"'n_steps' parameter .* int .*Got 1.5"),

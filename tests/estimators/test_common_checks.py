@@ -25,9 +25,9 @@ def decay(t, z):
 @parametrize_with_checks([
     NeuralODEClassifier(max_epochs=5, random_state=0),
     NeuralODERegressor(max_epochs=5, random_state=0),
-    HypersolverRegressor(NeuralODE(decay), n_steps=2, max_epochs=3, random_state=0),
+    HypersolverRegressor(NeuralODE(decay), base_solver="euler", n_steps=2, max_epochs=3, random_state=0),
     ContinuousNormalizingFlow(max_epochs=2, random_state=0),
-    HypersolverDensity(NeuralODE(decay), n_steps=2, max_epochs=3, max_samples=20, random_state=0),
+    HypersolverDensity(NeuralODE(decay), base_solver="euler", n_steps=2, max_epochs=3, max_samples=20, random_state=0),
 ])  # fmt: skip
 def test_checks(estimator, check):
     check(estimator)
