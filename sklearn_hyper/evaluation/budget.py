@@ -76,7 +76,7 @@ def cheapest_within(
     >>> from sklearn_hyper.evaluation import cheapest_within, neg_mape_scorer, neg_nfe_scorer
     >>> X = np.random.default_rng(0).uniform(-1, 1, (60, 2))
     >>> search = GridSearchCV(
-    ...     HypersolverRegressor(VanDerPol(), max_epochs=5, random_state=0),
+    ...     HypersolverRegressor(VanDerPol(), base_solver="euler", max_epochs=5, random_state=0),
     ...     {"n_steps": [2, 4, 8]},
     ...     scoring={"neg_mape": neg_mape_scorer, "neg_nfe": neg_nfe_scorer},
     ...     refit=cheapest_within(0.2, metric="neg_mape", cost="neg_nfe"),

@@ -73,7 +73,7 @@ class ParetoDisplay:
     >>> from sklearn_hyper.datasets import VanDerPol
     >>> from sklearn_hyper.evaluation import ParetoDisplay
     >>> X = np.random.default_rng(0).uniform(-1, 1, (60, 2))
-    >>> fast = HypersolverRegressor(VanDerPol(), n_steps=2, max_epochs=5, random_state=0).fit(X)
+    >>> fast = HypersolverRegressor(VanDerPol(), base_solver="euler", n_steps=2, max_epochs=5, random_state=0).fit(X)
     >>> display = ParetoDisplay(fast.solver_report(X), cost="nfe")
     >>> sorted(zip(display.costs.tolist(), display.solvers))[0]
     (2.0, 'euler K=2')

@@ -80,7 +80,7 @@ def neg_mape_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     >>> from sklearn_hyper.datasets import VanDerPol
     >>> from sklearn_hyper.evaluation import neg_mape_scorer
     >>> X = np.random.default_rng(0).uniform(-1, 1, (60, 2))
-    >>> hypersolver = HypersolverRegressor(VanDerPol(), max_epochs=5, random_state=0)
+    >>> hypersolver = HypersolverRegressor(VanDerPol(), base_solver="euler", max_epochs=5, random_state=0)
     >>> search = GridSearchCV(hypersolver, {"n_steps": [1, 5]}, cv=2, scoring=neg_mape_scorer).fit(X)
     >>> search.best_params_
     {'n_steps': 5}
@@ -233,7 +233,7 @@ def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     >>> from sklearn_hyper.datasets import VanDerPol
     >>> from sklearn_hyper.evaluation import neg_nfe_scorer
     >>> X = np.random.default_rng(0).uniform(-1, 1, (60, 2))
-    >>> fast = HypersolverRegressor(VanDerPol(), base_solver="heun", n_steps=3, max_epochs=1).fit(X)
+    >>> fast = HypersolverRegressor(VanDerPol(), base_solver="heun", n_steps=3, max_epochs=5, random_state=0).fit(X)
     >>> neg_nfe_scorer(fast, X)  # two stages, three steps
     -6.0
     """
