@@ -33,8 +33,9 @@ from sklearn_hyper.training.nets import TrainingDivergedError
 BUDGETS = (2, 4, 8)
 """Evaluations of f that solvers are compared at."""
 STAGES = {"euler": 1, "ab2": 1, "midpoint": 2}
-ALTERNATIVES = ("euler", "nonstationary")
-"""Our other base solvers of one evaluation a step, beside the default, ab2."""
+MANY_DIMENSIONS = ("wine", "digits", "mnist")
+ALTERNATIVES = ("euler", "ab2", "nonstationary")
+"""Our base solvers of one evaluation a step; the default is ab2, in many dimensions nonstationary."""
 # Ours: arguments of HypersolverRegressor; everything else is its default.
 OURS: dict[str, dict[str, Any]] = {
     **{f"default {nfe} NFE": {"n_steps": nfe} for nfe in BUDGETS},
@@ -65,7 +66,7 @@ PUBLISHED = {
     "reference (i), published budget": ("moons flow_matching",),  # on the digits half an hour more
     "reference (ii), published budget": ("moons flow_matching", "moons likelihood"),
 }
-ONCE = ("ours euler", "ours nonstationary", "BNS", "time grid", "torchdyn")
+ONCE = (*(f"ours {base}" for base in ALTERNATIVES), "BNS", "time grid", "torchdyn")
 """One seed: our alternatives to the default; solvers whose start is fixed, so that a seed only shuffles their batches; and the
 weakest of the rivals."""
 DIVERGED = (TrainingDivergedError, ReferenceSolveError, FloatingPointError)
@@ -74,7 +75,7 @@ DIVERGED = (TrainingDivergedError, ReferenceSolveError, FloatingPointError)
 def solver_names(problem: str) -> list[str]:
     """Solvers of a problem, ours first."""
     return [
-        *(f"ours {name}" for name in OURS if problem in COMPARED or not name.startswith(ALTERNATIVES)),
+        *(f"ours {name}" for name in OURS if not name.startswith(ALTERNATIVES) or _is_compared(problem, name)),
         "classical", "dopri5", "torchode",
         *(f"reference (i) K={k}" for k in (1, 2, 4, 8)),
         *(f"reference (ii) K={k}" for k in (1, 2)),
@@ -84,6 +85,12 @@ def solver_names(problem: str) -> list[str]:
         *(f"torchdyn K={k}" for k in (2, 4, 8)),
         *(name for name, problems in PUBLISHED.items() if problem in problems),
     ]  # fmt: skip
+
+
+def _is_compared(problem: str, setting: str) -> bool:
+    """Whether another base solver than the default is tried on a problem."""
+    default = "nonstationary" if problem in MANY_DIMENSIONS else "ab2"
+    return problem in COMPARED and not setting.startswith(default)
 
 
 def is_seeded(solver: str) -> bool:
@@ -128,7 +135,7 @@ def measure_ours(problem: Problem, solver: str, seed: int, place: Place) -> dict
     keep(fast.module_, problem, solver, seed, place)
     own = fast.module_.n_steps
     # Learned coefficients are made for one number of steps.
-    others = () if settings.get("base_solver") == "nonstationary" else GENERALIST_STEPS
+    others = () if hasattr(fast.base_solver_, "mesh") else GENERALIST_STEPS
     for k in dict.fromkeys([own, *others]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # step sizes that it was not fitted at are the point

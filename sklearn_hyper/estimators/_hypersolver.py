@@ -20,7 +20,7 @@ from ..metrics import SolverReport, mean_absolute_percentage_error
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.solver_binding import solver_family
-from ..numerics.base_solvers import NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
+from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
 from ..numerics.residuals import compute_residuals
 from ..numerics.solve import check_n_steps, check_t_span, solver_mesh
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
@@ -35,6 +35,8 @@ from ._onnx_export import OnnxExportMixin
 from ._reports import measure_solvers
 
 _MAX_SAMPLES = 2000
+_FEW_DIMENSIONS = 4
+"""Up to here a correction with a tenth of f's MACs knows the state well; beyond, learned coefficients are worth more."""
 _CONTRACT = "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z."
 
 
@@ -81,13 +83,11 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
 
     def _fit(self, X: Any) -> bool:
         check_n_steps(self.n_steps)
-        solver = self._resolve_solver()
+        self._resolve_solver(0)  # a wrong name is an error before anything is solved
         fit_range = self._fit_range()
         device = check_device(self.device)
         resolved = resolve_neural_ode(self.neural_ode)
         warm = getattr(self, "correction_", None) if self.warm_start else None
-        if warm is not None:
-            self._check_same_family(solver)
         self.preprocess_ = copy.deepcopy(resolved.preprocess)
         X = self._prepare_X(X, reset=warm is None)
         if resolved.input_shape not in (None, X.shape[1:]):
@@ -100,12 +100,15 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         two_rows = self._to_tensor(X[:2], self.dtype_, device)
         z = check_neural_ode(frozen, two_rows)
         self._check_output(frozen, z, resolved)
+        solver = self._resolve_solver(z[0].numel())
+        if warm is not None:
+            self._check_same_family(solver)
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
         X = self._subsample(X, z, solver.n_stages, StepSizes.from_parameters(int(self.n_steps), fit_range).steps)
         self._check_n_samples(len(X))
         settings = self._settings(fit_range)
         rows = self._to_tensor(X, self.dtype_, "cpu")
-        if self.base_solver == NONSTATIONARY:
+        if self._solver_name(z[0].numel()) == NONSTATIONARY:
             # A correction that goes on belongs to the coefficients it was fitted on.
             solver = fit_coefficients(frozen, rows, settings) if warm is None else self.base_solver_
         fitted = fit_correction(frozen, rows, solver, settings, warm)
@@ -119,12 +122,21 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         self._set_module(frozen, solver, solver_mesh(solver, frozen.t_span, self.n_steps))
         return fitted.interrupted
 
-    def _resolve_solver(self) -> BaseSolver:
+    def _solver_name(self, n_state: int) -> Any:
+        """``base_solver``, or what "auto" stands for with states of so many numbers."""
+        if self.base_solver != "auto" or self.order is not None:
+            return self.base_solver
+        if self.n_steps == 1:
+            return "euler"
+        # Learned coefficients serve one number of steps, and the terminal state alone.
+        wants_terminal_state = self.fit_n_steps is None and self.finetune in ("terminal", "output")
+        return NONSTATIONARY if n_state > _FEW_DIMENSIONS and wants_terminal_state else DEFAULT
+
+    def _resolve_solver(self, n_state: int) -> BaseSolver:
         """The base solver; of a nonstationary one, whose coefficients are still to be learned, Euler's form."""
-        if self.base_solver != NONSTATIONARY:
-            solver = resolve_base_solver(self.base_solver, self.order)
-            if self.base_solver == "auto" and self.n_steps <= len(startup_methods(solver)):
-                return startup_methods(solver)[0]
+        name = self._solver_name(n_state)
+        if name != NONSTATIONARY:
+            solver = resolve_base_solver(name, self.order)
             self._check_startup(solver)
             return solver
         if self.fit_n_steps not in (None, self.n_steps):
@@ -234,6 +246,9 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
 
     def trajectory(self, X: Any, output: bool = False) -> np.ndarray:
         """States at every step of the solve.
+
+        A "nonstationary" base solver, which "auto" may stand for, makes only the last of them a state of the Neural ODE;
+        fit with ``finetune="trajectory"`` or another base solver where those between matter.
 
         Parameters
         ----------

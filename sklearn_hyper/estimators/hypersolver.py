@@ -42,9 +42,9 @@ class HypersolverRegressor(Hypersolver):
     base_solver : str, ButcherTableau or "auto", default "auto"
         "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "rk4_38", or a tableau of your own; the multistep methods "ab2",
         "ab3", "ab4", with one evaluation of f a step after their start-up; "nonstationary", whose coefficients and mesh are
-        learned for ``n_steps`` first (good for images and tables). "auto" is the canonical method of ``order`` where that is
-        given, else "ab2": one evaluation of f a step, and the most accurate such solver from two or more steps on
-        ("euler" for a single one).
+        learned for ``n_steps`` first. "auto" is the canonical method of ``order`` where that is given. Without, it makes one
+        evaluation of f a step: "ab2" ("euler" for a single step); for states of more than four numbers "nonstationary", unless
+        ``fit_n_steps`` or ``finetune`` ask for other numbers of steps or for the states between, which that does not serve.
     order : int, optional
         With ``base_solver="auto"``: 1 euler, 2 midpoint, 3 rk3, 4 rk4. Otherwise it must agree.
     n_steps : int, default 10

@@ -252,7 +252,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             one = HypersolverRegressor(
                 ode, base_solver=self.base_solver, order=self.order, n_steps=self.n_steps, correction=self.correction
             )
-            one._check_correction(ode, ode.input_map(rows), ode.control(rows), one._resolve_solver())
+            z = ode.input_map(rows)
+            one._check_correction(ode, z, ode.control(rows), one._resolve_solver(z[0].numel()))
 
     def _resolve_flow(self, flow: Flow | NeuralODE, X: np.ndarray | None) -> Flow:
         """A frozen copy of a fitted flow, or one made of a bare field, ``base_distribution`` and ``n_features``."""

@@ -54,7 +54,8 @@ def solver_mesh(solver: BaseSolver, t_span: Any, n_steps: int) -> tuple[float, .
         return uniform_grid(t_span, n_steps)
     if solver.n_steps != check_n_steps(n_steps):  # type: ignore[attr-defined]
         raise ValueError(
-            f"base_solver={solver.name!r} is made for n_steps={solver.n_steps} alone, got n_steps={n_steps}."  # type: ignore[attr-defined]
+            f"base_solver={solver.name!r} is made for n_steps={solver.n_steps} alone, got n_steps={n_steps}; "  # type: ignore[attr-defined]
+            "fit it anew, or fit one that takes any number of steps, such as 'ab2'."
         )
     return tuple(solver.mesh(t_span))
 
