@@ -35,7 +35,7 @@ def test_a_search_on_a_cluster_finds_what_a_sequential_one_finds(client, vectors
     def score_process(estimator, X, y=None):
         return os.getpid()
 
-    hyper = HypersolverRegressor(vectors_ode, max_epochs=8, batch_size=32, random_state=0)
+    hyper = HypersolverRegressor(vectors_ode, base_solver="euler", max_epochs=8, batch_size=32, random_state=0)
     search = GridSearchCV(
         make_pipeline(StandardScaler(), hyper),
         {"hypersolverregressor__n_steps": [1, 2]},

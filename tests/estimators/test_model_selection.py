@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn_hyper.numerics.residual
 
 
 def _on_vectors(ode):
-    return HypersolverRegressor(ode, batch_size=16, max_epochs=5, random_state=0)
+    return HypersolverRegressor(ode, base_solver="euler", batch_size=16, max_epochs=5, random_state=0)
 
 
 def _weights(ode):
@@ -114,7 +114,7 @@ def test_a_search_over_fitted_models_needs_them_frozen(vectors, vectors_ode):
 
 def test_a_search_of_a_classifier_without_labels_is_loud(digits, digits_ode):
     """scikit-learn turns a scorer's errors into nan and keeps the first candidate: we can only make it say why."""
-    hyper = HypersolverClassifier(digits_ode, max_epochs=1, random_state=0)
+    hyper = HypersolverClassifier(digits_ode, base_solver="euler", max_epochs=1, random_state=0)
     X, y = digits
     with pytest.raises(ValueError, match=r"needs labels y.*neg_mape_scorer or agreement_scorer"):
         GridSearchCV(hyper, {"n_steps": [1, 2]}, cv=2, error_score="raise").fit(X)
