@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,10 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         self._check_output(frozen, z, resolved)
         solver = self._resolve_solver(z[0].numel())
         if warm is not None:
+            if self.base_solver == "auto" and self.order is None:
+                solver = self.base_solver_  # what it stood for then, whatever n_steps is now
+                self._check_startup(solver)
+                solver_mesh(solver, frozen.t_span, self.n_steps)
             self._check_same_family(solver)
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
         X = self._subsample(X, z, solver.n_stages, StepSizes.from_parameters(int(self.n_steps), fit_range).steps)
@@ -126,10 +131,10 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         """``base_solver``, or what "auto" stands for with states of so many numbers."""
         if self.base_solver != "auto" or self.order is not None:
             return self.base_solver
-        if self.n_steps == 1:
+        if 1 in (self.n_steps, self.fit_n_steps):
             return "euler"
         # Learned coefficients serve one number of steps, and the terminal state alone.
-        wants_terminal_state = self.fit_n_steps is None and self.finetune in ("terminal", "output")
+        wants_terminal_state = self.fit_n_steps in (None, self.n_steps) and self.finetune in ("terminal", "output")
         return NONSTATIONARY if n_state > _FEW_DIMENSIONS and wants_terminal_state else DEFAULT
 
     def _resolve_solver(self, n_state: int) -> BaseSolver:
@@ -178,11 +183,13 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
 
     def _check_startup(self, solver: BaseSolver) -> None:
         n_startup = len(startup_methods(solver))
-        if n_startup and self.n_steps <= n_startup:
-            raise ValueError(
-                f"n_steps={self.n_steps} with base_solver={solver.name!r} makes start-up steps only; n_steps must be at least "
-                f"{n_startup + 1}, or use {startup_methods(solver)[0].name!r}."
-            )
+        for name in ("n_steps", "fit_n_steps"):
+            value = getattr(self, name)
+            if n_startup and isinstance(value, Integral) and value <= n_startup:
+                raise ValueError(
+                    f"{name}={value} with base_solver={solver.name!r} makes start-up steps only; {name} must be at least "
+                    f"{n_startup + 1}, or use {startup_methods(solver)[0].name!r}."
+                )
 
     def _set_module(self, neural_ode: NeuralODE, solver: BaseSolver, grid: tuple[float, ...]) -> None:
         self.base_solver_, self.order_ = solver, solver.order

@@ -59,7 +59,7 @@ class HypersolverRegressor(Hypersolver):
         tensor like z; it is copied, scaled and bounded, and starts where you initialised it.
     loss : {"residual", "trajectory", "residual+trajectory"}, default "residual"
         First stage: residual fitting, trajectory fitting through the solver, or their sum, each in units of the base
-        solver's error.
+        solver's error. Skipped for a "nonstationary" base solver, whose states between residuals would pull back.
     finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
         Second stage, through the unrolled solver: on z(S), on all states, or on the output h_y(z(S)).
     rtol, atol : float, default 1e-6
@@ -68,7 +68,8 @@ class HypersolverRegressor(Hypersolver):
     max_samples : int or "auto", default "auto"
         Rows used to fit: 2,000, or as many as keep the training set under one GiB.
     max_epochs : int, default 120
-        Passes over the training states, split between the two stages (40 % and 60 %).
+        Passes over the training states, split between the two stages (40 % and 60 %). The coefficients of a "nonstationary"
+        base solver are learned before, in as many passes, at most 120, over 512 rows.
     lr : float, default 2e-2
         Highest learning rate; a cosine takes it to zero within each stage. A skorch ``LRScheduler`` in ``callbacks``
         replaces that.
@@ -82,7 +83,8 @@ class HypersolverRegressor(Hypersolver):
     mape_floor : float, default 1e-2
         Smallest denominator of :meth:`score`'s MAPE, in the units of the output.
     memory : str or joblib.Memory, optional
-        Caches reference solves, keyed on weights, rows, times and tolerances: candidates of a grid search share them.
+        Caches reference solves, keyed on weights, rows, times and tolerances: candidates of a grid search share them, but
+        for those whose base solver has a mesh of its own ("nonstationary").
     warm_start : bool, default False
         Start a new fit from the last correction, which keeps its architecture: a changed ``correction`` takes effect
         with ``warm_start=False``.

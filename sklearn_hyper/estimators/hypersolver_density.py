@@ -249,9 +249,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         check_divergence(flow, rows[:, : flow.n_features])
         if isinstance(self.correction, nn.Module):
             ode = self._density_ode()
-            one = HypersolverRegressor(
-                ode, base_solver=self.base_solver, order=self.order, n_steps=self.n_steps, correction=self.correction
-            )
+            one = HypersolverRegressor(ode, **self._shared_params())
             z = ode.input_map(rows)
             one._check_correction(ode, z, ode.control(rows), one._resolve_solver(z[0].numel()))
 
@@ -283,13 +281,20 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             raise ValueError(f"X has {X.shape[1]} features, but the flow has n_features={flow.n_features}.")
         return flow.eval().requires_grad_(False)
 
+    def _shared_params(self) -> dict[str, Any]:
+        """Parameters of both directions; "auto" stands for one base solver in both, though the density's state is larger."""
+        shared = {name: value for name, value in self.get_params(deep=False).items() if name not in _OWN}
+        name = HypersolverRegressor(None, **shared)._solver_name(self.flow_.n_features)
+        return shared | {"base_solver": name}
+
     def _fit_direction(
         self, ode: NeuralODE, rows: np.ndarray, seed: int, previous: HypersolverRegressor | None
     ) -> tuple[HypersolverRegressor | None, bool]:
         """Fit one direction, and say whether a Ctrl-C ended it early: before training, there is nothing to keep."""
-        shared = {name: value for name, value in self.get_params(deep=False).items() if name not in _OWN}
         solver = HypersolverRegressor(ode) if previous is None else copy.copy(previous)
-        solver.set_params(neural_ode=ode, random_state=seed, **shared)
+        solver.set_params(neural_ode=ode, **self._shared_params() | {"random_state": seed})
+        if previous is not None:
+            solver.set_params(base_solver=self.base_solver)  # "auto" goes on with what it stood for
         before = vars(solver).get("module_")
         try:
             return solver.fit(rows), False

@@ -113,7 +113,8 @@ class MLPCorrection(_Spec):
         n_gate = n * n if matrix_gate else int(self.gate)
         n_input = 0 if x is None else x[0].numel()
         n_in, n_out = n * (1 + n_stages) + n_input, n + n_gate * n_stages
-        product = n_gate * n_stages * matrix_gate
+        # What the folded net's gate costs, see folded_nets: spreading every stage, and adding up.
+        product = n * n_gate * n_stages * (1 + n_stages) * matrix_gate
         hidden = self.hidden or _widest(
             max_macs, 32, lambda h: h * (n_in + n_out) + (self.depth - 1) * h * h + product
         )  # fmt: skip

@@ -75,6 +75,10 @@ class BoundedCorrection(DeviceFreeModule):
         startup: tuple[int, int, Tensor] | None = None,
     ):
         super().__init__()
+        if not cap > 0:
+            raise ValueError(
+                f"cap must be positive, got {cap!r}; without a correction a hypersolver is its base solver."
+            )
         self.net = net
         self.order = order
         self.cap = float(cap)

@@ -111,7 +111,7 @@ def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: FitSettings) ->
     x : Tensor of shape (n, ...)
         Some tens of numbers are learned, so a few hundred rows of it are used.
     settings : FitSettings
-        Of the whole fit; the budget of this one is its own.
+        Of the whole fit; this part takes ``max_epochs``, at most 120, passes over its few hundred rows.
 
     Returns
     -------
@@ -145,13 +145,14 @@ def _train(loss: _CoefficientLoss, fitted: Tensor, held_out: Tensor, settings: F
 
     best = BestWeights(validate)
     n_batches = -(-len(fitted) // _BATCH)
-    schedule = cosine_schedule(n_batches, [_EPOCHS], [1.0])
+    n_epochs = min(_EPOCHS, settings.max_epochs)
+    schedule = cosine_schedule(n_batches, [n_epochs], [1.0])
     net = LossNet(
         loss,
         criterion=nn.Identity,
         optimizer=torch.optim.Adam,
         lr=_LR,
-        max_epochs=_EPOCHS,
+        max_epochs=n_epochs,
         batch_size=_BATCH,
         dataset=TensorRows,
         iterator_train__shuffle=True,
@@ -163,5 +164,7 @@ def _train(loss: _CoefficientLoss, fitted: Tensor, held_out: Tensor, settings: F
     )
     net.initialize()
     net.partial_fit(fitted, None)
+    if net.interrupted_:
+        raise KeyboardInterrupt  # without a correction yet, there is nothing to keep
     best.restore(net)
     return net.module_.solver.freeze()

@@ -329,6 +329,24 @@ def test_the_default_for_large_states_learns_coefficients_where_these_serve(para
             fast.with_solver(n_steps=3)
 
 
+def test_a_warm_start_keeps_what_auto_stood_for(X):
+    fast = make_regressor(base_solver="auto", n_steps=3, max_epochs=20, batch_size=8, warm_start=True).fit(X)
+    fast.set_params(n_steps=4).fit(X)
+    assert fast.base_solver_.name == "ab2"
+    with pytest.raises(ValueError, match=r"n_steps=1 with base_solver='ab2' makes start-up steps only"):
+        fast.set_params(n_steps=1).fit(X)
+
+
+def test_a_fit_at_one_step_needs_a_base_solver_that_is_one_there(X):
+    assert (
+        make_regressor(base_solver="auto", n_steps=3, fit_n_steps=1, finetune=None).fit(X).base_solver_.name == "euler"
+    )
+    with pytest.raises(
+        ValueError, match=r"fit_n_steps=1 with base_solver='ab2' makes start-up steps only.*or use 'euler'"
+    ):
+        make_regressor(base_solver="ab2", n_steps=3, fit_n_steps=1).fit(X)
+
+
 @pytest.fixture(scope="module")
 def van_der_pol():
     """HyperMidpoint of the oscillator, and the same net fitted over the family."""

@@ -471,3 +471,16 @@ def to_tens(X):
 def test_a_flow_module_is_taken_as_it_is():
     fast = make_fast(Flow(TANH.field, n_features=2, t_span=TANH.t_span)).fit()
     assert fast.flow_.t_span == (0.0, 0.8) and fast.sample(3, 0).shape == (3, 2)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(("n_features", "name"), [(4, "ab2"), (5, "nonstationary")])
+def test_both_directions_have_the_base_solver_that_auto_chooses_for_the_features(n_features, name):
+    X = np.random.default_rng(0).normal(size=(30, n_features))
+    fast = HypersolverDensity(NeuralODE(_curl), n_steps=2, max_epochs=1, random_state=0)
+    fast.fit(X)
+    assert fast.sampler_.base_solver_.name == fast.density_.base_solver_.name == name
+
+
+def _curl(t, z):
+    return torch.sin(z.roll(1, dims=1))

@@ -8,6 +8,7 @@ from torch import nn
 
 from sklearn_hyper import HypersolverRegressor
 from sklearn_hyper.numerics import Nonstationary, hypersolve
+from sklearn_hyper.training import coefficient_fitting
 
 
 class Bend(nn.Module):
@@ -108,3 +109,14 @@ def test_a_warm_start_from_another_kind_of_solver_is_refused_before_any_work(X):
     hyper = make_regressor(Bend(), base_solver="euler", n_steps=3, max_epochs=15, warm_start=True).fit(X)
     with pytest.raises(ValueError, match=r"'nonstationary' \(order 1, 2 stages, 2 start-up steps\) cannot take over"):
         hyper.set_params(base_solver="nonstationary").fit(X)
+
+
+def test_an_interruption_while_coefficients_are_learned_leaves_no_fit(X, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(coefficient_fitting.LossNet, "train_step", interrupt)
+    hyper = make_regressor(Bend(), base_solver="nonstationary", n_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        hyper.fit(X)
+    assert not hasattr(hyper, "module_")

@@ -358,6 +358,12 @@ def test_bounded_correction_is_differentiable_also_at_zero(eps):
     assert torch.autograd.gradcheck(run, arguments)
 
 
+@pytest.mark.parametrize("cap", [0.0, -1.0, float("nan")])
+def test_a_cap_that_lets_nothing_through_is_refused(cap):
+    with pytest.raises(ValueError, match="cap must be positive"):
+        bounded(cap=cap)
+
+
 @pytest.mark.parametrize("floor", [0.1, 0.0])
 def test_output_and_gradients_are_finite_where_all_is_zero(floor):
     z, stage = (torch.zeros(2, 2, dtype=DOUBLE, requires_grad=True) for _ in range(2))
@@ -453,8 +459,9 @@ def test_a_fitted_automatic_correction_costs_a_tenth_of_the_field():
     fitted = hypersolver.fit(X)
     z, t = torch.zeros(1, 2, dtype=DOUBLE), torch.tensor(0.0, dtype=DOUBLE)
     macs_f = count_macs(fitted.neural_ode_.vector_field, t, z)
-    macs_g = count_macs(fitted.correction_, 0.1, t, z, [z, z])
-    assert 0.05 * macs_f < macs_g <= 0.1 * macs_f
+    for g in (fitted.correction_, fitted.module_.steps[0]):  # as it is trained, and folded as it runs
+        macs_g = count_macs(g, 0.1, t, z, [z, z])
+        assert 0.05 * macs_f < macs_g <= 0.1 * macs_f
 
 
 # --- specs ----------------------------------------------------------------------------------------------------------
