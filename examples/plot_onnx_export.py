@@ -13,7 +13,7 @@ Run it with ``python examples/plot_onnx_export.py``; it takes about a minute on 
 # %%
 # Fit
 # ---
-# A Neural ODE learns to tell two moons apart, and a hypersolver to do its work in four steps of Euler's method.
+# A Neural ODE learns to tell two moons apart, and a hypersolver to do its work in four evaluations of its field.
 
 import json
 import subprocess
@@ -111,7 +111,7 @@ ax.margins(x=0.15, y=0.15)
 ax.grid(axis="x", alpha=0.3)
 ax.invert_yaxis()
 ax.set_xlabel("milliseconds for one sample")
-ax.set_title("Two moons, four Euler steps with a correction")
+ax.set_title("Two moons, four evaluations and a correction")
 
 if plt.get_backend().lower() == "agg":  # no window to show it in: leave the picture beside where this was run
     figure.savefig("onnx_export.png", dpi=120)

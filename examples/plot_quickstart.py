@@ -36,7 +36,7 @@ print(f"Neural ODE trained in {time.perf_counter() - start:.0f} s, test accuracy
 # The fast ones
 # -------------
 # Fitting a hypersolver needs no labels: dopri5 trajectories that start from the training images are what it learns from.
-# ``memory`` lets the five fits share one set of them. The default base solver for images, "nonstationary", is learned too: its
+# ``memory`` lets fits on one mesh share them. The default base solver for images, "nonstationary", is learned too: its
 # coefficients and its mesh, for the number of steps asked for (a single step is Euler's).
 
 solvers = [

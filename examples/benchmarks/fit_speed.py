@@ -2,8 +2,8 @@
 
     python examples/benchmarks/fit_speed.py [--seeds 3] [--cache FOLDER]
 
-Run it alone. Wall-clock seconds with torch's default number of threads. A fit is the default one at two Euler steps, its
-reference solves included, on the moons flow (flow matching) and on the digits classifier. Recipe (i) (wp_recipes.py) as
+Run it alone. Wall-clock seconds with torch's default number of threads. A fit is the default one for two evaluations of f (ab2
+on the moons, learned coefficients on the digits), its reference solves included, on the moons flow (flow matching) and on the digits classifier. Recipe (i) (wp_recipes.py) as
 published solves dopri5 anew at every iteration; it runs for ten times our seconds, at its step size and refitted at ours with
 references free of charge, and its validation error is noted at twenty moments. Reference solves: 16,384 rows of the moons flow
 and 512 digits, in chunks dealt to joblib's workers of one thread each, on loky and on a local Dask cluster.

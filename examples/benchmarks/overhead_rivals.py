@@ -25,7 +25,7 @@ from sklearn_hyper.numerics.solve import uniform_grid
 
 K = 4
 BATCHES = (1, 256, 4096)
-FIELDS = ("2-64-64-2", "digits")
+FIELDS = ("2-64-64-2, fitted", "digits")
 
 
 def repeat_rows(X: np.ndarray, n_rows: int) -> np.ndarray:

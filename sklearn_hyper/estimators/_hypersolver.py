@@ -426,7 +426,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         Returns
         -------
         estimator of the same class
-            Its ``with_solver`` takes any base solver and number of steps.
+            Its ``with_solver`` takes any base solver and number of steps; a "nonstationary" one is made for its own
+            number alone, so name another with it.
         """
         module = self._require_fitted("module_")
         copied = copy.copy(self)

@@ -463,7 +463,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         Returns
         -------
         HypersolverDensity
-            Its ``with_solver`` takes any base solver and number of steps.
+            Its ``with_solver`` takes any base solver and number of steps; a "nonstationary" one is made for its own
+            number alone, so name another with it.
         """
         self._require_fitted("sampler_")
         copied = copy.copy(self)
