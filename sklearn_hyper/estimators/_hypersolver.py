@@ -103,11 +103,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         self._check_output(frozen, z, resolved)
         solver = self._resolve_solver(z[0].numel())
         if warm is not None:
-            if self.base_solver == "auto" and self.order is None:
-                solver = self.base_solver_  # what it stood for then, whatever n_steps is now
-                self._check_startup(solver)
-                solver_mesh(solver, frozen.t_span, self.n_steps)
-            self._check_same_family(solver)
+            solver = self._resume_solver(solver, frozen.t_span)
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
         X = self._subsample(X, z, solver.n_stages, StepSizes.from_parameters(int(self.n_steps), fit_range).steps)
         self._check_n_samples(len(X))
@@ -150,6 +146,15 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
                 f"n_steps={self.n_steps} alone; leave fit_n_steps=None."
             )
         return resolve_base_solver(classical_starts(self.n_steps)[0], self.order)
+
+    def _resume_solver(self, solver: BaseSolver, t_span: tuple[float, float]) -> BaseSolver:
+        """The base solver that a warm start goes on with: one of the fitted kind; "auto" stays what it stood for."""
+        if self.base_solver == "auto" and self.order is None:
+            solver = self.base_solver_
+            self._check_startup(solver)
+            solver_mesh(solver, t_span, self.n_steps)  # learned coefficients refuse another number of steps
+        self._check_same_family(solver)
+        return solver
 
     def _settings(self, fit_range: Any) -> FitSettings:
         names = (

@@ -59,7 +59,8 @@ class HypersolverRegressor(Hypersolver):
         tensor like z; it is copied, scaled and bounded, and starts where you initialised it.
     loss : {"residual", "trajectory", "residual+trajectory"}, default "residual"
         First stage: residual fitting, trajectory fitting through the solver, or their sum, each in units of the base
-        solver's error. Skipped for a "nonstationary" base solver, whose states between residuals would pull back.
+        solver's error. With a "nonstationary" base solver the second stage, if any, takes its epochs too: residuals would
+        pull the states between, which that moves away from the trajectory, back to it.
     finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
         Second stage, through the unrolled solver: on z(S), on all states, or on the output h_y(z(S)).
     rtol, atol : float, default 1e-6
