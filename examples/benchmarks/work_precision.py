@@ -21,7 +21,7 @@ torchode and torchdyn live in an environment of their own, whose interpreter is 
 
     python -m venv PEERS; PEERS/bin/pip install -e . torchode torchdyn
 
-Every cell is kept in the JSON, so that a stopped run goes on; seeds are the outer loop, so a partial one tells something.
+Every cell is kept in the JSON, so that a stopped run goes on (--fresh measures all anew: after a change of budgets, or of the library); seeds are the outer loop, so a partial one tells something.
 Models of flows and classifiers come from --cache, or are trained first (about an hour and a half on one core).
 """
 
