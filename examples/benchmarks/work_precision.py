@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from _results import Results, finite, parser
 from joblib import Parallel, delayed
-from wp_cells import COMPARED, ONCE, PUBLISHED, is_seeded, run_cell, solver_names
+from wp_cells import ONCE, PUBLISHED, TIMED, is_seeded, run_cell, solver_names
 from wp_checks import check_names, run_check
 from wp_measure import Place
 from wp_picture import draw
@@ -178,7 +178,7 @@ def main() -> None:
             wanted = checks + wanted
         failed = run(results, wanted, place, arguments.jobs, arguments.seeds)
         if any("milliseconds".startswith(start) for start in arguments.solvers):
-            timed = [(problem, "milliseconds", 0) for problem in problems if problem in COMPARED]
+            timed = [(problem, "milliseconds", 0) for problem in problems if problem in TIMED]
             failed += run(results, timed, place, 1, arguments.seeds)
     summary = summarise(results.cells, arguments.seeds)
     results.write(finite(summary))

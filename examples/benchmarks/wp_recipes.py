@@ -1,7 +1,7 @@
 """Hypersolvers as others have them, for work_precision.py: reference recipes (i) and (ii), and torchdyn's HyperEuler.
 
 Written from their published descriptions. At our budget they get the rows that ours are fitted on, reference solutions free
-of charge, the CPU seconds of :attr:`Problem.seconds`, and the weights that were best on validation rows.
+of charge, the CPU seconds of :meth:`Problem.seconds_for`, and the weights that were best on validation rows.
 """
 
 from __future__ import annotations
@@ -99,7 +99,13 @@ def fit_residuals(model: Solver, problem: Problem, seed: int, **how: object) -> 
         return total.sqrt()
 
     # In the same seconds the published lr of 1e-3 and batch of 16 go less far (validation rows of two problems).
-    how = {"seconds": problem.seconds, "lr": 5e-3, "final_lr": 5e-4, "weight_decay": 1e-8, "batch": 256} | how
+    how = {
+        "seconds": problem.seconds_for(model.n_steps),
+        "lr": 5e-3,
+        "final_lr": 5e-4,
+        "weight_decay": 1e-8,
+        "batch": 256,
+    } | how
     return train(model, loss, problem, seed=seed, **how)
 
 
@@ -142,7 +148,13 @@ def fit_endpoint(model: Solver, problem: Problem, seed: int, **how: object) -> l
     def loss(rows: Tensor) -> Tensor:
         return functional.l1_loss(model(x[rows]), exact[rows])
 
-    how = {"seconds": problem.seconds, "lr": 5e-3, "final_lr": 5e-4, "clip": 0.5, "batch": 256} | how
+    how = {
+        "seconds": problem.seconds_for(2 * model.n_steps),
+        "lr": 5e-3,
+        "final_lr": 5e-4,
+        "clip": 0.5,
+        "batch": 256,
+    } | how
     model.shared = True  # the second pair of evaluations gives the same, so the fit need not wait for it
     trace = train(model, loss, problem, seed=seed, **how)
     model.shared = False

@@ -138,4 +138,4 @@ def fit_flow_map(model: FlowMap, problem: Problem, seed: int) -> list[dict[str, 
     def loss(rows: Tensor) -> Tensor:
         return ((model(x[rows]) - exact[rows]) / model.out).flatten(1).norm(dim=1).mean()
 
-    return train(model, loss, problem, seed=seed, seconds=problem.seconds, lr=1e-2)
+    return train(model, loss, problem, seed=seed, seconds=max(problem.seconds), lr=1e-2)

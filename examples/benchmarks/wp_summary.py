@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from _results import spread
-from wp_cells import BUDGETS, GENERALIST_STEPS, ONCE, PUBLISHED
+from wp_cells import ALTERNATIVES, BUDGETS, GENERALIST_STEPS, ONCE, PUBLISHED
 from wp_checks import check_hyperheun
 
 RIVALS: dict[str, Callable[[str, str], bool]] = {
@@ -173,7 +173,7 @@ def _settings(rows: list[dict[str, Any]]) -> dict[str, Any]:
     table: dict[str, dict[str, float]] = {}
     for row in rows:
         solver, key = row["solver"], (row["problem"], row["seed"], row["nfe"])
-        if solver.startswith("ours ") and solver.startswith(ONCE) and row["own"] and key in default:
+        if solver.startswith(tuple(f"ours {base} " for base in ALTERNATIVES)) and row["own"] and key in default:
             table.setdefault(solver, {})[row["problem"]] = _ratio(error_of(row), default[key])
     return {
         name: spread(ratios.values()) | {

@@ -21,8 +21,7 @@ from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.nets import draw_seed, refuse_checkpoints, seeded
 from ._base import check_device, module_dtype
-from ._fitted_neural_ode import resolve_flow
-from ._hypersolver import _frozen_copy
+from ._fitted_neural_ode import frozen_copy, resolve_flow
 from ._hypersolver_base import HypersolverBase
 from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
 from .hypersolver import HypersolverRegressor
@@ -274,7 +273,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             if width is None:
                 raise ValueError("n_features is needed to fit a bare field without X: pass n_features=, or fit(X).")
             flow = Flow(
-                _frozen_copy(flow).vector_field, n_features=width, t_span=flow.t_span,
+                frozen_copy(flow).vector_field, n_features=width, t_span=flow.t_span,
                 base_distribution=copy.deepcopy(self.base_distribution),
             )  # fmt: skip
         if X is not None and X.shape[1] != flow.n_features:

@@ -1,0 +1,240 @@
+"""How a hypersolver is fitted."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from numbers import Integral
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.solver_binding import solver_family
+from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
+from ..numerics.residuals import compute_residuals
+from ..numerics.solve import check_n_steps, solver_mesh
+from ..training.coefficient_fitting import classical_starts, fit_coefficients
+from ..training.correction_fitting import FitSettings, FittedCorrection, build_correction, fit_correction, max_rows
+from ..training.nets import seeded
+from ..training.residual_sets import StepSizes
+from ._base import check_device, check_output_map, module_dtype
+from ._fitted_neural_ode import FittedNeuralODE, frozen_copy, resolve_neural_ode
+from ._hypersolver_base import HypersolverBase
+
+_MAX_SAMPLES = 2000
+_FEW_DIMENSIONS = 4
+"""Up to here a correction with a tenth of f's MACs knows the state well; beyond, learned coefficients are worth more."""
+_CONTRACT = "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z."
+
+
+class HypersolverFit(HypersolverBase):
+    """Fit: the base solver that "auto" stands for, checks before any work, references, and what a fit leaves behind."""
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Fit the correction on dopri5 trajectories that start from X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Inputs as the Neural ODE takes them. No labels are needed.
+        y : ignored
+            For scikit-learn's conventions.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        NotFittedError
+            If ``neural_ode`` is not fitted.
+        VectorFieldError
+            If the field's signature, or the shape, dtype or device of its output, is wrong.
+        ReferenceSolveError
+            If dopri5 cannot solve the Neural ODE from X.
+        TrainingDivergedError
+            If the training loss is no longer finite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If no epoch was better than the base solver, which the fit then falls back to.
+        """
+        with self._all_or_nothing():
+            interrupted = self._fit(X)
+        if interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    def _fit(self, X: Any) -> bool:
+        check_n_steps(self.n_steps)
+        self._resolve_solver(0)  # a wrong name is an error before anything is solved
+        fit_range = self._fit_range()
+        device = check_device(self.device)
+        resolved = resolve_neural_ode(self.neural_ode)
+        warm = getattr(self, "correction_", None) if self.warm_start else None
+        self.preprocess_ = copy.deepcopy(resolved.preprocess)
+        X = self._prepare_X(X, reset=warm is None)
+        if resolved.input_shape not in (None, X.shape[1:]):
+            raise ValueError(
+                f"X has samples of shape {X.shape[1:]} (n_features={X.shape[1]}), but neural_ode was fitted on samples of "
+                f"shape {resolved.input_shape}; pass X as neural_ode takes it."
+            )
+        frozen = frozen_copy(resolved.module).to(device)
+        self.dtype_, self.device_ = module_dtype(frozen.dtype, X), str(device)
+        two_rows = self._to_tensor(X[:2], self.dtype_, device)
+        z = check_neural_ode(frozen, two_rows)
+        self._check_output(frozen, z, resolved)
+        solver = self._resolve_solver(z[0].numel())
+        if warm is not None:
+            solver = self._resume_solver(solver, frozen.t_span)
+        self._check_correction(frozen, z, frozen.control(two_rows), solver)
+        X = self._subsample(X, z, solver.n_stages, StepSizes.from_parameters(int(self.n_steps), fit_range).steps)
+        self._check_n_samples(len(X))
+        settings = self._settings(fit_range)
+        rows = self._to_tensor(X, self.dtype_, "cpu")
+        if self._solver_name(z[0].numel()) == NONSTATIONARY:
+            # A correction that goes on belongs to the coefficients it was fitted on.
+            solver = fit_coefficients(frozen, rows, settings) if warm is None else self.base_solver_
+        fitted = fit_correction(frozen, rows, solver, settings, warm)
+        self.neural_ode_ = frozen
+        self.correction_ = None if self._falls_back(fitted, warm) else fitted.correction
+        self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
+        self.errors_ = fitted.errors
+        span = abs(frozen.t_span[1] - frozen.t_span[0])
+        self._fitted_eps = (fitted.fitted_range[0] * span, fitted.fitted_range[1] * span)
+        self._n_features_out = z[0].numel()
+        self._set_module(frozen, solver, solver_mesh(solver, frozen.t_span, self.n_steps))
+        return fitted.interrupted
+
+    def _solver_name(self, n_state: int) -> Any:
+        """``base_solver``, or what "auto" stands for with states of so many numbers."""
+        if self.base_solver != "auto" or self.order is not None:
+            return self.base_solver
+        if 1 in (self.n_steps, self.fit_n_steps):
+            return "euler"
+        # Learned coefficients serve one number of steps, and the terminal state alone.
+        wants_terminal_state = self.fit_n_steps in (None, self.n_steps) and self.finetune in ("terminal", "output")
+        return NONSTATIONARY if n_state > _FEW_DIMENSIONS and wants_terminal_state else DEFAULT
+
+    def _resolve_solver(self, n_state: int) -> BaseSolver:
+        """The base solver; of a nonstationary one, whose coefficients are still to be learned, Euler's form."""
+        name = self._solver_name(n_state)
+        if name != NONSTATIONARY:
+            solver = resolve_base_solver(name, self.order)
+            self._check_startup(solver)
+            return solver
+        if self.fit_n_steps not in (None, self.n_steps):
+            raise ValueError(
+                f"fit_n_steps={self.fit_n_steps!r} with base_solver={NONSTATIONARY!r}, whose coefficients are made for "
+                f"n_steps={self.n_steps} alone; leave fit_n_steps=None."
+            )
+        return resolve_base_solver(classical_starts(self.n_steps)[0], self.order)
+
+    def _resume_solver(self, solver: BaseSolver, t_span: tuple[float, float]) -> BaseSolver:
+        """The base solver that a warm start goes on with: one of the fitted kind; "auto" stays what it stood for."""
+        if self.base_solver == "auto" and self.order is None:
+            solver = self.base_solver_
+            self._check_startup(solver)
+            solver_mesh(solver, t_span, self.n_steps)  # learned coefficients refuse another number of steps
+        self._check_same_family(solver)
+        return solver
+
+    def _settings(self, fit_range: Any) -> FitSettings:
+        names = (
+            "correction", "loss", "finetune", "rtol", "atol", "max_epochs", "lr", "batch_size", "optimizer", "callbacks",
+            "validation_fraction", "memory", "n_jobs", "random_state", "verbose",
+        )  # fmt: skip
+        own = {name: getattr(self, name) for name in names}
+        return FitSettings(n_steps=int(self.n_steps), fit_n_steps=fit_range, device=self.device_, **own)
+
+    def _check_n_samples(self, n_samples: int) -> None:
+        n_valid = max(1, round(self.validation_fraction * n_samples))
+        if n_samples - n_valid < 1:
+            raise ValueError(
+                f"n_samples={n_samples} is too few for validation_fraction={self.validation_fraction}: {n_valid} held out, "
+                f"{n_samples - n_valid} left to fit. At least 2 samples are needed (got n_samples={n_samples})."
+            )
+
+    def _falls_back(self, fitted: FittedCorrection, warm: Any) -> bool:
+        """Whether the base solver alone is what this fit has to offer; then it says so."""
+        best = min((row["valid_loss"] for row in fitted.history if "valid_loss" in row), default=0.0)
+        if fitted.helps and (best < 1 or warm is not None):
+            return False
+        warnings.warn(
+            "no epoch was better than the base solver on held-out rows without exceeding its largest error there (best "
+            f"valid_loss {best:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is None. Lower lr, "
+            "raise max_epochs, or give more rows.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
+        return True
+
+    def _check_startup(self, solver: BaseSolver) -> None:
+        n_startup = len(startup_methods(solver))
+        for name in ("n_steps", "fit_n_steps"):
+            value = getattr(self, name)
+            if n_startup and isinstance(value, Integral) and value <= n_startup:
+                raise ValueError(
+                    f"{name}={value} with base_solver={solver.name!r} makes start-up steps only; {name} must be at least "
+                    f"{n_startup + 1}, or use {startup_methods(solver)[0].name!r}."
+                )
+
+    def _set_module(self, neural_ode: NeuralODE, solver: BaseSolver, grid: tuple[float, ...]) -> None:
+        self.base_solver_, self.order_ = solver, solver.order
+        self.module_ = HypersolvedODE(neural_ode, solver, self.correction_, grid).eval()
+
+    def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
+        check_output_map(neural_ode, z)
+        self._squeeze_output = resolved.squeeze
+
+    def _check_correction(self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver) -> None:
+        """Build g and call it once on two rows, so that a wrong one shows before any solve."""
+        eps, n_past = (neural_ode.t_span[1] - neural_ode.t_span[0]) / self.n_steps, len(startup_methods(solver))
+        grid = [neural_ode.t_span[0] + k * eps for k in range(n_past + 2)]
+        with torch.no_grad(), seeded(0, z.device):
+            samples = compute_residuals(neural_ode.vector_field, torch.stack([z] * len(grid)), grid, solver, x=x)
+            sample = samples[-1]
+            blocks = [(sample, member) for member in solver_family(self.correction, solver)]
+            net = build_correction(self.correction, neural_ode, solver, blocks, x).net
+            try:
+                g = net(sample.eps, z.new_tensor(sample.s), z, sample.stages, x)
+            except Exception as error:
+                raise ValueError(f"correction={self.correction!r} fails: {error}. {_CONTRACT}") from error
+        if not isinstance(g, Tensor) or (g.shape, g.dtype, g.device) != (z.shape, z.dtype, z.device):
+            got = f"shape {tuple(g.shape)}, {g.dtype}" if isinstance(g, Tensor) else type(g).__name__
+            raise ValueError(
+                f"correction={self.correction!r} returns {got} for a state of shape {tuple(z.shape)}, {z.dtype}. {_CONTRACT}"
+            )
+
+    def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int, steps: tuple[int, ...]) -> np.ndarray:
+        limit = self.max_samples
+        if limit == "auto":
+            limit = min(_MAX_SAMPLES, max_rows(z[0].numel(), n_stages, z.element_size(), steps))
+        if len(X) <= limit:
+            return X
+        seed = None if self.random_state is None else check_random_state(self.random_state).randint(2**31 - 1)
+        return X[np.sort(np.random.default_rng(seed).choice(len(X), limit, replace=False))]
+
+    def _check_same_family(self, solver: BaseSolver) -> None:
+        fitted = self.base_solver_
+        startups = [len(startup_methods(one)) for one in (solver, fitted)]
+        if (solver.order, solver.n_stages, startups[0]) != (fitted.order, fitted.n_stages, startups[1]):
+            raise ValueError(
+                f"base_solver {solver.name!r} ({_kind(solver)}) cannot take over the correction fitted for {fitted.name!r} "
+                f"({_kind(fitted)}); fit another one, with warm_start=False."
+            )
+
+
+def _kind(solver: BaseSolver) -> str:
+    n_startup = len(startup_methods(solver))
+    startup = f", {n_startup} start-up steps" if n_startup else ""
+    return f"order {solver.order}, {solver.n_stages} stages{startup}"
