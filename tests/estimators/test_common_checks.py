@@ -33,6 +33,14 @@ def test_checks(estimator, check):
     check(estimator)
 
 
+# Three epochs on twenty rows: the corrections of some fits are no help, and those fits say so.
+@pytest.mark.filterwarnings("ignore:no epoch was better:sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks([HypersolverRegressor(NeuralODE(decay), n_steps=2, max_epochs=3, random_state=0)])
+def test_checks_of_the_default_base_solver(estimator, check):
+    """ab2, or coefficients that are learned where X is wide."""
+    check(estimator)
+
+
 @functools.cache
 def bound_to(n_features):
     """A hypersolver of a fitted classifier: it takes that model's width and predicts that model's three classes."""
