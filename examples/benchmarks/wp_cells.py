@@ -10,7 +10,7 @@ from typing import Any
 import joblib
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor, nn
+from torch import Tensor
 from wp_measure import Place, ask_peers, errors, keep, measure, model_path, plain
 from wp_problems import Problem, count_calls, load_problem
 from wp_recipes import (
@@ -22,7 +22,7 @@ from wp_recipes import (
     fit_published_hyperheun,
     fit_residuals,
 )
-from wp_rivals import BespokeNonStationary, FlowMap, LearnedGrid, fit_flow_map, fit_linear, linear_bases
+from wp_rivals import BespokeNonStationary, FlowMap, LearnedGrid, LinearSolver, fit_flow_map, fit_linear, linear_bases
 from wp_training import G_SHARE, validation_error
 
 from sklearn_hyper import HypersolverRegressor
@@ -264,25 +264,28 @@ def measure_published(problem: Problem, solver: str, seed: int, place: Place) ->
 def measure_bns(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
     """BNS of n evaluations."""
     n = _number(solver)
-    return _measure_linear(problem, solver, seed, place, [lambda base: BespokeNonStationary(problem, n, base)], n)
+    starts = [BespokeNonStationary(problem, n, base) for base in BespokeNonStationary.bases(n)]
+    return _measure_linear(problem, solver, seed, place, [starts], n)
 
 
 def measure_grid(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
     """Learned step sizes of each classical method in turn; the one that does best on validation rows counts."""
     n = _number(solver)
-    builds = [lambda _, base=base: LearnedGrid(problem, n, base) for base in linear_bases(n)]
-    return _measure_linear(problem, solver, seed, place, builds, n)
+    return _measure_linear(
+        problem, solver, seed, place, [[LearnedGrid(problem, n, base)] for base in linear_bases(n)], n
+    )
 
 
 def _measure_linear(
-    problem: Problem, solver: str, seed: int, place: Place, builds: list[Callable], n: int
+    problem: Problem, solver: str, seed: int, place: Place, groups: list[list[LinearSolver]], n: int
 ) -> dict[str, Any]:
-    models: list[nn.Module] = []
+    """One model of each group is trained, in an equal share of the seconds."""
+    models: list[LinearSolver] = []
 
     def fit() -> list:
-        seconds = problem.seconds_for(n) / len(builds)
-        for build in builds:
-            model, trace = fit_linear(build, problem, n, seed, seconds)
+        seconds = problem.seconds_for(n) / len(groups)
+        for starts in groups:
+            model, trace = fit_linear(starts, problem, seed, seconds)
             models.append(model)
         return trace
 

@@ -5,12 +5,14 @@ Written from their published descriptions. They get what the rivals of wp_recipe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from wp_problems import Problem
 from wp_training import Solver, conv, mlp, train, validation_error, widest
+
+from sklearn_hyper.training.coefficient_fitting import classical_starts
 
 _TINY = 1e-20
 
@@ -47,8 +49,18 @@ def classical_increments(base: str, steps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear_bases(n: int) -> list[str]:
-    """Classical methods of n evaluations that a linear solver may start from."""
+    """Classical methods of n evaluations whose step sizes may be learned."""
     return ["euler", "ab2", *(["midpoint"] if n % 2 == 0 else [])]
+
+
+def runge_kutta_increments(n: int) -> tuple[Tensor, Tensor]:
+    """Nodes and increments of the Runge-Kutta steps of highest order that ours start from, too."""
+    start = classical_starts(n)[-1]
+    shares = torch.tensor(start.shares)
+    increments = torch.zeros(n, n)
+    for k, row in enumerate(start.weights):
+        increments[k, : k + 1] = shares.diff()[k] * torch.tensor(row)
+    return shares[:-1], increments
 
 
 class LearnedGrid(LinearSolver):
@@ -66,12 +78,25 @@ class LearnedGrid(LinearSolver):
 
 
 class BespokeNonStationary(LinearSolver):
-    """BNS: learned nodes and coefficients, started at a classical method, and whatever training makes of them."""
+    """BNS: learned nodes and coefficients, started at a classical method, and whatever training makes of them.
+
+    Published with Euler's and the midpoint method as starts; AB2 and Runge-Kutta steps of higher order, which it gains by,
+    are ours.
+    """
+
+    @staticmethod
+    def bases(n: int) -> list[str]:
+        """What it may start from."""
+        return [*linear_bases(n), *(["runge-kutta"] if n > 2 else [])]
 
     def __init__(self, problem: Problem, n: int, base: str):
         super().__init__(problem, n)
         size = n // 2 if base == "midpoint" else n
-        nodes, increments = classical_increments(base, torch.full((size,), 1 / size))
+        nodes, increments = (
+            runge_kutta_increments(n)
+            if base == "runge-kutta"
+            else classical_increments(base, torch.full((size,), 1 / size))
+        )
         steps = torch.diff(nodes, append=nodes.new_ones(1))
         self.logits = nn.Parameter(steps.log())
         self.a = nn.Parameter(torch.ones(n))
@@ -84,12 +109,14 @@ class BespokeNonStationary(LinearSolver):
         return nodes, self.a, self.b.tril()
 
 
-def fit_linear(build: Callable[[str], LinearSolver], problem: Problem, n: int, seed: int, seconds: float) -> tuple:
-    """Start at the classical method that does best on validation rows, then train through the solve.
+def fit_linear(
+    starts: Iterable[LinearSolver], problem: Problem, seed: int, seconds: float
+) -> tuple[LinearSolver, list[dict[str, float]]]:
+    """Train the start that does best on validation rows through the solve.
 
     The loss is the mean log squared error, as BNS's; it fits all rows alike, whatever their size.
     """
-    model = min((build(base) for base in linear_bases(n)), key=lambda m: validation_error(m, problem))
+    model = min(starts, key=lambda start: validation_error(start, problem))
     x, exact = problem.rows["fit"], problem.trajectory[-1]
 
     def loss(rows: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .base_solvers import NONSTATIONARY, BaseStep, Field, RungeKutta
 from .solve import check_t_span
-from .tableaus import EULER
+from .tableaus import EULER, ButcherTableau
 
 NONSTATIONARY_ORDER = 1
 _READ_STAGES = 2
+_LAST_STAGE = 0.9
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,44 @@ def take_step(
     stages = (*history, f(times[0], z))
     psi = sum((weight * stage for weight, stage in zip(weights[:-1], stages, strict=False)), weights[-1] * stages[-1])
     return BaseStep(psi, list(stages[: -_READ_STAGES - 1 : -1]), NONSTATIONARY_ORDER, stages)
+
+
+def compose_tableaus(tableaus: Sequence[ButcherTableau]) -> Nonstationary:
+    r"""One step of each Runge-Kutta method in turn, as a nonstationary method; spans go by the number of stages.
+
+    Its states are those that the stages are evaluated at, so that a step leads from one stage's state to the next one's.
+
+    Parameters
+    ----------
+    tableaus : sequence of ButcherTableau
+        With stages at different times, in their order. A last stage at the end of the step, where the next one begins, is
+        moved to nine tenths of it, which costs such a method its full order.
+
+    Returns
+    -------
+    Nonstationary
+        Its K is the number of all stages.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.numerics.nonstationary import compose_tableaus
+    >>> from sklearn_hyper.numerics.tableaus import MIDPOINT
+    >>> compose_tableaus([MIDPOINT]).weights
+    ((1.0,), (-1.0, 2.0))
+    """
+    n = sum(tableau.n_stages for tableau in tableaus)
+    rows: list[list[float]] = []
+    shares: list[float] = []
+    for tableau in tableaus:
+        start = len(rows)
+        at_end = tableau.c[-1] == 1
+        scales = [*[1.0] * (tableau.n_stages - 1), _LAST_STAGE if at_end else 1.0]
+        states = [[scale * a for a in row] for scale, row in zip(scales, tableau.a, strict=True)] + [list(tableau.b)]
+        nodes = [scale * c for scale, c in zip(scales, tableau.c, strict=True)] + [1.0]
+        for i in range(tableau.n_stages):
+            step = [
+                (after - before) / (nodes[i + 1] - nodes[i]) for before, after in zip(*states[i : i + 2], strict=True)
+            ]
+            rows.append([*[0.0] * start, *step[: i + 1]])
+            shares.append((start + nodes[i] * tableau.n_stages) / n)
+    return Nonstationary(rows, [*shares, 1.0])

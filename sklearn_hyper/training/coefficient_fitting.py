@@ -11,14 +11,19 @@ from torch import Tensor, nn
 from ..modules.correction_nets import flatten_samples
 from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import NONSTATIONARY, BaseStep, Field
-from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, take_step
+from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, compose_tableaus, take_step
 from ..numerics.solve import iterate_states
+from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
 from .correction_fitting import FitSettings
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed, seeded
 from .references import solve_references
 
 _ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
 _TINY = 1e-20
+# Ralston (1962). Unlike Kutta's, its last stage is not at the end of the step.
+_RALSTON3 = ButcherTableau(
+    "ralston3", 3, ((0, 0, 0), (1 / 2, 0, 0), (0, 3 / 4, 0)), (2 / 9, 1 / 3, 4 / 9), (0, 1 / 2, 3 / 4)
+)
 
 
 class LearnedCoefficients(nn.Module):
@@ -63,16 +68,29 @@ class LearnedCoefficients(nn.Module):
 
 
 def classical_starts(n_steps: int) -> list[Nonstationary]:
-    """Euler, Adams-Bashforth of order 2, and the midpoint method for an even number of evaluations."""
+    """Classical methods of n_steps evaluations: Euler, Adams-Bashforth of order 2, and Runge-Kutta steps.
+
+    Those are of the midpoint method where n_steps is even, and of as high an order as n_steps lets all of them be.
+    """
     uniform = [k / n_steps for k in range(n_steps + 1)]
-    last: list[list[list[float]]] = [[[1.0]], [[1.0]], [[1.0]]]
+    euler, ab2 = [[1.0]], [[1.0]]
     for k in range(1, n_steps):
         zeros = [0.0] * (k - 1)
-        last[0].append([*zeros, 0.0, 1.0])
-        last[1].append([*zeros, -0.5, 1.5])
-        # Half a step of Euler's, then back to its start and a whole one from the middle.
-        last[2].append([*zeros, -1.0, 2.0] if k % 2 else [*zeros, 0.0, 1.0])
-    return [Nonstationary(rows, uniform) for rows in (last if n_steps % 2 == 0 else last[:2])]
+        euler.append([*zeros, 0.0, 1.0])
+        ab2.append([*zeros, -0.5, 1.5])
+    starts = [Nonstationary(rows, uniform) for rows in (euler, ab2)]
+    if n_steps % 2 == 0:
+        starts.append(compose_tableaus([MIDPOINT] * (n_steps // 2)))
+    if n_steps > 2:
+        starts.append(compose_tableaus(_highest_orders(n_steps)))
+    return starts
+
+
+def _highest_orders(n_steps: int) -> list[ButcherTableau]:
+    """Methods of four, three and, where it has to be, two stages that make n_steps evaluations."""
+    n_fours = next((n for n in range(n_steps // 4, -1, -1) if (n_steps - 4 * n) % 3 == 0), 0)
+    n_threes, rest = divmod(n_steps - 4 * n_fours, 3)
+    return [RK4_38] * n_fours + [_RALSTON3] * n_threes + [MIDPOINT] * (rest // 2)
 
 
 class _CoefficientLoss(nn.Module):

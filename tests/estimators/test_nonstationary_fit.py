@@ -56,6 +56,13 @@ def test_the_mesh_is_its_own_and_the_solver_works_alone(fitted, X):
     np.testing.assert_allclose(z, fitted.without_correction().predict(X), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("n_steps", range(1, 13))
+def test_every_start_makes_as_many_evaluations_as_there_are_steps(n_steps):
+    starts = coefficient_fitting.classical_starts(n_steps)
+    assert [start.n_steps for start in starts] == [n_steps] * len(starts)
+    assert len(starts) == 2 + (n_steps % 2 == 0) + (n_steps > 2)
+
+
 def test_it_is_defined_for_its_number_of_steps_alone(fitted):
     with pytest.raises(ValueError, match="made for n_steps=3 alone, got n_steps=4"):
         fitted.with_solver(n_steps=4)

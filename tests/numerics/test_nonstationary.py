@@ -7,6 +7,8 @@ from problems import FORCED, LOGISTIC, largest, log_slope, named
 
 from sklearn_hyper.numerics import CountedField, Nonstationary, compute_residuals, hypersolve, hypersolve_trajectory
 from sklearn_hyper.numerics import resolve_base_solver as resolve
+from sklearn_hyper.numerics.nonstationary import compose_tableaus
+from sklearn_hyper.numerics.tableaus import TABLEAUS
 
 ODD = Nonstationary([(1.0,), (-0.3, 1.3), (0.2, -0.4, 1.2)], (0.0, 0.2, 0.7, 1.0))
 each_problem = pytest.mark.parametrize("problem", **named([LOGISTIC, FORCED]))
@@ -32,6 +34,29 @@ def test_with_their_coefficients_it_is_the_classical_method(problem, reverse, ne
     span = problem.t_span[::-1] if reverse else problem.t_span
     own = hypersolve_trajectory(problem.f, problem.z0, span, 5, uniform(5, rows_of(5, *newest)))
     assert largest(own - hypersolve_trajectory(problem.f, problem.z0, span, 5, base)) < 1e-12
+
+
+@each_problem
+@pytest.mark.parametrize("name", ["euler", "midpoint", "ralston"])
+def test_a_composition_of_one_method_is_that_method(problem, name):
+    composed = compose_tableaus([TABLEAUS[name]] * 3)
+    own = hypersolve(problem.f, problem.z0, problem.t_span, composed.n_steps, composed)
+    assert largest(own - hypersolve(problem.f, problem.z0, problem.t_span, 3, name)) < 1e-12
+
+
+@each_problem
+def test_a_composition_gives_every_method_a_span_by_its_stages(problem):
+    start, end = problem.t_span
+    middle = start + (end - start) / 3
+    half_way = hypersolve(problem.f, problem.z0, (start, middle), 1, "euler")
+    composed = compose_tableaus([TABLEAUS["euler"], TABLEAUS["ralston"]])
+    own = hypersolve(problem.f, problem.z0, problem.t_span, 3, composed)
+    assert largest(own - hypersolve(problem.f, half_way, (middle, end), 1, "ralston")) < 1e-12
+
+
+def test_a_last_stage_at_the_end_of_the_step_is_moved_to_nine_tenths():
+    composed = compose_tableaus([TABLEAUS["rk4_38"]] * 2)
+    assert composed.shares == pytest.approx([k / 2 + c / 2 for k in (0, 1) for c in (0, 1 / 3, 2 / 3, 0.9)] + [1])
 
 
 @each_problem
