@@ -21,7 +21,7 @@ from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_
 from ..numerics.residuals import compute_residuals
 from ..numerics.solve import check_n_steps, solver_mesh
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
-from ..training.correction_fitting import FitSettings, FittedCorrection, build_correction, fit_correction, max_rows
+from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
 from ..training.nets import seeded
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
@@ -31,7 +31,10 @@ from ._hypersolver_base import HypersolverBase
 _MAX_SAMPLES = 2000
 _FEW_DIMENSIONS = 4
 """Up to here a correction with a tenth of f's MACs knows the state well; beyond, learned coefficients are worth more."""
-_CONTRACT = "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z."
+_CONTRACT = (
+    "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z; start-up steps of 'ab2' to 'ab4' and "
+    "'nonstationary' hand it fewer stages."
+)
 
 
 class HypersolverFit(HypersolverBase):
@@ -97,7 +100,8 @@ class HypersolverFit(HypersolverBase):
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
-        X = self._subsample(X, z, solver.n_stages, StepSizes.from_parameters(int(self.n_steps), fit_range).steps)
+        grids = StepSizes.from_parameters(int(self.n_steps), fit_range).grids(solver)
+        X = self._subsample(X, z, solver.n_stages, grids)
         self._check_n_samples(len(X))
         settings = self._settings(fit_range)
         rows = self._to_tensor(X, self.dtype_, "cpu")
@@ -106,7 +110,9 @@ class HypersolverFit(HypersolverBase):
             solver = fit_coefficients(frozen, rows, settings) if warm is None else self.base_solver_
         fitted = fit_correction(frozen, rows, solver, settings, warm)
         self.neural_ode_ = frozen
-        self.correction_ = None if self._falls_back(fitted, warm) else fitted.correction
+        self.correction_ = fitted.correction
+        if fitted.correction is None:
+            self._warn_of_fallback(fitted.valid_loss)
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
         self.errors_ = fitted.errors
         span = abs(frozen.t_span[1] - frozen.t_span[0])
@@ -164,27 +170,23 @@ class HypersolverFit(HypersolverBase):
                 f"{n_samples - n_valid} left to fit. At least 2 samples are needed (got n_samples={n_samples})."
             )
 
-    def _falls_back(self, fitted: FittedCorrection, warm: Any) -> bool:
-        """Whether the base solver alone is what this fit has to offer; then it says so."""
-        best = min((row["valid_loss"] for row in fitted.history if "valid_loss" in row), default=0.0)
-        if fitted.helps and (best < 1 or warm is not None):
-            return False
+    def _warn_of_fallback(self, valid_loss: float) -> None:
         warnings.warn(
             "no epoch was better than the base solver on held-out rows without exceeding its largest error there (best "
-            f"valid_loss {best:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is None. Lower lr, "
-            "raise max_epochs, or give more rows.",
+            f"valid_loss {valid_loss:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is None. Lower "
+            "lr, raise max_epochs, or give more rows.",
             ConvergenceWarning,
             stacklevel=6,
         )
-        return True
 
     def _check_startup(self, solver: BaseSolver) -> None:
         n_startup = len(startup_methods(solver))
         for name in ("n_steps", "fit_n_steps"):
             value = getattr(self, name)
-            if n_startup and isinstance(value, Integral) and value <= n_startup:
+            most = value[-1] if isinstance(value, (tuple, list)) and value else value
+            if n_startup and isinstance(most, Integral) and most <= n_startup:
                 raise ValueError(
-                    f"{name}={value} with base_solver={solver.name!r} makes start-up steps only; {name} must be at least "
+                    f"{name}={value!r} with base_solver={solver.name!r} makes start-up steps only; {name} must reach "
                     f"{n_startup + 1}, or use {startup_methods(solver)[0].name!r}."
                 )
 
@@ -202,18 +204,23 @@ class HypersolverFit(HypersolverBase):
         grid = [neural_ode.t_span[0] + k * eps for k in range(n_past + 2)]
         with torch.no_grad(), seeded(0, z.device):
             samples = compute_residuals(neural_ode.vector_field, torch.stack([z] * len(grid)), grid, solver, x=x)
-            sample = samples[-1]
-            blocks = [(sample, member) for member in solver_family(self.correction, solver)]
+            blocks = [(samples[-1], member) for member in solver_family(self.correction, solver)]
             net = build_correction(self.correction, neural_ode, solver, blocks, x).net
-            try:
-                g = net(sample.eps, z.new_tensor(sample.s), z, sample.stages, x)
-            except Exception as error:
-                raise ValueError(f"correction={self.correction!r} fails: {error}. {_CONTRACT}") from error
-        if not isinstance(g, Tensor) or (g.shape, g.dtype, g.device) != (z.shape, z.dtype, z.device):
-            got = f"shape {tuple(g.shape)}, {g.dtype}" if isinstance(g, Tensor) else type(g).__name__
-            raise ValueError(
-                f"correction={self.correction!r} returns {got} for a state of shape {tuple(z.shape)}, {z.dtype}. {_CONTRACT}"
-            )
+            for sample in samples[:: len(samples) - 1] if n_past else samples[-1:]:  # a start-up step, and a full one
+                n_stages = len(sample.stages)
+                try:
+                    g = net(sample.eps, z.new_tensor(sample.s), z, sample.stages, x)
+                except Exception as error:
+                    raise ValueError(
+                        f"correction={self.correction!r} fails on a step of {solver.name!r} with {n_stages} stages: {error}. "
+                        f"{_CONTRACT}"
+                    ) from error
+                if not isinstance(g, Tensor) or (g.shape, g.dtype, g.device) != (z.shape, z.dtype, z.device):
+                    got = f"shape {tuple(g.shape)}, {g.dtype}" if isinstance(g, Tensor) else type(g).__name__
+                    raise ValueError(
+                        f"correction={self.correction!r} returns {got} for a state of shape {tuple(z.shape)}, {z.dtype}. "
+                        f"{_CONTRACT}"
+                    )
 
     def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int, steps: tuple[int, ...]) -> np.ndarray:
         limit = self.max_samples

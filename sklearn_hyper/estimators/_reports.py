@@ -15,7 +15,6 @@ from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..numerics.cost import CountedField, count_macs, relative_overhead, time_interleaved
 from ..numerics.reference import solve_dopri5
-from ..numerics.solve import iterate_states
 
 
 def measure_solvers(
@@ -64,9 +63,9 @@ def _cost(solver: HypersolvedODE, macs_f: float, x: Tensor, ms: float, speed_up:
     nfe = solver.base_solver.count_evaluations(solver.n_steps)
     if solver.correction is None:
         return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
-    macs_g = _correction_macs(solver, x)
-    overhead = relative_overhead(macs_f, macs_g, nfe / solver.n_steps)
-    return _Cost(nfe, nfe * macs_f + solver.n_steps * macs_g, ms, speed_up, overhead)
+    macs = math.nan if math.isnan(macs_f) else solver.count_macs(x)
+    macs_g = (macs - nfe * macs_f) / solver.n_steps  # of a step, on average: those of start-up steps may differ
+    return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs_g, nfe / solver.n_steps))
 
 
 def _row(
@@ -103,19 +102,3 @@ def _field_macs(ode: NeuralODE, x: Tensor) -> float:
     control = ode.control(x)
     arguments = (z,) if control is None else (z, control)
     return count_macs(ode.vector_field, z.new_tensor(ode.t_span[0]), *arguments)
-
-
-def _correction_macs(solver: HypersolvedODE, x: Tensor) -> float:
-    """MACs of one call of g: those of a corrected step less those of the bare one."""
-    ode, grid = solver.neural_ode, solver.grid[:2]
-    with torch.no_grad():
-        z = ode.input_map(x)
-
-    def step(g: torch.nn.Module | None) -> float:
-        # An elementwise field has no MACs: nan counts as none here.
-        macs = count_macs(
-            lambda: list(iterate_states(ode.vector_field, z, grid, solver.base_solver, g, ode.control(x)))
-        )
-        return 0.0 if math.isnan(macs) else macs
-
-    return step(solver.correction) - step(None)

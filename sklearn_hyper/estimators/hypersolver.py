@@ -44,11 +44,12 @@ class HypersolverRegressor(Hypersolver):
         "ab3", "ab4", with one evaluation of f a step after their start-up; "nonstationary", whose coefficients and mesh are
         learned for ``n_steps`` first. "auto" is the canonical method of ``order`` where that is given. Without, it makes one
         evaluation of f a step: "ab2" ("euler" for a single step); for states of more than four numbers "nonstationary", unless
-        ``fit_n_steps`` or ``finetune`` ask for other numbers of steps or for the states between, which that does not serve.
+        ``fit_n_steps`` or ``finetune`` ask for other numbers of steps, for the states between, or for no training through the
+        solver, which that does not serve.
     order : int, optional
         With ``base_solver="auto"``: 1 euler, 2 midpoint, 3 rk3, 4 rk4. Otherwise it must agree.
     n_steps : int, default 10
-        K, steps of the solve. It costs K times the base solver's stages evaluations of f.
+        K, steps of the solve. It costs K evaluations of f with "auto", K times its stages with a Runge-Kutta method.
     fit_n_steps : None, int or pair (a, b), default None
         Step sizes that g is fitted at. None: around ``n_steps``, fine-tuned at it (a specialist). An int k: exactly
         ``|S|/k``; with ``loss="residual", finetune=None`` this is the paper's recipe. A pair: log-uniform between
@@ -56,7 +57,7 @@ class HypersolverRegressor(Hypersolver):
     correction : "auto", spec or nn.Module, default "auto"
         "auto" chooses :class:`ConvCorrection` for states (c, h, w) and :class:`MLPCorrection` otherwise, sized so that
         MAC_g is at most a tenth of MAC_f. A module of your own has ``forward(eps, s, z, stages, x=None)`` and returns a
-        tensor like z; it is copied, scaled and bounded, and starts where you initialised it.
+        tensor like z (start-up steps, the first of "ab2" and "nonstationary", hand it fewer stages); it is copied, scaled and bounded, and starts where you initialised it.
     loss : {"residual", "trajectory", "residual+trajectory"}, default "residual"
         First stage: residual fitting, trajectory fitting through the solver, or their sum, each in units of the base
         solver's error. With a "nonstationary" base solver the second stage, if any, takes its epochs too: residuals would
@@ -111,7 +112,8 @@ class HypersolverRegressor(Hypersolver):
         The frozen copy, in eval mode.
     delta_ : dict
         By fitted K, the largest and mean :math:`\|g - R\|_2` on held-out reference states: their local truncation error
-        is at most ``delta_[K]["max"] * abs(eps) ** (order_ + 1)`` (Theorem 1).
+        is at most ``delta_[K]["max"] * abs(eps) ** (order_ + 1)`` (Theorem 1), that of start-up steps too. The base solver's
+        where the fit fell back to it.
     errors_ : dict
         By fitted K, the mean and largest :math:`\|z_K - z(S)\|_2` on held-out rows, and the base solver's ("base_mean",
         "base_max"). At ``n_steps`` the largest never exceeds the base solver's.

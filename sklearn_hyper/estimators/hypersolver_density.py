@@ -292,7 +292,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         """Fit one direction, and say whether a Ctrl-C ended it early: before training, there is nothing to keep."""
         solver = HypersolverRegressor(ode) if previous is None else copy.copy(previous)
         solver.set_params(neural_ode=ode, **self._shared_params() | {"random_state": seed})
-        if previous is not None:
+        if previous is not None and previous.correction_ is not None:
             solver.set_params(base_solver=self.base_solver)  # "auto" goes on with what it stood for
         before = vars(solver).get("module_")
         try:

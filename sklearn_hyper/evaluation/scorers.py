@@ -16,7 +16,6 @@ from ..estimators._hypersolver import Hypersolver
 from ..estimators._hypersolver_base import HypersolverBase
 from ..estimators.hypersolver_density import HypersolverDensity
 from ..metrics import count_macs
-from ..numerics.solve import hypersolve
 
 _KINDS = {
     Hypersolver: "HypersolverRegressor or HypersolverClassifier",
@@ -199,9 +198,7 @@ def _count_solve_macs(module: Any, x: torch.Tensor) -> float:
             "the vector field has no MACs, for it holds no matrix product or convolution: score cost by "
             "neg_nfe_scorer instead of neg_macs_scorer."
         )
-    return count_macs(
-        hypersolve, ode.vector_field, z, None, None, module.base_solver, module.correction, x=control, grid=module.grid
-    )
+    return module.count_macs(x)
 
 
 def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..numerics.residuals import Residual
 from .correction_nets import ConvCorrectionNet, CorrectionLayout, CorrectionNet, MLPCorrectionNet, wants_matrix_gate
 
+_GATE_SHARE = 0.5
+"""Of the width, what a gate that is a matrix has to leave within the budget of MACs."""
 _ACTIVATIONS = {"silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "prelu": nn.PReLU}
 
 
@@ -90,7 +92,7 @@ class MLPCorrection(_Spec):
     activation : {"silu", "tanh", "softplus", "prelu"}, default "silu"
     gate : bool, default True
         Whether the net also emits bounded, state-dependent weights on the stages it reads: a matrix a stage for states of
-        up to four dimensions, one number a stage above that.
+        up to four dimensions where the budget of MACs lets it, else one number a stage.
     tableaus : list of str and ButcherTableau, optional
         Fit over these base solvers too, all of the fitted one's order and number of stages. The net is then told which one
         it runs with, so that ``with_solver`` can swap one of them, or one between them, for another.
@@ -109,15 +111,22 @@ class MLPCorrection(_Spec):
         """Build the net for states, stages and inputs like those of ``sample``; with start-up steps of their own or not."""
         self._check()
         n, n_stages = sample.z[0].numel(), len(sample.stages)
-        matrix_gate = self.gate and wants_matrix_gate(n)
-        n_gate = n * n if matrix_gate else int(self.gate)
         n_input = 0 if x is None else x[0].numel()
-        n_in, n_out = n * (1 + n_stages) + n_input, n + n_gate * n_stages
-        # What the folded net's gate costs, see folded_nets: spreading every stage, and adding up.
-        product = n * n_gate * n_stages * (1 + n_stages) * matrix_gate
-        hidden = self.hidden or _widest(
-            max_macs, 32, lambda h: h * (n_in + n_out) + (self.depth - 1) * h * h + product
-        )  # fmt: skip
+        n_in = n * (1 + n_stages) + n_input
+
+        def width(n_gate: int, product: int = 0) -> int:
+            n_out = n + n_gate * n_stages
+            return self.hidden or _widest(
+                max_macs, 32, lambda h: h * (n_in + n_out) + (self.depth - 1) * h * h + product
+            )  # fmt: skip
+
+        n_gate, matrix_gate = int(self.gate), False
+        hidden = width(n_gate)
+        if self.gate and wants_matrix_gate(n):
+            # What the folded net's matrix gate costs, see folded_nets: spreading every stage, and adding up.
+            narrower = width(n * n, n**3 * n_stages * (1 + n_stages))
+            if narrower >= _GATE_SHARE * hidden:
+                n_gate, matrix_gate, hidden = n * n, True, narrower
         return MLPCorrectionNet(self._layout(sample, n, n_input, n_gate, matrix_gate, hidden, reads_startup))
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from itertools import chain, pairwise, repeat
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..numerics.base_solvers import BaseSolver, startup_methods
+from ..numerics.cost import count_macs
 from ..numerics.solve import check_grid, hypersolve, hypersolve_trajectory
 from .neural_ode import NeuralODE
 from .serialization import DeviceFreeModule
@@ -89,3 +91,12 @@ class HypersolvedODE(DeviceFreeModule):
             ode.vector_field, ode.input_map(x), None, None, self.base_solver, self._g,
             x=ode.control(x), grid=self.grid,
         )  # fmt: skip
+
+    def count_macs(self, x: Tensor) -> float:
+        """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where there are none."""
+        ode = self.neural_ode
+        with torch.no_grad():
+            z, control = ode.input_map(x), ode.control(x)
+        return count_macs(
+            hypersolve, ode.vector_field, z, None, None, self.base_solver, self._g, x=control, grid=self.grid
+        )

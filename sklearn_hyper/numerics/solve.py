@@ -122,8 +122,21 @@ def _prepare(
     if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
         raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
     solver = resolve_base_solver(base_solver)
-    mesh = solver_mesh(solver, t_span, n_steps) if grid is None else check_grid(grid, t_span, n_steps)
+    if grid is None:
+        return solver_mesh(solver, t_span, n_steps), solver
+    mesh = check_grid(grid, t_span, n_steps)
+    if hasattr(solver, "mesh"):
+        _check_own_mesh(mesh, solver_mesh(solver, (mesh[0], mesh[-1]), len(mesh) - 1), solver.name)
     return mesh, solver
+
+
+def _check_own_mesh(mesh: tuple[float, ...], own: tuple[float, ...], name: str) -> None:
+    slack = 1e-6 * abs(own[-1] - own[0])
+    if any(abs(s - expected) > slack for s, expected in zip(mesh, own, strict=True)):
+        raise ValueError(
+            f"grid={mesh} is not the mesh that base_solver={name!r} is made for, {own}; leave grid=None, or take another base "
+            "solver, such as 'ab2'."
+        )
 
 
 def hypersolve(

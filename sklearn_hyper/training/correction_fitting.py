@@ -83,13 +83,14 @@ class FitSettings:
 class FittedCorrection:
     """The product of :func:`fit_correction`."""
 
-    correction: BoundedCorrection
+    correction: BoundedCorrection | None
+    """None where the base solver alone is better on held-out rows, or its largest error there is smaller."""
     net: TrainingNet
     history: list[dict[str, Any]]
     delta: dict[int, dict[str, float]]
     errors: dict[int, dict[str, float]]
-    helps: bool
-    """Whether the hypersolver's largest error on held-out rows stays within the base solver's."""
+    valid_loss: float
+    """The best, of the weights that training started from, too; 1 is the base solver."""
     fitted_range: tuple[float, float]
     interrupted: bool
 
@@ -161,14 +162,16 @@ def fit_correction(
     with seeded(seed, settings.device):
         solves = [Solve(member, k) for member in family for k in sizes.steps]
         errors = TerminalErrors(neural_ode, valid, Solve(solver, settings.n_steps))
-        correction, net = _train(neural_ode, solver, settings, solves, train, valid, errors, warm)
+        trained, net, valid_loss = _train(neural_ode, solver, settings, solves, train, valid, errors, warm)
+        keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 or warm is not None)
+        correction = trained if keeps else None
     return FittedCorrection(
         correction=correction,
         net=net,
         history=_history(net, settings.stages()),
         delta=_delta(correction, exact_valid, solver, valid, sizes.steps),
         errors=errors.table(correction, sizes.steps),
-        helps=not errors.guarded_share(correction).isinf(),
+        valid_loss=valid_loss,
         fitted_range=(sizes.low, sizes.high),
         interrupted=net.interrupted_,
     )
@@ -183,13 +186,14 @@ def _train(
     valid: ReferenceRows,
     errors: TerminalErrors,
     warm: BoundedCorrection | None,
-) -> tuple[BoundedCorrection, TrainingNet]:
+) -> tuple[BoundedCorrection, TrainingNet, float]:
+    """The trained correction, its net, and the best loss on held-out rows."""
     control = neural_ode.control(train.x)
     if warm is None:
         blocks = [(block.residual, block.solver) for block in train.blocks]
         correction = build_correction(settings.correction, neural_ode, solver, blocks, control)
     else:
-        correction = copy.deepcopy(warm.for_solver(solver)).requires_grad_(True)
+        correction = copy.deepcopy(warm.for_solver(solver)).to(train.states).requires_grad_(True)
     if isinstance(correction.net, MLPCorrectionNet):
         train.stacks = stack_blocks(train.blocks)
     stages = settings.stages()
@@ -243,7 +247,7 @@ def _train(
     net.initialize()
     net.partial_fit(curriculum, None)
     best.restore(net)
-    return net.module_.release().eval().requires_grad_(False), net
+    return net.module_.release().eval().requires_grad_(False), net, best.best_loss_
 
 
 class _CorrectionNet(TrainingNet):
@@ -294,9 +298,9 @@ def build_correction(
 
 
 def _delta(
-    correction: nn.Module, exact: Exact, solver: BaseSolver, data: ReferenceRows, fitted_steps: Sequence[int]
+    correction: nn.Module | None, exact: Exact, solver: BaseSolver, data: ReferenceRows, fitted_steps: Sequence[int]
 ) -> dict[int, dict[str, float]]:
-    """Largest and mean ||g - R|| on held-out states, for every fitted K."""
+    """Largest and mean ||g - R|| on held-out states, for every fitted K; start-up steps' in units of the others' order."""
     control = data.x if exact.neural_ode.data_controlled else None
     delta = {}
     for k in fitted_steps:
@@ -304,11 +308,14 @@ def _delta(
         errors = []
         steps = [Step(i, j, solver) for i, j in pairwise(indices)]
         for r in exact.blocks(data.times, steps, data.states.dtype):
-            with torch.no_grad():
-                g = correction(r.eps, r.z.new_tensor(r.s), r.z, r.stages, control)
-            errors.append(torch.linalg.vector_norm(flatten_samples(r.target - g), dim=1))
-        norms = torch.cat(errors)
-        delta[k] = {"max": float(norms.max()), "mean": float(norms.mean())}
+            missing = r.target
+            if correction is not None:
+                with torch.no_grad():
+                    missing = missing - correction(r.eps, r.z.new_tensor(r.s), r.z, r.stages, control)
+            norms = torch.linalg.vector_norm(flatten_samples(missing), dim=1)
+            errors.append(norms * abs(r.eps) ** (r.order - solver.order))
+        every = torch.cat(errors)
+        delta[k] = {"max": float(every.max()), "mean": float(every.mean())}
     return delta
 
 

@@ -198,7 +198,7 @@ class TerminalErrors:
         within = own.max() <= self._base.max()
         return own.mean() / self._base.mean().clamp(min=_TINY) if within else own.new_tensor(math.inf)
 
-    def table(self, correction: nn.Module, steps: Sequence[int]) -> dict[int, dict[str, float]]:
+    def table(self, correction: nn.Module | None, steps: Sequence[int]) -> dict[int, dict[str, float]]:
         """By number of steps, mean and largest error, of the hypersolver and of its base solver."""
         rows = {}
         for k in sorted({*steps, self.guarded.steps}):

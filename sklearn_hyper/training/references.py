@@ -28,7 +28,8 @@ def chunk_rows(state_numel: int) -> int:
     return min(8192, max(32, _CHUNK_ELEMENTS // state_numel))
 
 
-_SHARED_STEPS = 10
+SHARED_STEPS = 10
+"""Up to here the mesh holds every uniform grid, whatever is asked for."""
 _IRREGULAR_TIMES = 16
 _GOLDEN_RATIO = (1 + 5**0.5) / 2
 
@@ -40,7 +41,7 @@ def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float
     that a grid search over ``n_steps`` shares one cached solve, whatever its random_state. The irregular times (one in
     each sixteenth, at offsets of the golden ratio) make the set of step sizes all but continuous.
     """
-    ks = range(1, _SHARED_STEPS + 1) if max(steps) <= _SHARED_STEPS else [1, *steps]
+    ks = range(1, SHARED_STEPS + 1) if max(steps) <= SHARED_STEPS else [1, *steps]
     fractions = {Fraction(k, n) for n in ks for k in range(n + 1)}
     cells = np.arange(_IRREGULAR_TIMES)
     jitter = (cells + 0.1 + 0.8 * (cells * _GOLDEN_RATIO % 1)) / _IRREGULAR_TIMES

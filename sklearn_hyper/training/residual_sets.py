@@ -18,7 +18,7 @@ from ..modules.neural_ode import NeuralODE, VectorFieldError, check_neural_ode
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.residuals import CONDITIONING_LIMIT, ConditioningWarning, Residual, compute_residuals, target_noise
 from ..numerics.solve import solver_mesh
-from .references import mesh_times
+from .references import SHARED_STEPS, mesh_times
 
 _CHUNK = 2048
 MAX_BLOCKS = 48
@@ -44,6 +44,17 @@ class StepSizes:
             spread = np.geomspace(fewest, most, 5)
             return cls(1 / most, 1 / fewest, tuple(sorted({round(float(k)) for k in spread})))
         return cls(1 / fit_n_steps, 1 / fit_n_steps, (fit_n_steps,))
+
+    def grids(self, solver: BaseSolver) -> tuple[int, ...]:
+        """K of the uniform grids that the mesh of references has to hold.
+
+        A multistep method takes a full step where its previous nodes are on the mesh. Where :func:`mesh_times` does not hold
+        all small grids, some more are needed, or the fitted range would be one of ``steps`` alone.
+        """
+        if not startup_methods(solver) or max(self.steps) <= SHARED_STEPS:
+            return self.steps
+        between = np.geomspace(1 / self.high, 1 / self.low, 5)
+        return tuple(sorted({*self.steps, *(round(float(k)) for k in between)}))
 
 
 class Step(NamedTuple):
@@ -132,7 +143,7 @@ def plan_steps(
     if hasattr(solver, "mesh"):  # made for one mesh, it takes no other steps
         times = solver_mesh(solver, t_span, n_steps)
         return times, list(pairwise(range(len(times))))
-    times = mesh_times(t_span, sizes.steps)
+    times = mesh_times(t_span, sizes.grids(solver))
     return times, choose_steps(times, sizes, MAX_BLOCKS, rng, len(startup_methods(solver)))
 
 

@@ -32,8 +32,8 @@ from sklearn_hyper import (
 )
 from sklearn_hyper.datasets import VanDerPol
 from sklearn_hyper.metrics import local_truncation_error, mean_absolute_percentage_error
-from sklearn_hyper.modules import HypersolvedODE
-from sklearn_hyper.numerics import hypersolve, reference_solution
+from sklearn_hyper.modules import HypersolvedODE, MLPVectorField
+from sklearn_hyper.numerics import compute_residuals, count_macs, hypersolve, reference_solution
 from sklearn_hyper.training.residual_sets import ConditioningWarning
 
 TIGHT = {"fit_n_steps": 1, "rtol": 1e-7, "atol": 1e-7, "random_state": 0}
@@ -104,11 +104,83 @@ def test_local_error_stays_within_delta_on_held_out_states(X):
             assert np.mean(error <= hyper.delta_[4]["max"] * 0.25**2 * (1 + 1e-3)) >= 0.9
 
 
+@pytest.mark.parametrize("base_solver", ["ab2", "ab3"])
+def test_delta_bounds_start_up_steps_too(X, base_solver):
+    """Their order is lower, so that the same power of eps asks for a larger constant."""
+    hyper = regressor(base_solver=base_solver, n_steps=4, validation_fraction=0.9, max_epochs=30).fit(X)
+    field, module = hyper.neural_ode_.vector_field, hyper.module_
+    with torch.no_grad():
+        states = reference_solution(field, torch.from_numpy(X), module.grid, rtol=1e-9, atol=1e-9)
+        for r in compute_residuals(field, states, module.grid, module.base_solver):
+            missing = r.target - module.correction(r.eps, r.z.new_tensor(r.s), r.z, r.stages)
+            error = r.eps ** (r.order + 1) * torch.linalg.vector_norm(missing, dim=1).numpy()
+            assert np.mean(error <= hyper.delta_[4]["max"] * r.eps ** (hyper.order_ + 1) * (1 + 1e-3)) >= 0.9
+
+
 def test_an_untrained_correction_is_the_base_solver_exactly(X):
     hyper = make_regressor(lr=1e-300, max_epochs=1, finetune=None)
     with pytest.warns(UserWarning, match="no epoch was better than the base solver"):
         hyper.fit(X)
     assert hyper.score(X) == base_score(hyper, X)
+
+
+def test_a_fit_that_falls_back_reports_the_base_solver(X):
+    hyper = make_regressor(lr=1e3, max_epochs=1, finetune=None)
+    with pytest.warns(UserWarning, match="falls back to it: correction_ is None"):
+        hyper.fit(X)
+    errors = hyper.errors_[2]
+    assert (errors["max"], errors["mean"]) == (errors["base_max"], errors["base_mean"])
+    assert hyper.delta_[2]["max"] > 0 and hyper.correction_ is None
+
+
+def test_a_good_correction_that_training_only_spoils_is_kept(X):
+    good = regressor().fit(X)
+    kept = regressor(correction=good.correction_.net, lr=1e3, max_epochs=1).fit(X)
+    assert kept.score(X) == pytest.approx(good.score(X), rel=0.2)
+
+
+def test_a_correction_has_to_take_start_up_steps_too(X):
+    class TwoStages(nn.Module):
+        def forward(self, eps, s, z, stages, x=None):
+            return stages[0] - stages[1]
+
+    with pytest.raises(ValueError, match=r"fails on a step of 'ab2' with 1 stages: .*start-up steps .* fewer stages"):
+        make_regressor(base_solver="ab2", correction=TwoStages()).fit(X)
+
+
+@pytest.mark.parametrize(("base_solver", "pair"), [("ab3", (1, 2)), ("ab4", [2, 3])])
+def test_a_range_of_start_up_steps_alone_is_refused(X, base_solver, pair):
+    with pytest.raises(ValueError, match=r"fit_n_steps=.* makes start-up steps only; fit_n_steps must reach [34]"):
+        make_regressor(base_solver=base_solver, n_steps=4, fit_n_steps=pair).fit(X)
+
+
+@pytest.mark.parametrize("base_solver", ["euler", "ab2", "heun"])
+def test_report_counts_the_macs_of_the_solve_as_it_runs(X, base_solver):
+    torch.manual_seed(0)
+    field = MLPVectorField(4).double()
+    hyper = make_regressor(field, base_solver=base_solver, n_steps=3, max_epochs=20, rtol=1e-11, atol=1e-11).fit(
+        np.hstack([X, X])
+    )
+    x = torch.zeros(1, 4, dtype=torch.float64)
+    assert hyper.solver_report(np.hstack([X, X]))[-1].macs == count_macs(hyper.module_.terminal_state, x)
+
+
+def test_a_matrix_gate_does_not_take_the_nets_budget(X):
+    torch.manual_seed(0)
+    starved, fed = (
+        make_regressor(
+            MLPVectorField(4, hidden=hidden).double(), base_solver="ab2", max_epochs=20, rtol=1e-9, atol=1e-9
+        )
+        .fit(np.hstack([X, X]))
+        .correction_.net.layout
+        for hidden in (64, 256)
+    )
+    assert not starved.has_matrix_gate and starved.hidden > 5 and fed.has_matrix_gate
+
+
+def test_a_warm_start_goes_on_in_the_dtype_of_its_rows(X):
+    fast = regressor(lambda t, z: torch.sin(z), warm_start=True).fit(X)
+    assert fast.fit(X.astype(np.float32)).predict(X.astype(np.float32)).dtype == np.float32
 
 
 # ---------------------------------------------------------------------- what it takes

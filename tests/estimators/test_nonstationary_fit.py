@@ -102,7 +102,7 @@ def test_solvers_with_history_fit_export_and_report(X, base_solver):
 
 
 def test_multistep_methods_need_a_step_beyond_their_start_up(X):
-    with pytest.raises(ValueError, match=r"n_steps=2 with base_solver='ab3' makes start-up steps only.*at least 3"):
+    with pytest.raises(ValueError, match=r"n_steps=2 with base_solver='ab3' makes start-up steps only.*must reach 3"):
         HypersolverRegressor(Bend(), base_solver="ab3", n_steps=2).fit(X)
 
 

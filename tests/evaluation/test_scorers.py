@@ -148,7 +148,7 @@ def test_macs_of_images_leave_the_maps_out(X):
     field = ConvVectorField(2, hidden=3)
     ode = NeuralODE(field, input_map=nn.Conv2d(2, 2, 1), output_map=nn.Flatten())
     hypersolver = HypersolverRegressor(ode, base_solver="euler", n_steps=2, max_epochs=1, lr=1e-6).fit(images)
-    hypersolver.module_.correction = None
+    hypersolver = hypersolver.without_correction()
     macs_f = sum(layer.weight.numel() * 4 * 4 for layer in field.modules() if isinstance(layer, nn.Conv2d))
     assert neg_macs_scorer(hypersolver, images) == -2 * macs_f
 

@@ -101,6 +101,15 @@ def test_it_is_differentiable_and_hashable():
     assert len({ODD, Nonstationary(ODD.weights, ODD.shares)}) == 1 and resolve(ODD) is ODD
 
 
+def test_it_is_refused_on_another_mesh():
+    with pytest.raises(ValueError, match="is not the mesh that base_solver='nonstationary' is made for"):
+        hypersolve(lambda t, z: -z, torch.ones(1, 1), None, None, ODD, grid=(0.0, 0.3, 0.7, 1.0))
+    with pytest.raises(ValueError, match="made for n_steps=3 alone, got n_steps=1"):
+        hypersolve(lambda t, z: -z, torch.ones(1, 1), None, None, ODD, grid=(0.0, 1.0))
+    moved = hypersolve(lambda t, z: -z, torch.ones(1, 1), None, None, ODD, grid=(1.0, 1.4, 2.4, 3.0))
+    assert torch.equal(moved, hypersolve(lambda t, z: -z, torch.ones(1, 1), (1.0, 3.0), 3, ODD))
+
+
 def test_it_is_refused_for_another_number_of_steps():
     with pytest.raises(ValueError, match="'nonstationary' is made for n_steps=3 alone, got n_steps=2"):
         hypersolve(lambda t, z: -z, torch.ones(1, 1), (0.0, 1.0), 2, ODD)

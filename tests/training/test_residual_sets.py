@@ -1,6 +1,7 @@
 """Which steps a correction learns from, and with which base solvers."""
 
 import copy
+import math
 import warnings
 from collections import Counter
 from itertools import pairwise
@@ -22,6 +23,7 @@ from sklearn_hyper.training.residual_sets import (
     conditioned_blocks,
     deal_solvers,
     past_nodes,
+    plan_steps,
     residual_blocks,
 )
 
@@ -53,6 +55,15 @@ def test_base_solvers_come_equally_often_within_the_room(n_blocks):
     counts = Counter(solver for *_, solver in steps)
     assert sum(counts.values()) == len(steps) and max(counts.values()) - min(counts.values()) <= 1
     assert {(i, j) for i, j, _ in steps} == set(PAIRS)
+
+
+@pytest.mark.parametrize("n_steps", [4, 8, 12, 20, 50])
+def test_full_steps_of_a_multistep_method_cover_the_fitted_range(n_steps):
+    sizes = StepSizes.from_parameters(n_steps, None)
+    times, pairs = plan_steps(resolve_base_solver("ab2"), (0.0, 1.0), n_steps, sizes, np.random.default_rng(0))
+    full = np.log([times[j] - times[i] for i, j in pairs if past_nodes(times, i, j, 1)])
+    reached = np.sort([math.log(sizes.low), *full, math.log(sizes.high)])
+    assert np.diff(reached).max() < 0.3
 
 
 def test_the_deal_follows_the_generator():
