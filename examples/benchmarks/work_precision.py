@@ -13,7 +13,7 @@ chosen on, and on rows beyond the fitted range. Costs are evaluations of f (coun
 cells of their own that run last and alone ("milliseconds"), wall-clock at batch 1, 256 and 4096. A trained rival gets the
 rows that ours are fitted on, their reference trajectories free of charge (recipe (i), as published, solves dopri5 anew at
 every iteration: so do the cells of its published budget) and the CPU seconds of wp_problems.py; what every fit took stands
-in a table. Convolutional problems have one seed for rivals, MNIST one for all, ONCE of wp_cells.py names who has one everywhere. In
+in a table. Convolutional problems have one seed for rivals, MNIST one for all, ONCE of wp_cells.py names who has one everywhere; time grids, torchdyn and our other base solvers run on COMPARED. In
 comparisons ours is the default, of a rival's variants the one that is best on test rows counts; a rival may use our MACs rounded up
 to whole evaluations of f.
 
@@ -22,7 +22,7 @@ torchode and torchdyn live in an environment of their own, whose interpreter is 
     python -m venv PEERS; PEERS/bin/pip install -e . torchode torchdyn
 
 Every cell is kept in the JSON, so that a stopped run goes on (--fresh measures all anew: after a change of budgets, or of the library); seeds are the outer loop, so a partial one tells something.
-Models of flows and classifiers come from --cache, or are trained first (about an hour and a half on one core).
+Models of flows and classifiers come from --cache, or are trained first (about half an hour with --jobs 2).
 """
 
 from __future__ import annotations

@@ -150,6 +150,8 @@ def summarise(cells: dict[str, Any], seeds: int) -> dict[str, Any]:
     summary["milliseconds"] = {
         name.partition(" | ")[0]: cell["ms"] for name, cell in cells.items() if name.endswith("| milliseconds")
     }
+    summary["at our milliseconds"] = _at_our_milliseconds(summary["milliseconds"], rows)
+    summary["worst cases"] = _worst_cases(cells)
     summary["our_fits"] = sum(" | ours " in name for name in cells)
     summary["fallbacks"] = sorted({
         f"{row['problem']} | {row['solver']} | seed {row['seed']}" for row in rows if row["fallback"]
@@ -161,6 +163,44 @@ def summarise(cells: dict[str, Any], seeds: int) -> dict[str, Any]:
     summary["fit_cpu_seconds"] = _fit_seconds(cells)
     summary["adaptive"] = _adaptive(rows)
     return summary
+
+
+def _at_our_milliseconds(ms: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """By problem, batch and budget: the classical method that is best in no more time than our default takes, and the ratio."""
+    found: dict[str, Any] = {}
+    for problem, batches in ms.items():
+        own = [row for row in rows if row["problem"] == problem]
+        classical = {row["label"]: error_of(row) for row in own if row["solver"] == "classical"}
+        for batch, times in batches.items():
+            for budget in BUDGETS:
+                ours, limit = ours_at(own, budget, 0), times.get(f"ours default {budget} NFE")
+                within = [name for name in classical if limit is not None and times.get(name, math.inf) <= limit]
+                if ours and within:
+                    best = min(within, key=classical.__getitem__)
+                    found.setdefault(problem, {}).setdefault(batch, {})[f"{budget} NFE"] = {
+                        "which": best, "ratio": _ratio(classical[best], error_of(ours)), "has_macs": ours["has_macs"],
+                    }  # fmt: skip
+    return found
+
+
+def _worst_cases(cells: dict[str, Any]) -> dict[str, Any]:
+    """Largest errors of our default over its base solver's, on test rows (what a fit guards on others) and outside."""
+    table: dict[str, Any] = {}
+    for budget in BUDGETS:
+        for part in ("test", "outside"):
+            ratios = {
+                name.partition(" | ")[0] + name.rpartition(" | ")[2].removeprefix("seed"): _ratio(
+                    own[part]["max"] or math.inf, cell["base"][part]["max"] or math.inf
+                )
+                for name, cell in cells.items()
+                if f" | ours default {budget} NFE" in name and "base" in cell
+                for own in [next(row for row in cell["rows"].values() if row["own"])]
+            }
+            if ratios:
+                table[f"{budget} NFE, {part}"] = spread(ratios.values()) | {
+                    "fits": len(ratios), "above": [name for name, ratio in ratios.items() if ratio > 1],
+                }  # fmt: skip
+    return table
 
 
 def _settings(rows: list[dict[str, Any]]) -> dict[str, Any]:

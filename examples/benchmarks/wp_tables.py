@@ -31,11 +31,13 @@ def tables(summary: dict[str, Any]) -> str:
         ("Targets", targets(summary)),
         ("Over problems", over_problems(summary)),
         *((f"By problem: {budget} evaluations of f", by_problem(summary, budget)) for budget in BUDGETS),
+        ("Largest errors", worst_cases(summary)),
         ("Our settings", settings(summary)),
         ("One net for all numbers of steps", generalist(summary)),
         ("Adaptive solvers", adaptive(summary)),
         ("CPU seconds of a fit", fit_seconds(summary)),
         ("Milliseconds", milliseconds(summary)),
+        ("Best classical solver in our milliseconds", at_our_milliseconds(summary)),
         ("Checks of the re-implemented rivals", checks(summary)),
     ]
     return "\n".join(f"## {title}\n\n{text}\n" for title, text in parts) + f"\n{remarks(summary)}\n"
@@ -90,6 +92,15 @@ def by_problem(summary: dict[str, Any], budget: int) -> str:
     return table(["problem", "seeds", "our median error", "our p99", "cost / f", *SHOWN], rows)
 
 
+def worst_cases(summary: dict[str, Any]) -> str:
+    """The largest error beside the base solver's: below 1 the correction has made no row worse than the worst one."""
+    rows = [
+        [name, found["fits"], spread_of(found), ", ".join(found["above"]) or "none"]
+        for name, found in summary["worst cases"].items()
+    ]
+    return table(["evaluations, rows", "fits", "our largest error over our base solver's", "above 1"], rows)
+
+
 def settings(summary: dict[str, Any]) -> str:
     """Other base solvers of ours beside the default."""
     rows = [
@@ -140,9 +151,20 @@ def milliseconds(summary: dict[str, Any]) -> str:
     return table(["problem", "batch", *TIMED], rows) if rows else "Not timed in this run."
 
 
+def at_our_milliseconds(summary: dict[str, Any]) -> str:
+    """Error of the best classical solver that takes no longer than ours, over ours; below 1 it wins."""
+    rows = [
+        [problem, batch.removeprefix("batch "),
+         *(f"{number(found[key]['ratio'])} ({found[key]['which']})" if key in found else "-" for key in (f"{b} NFE" for b in BUDGETS))]
+        for problem, batches in summary["at our milliseconds"].items()
+        for batch, found in batches.items()
+    ]  # fmt: skip
+    return table(["problem", "batch", *(f"ours, {b}" for b in BUDGETS)], rows) if rows else "Not timed in this run."
+
+
 TIMED = {
     **{f"ours, {budget}": f"ours default {budget} NFE" for budget in BUDGETS},
-    **{f"ab2, {budget}": f"ab2 {budget} NFE" for budget in BUDGETS},
+    **{f"ab2, {budget}": f"ab2 K={budget}" for budget in BUDGETS}, "rk4, 4": "rk4 K=1", "rk4, 8": "rk4 K=2",
     "dopri5 1e-3": "dopri5 0.001", "dopri5 1e-5": "dopri5 1e-05", "torchode dopri5 1e-5": "torchode dopri5 1e-05",
     "flow map, size of f": "flow map, size of f",
 }  # fmt: skip
