@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sklearn_hyper import ContinuousNormalizingFlow, NeuralODE, NeuralODEClassifier
 from sklearn_hyper.datasets import DENSITIES, ForcedOscillator, Pendulum, VanDerPol
 from sklearn_hyper.datasets.fields import LeadingFeatures
-from sklearn_hyper.numerics import count_macs, reference_solution
+from sklearn_hyper.numerics import reference_solution
 from sklearn_hyper.numerics.solve import uniform_grid
 
 FITTED_STEPS = 24
@@ -65,11 +65,7 @@ class Problem:
     @functools.cached_property
     def macs_f(self) -> float:
         """MACs of one evaluation of f; nan where it is made of elementwise operations."""
-        one = self.rows["test"][:1]
-        with torch.no_grad():
-            z = self.neural_ode.input_map(one)
-        control = self.neural_ode.control(one)
-        return count_macs(self.neural_ode.vector_field, z.new_tensor(0.0), z, *([] if control is None else [control]))
+        return self.neural_ode.count_field_macs(self.rows["test"][:1])
 
     def states_at(self, n_steps: int) -> Tensor:
         """References of the rows to fit on at the mesh of n_steps, which divides FITTED_STEPS."""

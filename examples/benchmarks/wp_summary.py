@@ -190,7 +190,7 @@ def _worst_cases(cells: dict[str, Any]) -> dict[str, Any]:
         for part in ("test", "outside"):
             ratios = {
                 name.partition(" | ")[0] + name.rpartition(" | ")[2].removeprefix("seed"): _ratio(
-                    own[part]["max"] or math.inf, cell["base"][part]["max"] or math.inf
+                    *(math.inf if row[part]["max"] is None else row[part]["max"] for row in (own, cell["base"]))
                 )
                 for name, cell in cells.items()
                 if f" | ours default {budget} NFE" in name and "base" in cell

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..metrics import SolverReport, SolverRow, mean_absolute_percentage_error, relative_l2
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
-from ..numerics.cost import CountedField, count_macs, relative_overhead, time_interleaved
+from ..numerics.cost import CountedField, relative_overhead, time_interleaved
 from ..numerics.reference import solve_dopri5
 
 
@@ -31,7 +31,7 @@ def measure_solvers(
     ode = next(iter(solvers.values())).neural_ode
     batches = x.split(batch_size)
     notes = [f"Errors against the reference; milliseconds for a batch of {len(batches[0])}."]
-    macs_f = _field_macs(ode, x[:1])
+    macs_f = ode.count_field_macs(x[:1])
     if math.isnan(macs_f):
         notes.append("MACs are nan: the field holds no matrix product or convolution, so compare NFE and milliseconds.")
 
@@ -63,7 +63,7 @@ def _cost(solver: HypersolvedODE, macs_f: float, x: Tensor, ms: float, speed_up:
     nfe = solver.base_solver.count_evaluations(solver.n_steps)
     if solver.correction is None:
         return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
-    macs = math.nan if math.isnan(macs_f) else solver.count_macs(x)
+    macs = solver.count_macs(x)
     macs_g = (macs - nfe * macs_f) / solver.n_steps  # of a step, on average: those of start-up steps may differ
     return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs_g, nfe / solver.n_steps))
 
@@ -94,11 +94,3 @@ def _dopri5(ode: NeuralODE, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
     counted = CountedField(ode.vector_field)
     z = solve_dopri5(counted, ode.input_map(x), ode.t_span, rtol=tolerance, atol=tolerance, x=ode.control(x))
     return z, counted.n_evaluations
-
-
-def _field_macs(ode: NeuralODE, x: Tensor) -> float:
-    with torch.no_grad():
-        z = ode.input_map(x)
-    control = ode.control(x)
-    arguments = (z,) if control is None else (z, control)
-    return count_macs(ode.vector_field, z.new_tensor(ode.t_span[0]), *arguments)

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from ..estimators._hypersolver import Hypersolver
 from ..estimators._hypersolver_base import HypersolverBase
 from ..estimators.hypersolver_density import HypersolverDensity
-from ..metrics import count_macs
+from ..modules.hypersolved_ode import HypersolvedODE
 
 _KINDS = {
     Hypersolver: "HypersolverRegressor or HypersolverClassifier",
@@ -188,17 +188,14 @@ def _resolve_solve(estimator: Any, X: Any) -> tuple[Any, Any]:
     return hypersolver, X
 
 
-def _count_solve_macs(module: Any, x: torch.Tensor) -> float:
-    ode = module.neural_ode
-    with torch.no_grad():
-        z, control = ode.input_map(x), ode.control(x)
-    evaluation = (z,) if control is None else (z, control)
-    if math.isnan(count_macs(ode.vector_field, z.new_tensor(ode.t_span[0]), *evaluation)):
+def _count_solve_macs(module: HypersolvedODE, x: torch.Tensor) -> float:
+    macs = module.count_macs(x)
+    if math.isnan(macs):
         raise ValueError(
             "the vector field has no MACs, for it holds no matrix product or convolution: score cost by "
             "neg_nfe_scorer instead of neg_macs_scorer."
         )
-    return module.count_macs(x)
+    return macs
 
 
 def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:

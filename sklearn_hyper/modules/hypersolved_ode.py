@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain, pairwise, repeat
 from typing import Any
@@ -93,8 +94,10 @@ class HypersolvedODE(DeviceFreeModule):
         )  # fmt: skip
 
     def count_macs(self, x: Tensor) -> float:
-        """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where there are none."""
+        """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where f has none."""
         ode = self.neural_ode
+        if math.isnan(ode.count_field_macs(x)):
+            return math.nan
         with torch.no_grad():
             z, control = ode.input_map(x), ode.control(x)
         return count_macs(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..numerics.cost import count_macs
 from ..numerics.reference import DEFAULT_TOLERANCE, solve_dopri5
 from ..numerics.solve import check_t_span
 from .serialization import DeviceFreeModule
@@ -108,6 +109,13 @@ class NeuralODE(DeviceFreeModule):
             adjoint_params=params,
         )
         return self.output_map(z)
+
+    def count_field_macs(self, x: Tensor) -> float:
+        """Multiply-accumulates of one evaluation of f, for the inputs x; nan where it holds no product or convolution."""
+        with torch.no_grad():
+            z = self.input_map(x)
+        control = self.control(x)
+        return count_macs(self.vector_field, z.new_tensor(self.t_span[0]), z, *([] if control is None else [control]))
 
     @property
     def dtype(self) -> torch.dtype | None:
