@@ -19,6 +19,10 @@ from .correction_nets import (
 )
 
 
+_MANY_IMAGES = 8
+"""From so many on a convolution to few channels is a product first, see :func:`_convolve_by_columns`."""
+
+
 class FoldedNet(nn.Module):
     """A net at one step, with scales, s, eps and difference quotients in its weights.
 
@@ -39,6 +43,7 @@ class FoldedNet(nn.Module):
         slopes = [1.0, *(1 / (spacing * eps) for spacing in net.spacings_of(n_stages))]
         first = first[:, :known] * _per_channel(scale, first.ndim - 1)
         self.first = _frozen(_on_raw_inputs(first, layout, slopes))
+        self.columns = _frozen([_columns(self.first[0])] if self.is_image and _has_few_outputs(self.first[0]) else [])
         # An image net does not shift.
         first_bias = first_bias if self.is_image else first_bias - first @ shift
         output_scale = output_scale.expand(layout.state_shape)
@@ -60,7 +65,7 @@ class FoldedNet(nn.Module):
         else:
             state = last.ndim - 1
             self.gate_slopes = _frozen([_per_channel(row * output_scale, state) for row in slope])
-            self.gate_offsets = _frozen([_per_channel(row * output_scale, state) for row in offset])
+            self.gate_offsets = _frozen([] if self.is_image else [row * output_scale for row in offset])
 
     def _outputs(self, layout: CorrectionLayout, n_stages: int, output_scale: Tensor) -> tuple[Tensor, Tensor]:
         """Which outputs of the last layer to keep (gates of stages that are there), and what to multiply them by."""
@@ -79,7 +84,11 @@ class FoldedNet(nn.Module):
         inputs = [z, *([] if x is None else [x]), *stages]
         (first, *others), (bias, *biases) = _listed(self.first), _listed(self.biases)
         if self.is_image:
-            out = multiply(torch.cat(inputs, dim=1), first, bias)
+            features = torch.cat(inputs, dim=1)
+            if len(self.columns) and len(z) >= _MANY_IMAGES and not torch.compiler.is_compiling():
+                out = _convolve_by_columns(features, self.columns[0], bias, first.shape[-1])
+            else:
+                out = multiply(features, first, bias)
         else:
             inputs = [flatten_samples(part) for part in inputs]
             out = functional.linear(inputs[0], first, bias)
@@ -104,16 +113,35 @@ class FoldedNet(nn.Module):
         if not self.has_gate:
             return out
         first, *others = stages
-        weighed = [
-            torch.addcmul(offset, stage, slope)
-            for offset, stage, slope in zip(
-                _listed(self.gate_offsets),
-                [first, *(stage - first for stage in others)],
-                _listed(self.gate_slopes),
-                strict=True,
-            )
-        ]
+        features, slopes = [first, *(stage - first for stage in others)], _listed(self.gate_slopes)
+        if self.is_image:
+            weighed = [stage * slope for stage, slope in zip(features, slopes, strict=True)]
+        else:
+            offsets = _listed(self.gate_offsets)
+            weighed = [torch.addcmul(*terms) for terms in zip(offsets, features, slopes, strict=True)]
         return weigh_stages(out[:, :n], torch.tanh(out[:, n:]), weighed)
+
+
+def _has_few_outputs(weight: Tensor) -> bool:
+    """Whether a convolution has fewer entries to move after the product, for every output, than before it."""
+    return weight[:, 0].numel() <= weight.shape[1]
+
+
+def _columns(weight: Tensor) -> Tensor:
+    """A convolution's weight as the matrix that :func:`_convolve_by_columns` multiplies by."""
+    return weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, weight.shape[1])
+
+
+def _convolve_by_columns(h: Tensor, columns: Tensor, bias: Tensor, kernel_size: int) -> Tensor:
+    """A convolution that keeps the shape, as a product at every position whose entries then move to where they count.
+
+    For a handful of output channels it takes a third of the time of ``conv2d`` on a CPU, which moves every input channel
+    first; its multiply-accumulates are the same.
+    """
+    shape, products = list(h.shape[2:]), torch.matmul(columns, h.flatten(2))
+    # The samples as channels of one: fold loops over samples.
+    moved = functional.fold(products.flatten(0, 1), shape, kernel_size, padding=kernel_size // 2)
+    return moved.unflatten(0, (-1, len(bias))) + _per_channel(bias, 3)
 
 
 def _matrix_gate(slope: Tensor, offset: Tensor, output_scale: Tensor) -> list[Tensor]:

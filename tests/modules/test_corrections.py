@@ -549,6 +549,21 @@ def test_a_folded_correction_is_the_correction_at_its_step(folded_case, base_sol
             assert largest(out - expected) < 1e-9 * largest(expected) and largest(expected) > 1e-6
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("hidden", [1, 2])
+def test_a_narrow_convolution_is_the_same_for_few_images_and_many(kernel_size, hidden):
+    """Where it runs as a product whose entries then move: same values, same multiply-accumulates."""
+    blocks = make_blocks((26, 4, 5))  # times three inputs: more channels than 2 * 5^2 columns
+    g = make_correction(ConvCorrection(hidden=hidden, kernel_size=kernel_size), blocks, random=True)
+    folded, block = g.fold(blocks[1].eps, blocks[1].s, len(blocks[1].stages)), blocks[1]
+    assert len(folded.net.columns) == 1
+    many = block._replace(z=block.z.repeat(3, 1, 1, 1), stages=[s.repeat(3, 1, 1, 1) for s in block.stages])
+    few, out, expected = apply(folded, block), apply(folded, many), apply(g, many)
+    assert largest(out - expected) < 1e-9 * largest(expected)
+    assert largest(out - few.repeat(3, 1, 1, 1)) < 1e-9 * largest(expected)
+    assert count_macs(apply, folded, many) == 3 * count_macs(apply, folded, block)
+
+
 def test_folding_leaves_a_users_net_alone():
     g = bounded()
     assert g.fold(0.1, 0.0, 1) is g
