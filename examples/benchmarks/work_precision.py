@@ -4,7 +4,7 @@
 
 Problems (wp_problems.py): sampling fields of six two-dimensional densities, by flow matching and by maximum likelihood
 (FFJORD), a 13-dimensional tabular flow, the digits and MNIST classifiers, a controlled pendulum, Van der Pol's oscillator,
-the same under a force and a forced linear one (these have no MACs: compared at equal evaluations of f). Solvers (wp_cells.py): ours; classical
+the same under a force and a forced linear one (these have no MACs: compared at equal evaluations of f). Solvers (wp_names.py): ours; classical
 one-step and multistep methods; dopri5 over tolerances, by torchdiffeq and by torchode, and its tsit5; the reference recipes
 (i) and (ii) and torchdyn's HyperEuler (wp_recipes.py); BNS, learned time grids and flow maps (wp_rivals.py).
 
@@ -13,7 +13,7 @@ chosen on, and on rows beyond the fitted range. Costs are evaluations of f (coun
 cells of their own that run last and alone ("milliseconds"), wall-clock at batch 1, 256 and 4096. A trained rival gets the
 rows that ours are fitted on, their reference trajectories free of charge (recipe (i), as published, solves dopri5 anew at
 every iteration: so do the cells of its published budget) and the CPU seconds of wp_problems.py; what every fit took stands
-in a table. Convolutional problems have one seed for rivals, MNIST one for all, ONCE of wp_cells.py names who has one everywhere; time grids, torchdyn and our other base solvers run on COMPARED. In
+in a table. Convolutional problems have one seed for rivals, MNIST one for all, ONCE of wp_names.py names who has one everywhere; time grids, torchdyn and our other base solvers run on COMPARED. In
 comparisons ours is the default, of a rival's variants the one that is best on test rows counts; a rival may use our MACs rounded up
 to whole evaluations of f.
 
@@ -36,9 +36,10 @@ from typing import Any
 import torch
 from _results import Results, finite, parser
 from joblib import Parallel, delayed
-from wp_cells import ONCE, PUBLISHED, TIMED, is_seeded, run_cell, solver_names
+from wp_cells import run_cell
 from wp_checks import check_names, run_check
 from wp_measure import Place
+from wp_names import ONCE, PUBLISHED, TIMED, is_seeded, solver_names
 from wp_picture import draw
 from wp_problems import IMAGE_ROWS, load_problem, problem_names
 from wp_summary import read_rows, summarise

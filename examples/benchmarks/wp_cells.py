@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import joblib
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
-from wp_measure import Place, ask_peers, errors, keep, measure, model_path, plain
+from wp_measure import Place, ask_peers, errors, keep, measure, plain
+from wp_names import BUDGETS, CLASSICAL, GENERALIST_STEPS, OURS
 from wp_problems import Problem, count_calls, load_problem
 from wp_recipes import (
     ReferenceHyperEuler,
@@ -23,80 +23,15 @@ from wp_recipes import (
     fit_residuals,
 )
 from wp_rivals import BespokeNonStationary, FlowMap, LearnedGrid, LinearSolver, fit_flow_map, fit_linear, linear_bases
+from wp_timing import measure_milliseconds
 from wp_training import G_SHARE, validation_error
 
 from sklearn_hyper import HypersolverRegressor
-from sklearn_hyper.numerics.cost import time_interleaved
 from sklearn_hyper.numerics.reference import ReferenceSolveError, solve_dopri5
 from sklearn_hyper.training.nets import TrainingDivergedError
 
-BUDGETS = (2, 4, 8)
-"""Evaluations of f that solvers are compared at."""
-MANY_DIMENSIONS = ("wine", "digits", "mnist")
-ALTERNATIVES = ("euler", "ab2", "nonstationary")
-"""Our base solvers of one evaluation a step; the default is ab2, in many dimensions nonstationary."""
-# Ours: arguments of HypersolverRegressor; everything else is its default.
-OURS: dict[str, dict[str, Any]] = {
-    **{f"default {nfe} NFE": {"n_steps": nfe} for nfe in BUDGETS},
-    **{f"{base} {nfe} NFE": {"base_solver": base, "n_steps": nfe} for base in ALTERNATIVES for nfe in BUDGETS},
-    "generalist": {"n_steps": 4, "fit_n_steps": (1, 16)},
-}
-COMPARED = ("van_der_pol", "moons flow_matching", "moons likelihood", "wine", "digits")
-"""Problems, one of a family, that our alternatives to the default, time grids and torchdyn are tried on."""
-TIMED = (*COMPARED, "mnist")
-"""Problems whose solvers are timed."""
-GENERALIST_STEPS = (1, 2, 4, 8, 16)
-CLASSICAL = {
-    "euler": (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 32),
-    "midpoint": (1, 2, 3, 4, 5, 8, 16),
-    "heun": (1, 2, 3, 4, 5, 8, 16),
-    "ralston": (1, 2, 3, 4, 5, 8, 16),
-    "rk3": (1, 2, 3, 4),
-    "rk4": (1, 2, 3, 4, 8),
-    "ab2": (2, 3, 4, 5, 6, 8, 9, 12, 16, 32),
-    "ab3": (2, 3, 4, 5, 6, 8, 12, 16),
-    "ab4": (2, 3, 4, 5, 6, 8, 12, 16),
-}
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-ROUNDED_UP = (3, 5, 9)
-"""Ours with g rounded up to whole evaluations of f: what solvers without g may use, and what is best for them."""
-WITHOUT_MACS = ("pendulum", "van_der_pol", "forced_van_der_pol", "forced_oscillator")
-"""Problems that are compared at equal evaluations."""
-BATCHES = (1, 256, 4096)
-PUBLISHED = {
-    "reference (i), published budget": ("moons flow_matching",),
-    "reference (ii), published budget": ("moons likelihood",),
-}
-ONCE = (*(f"ours {base}" for base in (*ALTERNATIVES, "generalist")), "time grid", "torchdyn", "flow map")
-"""One seed, to stay within four hours: variants of ours, and the trained rivals that no target is about."""
 DIVERGED = (TrainingDivergedError, ReferenceSolveError, FloatingPointError)
-
-
-def solver_names(problem: str) -> list[str]:
-    """Solvers of a problem, ours first."""
-    most = BUDGETS if problem in WITHOUT_MACS else ROUNDED_UP
-    return [
-        *(f"ours {name}" for name in OURS if not name.startswith(ALTERNATIVES) or _is_compared(problem, name)),
-        "classical", "dopri5", "torchode",
-        *(f"reference (i) K={k}" for k in (1, 2, 4, 8)),
-        *(f"reference (ii) K={k}" for k in (1, 2, 4)),
-        *(f"BNS {n} NFE" for n in most),
-        *(f"time grid {n} NFE" for n in most if problem in COMPARED),
-        "flow map, size of g", "flow map, size of f",
-        *(f"torchdyn K={k}" for k in (2, 4, 8) if problem in COMPARED),
-        *(name for name, problems in PUBLISHED.items() if problem in problems),
-    ]  # fmt: skip
-
-
-def _is_compared(problem: str, setting: str) -> bool:
-    """Whether another base solver than the default is tried on a problem."""
-    default = "nonstationary" if problem in MANY_DIMENSIONS else "ab2"
-    return problem in COMPARED and not setting.startswith(default)
-
-
-def is_seeded(solver: str) -> bool:
-    """Whether the seed makes a difference."""
-    return solver not in ("classical", "dopri5", "torchode", "milliseconds")
 
 
 def run_cell(problem_name: str, solver: str, seed: int, place: Place) -> dict[str, Any]:
@@ -305,55 +240,6 @@ def measure_flow_map(problem: Problem, solver: str, seed: int, place: Place) -> 
     value = _timed(lambda: fit_flow_map(model, problem, seed))
     keep(model, problem, solver, seed, place)
     return value | {"rows": {"own": measure(problem, model)}}
-
-
-# ---------------------------------------------------------------------- milliseconds
-def measure_milliseconds(problem: Problem, solver: str, seed: int, place: Place) -> dict[str, Any]:
-    """Medians of interleaved runs of all solvers whose models of seed 0 are kept, at three batch sizes."""
-    ode = problem.neural_ode
-    solvers: dict[str, Callable[[Tensor], Tensor]] = {
-        f"dopri5 {tolerance:g}": lambda x, tolerance=tolerance: solve_dopri5(
-            ode.vector_field, ode.input_map(x), ode.t_span, rtol=tolerance, atol=tolerance, x=ode.control(x)
-        )
-        for tolerance in (1e-3, 1e-5)
-    }
-    most = 16 if problem.family == "images" else 32
-    for base in CLASSICAL:
-        for k in CLASSICAL[base]:
-            module = plain(problem, base, k)
-            if module.base_solver.count_evaluations(k) <= most:
-                solvers[f"{base} K={k}"] = module.terminal_state
-    for name in solver_names(problem.name):
-        path = model_path(place, problem, name)
-        if path.exists() and not name.startswith("time grid"):
-            model = joblib.load(path)
-            solvers[name] = getattr(model, "terminal_state", model)
-    batches = tuple(batch for batch in BATCHES if batch <= _largest_batch(problem, 256))
-    jobs = {
-        f"torchode {method} 1e-05": {"package": "torchode", "method": method, "tolerance": 1e-5, "batches": batches}
-        for method in ("dopri5", "tsit5")
-    }
-    others = ask_peers(problem, jobs, place) if place.peers_python else {}
-    x, result = problem.rows["test"], {}
-    for batch in BATCHES:
-        some = x.repeat(-(-batch // len(x)), *[1] * (x.ndim - 1))[:batch]
-        timed = solvers
-        if batch > _largest_batch(problem, 256):  # seconds a solve: only what the comparison is about
-            timed = {name: solve for name, solve in solvers.items() if name.startswith(_TIMED_IMAGES)}
-        with torch.no_grad():
-            result[f"batch {batch}"] = time_interleaved(
-                {name: lambda solve=solve, some=some: solve(some) for name, solve in timed.items()},
-                repeats=7 if timed is solvers else 3,
-            ) | {name: answer["ms"][batch] for name, answer in others.items() if batch in answer["ms"]}
-    return {"rows": {}, "ms": result}
-
-
-_TIMED_IMAGES = ("dopri5 0.001", "euler K=2", "ab2 K=2", "ab2 K=4", "ab2 K=8", "rk4 K=1", "rk4 K=2", "ours default")
-
-
-def _largest_batch(problem: Problem, of_images: int) -> int:
-    """Up to which batch everything is timed."""
-    return of_images if problem.family == "images" else max(BATCHES)
 
 
 _MEASURES: dict[str, Callable[[Problem, str, int, Place], dict[str, Any]]] = {

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from _results import spread
-from wp_cells import ALTERNATIVES, BUDGETS, GENERALIST_STEPS, ONCE, PUBLISHED
 from wp_checks import check_hyperheun
+from wp_names import ALTERNATIVES, BUDGETS, GENERALIST_STEPS, ONCE, PUBLISHED
 
 RIVALS: dict[str, Callable[[str, str], bool]] = {
     "best classical": lambda solver, row: solver == "classical",

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from wp_cells import BUDGETS, GENERALIST_STEPS
+from wp_names import BUDGETS, GENERALIST_STEPS
 from wp_summary import RIVALS
 
 TARGETS = {

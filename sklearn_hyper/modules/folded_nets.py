@@ -18,7 +18,6 @@ from .correction_nets import (
     weigh_stages,
 )
 
-
 _MANY_IMAGES = 8
 """From so many on a convolution to few channels is a product first, see :func:`_convolve_by_columns`."""
 
@@ -138,7 +137,7 @@ def _convolve_by_columns(h: Tensor, columns: Tensor, bias: Tensor, kernel_size: 
     For a handful of output channels it takes a third of the time of ``conv2d`` on a CPU, which moves every input channel
     first; its multiply-accumulates are the same.
     """
-    shape, products = list(h.shape[2:]), torch.matmul(columns, h.flatten(2))
+    shape, products = tuple(h.shape[2:]), torch.matmul(columns, h.flatten(2))
     # The samples as channels of one: fold loops over samples.
     moved = functional.fold(products.flatten(0, 1), shape, kernel_size, padding=kernel_size // 2)
     return moved.unflatten(0, (-1, len(bias))) + _per_channel(bias, 3)
