@@ -151,6 +151,10 @@ def summarise(cells: dict[str, Any], seeds: int) -> dict[str, Any]:
         name.partition(" | ")[0]: cell["ms"] for name, cell in cells.items() if name.endswith("| milliseconds")
     }
     summary["at our milliseconds"] = _at_our_milliseconds(summary["milliseconds"], rows)
+    summary["exported"] = {
+        name.partition(" | ")[0]: cell["exported"] for name, cell in cells.items() if "exported" in cell
+    }
+    summary["at our milliseconds, exported"] = _at_our_milliseconds(summary["exported"], rows)
     summary["worst cases"] = _worst_cases(cells)
     summary["our_fits"] = sum(" | ours " in name for name in cells)
     summary["fallbacks"] = sorted({

@@ -38,6 +38,7 @@ def tables(summary: dict[str, Any]) -> str:
         ("CPU seconds of a fit", fit_seconds(summary)),
         ("Milliseconds", milliseconds(summary)),
         ("Best classical solver in our milliseconds", at_our_milliseconds(summary)),
+        ("As ONNX files: best classical solver in our milliseconds", exported(summary)),
         ("Checks of the re-implemented rivals", checks(summary)),
     ]
     return "\n".join(f"## {title}\n\n{text}\n" for title, text in parts) + f"\n{remarks(summary)}\n"
@@ -151,15 +152,35 @@ def milliseconds(summary: dict[str, Any]) -> str:
     return table(["problem", "batch", *TIMED], rows) if rows else "Not timed in this run."
 
 
-def at_our_milliseconds(summary: dict[str, Any]) -> str:
+def at_our_milliseconds(summary: dict[str, Any], key: str = "at our milliseconds") -> str:
     """Error of the best classical solver that takes no longer than ours, over ours; below 1 it wins."""
     rows = [
-        [problem, batch.removeprefix("batch "),
-         *(f"{number(found[key]['ratio'])} ({found[key]['which']})" if key in found else "-" for key in (f"{b} NFE" for b in BUDGETS))]
-        for problem, batches in summary["at our milliseconds"].items()
+        [problem, batch.removeprefix("batch "), *(_within(found.get(f"{budget} NFE")) for budget in BUDGETS)]
+        for problem, batches in summary[key].items()
         for batch, found in batches.items()
-    ]  # fmt: skip
+    ]
     return table(["problem", "batch", *(f"ours, {b}" for b in BUDGETS)], rows) if rows else "Not timed in this run."
+
+
+def _within(found: dict[str, Any] | None) -> str:
+    return f"{number(found['ratio'])} ({found['which']})" if found else "-"
+
+
+def exported(summary: dict[str, Any]) -> str:
+    """The same for ONNX files, and what ours take."""
+    if not summary["exported"]:
+        return "Not timed in this run."
+    rows = [
+        [
+            problem,
+            batch.removeprefix("batch "),
+            *(number(times.get(f"ours default {b} NFE", math.nan)) for b in BUDGETS),
+        ]
+        for problem, batches in summary["exported"].items()
+        for batch, times in batches.items()
+    ]
+    taken = table(["problem", "batch", *(f"ours, {b}: milliseconds" for b in BUDGETS)], rows)
+    return f"{at_our_milliseconds(summary, 'at our milliseconds, exported')}\n\n{taken}"
 
 
 TIMED = {

@@ -1,18 +1,26 @@
-"""The milliseconds of work_precision.py: all solvers of a problem timed in turn, in cells that run alone."""
+"""The milliseconds of work_precision.py: all solvers of a problem timed in turn, in cells that run alone.
+
+Once as torch runs them, and once as ONNX files: ours beside the best classical solver of every number of evaluations.
+"""
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import joblib
+import onnxruntime
 import torch
-from torch import Tensor
-from wp_measure import Place, ask_peers, model_path, plain
-from wp_names import CLASSICAL, solver_names
+from torch import Tensor, nn
+from wp_measure import Place, ask_peers, measure, model_path, plain
+from wp_names import BUDGETS, CLASSICAL, solver_names
 from wp_problems import Problem
 
 from sklearn_hyper.modules import HypersolvedODE
+from sklearn_hyper.modules.onnx_export import write_onnx
 from sklearn_hyper.numerics.cost import time_interleaved
 from sklearn_hyper.numerics.reference import solve_dopri5
 
@@ -56,14 +64,63 @@ def measure_milliseconds(problem: Problem, solver: str, seed: int, place: Place)
                 {name: lambda solve=solve, some=some: solve(some) for name, solve in timed.items()},
                 repeats=7 if timed is solvers else 3,
             ) | {name: answer["ms"][batch] for name, answer in others.items() if batch in answer["ms"]}
-    return {"rows": {}, "ms": result}
+    return {"rows": {}, "ms": result, "exported": time_exported(problem, place)}
+
+
+class TerminalState(nn.Module):
+    """What is exported: from rows to terminal states."""
+
+    def __init__(self, solver: HypersolvedODE):
+        super().__init__()
+        self.solver = solver
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.solver.terminal_state(x)
+
+
+def time_exported(problem: Problem, place: Place) -> dict[str, dict[str, float]]:
+    """Medians of interleaved runs of ONNX files on one thread, by batch and solver."""
+    solvers = best_classical(problem) | {
+        name: _folded(joblib.load(path))
+        for name in (f"ours default {budget} NFE" for budget in BUDGETS)
+        if (path := model_path(place, problem, name)).exists()
+    }
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    x, sessions = problem.rows["test"], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, solver in solvers.items():
+            path = Path(folder) / "solver.onnx"
+            write_onnx(TerminalState(solver).eval(), x[:64], path, outputs=["z"])
+            sessions[name] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found = {}
+    for batch in (batch for batch in BATCHES if batch <= len(x)):
+        some = {"X": x[:batch].numpy()}
+        calls = {name: lambda session=session, some=some: session.run(None, some) for name, session in sessions.items()}
+        found[f"batch {batch}"] = time_interleaved(calls, repeats=15)
+    return found
+
+
+def best_classical(problem: Problem) -> dict[str, HypersolvedODE]:
+    """For every number of evaluations up to twice our largest, the classical solver that is best on test rows."""
+    best: dict[int, tuple[float, str, HypersolvedODE]] = {}
+    for base in CLASSICAL:
+        for k in CLASSICAL[base]:
+            solver = plain(problem, base, k)
+            evaluations = solver.base_solver.count_evaluations(k)
+            if evaluations <= 2 * max(BUDGETS):
+                error = measure(problem, solver.terminal_state)["test"]["median"]
+                best[evaluations] = min(best.get(evaluations, (math.inf,)), (error, f"{base} K={k}", solver))
+    return {name: solver for _, name, solver in best.values()}
 
 
 def _call(model: Any) -> Callable[[Tensor], Tensor]:
     """A kept model's solve; ours is folded anew, so that today's code is timed."""
-    if isinstance(model, HypersolvedODE):
-        return HypersolvedODE(model.neural_ode, model.base_solver, model.correction, model.grid).eval().terminal_state
-    return model
+    return _folded(model).terminal_state if isinstance(model, HypersolvedODE) else model
+
+
+def _folded(model: HypersolvedODE) -> HypersolvedODE:
+    return HypersolvedODE(model.neural_ode, model.base_solver, model.correction, model.grid).eval()
 
 
 def _largest_batch(problem: Problem, of_images: int) -> int:
