@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional
 
 from .correction_nets import (
@@ -84,7 +85,7 @@ class FoldedNet(nn.Module):
         (first, *others), (bias, *biases) = _listed(self.first), _listed(self.biases)
         if self.is_image:
             features = torch.cat(inputs, dim=1)
-            if len(self.columns) and len(z) >= _MANY_IMAGES and not torch.compiler.is_compiling():
+            if len(self.columns) and _pays_to_multiply_first(z):
                 out = _convolve_by_columns(features, self.columns[0], bias, first.shape[-1])
             else:
                 out = multiply(features, first, bias)
@@ -124,6 +125,11 @@ class FoldedNet(nn.Module):
 def _has_few_outputs(weight: Tensor) -> bool:
     """Whether a convolution has fewer entries to move after the product, for every output, than before it."""
     return weight[:, 0].numel() <= weight.shape[1]
+
+
+def _pays_to_multiply_first(z: Tensor) -> bool:
+    # A compiler has kernels of its own, and would have to know the number of images.
+    return z.device.type == "cpu" and not is_compiling() and len(z) >= _MANY_IMAGES
 
 
 def _columns(weight: Tensor) -> Tensor:
