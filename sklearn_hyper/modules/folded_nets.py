@@ -65,7 +65,7 @@ class FoldedNet(nn.Module):
         else:
             state = last.ndim - 1
             self.gate_slopes = _frozen([_per_channel(row * output_scale, state) for row in slope])
-            self.gate_offsets = _frozen([] if self.is_image else [row * output_scale for row in offset])
+            self.gate_offsets = _frozen([_per_channel(row * output_scale, state) for row in offset])
 
     def _outputs(self, layout: CorrectionLayout, n_stages: int, output_scale: Tensor) -> tuple[Tensor, Tensor]:
         """Which outputs of the last layer to keep (gates of stages that are there), and what to multiply them by."""
@@ -113,12 +113,9 @@ class FoldedNet(nn.Module):
         if not self.has_gate:
             return out
         first, *others = stages
-        features, slopes = [first, *(stage - first for stage in others)], _listed(self.gate_slopes)
-        if self.is_image:
-            weighed = [stage * slope for stage, slope in zip(features, slopes, strict=True)]
-        else:
-            offsets = _listed(self.gate_offsets)
-            weighed = [torch.addcmul(*terms) for terms in zip(offsets, features, slopes, strict=True)]
+        features = [first, *(stage - first for stage in others)]
+        offsets, slopes = _listed(self.gate_offsets), _listed(self.gate_slopes)
+        weighed = [torch.addcmul(*terms) for terms in zip(offsets, features, slopes, strict=True)]
         return weigh_stages(out[:, :n], torch.tanh(out[:, n:]), weighed)
 
 
