@@ -91,6 +91,12 @@ def test_images(digits_file, digits_hyper, digits):
         assert_same(run_file(digits_file, X, 1), digits_hyper.predict_proba(X))
 
 
+def test_a_file_multiplies_first_where_a_correction_has_few_channels(digits_file, digits_hyper):
+    narrow = [step for step in digits_hyper.to_module().steps if len(step.net.columns)]
+    operators = [node.op_type for node in onnx.load(digits_file).graph.node]
+    assert operators.count("Col2Im") == len(narrow) == digits_hyper.n_steps
+
+
 def test_a_classifier_has_its_labels_in_the_file(digits_file, digits_hyper, digits):
     session = onnxruntime.InferenceSession(digits_file)
     assert [output.name for output in session.get_outputs()] == ["logits", "probabilities"]
