@@ -2,11 +2,11 @@
 
     python examples/benchmarks/fit_speed.py [--seeds 3] [--cache FOLDER]
 
-Run it alone. Seconds of one thread. A fit is the default one for two evaluations of f (ab2
-on the moons, learned coefficients on the digits), its reference solves included, on the moons flow (flow matching) and on the digits classifier. Recipe (i) (wp_recipes.py) as
-published solves dopri5 anew at every iteration; it runs for ten times our seconds, at its step size and refitted at ours with
-references free of charge, and its validation error is noted at twenty moments. Reference solves: 16,384 rows of the moons flow
-and 512 digits, in chunks dealt to joblib's workers of one thread each, on loky and on a local Dask cluster.
+Run it alone. Default fits (ab2 on the moons, learned coefficients on the digits), their reference solves included, of the moons flow (flow
+matching) and of the digits classifier: for two, four and eight evaluations of f on two threads, once; for two on one thread, beside
+recipe (i) (wp_recipes.py) on one, every seed. As published it solves dopri5 anew at every iteration; it runs for ten times our seconds, at its step
+size and refitted at ours with references free of charge, and its validation error is noted at twenty moments. Reference solves: 16,384 rows of
+the moons flow and 512 digits, in chunks dealt to joblib's workers of one thread each, on loky and on a local Dask cluster.
 """
 
 from __future__ import annotations
@@ -32,15 +32,33 @@ from sklearn_hyper.training.references import solve_references
 PROBLEMS = ("moons flow_matching", "digits")
 PATIENCE = 10
 """Recipe (i) may take so many times our seconds."""
+EVALUATIONS = (2, 4, 8)
 ROWS = {"moons flow_matching": 16_384, "digits": 512}
 
 
-def fit_ours(problem: Problem, seed: int) -> dict[str, Any]:
+def fit_ours(problem: Problem, seed: int, n_steps: int = 2) -> dict[str, Any]:
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # conditioning in float32, which mends itself
-        fast = HypersolverRegressor(problem.neural_ode, n_steps=2, random_state=seed).fit(problem.rows["fit"].numpy())
+        fast = HypersolverRegressor(problem.neural_ode, n_steps=n_steps, random_state=seed)
+        fast.fit(problem.rows["fit"].numpy())
     return {"wall": time.perf_counter() - start, "error": validation_error(fast.module_, problem)}
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """torch with so many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fit_on_two_threads(problem: Problem, n_steps: int) -> dict[str, Any]:
+    with threads(2):
+        return fit_ours(problem, 0, n_steps)
 
 
 def fit_recipe(problem: Problem, seed: int, ours: dict[str, Any], *, published: bool) -> dict[str, Any]:
@@ -89,14 +107,9 @@ def time_references(problem: Problem, backend: str, n_jobs: int, repeats: int = 
         solve_references(problem.neural_ode, x, times, rtol=1e-6, atol=1e-6, n_jobs=n_jobs)
         return time.perf_counter() - start
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker, so that one job is one core
-    try:
-        with workers(backend, n_jobs):
-            solve()
-            return {"wall": statistics.median(solve() for _ in range(repeats))}
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), workers(backend, n_jobs):  # as in a worker, so that one job is one core
+        solve()
+        return {"wall": statistics.median(solve() for _ in range(repeats))}
 
 
 def main() -> None:
@@ -113,6 +126,8 @@ def main() -> None:
             for n_jobs in (1, 2):
                 measure: Callable[[], dict] = lambda b=backend, j=n_jobs, p=problem: time_references(p, b, j)  # noqa: E731
                 results.cell(f"{name} | references | {backend} n_jobs={n_jobs}", measure)
+        for n_steps in EVALUATIONS:
+            results.cell(f"{name} | two threads | {n_steps} NFE", lambda p=problem, n=n_steps: fit_on_two_threads(p, n))
         for seed in range(arguments.seeds):
             ours = results.cell(f"{name} | ours | seed {seed}", lambda p=problem, s=seed: fit_ours(p, s))
             for kind in ("refitted", "published"):
@@ -135,6 +150,8 @@ def summarise(cells: dict[str, Any]) -> list[dict[str, Any]]:
             "our seconds": statistics.median(cell["wall"] for cell in ours),
             "our error": statistics.median(cell["error"] for cell in ours),
         }
+        for n_steps in EVALUATIONS:
+            row[f"seconds of two threads, {n_steps} NFE"] = cells[f"{name} | two threads | {n_steps} NFE"]["wall"]
         for kind in ("refitted", "published"):
             theirs = [cell for key, cell in cells.items() if key.startswith(f"{name} | recipe (i) {kind}")]
             row[f"recipe (i) {kind}, error"] = statistics.median(cell["error at two steps"] for cell in theirs)
