@@ -69,7 +69,7 @@ def measure_ours(problem: Problem, solver: str, seed: int, place: Place) -> dict
         "rows": {},
     }
     keep(fast.module_, problem, solver, seed, place)
-    value["base"] = measure(problem, fast.without_correction().module_.terminal_state)
+    value["base"] = measure(problem, fast.without_correction().module_.terminal_state, fast.neural_ode_)
     own = fast.module_.n_steps
     # Learned coefficients are made for one number of steps.
     others = () if hasattr(fast.base_solver_, "mesh") else GENERALIST_STEPS

@@ -164,6 +164,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
             to tell, unless it has been fitted over a family of base solvers (``tableaus`` of
             :class:`~sklearn_hyper.MLPCorrection`).
         n_steps : int, optional
+            Learned coefficients ("nonstationary", which "auto" stands for with states of more than four numbers) are made for
+            one number of steps: where others are wanted, fit with ``fit_n_steps=(a, b)``, for which "auto" is "ab2".
         t_span : pair of float, optional
 
         Returns
@@ -174,7 +176,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         Raises
         ------
         ValueError
-            If the order or number of stages differs, naming both.
+            If the order or number of stages differs, naming both, or learned coefficients are asked for another number of steps.
 
         Warns
         -----
@@ -192,7 +194,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
             )  # fmt: skip
         grid = solver_mesh(solver, ode.t_span, steps)
         if self.correction_ is not None:
-            self._check_same_family(solver)
+            self._check_same_family(solver, f"fit another hypersolver, with base_solver={solver.name!r}")
             self._warn_outside_fit(solver, abs(grid[1] - grid[0]))
         copied = copy.copy(self)
         if base_solver is not None:

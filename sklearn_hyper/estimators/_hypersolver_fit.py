@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from numbers import Integral
 from typing import Any, Self
@@ -59,6 +60,8 @@ class HypersolverFit(HypersolverBase):
         ------
         NotFittedError
             If ``neural_ode`` is not fitted.
+        ValueError
+            If a parameter, X or the span of time does not do, or steps of the base solver overflow from X.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong.
         ReferenceSolveError
@@ -69,7 +72,7 @@ class HypersolverFit(HypersolverBase):
         Warns
         -----
         ConvergenceWarning
-            If no epoch was better than the base solver, which the fit then falls back to.
+            If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)
@@ -99,9 +102,10 @@ class HypersolverFit(HypersolverBase):
         solver = self._resolve_solver(z[0].numel())
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)
+        sizes = StepSizes.from_parameters(int(self.n_steps), fit_range)
+        self._check_range(frozen, solver, sizes)
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
-        grids = StepSizes.from_parameters(int(self.n_steps), fit_range).grids(solver)
-        X = self._subsample(X, z, solver.n_stages, grids)
+        X = self._subsample(X, z, solver.n_stages, sizes.grids(solver))
         self._check_n_samples(len(X))
         settings = self._settings(fit_range)
         rows = self._to_tensor(X, self.dtype_, "cpu")
@@ -113,6 +117,8 @@ class HypersolverFit(HypersolverBase):
         self.correction_ = fitted.correction
         if fitted.correction is None:
             self._warn_of_fallback(fitted.valid_loss)
+        if fitted.relative_error > 1:
+            self._warn_of_errors(fitted.relative_error)
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
         self.errors_ = fitted.errors
         span = abs(frozen.t_span[1] - frozen.t_span[0])
@@ -128,8 +134,9 @@ class HypersolverFit(HypersolverBase):
         if 1 in (self.n_steps, self.fit_n_steps):
             return "euler"
         # Learned coefficients serve one number of steps, and the terminal state alone.
-        wants_terminal_state = self.fit_n_steps in (None, self.n_steps) and self.finetune in ("terminal", "output")
-        return NONSTATIONARY if n_state > _FEW_DIMENSIONS and wants_terminal_state else DEFAULT
+        wants_one = self.fit_n_steps in (None, self.n_steps)
+        wants_terminal_state = self.loss == "residual" and self.finetune in ("terminal", "output")
+        return NONSTATIONARY if n_state > _FEW_DIMENSIONS and wants_one and wants_terminal_state else DEFAULT
 
     def _resolve_solver(self, n_state: int) -> BaseSolver:
         """The base solver; of a nonstationary one, whose coefficients are still to be learned, Euler's form."""
@@ -151,7 +158,7 @@ class HypersolverFit(HypersolverBase):
             solver = self.base_solver_
             self._check_startup(solver)
             solver_mesh(solver, t_span, self.n_steps)  # learned coefficients refuse another number of steps
-        self._check_same_family(solver)
+        self._check_same_family(solver, "fit another one, with warm_start=False")
         return solver
 
     def _settings(self, fit_range: Any) -> FitSettings:
@@ -178,6 +185,29 @@ class HypersolverFit(HypersolverBase):
             ConvergenceWarning,
             stacklevel=6,
         )
+
+    def _warn_of_errors(self, relative_error: float) -> None:
+        warnings.warn(
+            f"the fit ends with errors of {relative_error:.3g} times the size of the states on held-out rows: steps of "
+            f"base_solver={self.base_solver!r} with n_steps={self.n_steps} are too long for this field. Raise n_steps, or take "
+            "a base solver of higher order.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
+
+    def _check_range(self, neural_ode: NeuralODE, solver: BaseSolver, sizes: StepSizes) -> None:
+        """Refuse units of time in which residuals are out of the range of the fit's dtype."""
+        span, power, largest = (
+            abs(neural_ode.t_span[1] - neural_ode.t_span[0]),
+            solver.order + 1,
+            torch.finfo(self.dtype_).max,
+        )
+        if max(-math.log10(sizes.low * span), math.log10(sizes.high * span)) * power > math.log10(largest) - 2:
+            raise ValueError(
+                f"neural_ode.t_span={neural_ode.t_span} with base_solver={solver.name!r}: eq. 6 divides by eps^{power}, with eps "
+                f"from {sizes.low * span:.3g} to {sizes.high * span:.3g}, which leaves the range of {self.dtype_}. Measure time "
+                "in units that make t_span about one long, take a base solver of lower order, or fit in float64."
+            )
 
     def _check_startup(self, solver: BaseSolver) -> None:
         n_startup = len(startup_methods(solver))
@@ -231,13 +261,13 @@ class HypersolverFit(HypersolverBase):
         seed = None if self.random_state is None else check_random_state(self.random_state).randint(2**31 - 1)
         return X[np.sort(np.random.default_rng(seed).choice(len(X), limit, replace=False))]
 
-    def _check_same_family(self, solver: BaseSolver) -> None:
+    def _check_same_family(self, solver: BaseSolver, advice: str) -> None:
         fitted = self.base_solver_
         startups = [len(startup_methods(one)) for one in (solver, fitted)]
         if (solver.order, solver.n_stages, startups[0]) != (fitted.order, fitted.n_stages, startups[1]):
             raise ValueError(
                 f"base_solver {solver.name!r} ({_kind(solver)}) cannot take over the correction fitted for {fitted.name!r} "
-                f"({_kind(fitted)}); fit another one, with warm_start=False."
+                f"({_kind(fitted)}); {advice}."
             )
 
 

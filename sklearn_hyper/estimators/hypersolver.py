@@ -25,11 +25,13 @@ class HypersolverRegressor(Hypersolver):
 
     .. math::
 
-        z_{k+1} = z_k + \epsilon \psi(s_k, x, z_k) + \epsilon^{p+1} g(\epsilon, s_k, x, z_k)
+        z_{k+1} = z_k + \epsilon \psi(s_k, x, z_k) + \epsilon^{p+1} g(\epsilon, s_k, z_k, \mathrm{stages}, x)
         \qquad \text{(eq. 5)}
 
-    with psi the base solver of order p. g is trained on the residuals of dopri5 trajectories (eq. 6) and then, by default,
-    fine-tuned through the unrolled solver; a handful of steps then land where dopri5 lands.
+    with psi the base solver of order p, and its evaluations of f, which g reads as well, the stages. g is trained on the
+    residuals of dopri5 trajectories (eq. 6) and then, by default, fine-tuned through the unrolled solver; over learned
+    coefficients, the default for states of more than four numbers, the second stage is all. A handful of steps then land
+    where dopri5 lands.
 
     Parameters
     ----------
@@ -44,8 +46,8 @@ class HypersolverRegressor(Hypersolver):
         "ab3", "ab4", with one evaluation of f a step after their start-up; "nonstationary", whose coefficients and mesh are
         learned for ``n_steps`` first. "auto" is the canonical method of ``order`` where that is given. Without, it makes one
         evaluation of f a step: "ab2" ("euler" for a single step); for states of more than four numbers "nonstationary", unless
-        ``fit_n_steps`` or ``finetune`` ask for other numbers of steps, for the states between, or for no training through the
-        solver, which that does not serve.
+        ``fit_n_steps``, ``loss`` or ``finetune`` ask for other numbers of steps, for the states between, or for no training
+        through the solver, which that does not serve.
     order : int, optional
         With ``base_solver="auto"``: 1 euler, 2 midpoint, 3 rk3, 4 rk4. Otherwise it must agree.
     n_steps : int, default 10
@@ -60,8 +62,8 @@ class HypersolverRegressor(Hypersolver):
         tensor like z (start-up steps, the first of "ab2" and "nonstationary", hand it fewer stages); it is copied, scaled and bounded, and starts where you initialised it.
     loss : {"residual", "trajectory", "residual+trajectory"}, default "residual"
         First stage: residual fitting, trajectory fitting through the solver, or their sum, each in units of the base
-        solver's error. With a "nonstationary" base solver the second stage, if any, takes its epochs too: residuals would
-        pull the states between, which that moves away from the trajectory, back to it.
+        solver's error. With a "nonstationary" base solver the second stage, if any, takes the epochs of "residual" too:
+        residuals would pull the states between, which that moves away from the trajectory, back to it.
     finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
         Second stage, through the unrolled solver: on z(S), on all states, or on the output h_y(z(S)).
     rtol, atol : float, default 1e-6
@@ -73,8 +75,9 @@ class HypersolverRegressor(Hypersolver):
         Passes over the training states, split between the two stages (40 % and 60 %). The coefficients of a "nonstationary"
         base solver are learned before, in as many passes, at most 120, over 512 rows.
     lr : float, default 2e-2
-        Highest learning rate; a cosine takes it to zero within each stage. A skorch ``LRScheduler`` in ``callbacks``
-        replaces that.
+        Highest learning rate of the first stage, half of it that of the second; a cosine takes it to zero within each. A
+        skorch ``LRScheduler`` in ``callbacks`` replaces that. ``lr``, ``batch_size``, ``optimizer`` and ``callbacks`` are
+        those of g: coefficients are learned by Adam at 1e-2, which asks for no tuning, since they start at a classical method.
     batch_size : int, default 128
         Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.
     optimizer : type, default torch.optim.Adam

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..numerics.base_solvers import BaseSolver
-from ..numerics.residuals import Residual
+from ..numerics.residuals import Residual, in_own_units
 from .solver_binding import leading_error, make_view, stage_spacings
 
 GATE_BOUND = 4.0
@@ -217,10 +217,16 @@ class CorrectionNet(nn.Module):
         stacked = torch.cat([self._join(net._features(r.eps, r.z, r.stages, x)) for net, r in few])
         axes = [0, *range(2, stacked.ndim)]
         known = stacked.shape[1]
-        self.shift[:known] = self._center(stacked.mean(dim=axes))
-        deviation = stacked.std(dim=axes, unbiased=False)
-        self.scale[:known] = 1 / torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
         self.eps_max = max(abs(r.eps) for r in residuals)
+        stacked, unit = in_own_units(stacked, tuple(axes))
+        unit = unit.flatten()
+        self.shift[:known] = self._center(stacked.mean(dim=axes) * unit)
+        deviation = stacked.std(dim=axes, unbiased=False) * unit
+        size = stacked.pow(2).mean(dim=axes).sqrt() * unit
+        # What varies by less than rounding is taken for constant; stages that are equal have quotients of their rounding.
+        n, quotients = self.layout.n_state, self.layout.n_before + self.layout.n_state
+        size[quotients:] = (size[quotients - n : quotients] / self.eps_max).repeat((known - quotients) // n)
+        self.scale[:known] = 1 / torch.where(deviation > 1e-6 * size, deviation, torch.ones_like(deviation))
         middle, half = (t_span[0] + t_span[1]) / 2, abs(t_span[1] - t_span[0]) / 2
         self.time_range.copy_(torch.tensor([middle, 1 / half]))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics.base_solvers import BaseSolver
-from ..numerics.residuals import Residual
+from ..numerics.residuals import Residual, in_own_units
 from .correction_nets import CorrectionNet, row_column
 from .folded_nets import FoldedNet
 from .serialization import DeviceFreeModule
@@ -112,8 +112,8 @@ class BoundedCorrection(DeviceFreeModule):
     ) -> Tensor:
         """g, scaled and capped."""
         order, scale = self._units(len(stages))
-        g = self.net(eps, s, z, stages, x) * scale
-        return _bound(g, stages, self.cap * abs(eps) ** -order, self.floor)  # type: ignore[operator]
+        cap = row_column(self.cap * abs(eps) ** -order, z)  # type: ignore[operator]
+        return _bound(self.net(eps, s, z, stages, x) * (scale / cap), stages, cap, self.floor)
 
     def fold(self, eps: float, s: float, n_stages: int) -> nn.Module:
         """This correction at one step, for inference: what is constant there is computed once.
@@ -123,11 +123,12 @@ class BoundedCorrection(DeviceFreeModule):
         if not isinstance(self.net, CorrectionNet):
             return self
         order, scale = self._units(n_stages)
-        return BoundedStep(FoldedNet(self.net, eps, s, n_stages, scale), self.cap * abs(eps) ** -order, self.floor)
+        cap = self.cap * abs(eps) ** -order
+        return BoundedStep(FoldedNet(self.net, eps, s, n_stages, scale / cap), cap, self.floor)
 
 
 class BoundedStep(nn.Module):
-    """What :meth:`BoundedCorrection.fold` makes: the folded net, and the cap on g at its step size."""
+    """What :meth:`BoundedCorrection.fold` makes: the folded net, in units of the cap on g at its step size, and that cap."""
 
     def __init__(self, net: nn.Module, cap: float, floor: float):
         super().__init__()
@@ -138,11 +139,11 @@ class BoundedStep(nn.Module):
         return _bound(self.net(eps, s, z, stages, x), stages, self.cap, self.floor)
 
 
-def _bound(g: Tensor, stages: Sequence[Tensor], cap: float | Tensor, floor: float) -> Tensor:
-    # How many times its limit g is. Tiny, not zero, keeps 0 / 0 out where g and all stages vanish.
-    excess = sample_norm(g) / largest_stage_norm(stages).clamp(min=max(floor, torch.finfo(g.dtype).tiny))
-    # Divided by exactly 1 where the cap is inactive.
-    return g / (excess / row_column(cap, g)).clamp(min=1)
+def _bound(share: Tensor, stages: Sequence[Tensor], cap: float | Tensor, floor: float) -> Tensor:
+    # g comes in units of cap, which makes its norm that of a stage: g itself is of the size of span^-p-1, and its square may
+    # be out of float32's range. Tiny, not zero, keeps 0 / 0 out where g and all stages vanish.
+    excess = sample_norm(share) / largest_stage_norm(stages).clamp(min=max(floor, torch.finfo(share.dtype).tiny))
+    return share * (cap / excess.clamp(min=1))
 
 
 def largest_stage_norm(stages: Sequence[Tensor]) -> Tensor:
@@ -171,24 +172,26 @@ def fit_bounded_correction(net: nn.Module, residuals: Sequence[Residual]) -> Bou
     full = [r for r in residuals if len(r.stages) == full_stages]
     norms = torch.cat([largest_stage_norm(r.stages).flatten() for r in residuals])
     floor = 0.1 * norms.pow(2).mean().sqrt()
-    shares = [
-        abs(r.eps) ** r.order
-        * (sample_norm(r.target) / largest_stage_norm(r.stages).clamp(min=float(floor) or 1.0)).flatten()
-        for r in residuals
-    ]
-    cap = 2 * torch.cat(shares).max()
+    cap = 2 * max(_largest_share(r, float(floor) or 1.0) for r in residuals)
     # Both are zero only where f is: then the correction has nothing to correct and stays at zero.
     return BoundedCorrection(
         net,
         order=full[0].order,
         output_scale=_target_scale(full),
-        cap=float(cap) or 1.0,
+        cap=cap or 1.0,
         floor=float(floor) or 1.0,
         startup=(full_stages, startup[0].order, _target_scale(startup)) if startup else None,
     )
 
 
+def _largest_share(residual: Residual, floor: float) -> float:
+    """What the true residual takes of a step, at most."""
+    target, unit = in_own_units(residual.target)
+    share = sample_norm(target) / largest_stage_norm(residual.stages).clamp(min=floor)
+    return float(share.max()) * (float(unit) * abs(residual.eps) ** residual.order)
+
+
 def _target_scale(residuals: Sequence[Residual]) -> Tensor:
     """RMS of the targets, per feature or channel."""
-    targets = torch.cat([r.target for r in residuals])
-    return targets.pow(2).mean(dim=[0, *range(2, targets.ndim)], keepdim=True).sqrt()[0]
+    targets, unit = in_own_units(torch.cat([r.target for r in residuals]))
+    return targets.pow(2).mean(dim=[0, *range(2, targets.ndim)], keepdim=True).sqrt()[0] * unit

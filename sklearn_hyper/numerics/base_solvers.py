@@ -106,7 +106,7 @@ class RungeKutta:
                 if weight:
                     state = state.add(stage, alpha=eps * weight)
             stages.append(f(time, state))
-        return BaseStep(_weighted_sum(self.tableau.b, stages), stages, self.order, history)
+        return BaseStep(weighted_sum(self.tableau.b, stages), stages, self.order, history)
 
     def count_evaluations(self, n_steps: int) -> int:
         return self.n_stages * n_steps
@@ -184,7 +184,7 @@ class AdamsBashforth:
             stages, order = [f(times[0], z), *remembered], self.order
             # A compiler folds the weights into its graph, and warns of caches.
             weights = (_weights if is_compiling() else _cached_weights)(eps, sizes)
-            psi = _weighted_sum(weights, stages)
+            psi = weighted_sum(weights, stages)
         return BaseStep(psi, stages, order, self.remember(history, eps, stages[0]))
 
     def remember(self, history: Past, eps: float, stage: Tensor) -> Past:
@@ -230,7 +230,8 @@ def mesh_nodes(solver: BaseSolver, grid: Sequence[float], n_past: int = 0) -> li
     return [method.nodes(s, after - s) for method, (s, after) in zip(methods, pairwise(grid), strict=False)]
 
 
-def _weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of tensors by weights, in as few operations as it takes; at least one weight is not zero."""
     terms = [(weight, tensor) for weight, tensor in zip(weights, tensors, strict=True) if weight]
     weight, total = terms[0]
     if weight != 1:
@@ -306,7 +307,7 @@ def _named_tableau(name: str, order: int | None) -> ButcherTableau:
         )
     if name not in TABLEAUS:
         raise ValueError(
-            f"base_solver={name!r} is unknown; valid names are {', '.join(_NAMES)} and 'auto', "
-            "or pass a ButcherTableau (alpha_family(0.7), say)."
+            f"base_solver={name!r} is unknown; valid names are {', '.join(_NAMES)}, 'auto' and, for estimators, "
+            f"{NONSTATIONARY!r}; or pass a ButcherTableau (alpha_family(0.7), say)."
         )
     return TABLEAUS[name]

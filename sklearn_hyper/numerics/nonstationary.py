@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .base_solvers import NONSTATIONARY, BaseStep, Field, RungeKutta
+from .base_solvers import NONSTATIONARY, BaseStep, Field, RungeKutta, weighted_sum
 from .solve import check_t_span
 from .tableaus import EULER, ButcherTableau
 
@@ -100,7 +100,8 @@ class Nonstationary:
         return [s]
 
     def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: float, history: tuple[Any, ...]) -> BaseStep:
-        return take_step(self.weights[len(history)], f, times, z, history)
+        stages = (*history, f(times[0], z))
+        return nonstationary_step(weighted_sum(self.weights[len(history)], stages), stages)
 
     def remember(self, history: tuple[Tensor, ...], eps: float, stage: Tensor) -> tuple[Tensor, ...]:
         """The history after a step from a point where f is ``stage``: oldest first."""
@@ -114,12 +115,8 @@ class Nonstationary:
         return (0.0, -1.0)[: self.n_stages if n_stages is None else n_stages]
 
 
-def take_step(
-    weights: Sequence[float | Tensor], f: Field, times: Sequence[Tensor], z: Tensor, history: tuple[Tensor, ...]
-) -> BaseStep:
-    """A step that weighs f here and at all mesh points before; weights may be tensors that are being learned."""
-    stages = (*history, f(times[0], z))
-    psi = sum((weight * stage for weight, stage in zip(weights[:-1], stages, strict=False)), weights[-1] * stages[-1])
+def nonstationary_step(psi: Tensor, stages: tuple[Tensor, ...]) -> BaseStep:
+    """A step in the direction psi, after f here (the last of ``stages``) and at all mesh points before."""
     return BaseStep(psi, list(stages[: -_READ_STAGES - 1 : -1]), NONSTATIONARY_ORDER, stages)
 
 

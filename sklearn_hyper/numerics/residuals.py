@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .base_solvers import BaseSolver, Field, mesh_nodes, resolve_base_solver, startup_methods
-from .solve import bind_input, check_grid
+from .solve import bind_input, check_grid, check_own_mesh
 
 CONDITIONING_LIMIT = 0.01
 """Share of RMS(R) that the reference's noise may reach before targets are solved for more tightly."""
@@ -73,7 +73,8 @@ def compute_residuals(
     Raises
     ------
     ValueError
-        If the grid is not monotone or does not match ``states``, or n_past is more than the method remembers.
+        If the grid is not monotone or does not match ``states``, is not the (start of the) mesh that the base solver is made
+        for, or n_past is more than the method remembers.
 
     Examples
     --------
@@ -90,6 +91,7 @@ def compute_residuals(
     if len(states) != len(mesh):
         raise ValueError(f"states must hold one entry a grid time, got {len(states)} for {len(mesh)} times.")
     solver = resolve_base_solver(base_solver)
+    check_own_mesh(mesh, solver)
     field = bind_input(f, x)
     _check_n_past(n_past, solver, len(mesh) - 1)
     with torch.no_grad():
@@ -123,6 +125,16 @@ def _recall(field: Field, solver: BaseSolver, grid: Sequence[float], states: Ten
     return history
 
 
+def in_own_units(t: Tensor, dim: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """A tensor divided by its largest magnitude over ``dim`` (all axes), and that magnitude, 1 where all is zero.
+
+    Targets are of the size of the span to the power of -p-1: in many units of time their squares leave float32's range.
+    """
+    unit = t.abs().amax(dim=dim, keepdim=dim != ())
+    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+    return t / unit, unit
+
+
 def target_noise(residual: Residual, rtol: float, atol: float) -> float:
     r"""Noise of a residual's target as a share of its RMS.
 
@@ -133,5 +145,6 @@ def target_noise(residual: Residual, rtol: float, atol: float) -> float:
     # torchdiffeq evaluates its quartic interpolant at the end of a step too; its coefficients, up to 16 z, cancel there.
     rounding = 16 * torch.finfo(residual.z.dtype).eps * scale
     noise = (atol + rtol * scale + rounding) / abs(residual.eps) ** (residual.order + 1)
-    signal = residual.target.pow(2).mean().sqrt().item()
+    target, unit = in_own_units(residual.target)
+    signal = (target.pow(2).mean().sqrt() * unit).item()
     return noise / signal if signal > 0 else 0.0

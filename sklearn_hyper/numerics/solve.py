@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base_solvers import BaseSolver, Field, mesh_nodes, resolve_base_solver
 
@@ -55,7 +55,8 @@ def solver_mesh(solver: BaseSolver, t_span: Any, n_steps: int) -> tuple[float, .
     if solver.n_steps != check_n_steps(n_steps):  # type: ignore[attr-defined]
         raise ValueError(
             f"base_solver={solver.name!r} is made for n_steps={solver.n_steps} alone, got n_steps={n_steps}; "  # type: ignore[attr-defined]
-            "fit it anew, or fit one that takes any number of steps, such as 'ab2'."
+            "fit it anew, or fit a base solver that takes any number of steps (base_solver='ab2', or 'auto' with "
+            "fit_n_steps=(a, b))."
         )
     return tuple(solver.mesh(t_span))
 
@@ -99,7 +100,7 @@ def iterate_states(
     # consists of tensors already.
     flat = [time for step in nodes for time in step]
     times: Iterator[Any] = iter(flat if isinstance(grid, Tensor) else z0.new_tensor(flat).unbind())
-    corrections = g if isinstance(g, Sequence) else [g] * len(steps)
+    corrections: Any = g if _is_one_a_step(g) else [g] * len(steps)
     z, history = z0, ()
     for eps, step_nodes, correction in zip(steps, nodes, corrections, strict=True):
         step_times = [next(times) for _ in step_nodes]
@@ -116,26 +117,42 @@ def _add(z: Tensor, direction: Tensor, scale: float | Tensor) -> Tensor:
     return z + scale * direction if isinstance(scale, Tensor) else z.add(direction, alpha=scale)
 
 
+def _is_one_a_step(g: Any) -> bool:
+    return isinstance(g, (Sequence, nn.ModuleList))
+
+
 def _prepare(
-    z0: Tensor, t_span: Any, n_steps: Any, base_solver: Any, grid: Any
+    z0: Tensor, t_span: Any, n_steps: Any, base_solver: Any, g: Any, grid: Any
 ) -> tuple[tuple[float, ...], BaseSolver]:
     if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
         raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
     solver = resolve_base_solver(base_solver)
     if grid is None:
-        return solver_mesh(solver, t_span, n_steps), solver
-    mesh = check_grid(grid, t_span, n_steps)
-    if hasattr(solver, "mesh"):
-        _check_own_mesh(mesh, solver_mesh(solver, (mesh[0], mesh[-1]), len(mesh) - 1), solver.name)
+        mesh = solver_mesh(solver, t_span, n_steps)
+    else:
+        mesh = check_grid(grid, t_span, n_steps)
+        if hasattr(solver, "mesh"):
+            solver_mesh(solver, (mesh[0], mesh[-1]), len(mesh) - 1)  # refuses another number of steps
+            check_own_mesh(mesh, solver)
+    if _is_one_a_step(g) and len(g) != len(mesh) - 1:
+        raise ValueError(
+            f"g holds {len(g)} corrections for {len(mesh) - 1} steps; pass one a step, or a single one for all."
+        )
     return mesh, solver
 
 
-def _check_own_mesh(mesh: tuple[float, ...], own: tuple[float, ...], name: str) -> None:
-    slack = 1e-6 * abs(own[-1] - own[0])
-    if any(abs(s - expected) > slack for s, expected in zip(mesh, own, strict=True)):
+def check_own_mesh(mesh: tuple[float, ...], solver: BaseSolver) -> None:
+    """Refuse a mesh that a solver made for a mesh of its own is not made for; the first steps of it may stand alone."""
+    if not hasattr(solver, "mesh"):
+        return
+    own = solver.mesh((0.0, 1.0))
+    n = min(len(mesh), len(own))
+    span = (mesh[n - 1] - mesh[0]) / own[n - 1]
+    off = [abs(s - mesh[0] - span * share) for s, share in zip(mesh, own, strict=False)]
+    if len(mesh) > len(own) or max(off) > 1e-6 * abs(span):
         raise ValueError(
-            f"grid={mesh} is not the mesh that base_solver={name!r} is made for, {own}; leave grid=None, or take another base "
-            "solver, such as 'ab2'."
+            f"grid={mesh} is not the mesh that base_solver={solver.name!r} is made for, {own} as shares of the span; leave "
+            "grid=None, or take another base solver, such as 'ab2'."
         )
 
 
@@ -176,7 +193,7 @@ def hypersolve(
         See :func:`resolve_base_solver`.
     g : callable or sequence of callables, optional
         The correction, ``g(eps, s, z, stages, x)`` -> tensor like z; eps is a Python float, s a 0-d tensor. A sequence
-        holds one a step.
+        (or ``nn.ModuleList``) holds one a step.
     x : Tensor, optional
         Input of a data-controlled field (eq. 1), handed to f and g.
     grid : sequence of float, optional
@@ -190,7 +207,7 @@ def hypersolve(
     Raises
     ------
     ValueError
-        If t_span, n_steps, grid or the name of the base solver is invalid.
+        If t_span, n_steps, grid or the name of the base solver is invalid, or a sequence g does not hold K corrections.
     TypeError
         If z0 is not a floating-point tensor with a batch axis, or base_solver is of a wrong kind.
 
@@ -205,7 +222,7 @@ def hypersolve(
     >>> hypersolve(lambda t, z: -z, torch.ones(1, 1), (0.0, 1.0), 10, "euler")  # 0.9 ** 10
     tensor([[0.3487]])
     """
-    mesh, solver = _prepare(z0, t_span, n_steps, base_solver, grid)
+    mesh, solver = _prepare(z0, t_span, n_steps, base_solver, g, grid)
     z = z0
     for z in iterate_states(f, z0, mesh, solver, g, x):  # noqa: B007 - the last state is the result
         pass
@@ -239,5 +256,5 @@ def hypersolve_trajectory(
     >>> hypersolve_trajectory(lambda t, z: -z, torch.ones(1, 1), (0.0, 1.0), 2, "euler").ravel()
     tensor([1.0000, 0.5000, 0.2500])
     """
-    mesh, solver = _prepare(z0, t_span, n_steps, base_solver, grid)
+    mesh, solver = _prepare(z0, t_span, n_steps, base_solver, g, grid)
     return torch.stack([z0, *iterate_states(f, z0, mesh, solver, g, x)])

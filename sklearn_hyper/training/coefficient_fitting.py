@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..modules.correction_nets import flatten_samples
 from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import NONSTATIONARY, BaseStep, Field
-from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, compose_tableaus, take_step
+from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, compose_tableaus, nonstationary_step
 from ..numerics.solve import iterate_states
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
 from .correction_fitting import FitSettings
@@ -56,7 +56,9 @@ class LearnedCoefficients(nn.Module):
 
     def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: Any, history: tuple[Any, ...]) -> BaseStep:
         """A step whose place is told by how much came before."""
-        return take_step(self.row(len(history)), f, times, z, history)
+        stages = (*history, f(times[0], z))
+        psi = sum(weight * stage for weight, stage in zip(self.row(len(history)), stages, strict=True))
+        return nonstationary_step(psi, stages)
 
     def freeze(self) -> Nonstationary:
         """The solver as it is now, in plain numbers."""
@@ -94,23 +96,27 @@ def _highest_orders(n_steps: int) -> list[ButcherTableau]:
 
 
 class _CoefficientLoss(nn.Module):
-    """Mean log squared terminal error, which weighs all rows alike, whatever their size."""
+    """Mean log squared terminal error, which weighs all rows alike, whatever their size.
+
+    Squares are in units of the states' own mean square.
+    """
 
     def __init__(self, solver: LearnedCoefficients, neural_ode: NeuralODE, x: Tensor, states: Tensor):
         super().__init__()
         self.solver = solver
         # In a tuple, the frozen field stays out of parameters(), state_dict() and train().
         self._frozen: Any = (neural_ode, x, states)
+        self._unit = float(states.pow(2).mean()) or 1.0
 
     def errors(self, rows: Tensor, solver: Any = None) -> Tensor:
-        """Mean square of the terminal error of every row."""
+        """Mean square of the terminal error of every row, in those units."""
         neural_ode, x, states = self._frozen
         control = x[rows] if neural_ode.data_controlled else None
         start, end = neural_ode.t_span
         solver = solver or self.solver
         grid = start + (end - start) * solver.shares() if solver is self.solver else solver.mesh(neural_ode.t_span)
         *_, z = iterate_states(neural_ode.vector_field, states[0][rows], grid, solver, None, control)
-        return flatten_samples(z - states[-1][rows]).pow(2).mean(dim=1)
+        return flatten_samples(z - states[-1][rows]).pow(2).mean(dim=1) / self._unit
 
     def forward(self, rows: Tensor) -> Tensor:
         """The loss of some rows."""

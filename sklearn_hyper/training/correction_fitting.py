@@ -23,12 +23,11 @@ from ..modules.solver_binding import bind_solver, solver_family
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
 from ..numerics.nonstationary import Nonstationary
-from ..numerics.residuals import Residual
+from ..numerics.residuals import Residual, in_own_units
 from ..numerics.solve import solver_mesh
 from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
-from .nets import BestWeights, FreshStages, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed, seeded
+from .nets import BestWeights, FreshStages, LossNet, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed, seeded
 from .objectives import (
-    Batch,
     Block,
     Curriculum,
     Objective,
@@ -36,6 +35,7 @@ from .objectives import (
     Solve,
     TerminalErrors,
     UnrolledSolves,
+    check_base_solve,
     stack_blocks,
 )
 from .references import mesh_times, solve_references
@@ -91,6 +91,8 @@ class FittedCorrection:
     errors: dict[int, dict[str, float]]
     valid_loss: float
     """The best, of the weights that training started from, too; 1 is the base solver."""
+    relative_error: float
+    """Mean error on held-out rows as a share of the states' mean norm."""
     fitted_range: tuple[float, float]
     interrupted: bool
 
@@ -131,7 +133,7 @@ def fit_correction(
     rng = np.random.default_rng(seed)
     sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
     times, pairs = plan_steps(solver, neural_ode.t_span, settings.n_steps, sizes, rng)
-    if isinstance(solver, Nonstationary) and settings.finetune is not None:
+    if isinstance(solver, Nonstationary) and settings.finetune is not None and settings.loss == "residual":
         # Learned coefficients let the states between leave the trajectory, which residuals would force them back to.
         settings = replace(settings, loss=settings.finetune, finetune=None, lr=_FINETUNE_LR * settings.lr)
 
@@ -161,6 +163,9 @@ def fit_correction(
     del states, exact  # the sets hold copies of their rows
     with seeded(seed, settings.device):
         solves = [Solve(member, k) for member in family for k in sizes.steps]
+        for data in (train, valid):
+            for one in solves:
+                check_base_solve(neural_ode, data, one)
         errors = TerminalErrors(neural_ode, valid, Solve(solver, settings.n_steps))
         trained, net, valid_loss = _train(neural_ode, solver, settings, solves, train, valid, errors, warm)
         keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 or warm is not None)
@@ -172,6 +177,7 @@ def fit_correction(
         delta=_delta(correction, exact_valid, solver, valid, sizes.steps),
         errors=errors.table(correction, sizes.steps),
         valid_loss=valid_loss,
+        relative_error=errors.relative(correction),
         fitted_range=(sizes.low, sizes.high),
         interrupted=net.interrupted_,
     )
@@ -228,7 +234,7 @@ def _train(
     best = BestWeights(validate)
     peaks = [1.0, _FINETUNE_LR][: len(stages)]
     schedule = cosine_schedule(len(curriculum), [end for end, _ in stages], peaks)
-    net = _CorrectionNet(
+    net = LossNet(
         Objective(correction, train, control, unrolled),
         criterion=nn.Identity,
         optimizer=settings.optimizer,
@@ -248,16 +254,6 @@ def _train(
     net.partial_fit(curriculum, None)
     best.restore(net)
     return net.module_.release().eval().requires_grad_(False), net, best.best_loss_
-
-
-class _CorrectionNet(TrainingNet):
-    """skorch's loop over batches that are objects of ours, already on their device."""
-
-    def infer(self, x: Batch, **fit_params: Any) -> Tensor:
-        return self.module_(x)
-
-    def get_loss(self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False) -> Tensor:
-        return y_pred
 
 
 def _spread(options: Sequence[Any], at_most: int) -> list[Any]:
@@ -312,7 +308,8 @@ def _delta(
             if correction is not None:
                 with torch.no_grad():
                     missing = missing - correction(r.eps, r.z.new_tensor(r.s), r.z, r.stages, control)
-            norms = torch.linalg.vector_norm(flatten_samples(missing), dim=1)
+            missing, unit = in_own_units(flatten_samples(missing))
+            norms = torch.linalg.vector_norm(missing, dim=1) * unit
             errors.append(norms * abs(r.eps) ** (r.order - solver.order))
         every = torch.cat(errors)
         delta[k] = {"max": float(every.max()), "mean": float(every.mean())}

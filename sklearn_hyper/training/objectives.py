@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from ..modules.correction_nets import flatten_samples
+from ..modules.correction_nets import flatten_samples, row_column
 from ..modules.neural_ode import NeuralODE
 from ..modules.solver_binding import bind_solver
 from ..numerics.base_solvers import BaseSolver
-from ..numerics.residuals import Residual
+from ..numerics.residuals import Residual, in_own_units
 from ..numerics.solve import iterate_states, solver_mesh
 from .losses import StateLoss, mean_norm, residual_loss, terminal_loss, trajectory_loss
-from .residual_sets import select_rows
+from .residual_sets import mesh_indices, select_rows
 
 _TINY = 1e-30
 _UNIT_ROWS = 256
@@ -41,12 +41,13 @@ class Block:
     def of(cls, residual: Residual, solver: BaseSolver, rows: Any) -> Block:
         """The block of some rows."""
         selected = select_rows(residual, rows)
-        return cls(selected, solver, max(float(mean_norm(selected.target)), _TINY))
+        target, unit = in_own_units(selected.target)
+        return cls(selected, solver, float(mean_norm(target) * unit) or 1.0)
 
     def share(self, correction: nn.Module, rows: Any, control: Tensor | None) -> Tensor:
         """Residual loss of some of its rows as a share of the base solver's."""
         x = None if control is None else control[rows]
-        return residual_loss(bind_solver(correction, self.solver), select_rows(self.residual, rows), x) / self.unit
+        return residual_loss(bind_solver(correction, self.solver), select_rows(self.residual, rows), x, self.unit)
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ class StackRows:
         x = None if control is None else control[self.rows]
         bound = bind_solver(correction, stack.solver)
         g = bound(stack.eps[self.steps], stack.s[self.steps], stack.z[at], [stage[at] for stage in stack.stages], x)
-        norms = torch.linalg.vector_norm(flatten_samples(stack.target[at] - g), dim=1)
-        return (norms / stack.unit[self.steps]).mean()
+        return mean_norm((stack.target[at] - g) / row_column(stack.unit[self.steps], g))
 
 
 def stack_blocks(blocks: list[Block]) -> list[BlockStack]:
@@ -121,14 +121,13 @@ class ReferenceRows:
     states: Tensor
     blocks: list[Block]
     stacks: list[BlockStack] = field(default_factory=list)
-    _index: dict[float, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._index = {round(time, 12): i for i, time in enumerate(self.times)}
 
     def indices(self, grid: Sequence[float]) -> list[int]:
         """Where the mesh holds the times of a grid."""
-        return [self._index[round(s, 12)] for s in grid]
+        found = mesh_indices(self.times, grid)
+        if not found:
+            raise KeyError(f"references are on {self.times}, which lacks times of {grid}")
+        return found
 
     def on_grid(self, grid: Sequence[float], rows: Any = slice(None)) -> Tensor:
         """States at the times of a grid that the mesh contains."""
@@ -171,6 +170,23 @@ class UnrolledSolves:
         return self.loss(*states) / self._units[solve]
 
 
+def check_base_solve(neural_ode: NeuralODE, data: ReferenceRows, solve: Solve) -> None:
+    """Raise a ValueError where a base solver leaves the range of numbers: no correction can be trained through that."""
+    unrolled, n_rows = UnrolledSolves(neural_ode, terminal_loss), len(data.x)
+    with torch.no_grad():
+        states = [
+            unrolled.solve(data, slice(start, start + _UNIT_ROWS), solve, None)[0][-1]
+            for start in range(0, n_rows, _UNIT_ROWS)
+        ]
+    n_lost = int((~flatten_samples(torch.cat(states)).isfinite().all(dim=1)).sum())
+    if n_lost:
+        raise ValueError(
+            f"base_solver={solve.solver.name!r} with n_steps={solve.steps} overflows from {n_lost} of {n_rows} rows of X, where "
+            "dopri5 does not: its steps are too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base "
+            "solver of higher order, or leave those rows out."
+        )
+
+
 class TerminalErrors:
     r"""Errors :math:`\|z(S) - z_K\|_2` on held-out rows, beside the base solver's: what guards a fit.
 
@@ -191,6 +207,11 @@ class TerminalErrors:
         with torch.no_grad():
             states, reference = self._unrolled.solve(self._data, slice(None), solve, bound)
         return torch.linalg.vector_norm(flatten_samples(states[-1] - reference[-1]), dim=1)
+
+    def relative(self, correction: nn.Module | None) -> float:
+        """Mean error as a share of the mean norm of the states, at the start or the end, where they are larger."""
+        sizes = [mean_norm(self._data.on_grid([time])[0]) for time in self._unrolled.neural_ode.t_span]
+        return float(self._of(self.guarded, correction).mean() / torch.stack(sizes).max().clamp(min=_TINY))
 
     def guarded_share(self, correction: nn.Module) -> Tensor:
         """Mean error as a share of the base solver's; infinite where the largest one exceeds the base solver's."""

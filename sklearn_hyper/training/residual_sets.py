@@ -68,16 +68,21 @@ class Step(NamedTuple):
     solver: BaseSolver
 
 
+def mesh_indices(times: Sequence[float], wanted: Sequence[float] | np.ndarray) -> list[int]:
+    """Where the mesh holds these times, to rounding and whatever their units; empty where it lacks one."""
+    mesh, wanted = np.asarray(times), np.asarray(wanted)
+    nearest = np.abs(mesh[:, None] - wanted).argmin(axis=0)
+    off = np.abs(mesh[nearest] - wanted)
+    return nearest.tolist() if np.all(off <= _SLACK * abs(mesh[-1] - mesh[0])) else []
+
+
 def past_nodes(times: Sequence[float], start: int, end: int, n_past: int) -> list[int]:
     """Mesh indices of the ``n_past`` nodes that equal steps would have come by, oldest first; none where one is missing.
 
     None is missing but to start-up steps: the previous nodes of these would lie before the span.
     """
     mesh = np.asarray(times)
-    wanted = mesh[start] - (mesh[end] - mesh[start]) * np.arange(n_past, 0, -1)
-    nearest = np.abs(mesh[:, None] - wanted).argmin(axis=0)
-    off = np.abs(mesh[nearest] - wanted)
-    return nearest.tolist() if np.all(off <= _SLACK * abs(mesh[-1] - mesh[0])) else []
+    return mesh_indices(times, mesh[start] - (mesh[end] - mesh[start]) * np.arange(n_past, 0, -1))
 
 
 def choose_steps(

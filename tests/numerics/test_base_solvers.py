@@ -163,7 +163,9 @@ def test_auto_is_the_canonical_method_of_the_order(order, name):
         (
             ("rk45",),
             ValueError,
-            "'rk45' is unknown; valid names are " + ", ".join(sorted(TABLEAUS)) + ", ab2, ab3, ab4 and",
+            "'rk45' is unknown; valid names are "
+            + ", ".join(sorted(TABLEAUS))
+            + ", ab2, ab3, ab4, 'auto' and, for estimators, 'nonstationary';",
         ),
         (("RK4",), ValueError, "'RK4' is unknown"),
         (("rk4", 2), ValueError, "order=2 contradicts base_solver='rk4', which has order 4"),

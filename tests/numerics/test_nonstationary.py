@@ -102,8 +102,12 @@ def test_it_is_differentiable_and_hashable():
 
 
 def test_it_is_refused_on_another_mesh():
-    with pytest.raises(ValueError, match="is not the mesh that base_solver='nonstationary' is made for"):
+    message = "is not the mesh that base_solver='nonstationary' is made for"
+    with pytest.raises(ValueError, match=message):
         hypersolve(lambda t, z: -z, torch.ones(1, 1), None, None, ODD, grid=(0.0, 0.3, 0.7, 1.0))
+    for mesh in [(0.0, 0.5, 1.0), (0.0, 0.2, 0.7, 1.0, 1.5)]:  # no start of its own mesh, and more than that
+        with pytest.raises(ValueError, match=message):
+            compute_residuals(lambda t, z: -z, torch.ones(len(mesh), 1, 1), mesh, ODD)
     with pytest.raises(ValueError, match="made for n_steps=3 alone, got n_steps=1"):
         hypersolve(lambda t, z: -z, torch.ones(1, 1), None, None, ODD, grid=(0.0, 1.0))
     moved = hypersolve(lambda t, z: -z, torch.ones(1, 1), None, None, ODD, grid=(1.0, 1.4, 2.4, 3.0))

@@ -257,6 +257,10 @@ nan, inf = math.nan, math.inf
             for value in [torch.ones(2, 1, dtype=torch.int64), torch.tensor(1.0), [[1.0]], np.ones((2, 1)), 1.0, None]
         ),
         ({"base_solver": "rk45"}, ValueError, "'rk45' is unknown; valid names are .*heun.*rk4"),
+        *(
+            ({"g": value}, ValueError, r"g holds 2 corrections for 3 steps; pass one a step")
+            for value in [[torch.nn.Identity()] * 2, torch.nn.ModuleList([torch.nn.Identity()] * 2)]
+        ),
         ({"base_solver": 4}, TypeError, "base_solver must be a name .* or a ButcherTableau, got int"),
     ],
 )
@@ -267,3 +271,13 @@ def test_bad_arguments_are_named_before_any_evaluation(solve, changes, error, me
     valid = {"z0": torch.ones(2, 1), "t_span": (0, 1), "n_steps": 3, "base_solver": "heun"}
     with pytest.raises(error, match=message):
         solve(f, **(valid | changes))
+
+
+class Push(torch.nn.Module):
+    def forward(self, eps, s, z, stages, x=None):
+        return torch.ones_like(z)
+
+
+def test_a_module_list_holds_a_correction_a_step():
+    arguments = (lambda t, z: -z, torch.ones(2, 1), (0, 1), 3, "heun")
+    assert torch.equal(hypersolve(*arguments, torch.nn.ModuleList([Push()] * 3)), hypersolve(*arguments, Push()))

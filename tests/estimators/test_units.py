@@ -1,0 +1,76 @@
+"""A fit does not depend on the units of time or of the state, and refuses the ones that numbers do not reach."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_hyper import HypersolverRegressor, NeuralODE
+
+X = np.random.default_rng(0).uniform(-1.5, 1.5, (80, 2))
+
+
+def oscillator(span=1.0, size=1.0, start=0.0):
+    """Van der Pol's oscillator, in units in which its time takes ``span`` and its state is ``size`` times as large."""
+
+    def f(t, z):
+        q, p = (z / size).unbind(dim=1)
+        return 2 * size / span * torch.stack([p, (1 - q**2) * p - q], dim=1)
+
+    return NeuralODE(f, t_span=(start, start + span))
+
+
+def fitted_error(base_solver, span, size=1.0, start=0.0):
+    rows = (size * X).astype(np.float32)
+    hyper = HypersolverRegressor(
+        oscillator(span, size, start),
+        base_solver=base_solver,
+        n_steps=3,
+        max_epochs=6,
+        atol=1e-6 * size,
+        random_state=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # targets of small noise in float32 are solved for again
+        hyper.fit(rows)
+    assert hyper.correction_ is not None
+    return np.linalg.norm(hyper.predict(rows) - hyper.reference(rows), axis=1).mean() / size
+
+
+@pytest.mark.parametrize("base_solver", ["auto", "heun", "rk4", "nonstationary"])
+def test_units_of_time_and_of_the_state_make_no_difference(base_solver):
+    expected = fitted_error(base_solver, span=1.0)
+    seconds_of_a_day = fitted_error(base_solver, span=86_400.0)
+    microseconds = fitted_error(base_solver, span=1e-6)
+    small_states = fitted_error(base_solver, span=1.0, size=1e-8)
+    assert [seconds_of_a_day, microseconds, small_states] == pytest.approx([expected] * 3, rel=0.1)
+
+
+@pytest.mark.parametrize("span", [1e-12, 1e9])
+def test_units_out_of_the_range_of_numbers_are_refused_before_any_work(span):
+    with pytest.raises(ValueError, match=r"t_span=.*divides by eps\^5.*range of torch.float32.*Measure time in units"):
+        HypersolverRegressor(oscillator(span), base_solver="rk4").fit(X.astype(np.float32))
+
+
+def steep():
+    return NeuralODE(lambda t, z: -(z**3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_base_solver_that_overflows_is_named_not_the_learning_rate(dtype):
+    with pytest.raises(
+        ValueError, match=r"base_solver='euler' with n_steps=8 overflows from \d+ of \d+ rows.*Raise n_steps"
+    ):
+        HypersolverRegressor(steep(), base_solver="euler", n_steps=8, random_state=0).fit((10 * X).astype(dtype))
+
+
+def test_errors_larger_than_the_states_are_said():
+    hyper = HypersolverRegressor(steep(), base_solver="euler", n_steps=4, max_epochs=2, random_state=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no epoch was better")
+        with pytest.warns(
+            ConvergenceWarning, match=r"errors of .* times the size of the states.*n_steps=4 are too long"
+        ):
+            hyper.fit(7 * X)
