@@ -27,6 +27,7 @@ from wp_timing import measure_milliseconds
 from wp_training import G_SHARE, validation_error
 
 from sklearn_hyper import HypersolverRegressor
+from sklearn_hyper.numerics.base_solvers import owns_mesh
 from sklearn_hyper.numerics.reference import ReferenceSolveError, solve_dopri5
 from sklearn_hyper.training.nets import TrainingDivergedError
 
@@ -72,7 +73,7 @@ def measure_ours(problem: Problem, solver: str, seed: int, place: Place) -> dict
     value["base"] = measure(problem, fast.without_correction().module_.terminal_state, fast.neural_ode_)
     own = fast.module_.n_steps
     # Learned coefficients are made for one number of steps.
-    others = () if hasattr(fast.base_solver_, "mesh") else GENERALIST_STEPS
+    others = () if owns_mesh(fast.base_solver_) else GENERALIST_STEPS
     for k in dict.fromkeys([own, *others]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # step sizes that it was not fitted at are the point

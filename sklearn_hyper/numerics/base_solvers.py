@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, pairwise, repeat
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -43,8 +43,8 @@ class BaseStep(NamedTuple):
 class BaseSolver(Protocol):
     """A fixed-step method as the loop in :mod:`.solve` sees it.
 
-    A multistep method whose first steps evaluate f elsewhere than its later ones also has ``starters`` and ``remember``,
-    as :class:`AdamsBashforth` has.
+    One of your own may also be a :class:`MultistepSolver`, a :class:`OwnMeshSolver`, or have ``stage_offsets(n_stages)`` as
+    :class:`RungeKutta` and :class:`AdamsBashforth` have: where the stages lie that a correction reads, in units of eps.
     """
 
     @property
@@ -67,6 +67,42 @@ class BaseSolver(Protocol):
     def count_evaluations(self, n_steps: int) -> int:
         """Evaluations of f in n_steps steps."""
         ...
+
+
+class MultistepSolver(BaseSolver, Protocol):
+    """A method that remembers earlier steps, and whose first steps are another's."""
+
+    @property
+    def starters(self) -> tuple[BaseSolver, ...]:
+        """The method of each start-up step."""
+        ...
+
+    def remember(self, history: Any, eps: float, stage: Tensor) -> tuple[Any, ...]:
+        """The history after a step of size eps from a point where f is ``stage``."""
+        ...
+
+
+class OwnMeshSolver(BaseSolver, Protocol):
+    """A method that is made for one number of steps, on a mesh of its own."""
+
+    @property
+    def n_steps(self) -> int:
+        """The K that it is made for."""
+        ...
+
+    def mesh(self, t_span: Any) -> tuple[float, ...]:
+        """Its mesh on a span."""
+        ...
+
+
+def owns_mesh(solver: BaseSolver) -> TypeGuard[OwnMeshSolver]:
+    """Whether a solver takes the steps of its own mesh alone."""
+    return hasattr(solver, "mesh")
+
+
+def is_multistep(solver: BaseSolver) -> TypeGuard[MultistepSolver]:
+    """Whether a solver has start-up steps."""
+    return hasattr(solver, "starters")
 
 
 @dataclass(frozen=True)
@@ -221,7 +257,7 @@ MULTISTEP: dict[str, AdamsBashforth] = {solver.name: solver for solver in map(Ad
 
 def startup_methods(solver: BaseSolver) -> tuple[BaseSolver, ...]:
     """The method of each start-up step, in order; none for a one-step method."""
-    return tuple(getattr(solver, "starters", ()))
+    return solver.starters if is_multistep(solver) else ()
 
 
 def mesh_nodes(solver: BaseSolver, grid: Sequence[float], n_past: int = 0) -> list[list[float]]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .base_solvers import BaseSolver, Field, mesh_nodes, resolve_base_solver, startup_methods
+from .base_solvers import BaseSolver, Field, is_multistep, mesh_nodes, resolve_base_solver, startup_methods
 from .solve import bind_input, check_grid, check_own_mesh
 
 CONDITIONING_LIMIT = 0.01
@@ -120,8 +120,10 @@ def _check_n_past(n_past: int, solver: BaseSolver, n_steps: int) -> None:
 def _recall(field: Field, solver: BaseSolver, grid: Sequence[float], states: Tensor) -> tuple[Any, ...]:
     """The history of a solver that has come along the grid."""
     history: tuple[Any, ...] = ()
+    if not is_multistep(solver):
+        return history
     for (s, after), z in zip(pairwise(grid), states, strict=False):
-        history = solver.remember(history, after - s, field(states.new_tensor(s), z))  # type: ignore[attr-defined]
+        history = solver.remember(history, after - s, field(states.new_tensor(s), z))
     return history
 
 

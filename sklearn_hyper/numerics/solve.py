@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .base_solvers import BaseSolver, Field, mesh_nodes, resolve_base_solver
+from .base_solvers import BaseSolver, Field, mesh_nodes, owns_mesh, resolve_base_solver
 
 Correction: TypeAlias = Callable[..., Tensor]
 """g(eps, s, z, stages, x) -> tensor like z."""
@@ -50,11 +50,11 @@ def uniform_grid(t_span: Any, n_steps: int) -> tuple[float, ...]:
 
 def solver_mesh(solver: BaseSolver, t_span: Any, n_steps: int) -> tuple[float, ...]:
     """The mesh of a solve in K steps: the solver's own where it has one, and then for its K alone; else a uniform one."""
-    if not hasattr(solver, "mesh"):
+    if not owns_mesh(solver):
         return uniform_grid(t_span, n_steps)
-    if solver.n_steps != check_n_steps(n_steps):  # type: ignore[attr-defined]
+    if solver.n_steps != check_n_steps(n_steps):
         raise ValueError(
-            f"base_solver={solver.name!r} is made for n_steps={solver.n_steps} alone, got n_steps={n_steps}; "  # type: ignore[attr-defined]
+            f"base_solver={solver.name!r} is made for n_steps={solver.n_steps} alone, got n_steps={n_steps}; "
             "fit it anew, or fit a base solver that takes any number of steps (base_solver='ab2', or 'auto' with "
             "fit_n_steps=(a, b))."
         )
@@ -131,7 +131,7 @@ def _prepare(
         mesh = solver_mesh(solver, t_span, n_steps)
     else:
         mesh = check_grid(grid, t_span, n_steps)
-        if hasattr(solver, "mesh"):
+        if owns_mesh(solver):
             solver_mesh(solver, (mesh[0], mesh[-1]), len(mesh) - 1)  # refuses another number of steps
             check_own_mesh(mesh, solver)
     if _is_one_a_step(g) and len(g) != len(mesh) - 1:
@@ -143,7 +143,7 @@ def _prepare(
 
 def check_own_mesh(mesh: tuple[float, ...], solver: BaseSolver) -> None:
     """Refuse a mesh that a solver made for a mesh of its own is not made for; the first steps of it may stand alone."""
-    if not hasattr(solver, "mesh"):
+    if not owns_mesh(solver):
         return
     own = solver.mesh((0.0, 1.0))
     n = min(len(mesh), len(own))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE, VectorFieldError, check_neural_ode
-from ..numerics.base_solvers import BaseSolver, startup_methods
+from ..numerics.base_solvers import BaseSolver, owns_mesh, startup_methods
 from ..numerics.residuals import CONDITIONING_LIMIT, ConditioningWarning, Residual, compute_residuals, target_noise
 from ..numerics.solve import solver_mesh
 from .references import SHARED_STEPS, mesh_times
@@ -145,7 +145,7 @@ def plan_steps(
     solver: BaseSolver, t_span: tuple[float, float], n_steps: int, sizes: StepSizes, rng: np.random.Generator
 ) -> tuple[tuple[float, ...], list[tuple[int, int]]]:
     """The mesh that a fit needs references on, and the steps along it to learn from, as pairs of its indices."""
-    if hasattr(solver, "mesh"):  # made for one mesh, it takes no other steps
+    if owns_mesh(solver):  # made for one mesh, it takes no other steps
         times = solver_mesh(solver, t_span, n_steps)
         return times, list(pairwise(range(len(times))))
     times = mesh_times(t_span, sizes.grids(solver))
@@ -154,7 +154,7 @@ def plan_steps(
 
 def _history_of(times: Sequence[float], step: Step) -> list[int]:
     """Mesh indices of the nodes that a solve has come by before it takes a step."""
-    if hasattr(step.solver, "mesh"):
+    if owns_mesh(step.solver):
         return list(range(step.start))
     return past_nodes(times, step.start, step.end, len(startup_methods(step.solver)))
 

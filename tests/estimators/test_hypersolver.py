@@ -398,7 +398,9 @@ def test_the_default_for_large_states_learns_coefficients_where_these_serve(para
     fast = HypersolverRegressor(lambda t, z: -(z**3), **{"n_steps": 2, "max_epochs": 1, "random_state": 0} | params)
     assert fast.fit(X).base_solver_.name == name
     if name == "nonstationary":
-        with pytest.raises(ValueError, match=r"made for n_steps=2 alone, got n_steps=3; fit it anew, or .*base_solver='ab2'"):
+        with pytest.raises(
+            ValueError, match=r"made for n_steps=2 alone, got n_steps=3; fit it anew, or .*base_solver='ab2'"
+        ):
             fast.with_solver(n_steps=3)
 
 

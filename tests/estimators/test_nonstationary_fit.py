@@ -67,7 +67,7 @@ def test_it_is_defined_for_its_number_of_steps_alone(fitted):
     with pytest.raises(ValueError, match="made for n_steps=3 alone, got n_steps=4"):
         fitted.with_solver(n_steps=4)
     with pytest.raises(
-        ValueError, match="cannot take over the correction.*fit another hypersolver, with base_solver='euler'"
+        ValueError, match=r"cannot take over the correction.*fit another hypersolver, with base_solver='euler'"
     ):
         fitted.with_solver("euler")
 
