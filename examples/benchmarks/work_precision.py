@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import argparse
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,11 @@ def _shortly(cell: dict[str, Any]) -> str:
     return f"{error}{cell.get('cpu_seconds', 0):.1f} CPU s" + (", FELL BACK" if cell.get("fallback") else "")
 
 
+def _n_seeds(cells: Iterable[str]) -> int:
+    """How many seeds there are cells of."""
+    return 1 + max((int(name.rpartition(" | seed ")[2]) for name in cells if " | seed " in name), default=0)
+
+
 def main() -> None:
     options = parser(__doc__, "work_precision.json")
     options.add_argument("--problems", nargs="+", default=problem_names(), choices=[*problem_names(), "none"])
@@ -182,6 +187,8 @@ def main() -> None:
             timed = [(problem, "milliseconds", 0) for problem in problems if problem in TIMED]
             failed += run(results, timed, place, 1, arguments.seeds)
     summary = summarise(results.cells, arguments.seeds)
+    if not arguments.quick:
+        results.payload["command"] = f"{command.partition(' --seeds')[0]} --seeds {_n_seeds(results.cells)}"
     results.write(finite(summary))
     text = tables(summary)
     print(text)

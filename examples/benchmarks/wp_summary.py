@@ -10,7 +10,7 @@ from typing import Any
 
 from _results import spread
 from wp_checks import check_hyperheun
-from wp_names import ALTERNATIVES, BUDGETS, GENERALIST_STEPS, ONCE, PUBLISHED
+from wp_names import ALTERNATIVES, BUDGETS, GENERALIST_STEPS, ONCE, PUBLISHED, WITHOUT_MACS
 
 RIVALS: dict[str, Callable[[str, str], bool]] = {
     "best classical": lambda solver, row: solver == "classical",
@@ -136,14 +136,16 @@ def summarise(cells: dict[str, Any], seeds: int) -> dict[str, Any]:
         table = {}
         for rival in RIVALS:
             for kind in ERRORS:
-                ratios = [
-                    statistics.median(known)
-                    for found in summary["problems"].values()
+                ratios = {
+                    problem: statistics.median(known)
+                    for problem, found in summary["problems"].items()
                     if (known := [one[rival][kind] for one in found[f"{budget} NFE"] if rival in one])
-                ]
+                }
                 if ratios:
-                    table.setdefault(rival, {})[kind] = spread(ratios) | {
-                        "problems": len(ratios), "lost": sum(ratio <= 1 for ratio in ratios),
+                    with_macs = [ratio for problem, ratio in ratios.items() if problem not in WITHOUT_MACS]
+                    table.setdefault(rival, {})[kind] = spread(ratios.values()) | {
+                        "problems": len(ratios), "lost": sum(ratio <= 1 for ratio in ratios.values()),
+                        "with_macs": statistics.median(with_macs) if with_macs else None,
                     }  # fmt: skip
         summary["over problems"][f"{budget} NFE"] = table
     summary["ours by setting"] = _settings(rows)
@@ -166,6 +168,7 @@ def summarise(cells: dict[str, Any], seeds: int) -> dict[str, Any]:
         name: cell for name, cell in cells.items() if name.startswith("check ")
     } | check_hyperheun(cells)  # fmt: skip
     summary["fit_cpu_seconds"] = _fit_seconds(cells)
+    summary["cpu_seconds"] = sum(cell.get("cpu_seconds", 0) for cell in cells.values())
     summary["adaptive"] = _adaptive(rows)
     return summary
 

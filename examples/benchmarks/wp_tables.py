@@ -53,8 +53,18 @@ def targets(summary: dict[str, Any]) -> str:
             if found:
                 reached = found["median"]["median"]
                 verdict = "beyond the moonshot" if reached >= moonshot else "met" if reached >= target else "MISSED"
-                rows.append([rival, budget, f"{target:g}", f"{moonshot:g}", f"{reached:.3g}", verdict])
-    return table(["rival's error over ours", "evaluations", "target", "moonshot", "median over problems", ""], rows)
+                with_macs = number(found["median"]["with_macs"])
+                rows.append([rival, budget, f"{target:g}", f"{moonshot:g}", f"{reached:.3g}", verdict, with_macs])
+    head = [
+        "rival's error over ours",
+        "evaluations",
+        "target",
+        "moonshot",
+        "median over problems",
+        "",
+        "over those where f has MACs",
+    ]
+    return table(head, rows)
 
 
 def over_problems(summary: dict[str, Any]) -> str:
@@ -206,7 +216,7 @@ def remarks(summary: dict[str, Any]) -> str:
     return (
         f"Our fits that fell back to their base solver: {len(summary['fallbacks'])} of {summary['our_fits']}"
         f"{' (' + ', '.join(summary['fallbacks']) + ')' if summary['fallbacks'] else ''}. "
-        f"Cells that diverged: {', '.join(summary['diverged']) or 'none'}."
+        f"Cells that diverged: {', '.join(summary['diverged']) or 'none'}. CPU seconds of all cells: {summary['cpu_seconds']:,.0f}."
     )
 
 
