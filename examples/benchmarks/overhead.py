@@ -1,6 +1,6 @@
 """Overhead of predict over the bare calls of f and g, the exported file, and rivals with the same f and g.
 
-    python examples/benchmarks/overhead.py [--rounds 15] [--rivals-python PATH] [--fresh] [--out overhead.json]
+    python examples/benchmarks/overhead.py [--rounds 25] [--rivals-python PATH] [--fresh] [--out overhead.json]
 
 Two fields, four Euler steps each, batches of 1, 256 and 4096: a 2-64-64-2 net that flow matching has fitted to the moons, and the default
 classifier of scikit-learn's digits (images of 8 channels, one epoch). Timed in turn in one process, on one thread:
@@ -237,7 +237,7 @@ def fit_guarded(fit: Callable[[str], tuple[Any, np.ndarray]], base_solver: str) 
 
 def main() -> None:
     options = parser(__doc__, "overhead.json")
-    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--rounds", type=int, default=25)
     options.add_argument("--rivals-python", help="interpreter that has torchdyn; without it that row is not run")
     arguments = options.parse_args()
     torch.set_num_threads(1)

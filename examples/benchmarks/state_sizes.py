@@ -29,7 +29,7 @@ BASES = ("ab2", "nonstationary")
 def measure(size: int, cache: str) -> tuple[int, dict[str, Any]]:
     """Errors of all hypersolvers of one flow, by base solver and evaluations."""
     torch.set_num_threads(1)
-    table = load_wine().data[:, :size]
+    table = load_wine().data[:, :size].astype("float32")
     flow = fitted(cache, f"flow wine {size}", lambda: ContinuousNormalizingFlow(random_state=0).fit(table))
     problem = flow_problem(f"wine {size}", "tabular flow", flow)
     problem.neural_ode.eval().requires_grad_(False)

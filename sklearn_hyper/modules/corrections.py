@@ -143,7 +143,7 @@ def _bound(share: Tensor, stages: Sequence[Tensor], cap: float | Tensor, floor: 
     # g comes in units of cap, which makes its norm that of a stage: g itself is of the size of span^-p-1, and its square may
     # be out of float32's range. Tiny, not zero, keeps 0 / 0 out where g and all stages vanish.
     excess = sample_norm(share) / largest_stage_norm(stages).clamp(min=max(floor, torch.finfo(share.dtype).tiny))
-    return share * (cap / excess.clamp(min=1))
+    return share / (excess.clamp(min=1) * (1 / cap))  # a number over a tensor would be two operations
 
 
 def largest_stage_norm(stages: Sequence[Tensor]) -> Tensor:

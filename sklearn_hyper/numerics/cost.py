@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -161,15 +163,34 @@ def time_interleaved(
     ['a', 'b']
     """
     loops = {}
-    for name, call in calls.items():
-        for _ in range(max(warmup, 1)):
-            call()
-        loops[name] = max(1, math.ceil(min_seconds / max(_seconds(call, 1), 1e-9)))
     rounds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
+    with _no_garbage_collection():
         for name, call in calls.items():
-            rounds[name].append(1e3 * _seconds(call, loops[name]))
+            for _ in range(max(warmup, 1)):
+                call()
+            loops[name] = max(1, math.ceil(min_seconds / _estimate(call, 20 * min_seconds)))
+        for _ in range(repeats):
+            for name, call in calls.items():
+                rounds[name].append(1e3 * _seconds(call, loops[name]))
     return {name: statistics.median(values) for name, values in rounds.items()}
+
+
+def _estimate(call: Callable[[], Any], long: float) -> float:
+    """Seconds of a call, about. One sample of a short call may be a hiccup, after which it would be timed cold, and once a round."""
+    first = _seconds(call, 1)
+    return max(first if first > long else min(first, _seconds(call, 1), _seconds(call, 1)), 1e-9)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collections, which come every so many allocations, would hit the same call round after round."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _seconds(call: Callable[[], Any], loops: int) -> float:
