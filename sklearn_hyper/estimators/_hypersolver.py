@@ -194,7 +194,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
             )  # fmt: skip
         grid = solver_mesh(solver, ode.t_span, steps)
         if self.correction_ is not None:
-            self._check_same_family(solver, f"fit another hypersolver, with base_solver={solver.name!r}")
+            self._check_same_family(solver, f"fit another hypersolver with {solver.name!r}")
             self._warn_outside_fit(solver, abs(grid[1] - grid[0]))
         copied = copy.copy(self)
         if base_solver is not None:

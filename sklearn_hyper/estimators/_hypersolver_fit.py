@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from ..modules.correction_nets import flatten_samples
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.solver_binding import solver_family
@@ -24,6 +25,7 @@ from ..numerics.solve import check_n_steps, solver_mesh
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
 from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
 from ..training.nets import seeded
+from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
 from ._fitted_neural_ode import FittedNeuralODE, frozen_copy, resolve_neural_ode
@@ -118,7 +120,7 @@ class HypersolverFit(HypersolverBase):
         if fitted.correction is None:
             self._warn_of_fallback(fitted.valid_loss)
         if fitted.relative_error > 1:
-            self._warn_of_errors(fitted.relative_error)
+            self._warn_of_errors(fitted.relative_error, solver)
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
         self.errors_ = fitted.errors
         span = abs(frozen.t_span[1] - frozen.t_span[0])
@@ -186,10 +188,10 @@ class HypersolverFit(HypersolverBase):
             stacklevel=6,
         )
 
-    def _warn_of_errors(self, relative_error: float) -> None:
+    def _warn_of_errors(self, relative_error: float, solver: BaseSolver) -> None:
         warnings.warn(
             f"the fit ends with errors of {relative_error:.3g} times the size of the states on held-out rows: steps of "
-            f"base_solver={self.base_solver!r} with n_steps={self.n_steps} are too long for this field. Raise n_steps, or take "
+            f"base_solver={solver.name!r} with n_steps={self.n_steps} are too long for this field. Raise n_steps, or take "
             "a base solver of higher order.",
             ConvergenceWarning,
             stacklevel=6,
@@ -197,11 +199,9 @@ class HypersolverFit(HypersolverBase):
 
     def _check_range(self, neural_ode: NeuralODE, solver: BaseSolver, sizes: StepSizes) -> None:
         """Refuse units of time in which residuals are out of the range of the fit's dtype."""
-        span, power, largest = (
-            abs(neural_ode.t_span[1] - neural_ode.t_span[0]),
-            solver.order + 1,
-            torch.finfo(self.dtype_).max,
-        )
+        span = abs(neural_ode.t_span[1] - neural_ode.t_span[0])
+        power = solver.order + 1
+        largest = torch.finfo(self.dtype_).max
         if max(-math.log10(sizes.low * span), math.log10(sizes.high * span)) * power > math.log10(largest) - 2:
             raise ValueError(
                 f"neural_ode.t_span={neural_ode.t_span} with base_solver={solver.name!r}: eq. 6 divides by eps^{power}, with eps "
@@ -234,6 +234,8 @@ class HypersolverFit(HypersolverBase):
         grid = [neural_ode.t_span[0] + k * eps for k in range(n_past + 2)]
         with torch.no_grad(), seeded(0, z.device):
             samples = compute_residuals(neural_ode.vector_field, torch.stack([z] * len(grid)), grid, solver, x=x)
+            for sample in samples:
+                check_overflow(flatten_samples(sample.target).abs().amax(dim=1), solver.name, self.n_steps)
             blocks = [(samples[-1], member) for member in solver_family(self.correction, solver)]
             net = build_correction(self.correction, neural_ode, solver, blocks, x).net
             for sample in samples[:: len(samples) - 1] if n_past else samples[-1:]:  # a start-up step, and a full one

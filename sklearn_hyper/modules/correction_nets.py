@@ -223,10 +223,14 @@ class CorrectionNet(nn.Module):
         self.shift[:known] = self._center(stacked.mean(dim=axes) * unit)
         deviation = stacked.std(dim=axes, unbiased=False) * unit
         size = stacked.pow(2).mean(dim=axes).sqrt() * unit
-        # What varies by less than rounding is taken for constant; stages that are equal have quotients of their rounding.
+        # Equal stages have quotients of their rounding, which is that of the first one over eps.
         n, quotients = self.layout.n_state, self.layout.n_before + self.layout.n_state
-        size[quotients:] = (size[quotients - n : quotients] / self.eps_max).repeat((known - quotients) // n)
-        self.scale[:known] = 1 / torch.where(deviation > 1e-6 * size, deviation, torch.ones_like(deviation))
+        smallest = min(abs(r.eps) for _, r in few)
+        size[quotients:] = (size[quotients - n : quotients] / smallest).repeat((known - quotients) // n)
+        # What varies by no more than rounding is constant: in units of its size, that stays as small as it is.
+        rounding = 32 * torch.finfo(size.dtype).eps
+        spread = torch.where(deviation > rounding * size, deviation, size)
+        self.scale[:known] = 1 / torch.where(spread > 0, spread, torch.ones_like(spread))
         middle, half = (t_span[0] + t_span[1]) / 2, abs(t_span[1] - t_span[0]) / 2
         self.time_range.copy_(torch.tensor([middle, 1 / half]))
 

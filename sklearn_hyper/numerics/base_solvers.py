@@ -91,7 +91,7 @@ class OwnMeshSolver(BaseSolver, Protocol):
         ...
 
     def mesh(self, t_span: Any) -> tuple[float, ...]:
-        """Its mesh on a span."""
+        """Its mesh on a span: the same shares of every span."""
         ...
 
 

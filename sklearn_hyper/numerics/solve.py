@@ -149,7 +149,7 @@ def check_own_mesh(mesh: tuple[float, ...], solver: BaseSolver) -> None:
     n = min(len(mesh), len(own))
     span = (mesh[n - 1] - mesh[0]) / own[n - 1]
     off = [abs(s - mesh[0] - span * share) for s, share in zip(mesh, own, strict=False)]
-    if len(mesh) > len(own) or max(off) > 1e-6 * abs(span):
+    if len(mesh) > len(own) or max(off) > 1e-6 * max(abs(span), abs(mesh[0]), abs(mesh[-1])):
         raise ValueError(
             f"grid={mesh} is not the mesh that base_solver={solver.name!r} is made for, {own} as shares of the span; leave "
             "grid=None, or take another base solver, such as 'ab2'."

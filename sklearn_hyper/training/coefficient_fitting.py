@@ -16,6 +16,7 @@ from ..numerics.solve import iterate_states
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
 from .correction_fitting import FitSettings
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed, seeded
+from .objectives import check_overflow
 from .references import solve_references
 
 _ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
@@ -154,8 +155,12 @@ def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: FitSettings) ->
         starts = classical_starts(settings.n_steps)
         loss = _CoefficientLoss(LearnedCoefficients(starts[0]), neural_ode, x.to(settings.device), states)
         with torch.no_grad():
-            errors = [float((loss.errors(held_out, start) + _TINY).log().mean()) for start in starts]
-        best_start = starts[min(range(len(starts)), key=errors.__getitem__)]
+            errors = [loss.errors(shuffled.to(settings.device), start) for start in starts]
+        # Where none is finite, Euler's method tells which rows are to blame.
+        finite = [i for i, error in enumerate(errors) if error.isfinite().all()]
+        if not finite:
+            check_overflow(errors[0], NONSTATIONARY, settings.n_steps)
+        best_start = starts[min(finite, key=lambda i: float((errors[i][:n_valid] + _TINY).log().mean()))]
         if settings.n_steps == 1:
             return best_start
         loss.solver = LearnedCoefficients(best_start).to(states)

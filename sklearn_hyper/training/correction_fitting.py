@@ -36,6 +36,7 @@ from .objectives import (
     TerminalErrors,
     UnrolledSolves,
     check_base_solve,
+    check_overflow,
     stack_blocks,
 )
 from .references import mesh_times, solve_references
@@ -46,6 +47,8 @@ _MEMORY_BUDGET = 2**30
 _FINETUNE_SHARE, _FINETUNE_LR = 0.6, 0.5
 _VALID_ROWS, _VALID_BLOCKS, _VALID_SOLVES = 256, 8, 8
 _MAC_SHARE = 0.1
+_ROUNDING = 1e-6
+"""By less than this no correction is better than its base solver."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ def fit_correction(
     states, blocks, exact = conditioned_blocks(
         neural_ode, times, on_device, steps, solve, rtol=settings.rtol, atol=settings.atol
     )
+    for block, step in zip(blocks, steps, strict=True):
+        check_overflow(flatten_samples(block.target).abs().amax(dim=1), step.solver.name, settings.n_steps)
     # Rows are shuffled after the solve, so that a cached one serves every random_state.
     shuffled = torch.from_numpy(rng.permutation(len(x))).to(settings.device)
     n_valid = max(1, round(settings.validation_fraction * len(x)))
@@ -168,7 +173,7 @@ def fit_correction(
                 check_base_solve(neural_ode, data, one)
         errors = TerminalErrors(neural_ode, valid, Solve(solver, settings.n_steps))
         trained, net, valid_loss = _train(neural_ode, solver, settings, solves, train, valid, errors, warm)
-        keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 or warm is not None)
+        keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or warm is not None)
         correction = trained if keeps else None
     return FittedCorrection(
         correction=correction,

@@ -27,9 +27,8 @@ def mean_norm(difference: Tensor) -> Tensor:
 def residual_loss(correction: nn.Module, block: Residual, x: Tensor | None, unit: float = 1.0) -> Tensor:
     r"""Residual fitting: :math:`\ell = \|R - g\|_2`, averaged over samples, in units of ``unit``."""
     g = correction(block.eps, block.z.new_tensor(block.s), block.z, block.stages, x)
-    return mean_norm(
-        (block.target - g) / unit
-    )  # divided first: R is of the size of span^-p-1, which is not to be squared
+    # Divided first: R is of the size of span^-p-1, which is not to be squared.
+    return mean_norm((block.target - g) / unit)
 
 
 def terminal_loss(states: Tensor, reference: Tensor) -> Tensor:

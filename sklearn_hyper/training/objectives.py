@@ -172,18 +172,23 @@ class UnrolledSolves:
 
 def check_base_solve(neural_ode: NeuralODE, data: ReferenceRows, solve: Solve) -> None:
     """Raise a ValueError where a base solver leaves the range of numbers: no correction can be trained through that."""
-    unrolled, n_rows = UnrolledSolves(neural_ode, terminal_loss), len(data.x)
+    unrolled = UnrolledSolves(neural_ode, terminal_loss)
+    errors = []
     with torch.no_grad():
-        states = [
-            unrolled.solve(data, slice(start, start + _UNIT_ROWS), solve, None)[0][-1]
-            for start in range(0, n_rows, _UNIT_ROWS)
-        ]
-    n_lost = int((~flatten_samples(torch.cat(states)).isfinite().all(dim=1)).sum())
+        for start in range(0, len(data.x), _UNIT_ROWS):
+            states, reference = unrolled.solve(data, slice(start, start + _UNIT_ROWS), solve, None)
+            errors.append(torch.linalg.vector_norm(flatten_samples(states[-1] - reference[-1]), dim=1))
+    check_overflow(torch.cat(errors), solve.solver.name, solve.steps)
+
+
+def check_overflow(sizes: Tensor, name: str, n_steps: int) -> None:
+    """Raise a ValueError where a number a row, of what a base solver made of it, is not finite."""
+    n_lost = int((~sizes.isfinite()).sum())
     if n_lost:
         raise ValueError(
-            f"base_solver={solve.solver.name!r} with n_steps={solve.steps} overflows from {n_lost} of {n_rows} rows of X, where "
-            "dopri5 does not: its steps are too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base "
-            "solver of higher order, or leave those rows out."
+            f"base_solver={name!r} with n_steps={n_steps} overflows from {n_lost} of {len(sizes)} rows of X, where dopri5 does "
+            "not: its steps are too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base solver of "
+            "higher order, or leave those rows out."
         )
 
 

@@ -48,6 +48,25 @@ def test_units_of_time_and_of_the_state_make_no_difference(base_solver):
     assert [seconds_of_a_day, microseconds, small_states] == pytest.approx([expected] * 3, rel=0.1)
 
 
+@pytest.mark.parametrize("span", [1e-6, 1e4])
+def test_rounding_of_a_constant_velocity_is_no_feature_in_any_units_of_time(span):
+    """Two of the state's numbers run straight on, so that difference quotients of theirs are rounding alone."""
+
+    def f(t, z):
+        velocity, w = z[:, :2], z[:, 2:]
+        return torch.cat([velocity / velocity.norm(dim=1, keepdim=True), 2 * torch.sin(3 * w)], dim=1) / span
+
+    rows = np.random.default_rng(0).uniform(-1, 1, (150, 3)).astype(np.float32)
+    hyper = HypersolverRegressor(
+        NeuralODE(f, t_span=(0, span)), base_solver="midpoint", n_steps=4, max_epochs=15, random_state=1
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hyper.fit(rows)
+    row = hyper.errors_[4]
+    assert hyper.correction_ is not None and row["mean"] < 0.3 * row["base_mean"]
+
+
 @pytest.mark.parametrize("span", [1e-12, 1e9])
 def test_units_out_of_the_range_of_numbers_are_refused_before_any_work(span):
     with pytest.raises(ValueError, match=r"t_span=.*divides by eps\^5.*range of torch.float32.*Measure time in units"):
@@ -58,12 +77,25 @@ def steep():
     return NeuralODE(lambda t, z: -(z**3))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_base_solver_that_overflows_is_named_not_the_learning_rate(dtype):
-    with pytest.raises(
-        ValueError, match=r"base_solver='euler' with n_steps=8 overflows from \d+ of \d+ rows.*Raise n_steps"
-    ):
-        HypersolverRegressor(steep(), base_solver="euler", n_steps=8, random_state=0).fit((10 * X).astype(dtype))
+POSITIVE = np.random.default_rng(0).uniform(0.5, 1, (80, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("power", "base_solver", "name", "rows"),
+    [
+        (3, "euler", "euler", (10 * X).astype(np.float32)),
+        (3, "euler", "euler", 1e3 * POSITIVE[:, :2]),
+        (3, "euler", "euler", 5 * POSITIVE[:, :2]),
+        (3, "auto", "nonstationary", 20 * POSITIVE),
+        (9, "rk4", "rk4", np.full((80, 2), 10, dtype=np.float32)),
+    ],
+    ids=["some states", "all states", "squares of states", "coefficients", "stages"],
+)
+def test_a_base_solver_that_overflows_is_named_not_the_learning_rate(power, base_solver, name, rows):
+    ode = NeuralODE(lambda t, z: -(z**power))
+    message = rf"base_solver='{name}' with n_steps=4 overflows from \d+ of \d+ rows.*Raise n_steps"
+    with pytest.raises(ValueError, match=message):
+        HypersolverRegressor(ode, base_solver=base_solver, n_steps=4, random_state=0).fit(rows)
 
 
 def test_errors_larger_than_the_states_are_said():
