@@ -98,15 +98,15 @@ def _build(name: str, cache: str, data: str | None) -> Problem:
         flow = fitted(
             cache, "flow wine", lambda: ContinuousNormalizingFlow(random_state=0).fit(load_table("wine", data)[0])
         )
-        return flow_problem(name, "tabular flow", flow)
+        return _flow(name, "tabular flow", flow)
     if name == "digits":
         return _digits(cache)
     if name == "mnist":
         return _mnist(cache, data)
-    return flow_problem(name, "flow matching" if name.endswith("flow_matching") else "FFJORD", load_field(name, cache))
+    return _flow(name, "flow matching" if name.endswith("flow_matching") else "FFJORD", load_field(name, cache))
 
 
-def flow_problem(name: str, family: str, flow: ContinuousNormalizingFlow) -> Problem:
+def _flow(name: str, family: str, flow: ContinuousNormalizingFlow) -> Problem:
     """Sampling, from base draws to data; outside, base draws are scaled up. Errors are those of standardised states."""
     draw = torch.Generator().manual_seed(0)
     rows = {
