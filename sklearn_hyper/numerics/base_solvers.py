@@ -43,7 +43,7 @@ class BaseStep(NamedTuple):
 class BaseSolver(Protocol):
     """A fixed-step method as the loop in :mod:`.solve` sees it.
 
-    One of your own may also be a :class:`MultistepSolver`, a :class:`OwnMeshSolver`, or have ``stage_offsets(n_stages)`` as
+    One of your own may also be a :class:`MultistepSolver`, an :class:`OwnMeshSolver`, or have ``stage_offsets(n_stages)`` as
     :class:`RungeKutta` and :class:`AdamsBashforth` have: where the stages lie that a correction reads, in units of eps.
     """
 

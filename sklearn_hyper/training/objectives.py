@@ -181,12 +181,12 @@ def check_base_solve(neural_ode: NeuralODE, data: ReferenceRows, solve: Solve) -
     check_overflow(torch.cat(errors), solve.solver.name, solve.steps)
 
 
-def check_overflow(sizes: Tensor, name: str, n_steps: int) -> None:
-    """Raise a ValueError where a number a row, of what a base solver made of it, is not finite."""
-    n_lost = int((~sizes.isfinite()).sum())
+def check_overflow(values: Tensor, name: str, n_steps: int) -> None:
+    """Raise a ValueError where what a base solver made of a row is not finite."""
+    n_lost = int((~flatten_samples(values).isfinite()).any(dim=1).sum())
     if n_lost:
         raise ValueError(
-            f"base_solver={name!r} with n_steps={n_steps} overflows from {n_lost} of {len(sizes)} rows of X, where dopri5 does "
+            f"base_solver={name!r} with n_steps={n_steps} overflows from {n_lost} of {len(values)} rows of X, where dopri5 does "
             "not: its steps are too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base solver of "
             "higher order, or leave those rows out."
         )
