@@ -18,7 +18,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from .. import __version__
-from ..modules.neural_ode import NeuralODE, VectorFieldError
+from ..modules.neural_ode import NeuralODE, VectorFieldError, call_part
 from ..modules.serialization import DeviceFree, pack, unpack
 from ..numerics.reference import reference_solution
 
@@ -61,7 +61,7 @@ class TorchEstimator(BaseEstimator):
     def _validate_X(self, X: Any, *, reset: bool) -> np.ndarray:
         """Check X (features or images) and return it as a float array; sets or checks its shape."""
         if isinstance(X, Tensor):
-            X = X.detach().cpu().numpy()
+            X = _as_array(X)
         shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
         images = len(shape) > 2
         X = validate_data(
@@ -81,16 +81,15 @@ class TorchEstimator(BaseEstimator):
 
     @staticmethod
     def _to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-        # torch.from_numpy warns of read-only memory and refuses negative strides.
-        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-            array = array.copy()
-        return torch.from_numpy(array).to(device=device, dtype=dtype)
+        # A copy, since a map may work in place on what it is given. (torch.from_numpy also warns of read-only memory and
+        # refuses negative strides.)
+        return torch.from_numpy(array.copy()).to(device=device, dtype=dtype)
 
     def _in_batches(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
         """Apply a tensor function to rows of X, a bounded number at a time."""
         limit = _INFERENCE_FACTOR * self.batch_size
-        # Not inference_mode: a field may differentiate inside (a Hamiltonian's does), which that forbids.
-        with torch.no_grad():
+        # Not inference_mode, the caller's neither: a field may differentiate inside (a Hamiltonian's does), which that forbids.
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.no_grad(), torch.no_grad():
             if len(X) <= limit:
                 return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
             parts = [X[i : i + limit] for i in range(0, len(X), limit)]
@@ -99,10 +98,11 @@ class TorchEstimator(BaseEstimator):
     # ------------------------------------------------------------------ fitting
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """On any exception, Ctrl-C included, leave the estimator as it was."""
+        """On any exception, Ctrl-C included, leave the estimator as it was. Gradients are on, whatever they are outside."""
         before = dict(vars(self))
         try:
-            yield
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -164,6 +164,12 @@ class TorchEstimator(BaseEstimator):
             net.optimizer_.load_state_dict(net.optimizer_.state_dict())
 
 
+def _as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor's values; NumPy lacks bfloat16, and no solver computes in half precision."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor).numpy()
+
+
 def check_device(device: Any) -> torch.device:
     """Return a torch device that is there, or a ValueError that says which are."""
     try:
@@ -195,14 +201,16 @@ def dopri5_states(neural_ode: NeuralODE, x: Tensor) -> Tensor:
 
 
 def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:
-    """Run the output map once on a few states, or say that it fails."""
+    """Run the output map once on a few states, or say what is wrong with it."""
     with torch.no_grad():
-        try:
-            return neural_ode.output_map(z)
-        except Exception as error:
-            raise VectorFieldError(
-                f"output_map fails on a state of shape {tuple(z.shape)} (batch first) and dtype {z.dtype}: {error}"
-            ) from error
+        output = call_part(neural_ode, "output_map", z)
+    if not isinstance(output, Tensor) or output.ndim < 1 or len(output) != len(z) or not output.is_floating_point():
+        got = f"shape {tuple(output.shape)}, {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+        raise VectorFieldError(
+            f"output_map must return a floating-point tensor of shape (batch, ...), got {got} for states of shape "
+            f"{tuple(z.shape)}. Return one tensor with a row for every sample (torch.cat of several, dim=1)."
+        )
+    return output
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

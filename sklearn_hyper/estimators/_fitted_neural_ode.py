@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,30 +132,3 @@ def _not_fitted(estimator: Any) -> NotFittedError:
         "fitted, scikit-learn's clone has unfitted it (as a grid over neural_ode=[...] does): wrap it in "
         "sklearn.frozen.FrozenEstimator."
     )
-
-
-def frozen_copy(neural_ode: NeuralODE) -> NeuralODE:
-    """A copy in eval mode whose parameters are frozen: what a fit works on, the user's own being left as it is."""
-    try:
-        copied = copy.deepcopy(neural_ode)
-    except Exception as error:
-        raise TypeError(
-            f"neural_ode cannot be copied, and fit works on a frozen copy: {error}. Drop locks, open files and tensors "
-            "of a graph (cached activations) from the modules, or define __deepcopy__ on the class that holds them."
-        ) from error
-    _refuse_hidden_modules(neural_ode)
-    return copied.eval().requires_grad_(False)
-
-
-def _refuse_hidden_modules(neural_ode: NeuralODE) -> None:
-    """A module inside a function cannot be copied, frozen or moved: training would write to the user's own."""
-    for name in ("vector_field", "input_map", "output_map"):
-        part = getattr(neural_ode, name)
-        if inspect.isfunction(part):
-            inside = inspect.getclosurevars(part)
-            hidden = [key for key, value in (inside.nonlocals | inside.globals).items() if isinstance(value, nn.Module)]
-            if hidden:
-                raise TypeError(
-                    f"{name} is a function that calls the module {', '.join(hidden)}, which fit could neither copy nor "
-                    "freeze. Pass the module itself, or an nn.Module whose forward calls it."
-                )

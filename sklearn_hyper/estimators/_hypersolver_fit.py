@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from ..modules.field_probes import PROBED_ROWS, settle_parts
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.solver_binding import solver_family
@@ -27,7 +28,8 @@ from ..training.nets import seeded
 from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
-from ._fitted_neural_ode import FittedNeuralODE, frozen_copy, resolve_neural_ode
+from ._copies import frozen_copy
+from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._hypersolver_base import HypersolverBase
 
 _MAX_SAMPLES = 2000
@@ -97,9 +99,11 @@ class HypersolverFit(HypersolverBase):
             )
         frozen = frozen_copy(resolved.module).to(device)
         self.dtype_, self.device_ = module_dtype(frozen.dtype, X), str(device)
-        two_rows = self._to_tensor(X[:2], self.dtype_, device)
+        few_rows = self._to_tensor(X[:PROBED_ROWS], self.dtype_, device)
+        two_rows = few_rows[:2]
         z = check_neural_ode(frozen, two_rows)
         self._check_output(frozen, z, resolved)
+        settle_parts(frozen, few_rows)
         solver = self._resolve_solver(z[0].numel())
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)

@@ -13,8 +13,9 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..modules.field_probes import settle_parts
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.vector_fields import MLPVectorField, Standardize
@@ -31,6 +32,7 @@ from ._base import (
     dopri5_states,
     module_dtype,
 )
+from ._copies import trained_copies
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
 _EXACT_UP_TO = 16
@@ -338,7 +340,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         if self.vector_field is None:
             field: Any = MLPVectorField(x.shape[1], hidden=_HIDDEN, depth=_DEPTH)
         else:
-            field = copy.deepcopy(self.vector_field)  # a user's module is only read
+            (field,) = trained_copies(self.vector_field)  # a user's module is only read
         # In float64, where the squares of small units do not underflow.
         shift, scale = x.double().mean(dim=0), x.double().std(dim=0, unbiased=False)
         flow = Flow(
@@ -355,7 +357,10 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     def _check(self, flow: Flow, x: Tensor) -> None:
         check_base_distribution(flow)
         check_rows_apart(flow)
-        check_neural_ode(NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span), x[:2])
+        ode = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span)
+        check_neural_ode(ode, x[:2])
+        settle_parts(ode, x)
+        flow.vector_field = ode.vector_field
         check_divergence(flow, x[:_CHECKED_ROWS])
         if self.objective == "flow_matching":
             check_matching(flow, x[:2])
@@ -514,4 +519,4 @@ def draw_base(flow: Flow, n_samples: Any, dtype: torch.dtype, random_state: Any)
 
 
 def _dtype_of(vector_field: Any) -> torch.dtype | None:
-    return NeuralODE(vector_field).dtype if isinstance(vector_field, nn.Module) else None
+    return None if vector_field is None else NeuralODE(vector_field).dtype

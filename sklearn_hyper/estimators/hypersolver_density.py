@@ -21,7 +21,8 @@ from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.nets import draw_seed, refuse_checkpoints, seeded
 from ._base import check_device, module_dtype
-from ._fitted_neural_ode import frozen_copy, resolve_flow
+from ._copies import frozen_copy
+from ._fitted_neural_ode import resolve_flow
 from ._hypersolver_base import HypersolverBase
 from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
 from .hypersolver import HypersolverRegressor

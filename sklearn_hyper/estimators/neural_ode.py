@@ -18,7 +18,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from torch import Tensor, nn
 
-from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.field_probes import settle_parts
+from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
 from ..numerics.base_solvers import resolve_base_solver
 from ..training.losses import ScaledMSELoss
@@ -34,6 +35,7 @@ from ._base import (
     module_dtype,
     softmax,
 )
+from ._copies import trained_copies
 
 _ADDED_CHANNELS, _ADDED_FEATURES = 7, 8
 _AGREEMENT = 0.005
@@ -169,23 +171,26 @@ class _NeuralODEEstimator(TorchEstimator):
 
     def _build(self, X: np.ndarray, device: torch.device) -> None:
         """Fill in the parts that the user left out, check the whole on two rows, set dtype and device."""
-        own = _dtype_of((self.vector_field, self.input_map, self.output_map))
+        field, input_map, output_map = trained_copies(self.vector_field, self.input_map, self.output_map)
+        given = NeuralODE(_no_field if field is None else field, input_map=input_map, output_map=output_map)
+        check_precision(given)
+        own = given.dtype
         dtype = module_dtype(torch.float32 if own is None and X.ndim > 2 else own, X)
         self.dtype_, self.device_ = dtype, str(device)
+        given.to(device=device, dtype=dtype)
         x = self._to_tensor(X, dtype, device)
 
-        def part(given: Any, default: Callable[..., nn.Module], *arguments: Any) -> Any:
-            # A user's module is only read: train a copy.
-            made = default(*arguments) if given is None else copy.deepcopy(given)
-            return made.to(device=device, dtype=dtype) if isinstance(made, nn.Module) else made
+        def made(default: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
+            return default(*arguments).to(device=device, dtype=dtype)
 
-        input_map = part(self.input_map, _default_input_map, x)
+        input_map = made(_default_input_map, x) if input_map is None else input_map
         z = check_neural_ode(NeuralODE(_no_field, input_map=input_map), x[:2])
-        field = part(self.vector_field, _default_field, z)
-        output_map = part(self.output_map, _default_output_map, z, self._n_outputs())
+        field = made(_default_field, z) if field is None else field
+        output_map = made(_default_output_map, z, self._n_outputs()) if output_map is None else output_map
         module = NeuralODE(field, input_map=input_map, output_map=self._scaled(output_map, dtype), t_span=self.t_span)
         module = module.to(device)
         output = check_output_map(module, check_neural_ode(module, x[:2]))
+        settle_parts(module, x)
         if output.ndim != 2 or output.shape[1] != self._n_outputs():
             raise ValueError(
                 f"output_map must return a tensor of shape (n_samples, {self._n_outputs()}) for this y, got "
@@ -513,11 +518,6 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         """
         output = self._output(X)
         return output[:, 0] if self._squeeze_output else output
-
-
-def _dtype_of(parts: tuple[Any, ...]) -> torch.dtype | None:
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    return next((p.dtype for module in modules for p in module.parameters() if p.is_floating_point()), None)
 
 
 def _no_field(t: Tensor, z: Tensor) -> Tensor:

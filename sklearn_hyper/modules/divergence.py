@@ -44,10 +44,8 @@ def vector_jacobian_products(
     training = torch.is_grad_enabled()
     with torch.enable_grad():
         if not (training and z.requires_grad):
-            # A view, since torch's FLOP counter cannot hook a module whose input is a leaf that autograd.grad ends at.
             z = z.detach().requires_grad_(True)
-            z = z.view_as(z)
-        dz = f(t, z)
+        dz = f(t, z.clone())  # on a copy: an f that works in place would change what the Jacobian is taken by
         products = [_vector_jacobian_product(dz, z, v, training) for v in vectors]
     return (dz, products) if training else (dz.detach(), products)
 

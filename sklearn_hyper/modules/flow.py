@@ -14,6 +14,7 @@ from .divergence import AppendLogDensity, LogDensityField
 from .hypersolved_ode import HypersolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
 from .serialization import DeviceFreeModule
+from .user_code import find_hidden_modules
 from .vector_fields import Rescale, Standardize
 
 _FAR = 1e4
@@ -52,6 +53,9 @@ class Flow(DeviceFreeModule):
     ):
         super().__init__()
         self.vector_field = vector_field
+        hidden = find_hidden_modules({"vector_field": vector_field})
+        if hidden:
+            self.reached = nn.ModuleList(hidden)  # as in NeuralODE
         self.n_features = int(n_features)
         self.t_span = check_t_span(t_span)
         self.scaler = scaler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from ..numerics.cost import count_macs
 from ..numerics.reference import DEFAULT_TOLERANCE, solve_dopri5
 from ..numerics.solve import check_t_span
 from .serialization import DeviceFreeModule
+from .user_code import find_hidden_modules
+
+PARTS = ("vector_field", "input_map", "output_map")
 
 
 class NeuralODE(DeviceFreeModule):
@@ -27,7 +31,8 @@ class NeuralODE(DeviceFreeModule):
     vector_field : nn.Module or callable
         ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``. t is a 0-d tensor of z's dtype
         and device, z has shape (batch, ...), and so has the result. Parameters that vary with depth, theta(s), are
-        just such an f.
+        just such an f. It may be a bound method, a ``functools.partial`` or an object: modules that these hold are found
+        and registered.
     input_map : nn.Module or callable, optional
         :math:`h_x`, from the input to the initial state. Missing: the identity.
     output_map : nn.Module or callable, optional
@@ -77,6 +82,23 @@ class NeuralODE(DeviceFreeModule):
         self.output_map = nn.Identity() if output_map is None else output_map
         self.t_span = check_t_span(t_span)
         self.data_controlled = bool(data_controlled)
+        self.is_settled = False
+        """Whether a fit has seen that the parts write into nothing of others and hand out fresh tensors."""
+        self.register_hidden()
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The field and the maps, by name."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def register_hidden(self) -> None:
+        """Register modules that the parts hold in lists, bound methods, partials or objects.
+
+        As ``reached`` they move, freeze and change mode with the rest, and an optimizer finds their parameters.
+        """
+        hidden = find_hidden_modules(self.parts)
+        if hidden:
+            self.reached = nn.ModuleList(hidden)
 
     def control(self, x: Tensor) -> Tensor | None:
         """What the field receives as its third argument: x, or None where it takes two."""
@@ -141,20 +163,14 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
 
     Raises
     ------
+    ValueError
+        If the weights are of a dtype that no solver can compute in.
     VectorFieldError
-        If the signature of the field is wrong, or its output has another shape, dtype or device than the state.
+        If a signature is wrong, or what the field or the input map returns has another shape, dtype or device than needed.
     """
-    arguments = "(t, z, x)" if neural_ode.data_controlled else "(t, z)"
-    hint = (
-        "" if neural_ode.data_controlled else "; a field that takes the input too needs NeuralODE(data_controlled=True)"
-    )
+    check_precision(neural_ode)
     with torch.no_grad():
-        try:
-            z = neural_ode.input_map(x)
-        except Exception as error:
-            raise VectorFieldError(
-                f"input_map fails on an input of shape {tuple(x.shape)} (batch first) and dtype {x.dtype}: {error}"
-            ) from error
+        z = call_part(neural_ode, "input_map", x)
         if not isinstance(z, Tensor) or z.ndim < 1 or z.shape[0] != x.shape[0] or not z.is_floating_point():
             raise VectorFieldError(
                 "input_map must return a floating-point tensor of shape (batch, ...), got "
@@ -162,17 +178,100 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
             )
         t = z.new_tensor(neural_ode.t_span[0])
         control = neural_ode.control(x)
-        try:
-            dz = neural_ode.vector_field(t, z) if control is None else neural_ode.vector_field(t, z, control)
-        except Exception as error:
+        dz = call_part(neural_ode, "vector_field", t, z, *([] if control is None else [control]))
+        if not _is_like(dz, z):
             raise VectorFieldError(
-                f"vector_field{arguments} fails on a state of shape {tuple(z.shape)} and dtype {z.dtype}: {error}{hint}"
-            ) from error
-        if not isinstance(dz, Tensor) or (dz.shape, dz.dtype, dz.device) != (z.shape, z.dtype, z.device):
-            raise VectorFieldError(
-                f"vector_field{arguments} must return a tensor like z ({_describe(z)}), got {_describe(dz)}."
+                f"vector_field{_signature(neural_ode)} must return a tensor like z ({_describe(z)}), got {_describe(dz)}."
             )
+        _check_argument_order(neural_ode, t, z)
     return z
+
+
+def check_precision(neural_ode: NeuralODE) -> None:
+    """Refuse weights in half precision: dopri5's tolerances, and residuals even more, lie below their rounding."""
+    for name, tensor in (*neural_ode.named_parameters(), *neural_ode.named_buffers()):
+        if tensor.is_floating_point() and tensor.element_size() < 4:
+            raise ValueError(
+                f"neural_ode holds weights of dtype {tensor.dtype} ({name}); a solver needs float32 or float64, since the "
+                "errors that it controls lie below the rounding of half precision. Pass neural_ode.float(), which computes "
+                "the same field more precisely."
+            )
+
+
+def call_part(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> Any:
+    """Call the field or a map on copies of some arguments, or say what was called, with what, and what came back.
+
+    Raises
+    ------
+    VectorFieldError
+    """
+    part = getattr(neural_ode, name)
+    try:
+        return part(*(argument.clone() for argument in arguments))
+    except Exception as error:
+        letters = ("t", "z", "x") if name == "vector_field" else ("x" if name == "input_map" else "z",)
+        called = ", ".join(f"{letter} ({_describe(a)})" for letter, a in zip(letters, arguments, strict=False))
+        kind = "an input" if name == "input_map" else "a state"
+        state = arguments[1 if name == "vector_field" else 0]
+        text = " ".join(str(error).split()) or "(no message)"
+        raise VectorFieldError(
+            f"{name}{_signature(neural_ode) if name == 'vector_field' else f'({letters[0]})'} fails on {kind} of shape "
+            f"{tuple(state.shape)} (batch first) and dtype {state.dtype}: {type(error).__name__}: {text}. It was called with "
+            f"{called}{_advise(neural_ode, name, arguments)}."
+        ) from error
+
+
+def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> str:
+    """What would have worked, where calling the field another way does."""
+    if name != "vector_field":
+        return ""
+    t, z = arguments[:2]
+    if _works(neural_ode.vector_field, z, t, like=z):
+        return "; called the other way round, with (z, t), it works: a field takes the time first, so wrap it"
+    if not neural_ode.data_controlled and _works(neural_ode.vector_field, t, z, z, like=z):
+        return (
+            "; with a third argument it works: a field that takes the input too needs NeuralODE(data_controlled=True)"
+        )
+    return ""
+
+
+def _works(field: Any, *arguments: Tensor, like: Tensor) -> bool:
+    try:
+        return _is_like(field(*(argument.clone() for argument in arguments)), like)
+    except Exception:  # whatever it says, it does not work
+        return False
+
+
+_TIME_NAMES = {"t", "s", "ts", "time", "times", "tau", "sigma", "timestep", "timesteps"}
+
+
+def _check_argument_order(neural_ode: NeuralODE, t: Tensor, z: Tensor) -> None:
+    """Refuse f(z, t) that works as f(t, z) too, by broadcasting: a wrong field without an error.
+
+    Its numbers cannot tell, so the names of its arguments do, where it says them.
+    """
+    field = neural_ode.vector_field
+    function = field.forward if isinstance(field, nn.Module) else field
+    try:
+        names = [p.name for p in inspect.signature(function).parameters.values() if p.kind in _POSITIONAL][:2]
+    except (ValueError, TypeError):  # built in or scripted: it names none
+        return
+    if len(names) == 2 and names[1] in _TIME_NAMES and names[0] not in _TIME_NAMES and _works(field, z, t, like=z):
+        raise VectorFieldError(
+            f"vector_field takes ({names[0]}, {names[1]}), a time second, and is called as vector_field(t, z): it does not "
+            "fail, but broadcasts, and its numbers would be those of another field. Wrap it so that the time comes first."
+        )
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _signature(neural_ode: NeuralODE) -> str:
+    return "(t, z, x)" if neural_ode.data_controlled else "(t, z)"
+
+
+def _is_like(value: Any, z: Tensor) -> bool:
+    return isinstance(value, Tensor) and (value.shape, value.dtype, value.device) == (z.shape, z.dtype, z.device)
 
 
 def _describe(value: Any) -> str:

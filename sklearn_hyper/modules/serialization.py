@@ -10,12 +10,18 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .user_code import find_uncompiled, walk
+
+_SPARSE_ROWS, _SPARSE_COLUMNS = (torch.sparse_csr, torch.sparse_bsr), (torch.sparse_csc, torch.sparse_bsc)
 
 
 def _rebuild_tensor(
@@ -30,20 +36,86 @@ def _rebuild_tensor(
     return tensor.requires_grad_(requires_grad)
 
 
+def _rebuild_sparse(parts: tuple[Tensor, ...], shape: tuple[int, ...], layout: str, requires_grad: bool) -> Tensor:
+    if layout == "sparse_coo":
+        # Told, not checked: a check of either would synchronise or warn.
+        return torch.sparse_coo_tensor(*parts, shape, is_coalesced=True, check_invariants=False).requires_grad_(
+            requires_grad
+        )
+    return torch.sparse_compressed_tensor(
+        *parts, shape, layout=getattr(torch, layout), check_invariants=False
+    ).requires_grad_(requires_grad)
+
+
+def _sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The dense tensors that a sparse one is made of."""
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return tensor.indices(), tensor.values()
+    if tensor.layout in _SPARSE_ROWS:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+
+
+def _rebuild_scripted(data: bytes, requires_grad: list[bool], training: bool, device: str | None = "cpu") -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's, which is for whoever scripted it
+        loaded = torch.jit.load(io.BytesIO(data), map_location=device)
+    for parameter, required in zip(loaded.parameters(), requires_grad, strict=True):
+        parameter.requires_grad_(required)
+    return loaded.train(training)
+
+
+def _reduce_scripted(module: Any) -> tuple[Any, ...]:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(module, buffer)
+    if isinstance(module, torch.jit.ScriptFunction):
+        return _rebuild_scripted, (buffer.getvalue(), [], False)
+    return _rebuild_scripted, (buffer.getvalue(), [p.requires_grad for p in module.parameters()], module.training)
+
+
+def _set_parametrized(module: nn.Module, attributes: dict[str, Any]) -> None:
+    """Parametrized modules refuse to be pickled for their class, which is made for each: it is made anew."""
+    module.__dict__.update(attributes)
+    names = list(module.parametrizations)  # type: ignore[arg-type]
+    parametrize._inject_new_class(module)
+    for name in names:
+        parametrize._inject_property(module, name)
+
+
 class _NumpyPickler(cloudpickle.Pickler):
-    """cloudpickle, with tensors written as NumPy arrays and device-free objects by their attributes."""
+    """cloudpickle, with tensors written as NumPy arrays and device-free objects by their attributes.
+
+    It also writes what pickle refuses: parametrized, scripted and (uncompiled) compiled modules, and sparse tensors.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor):
-            # Bytes, because NumPy lacks bfloat16; at least 1-d, because a 0-d tensor cannot be viewed as bytes.
-            data = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            dtype = str(obj.dtype).removeprefix("torch.")
-            arguments = (data, dtype, tuple(obj.shape), obj.requires_grad, isinstance(obj, nn.Parameter))
-            return _rebuild_tensor, arguments
+            return self._reduce_tensor(obj)
         if isinstance(obj, DeviceFree):
             # Within this pickler, not packed apart: what objects share stays shared, and cycles end.
             return _blank, (type(obj),), obj.__dict__, None, None, _set_attributes
+        if isinstance(obj, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            return _reduce_scripted(obj)
+        if isinstance(obj, nn.Module) and parametrize.is_parametrized(obj):
+            cls = parametrize.type_before_parametrizations(obj)
+            return _blank, (cls,), obj.__dict__, None, None, _set_parametrized
+        uncompiled = find_uncompiled(obj)
+        if uncompiled is not None:
+            return _itself, (uncompiled,)
         return super().reducer_override(obj)
+
+    def _reduce_tensor(self, obj: Tensor) -> tuple[Any, ...]:
+        if obj.layout != torch.strided:
+            layout = str(obj.layout).removeprefix("torch.")
+            return _rebuild_sparse, (_sparse_parts(obj.detach()), tuple(obj.shape), layout, obj.requires_grad)
+        # Bytes, because NumPy lacks bfloat16; at least 1-d, because a 0-d tensor cannot be viewed as bytes.
+        plain = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        data = plain.view(torch.uint8).numpy()
+        dtype = str(obj.dtype).removeprefix("torch.")
+        return _rebuild_tensor, (data, dtype, tuple(obj.shape), obj.requires_grad, isinstance(obj, nn.Parameter))
 
 
 def pack(state: Any) -> bytes:
@@ -58,6 +130,10 @@ def unpack(packed: bytes) -> Any:
     return pickle.loads(packed)
 
 
+def _itself(obj: Any) -> Any:
+    return obj
+
+
 def _blank(cls: Any) -> Any:
     return cls.__new__(cls)
 
@@ -66,14 +142,72 @@ def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
     obj.__dict__.update(attributes)
 
 
+# ---------------------------------------------------------------------- copies
 def deepcopy_attributes(obj: Any, memo: dict[int, Any]) -> Any:
     """``__deepcopy__`` without the trip through pickle, which would lose devices and shared tensors."""
+    _copy_uncopyable(obj, memo)
     clone = _blank(type(obj))
     memo[id(obj)] = clone
     _set_attributes(clone, copy.deepcopy(obj.__dict__, memo))
     return clone
 
 
+def copy_user_code(value: Any, name: str) -> Any:
+    """A deep copy that also takes what ``copy.deepcopy`` refuses: cached activations, scripted and compiled modules.
+
+    Tensors of a graph (an activation that ``forward`` keeps, a weight of the old ``weight_norm``) are copied detached, and
+    compiled modules uncompiled. Plain functions are shared, as ``copy.deepcopy`` does.
+
+    Raises
+    ------
+    TypeError
+        If something in it cannot be copied, saying what can be done.
+    """
+    memo: dict[int, Any] = {}
+    try:
+        _copy_uncopyable(value, memo)
+        return copy.deepcopy(value, memo)
+    except Exception as error:
+        raise TypeError(
+            f"{name} cannot be copied, and fit works on a copy: {type(error).__name__}: {error}. Drop locks, open files and "
+            "the like from the modules, or define __deepcopy__ on the class that holds them."
+        ) from error
+
+
+def _copy_uncopyable(value: Any, memo: dict[int, Any]) -> None:
+    """Tell a deep copy's memo of copies that ``copy.deepcopy`` cannot make."""
+    found = [reached.value for reached in walk(value, "") if id(reached.value) not in memo]
+    memo.setdefault(id(memo), []).extend(found)  # deepcopy keeps alive there what its memo names by id
+    for one in found:
+        copied = _copy_of_uncopyable(one)
+        if copied is not None:
+            memo.setdefault(id(one), copied)
+    # Last, since what is inside them may be among those above.
+    for one in found:
+        uncompiled = find_uncompiled(one)
+        if uncompiled is not None:
+            memo.setdefault(id(one), copy.deepcopy(uncompiled, memo))
+
+
+def _copy_of_uncopyable(value: Any) -> Any:
+    """None for what deepcopy does well."""
+    if isinstance(value, torch.jit.ScriptModule):  # its own deep copy makes parameters that are no leaves
+        rebuild, arguments = _reduce_scripted(value)
+        return rebuild(*arguments, device=None)
+    if isinstance(value, torch.jit.ScriptFunction):
+        return value  # it has no state
+    if isinstance(value, Tensor) and (value.grad_fn is not None or value.is_inference() or _has_no_storage(value)):
+        plain = value.detach().clone()
+        plain = plain.requires_grad_(value.requires_grad and value.is_leaf)
+        return nn.Parameter(plain, value.requires_grad) if isinstance(value, nn.Parameter) else plain
+    return None
+
+
+def _has_no_storage(tensor: Tensor) -> bool:
+    return tensor.layout in (*_SPARSE_ROWS, *_SPARSE_COLUMNS)
+
+
+# ---------------------------------------------------------------------- modules and objects
 class DeviceFree:
     """Pickles without devices or addresses (see this file's docstring); deep copies keep their device."""
 

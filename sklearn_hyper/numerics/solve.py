@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .base_solvers import BaseSolver, Field, mesh_nodes, owns_mesh, resolve_base_solver
+from .protection import ProtectedField
 
 Correction: TypeAlias = Callable[..., Tensor]
 """g(eps, s, z, stages, x) -> tensor like z."""
@@ -75,10 +76,8 @@ def check_grid(grid: Sequence[float] | Tensor, t_span: Any = None, n_steps: int 
 
 
 def bind_input(f: Callable[..., Tensor], x: Any) -> Field:
-    """Bind the input of a data-controlled field, so that the solvers see f(t, z)."""
-    if x is None:
-        return f
-    return lambda t, z: f(t, z, x)
+    """Bind the input of a data-controlled field, so that the solvers see f(t, z), and keep its writing its own."""
+    return ProtectedField(f, x)
 
 
 def iterate_states(

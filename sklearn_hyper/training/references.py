@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -18,9 +17,11 @@ from tqdm.auto import tqdm
 
 from ..modules.neural_ode import NeuralODE
 from ..modules.serialization import pack, unpack
+from ..modules.user_code import describe_code
 from ..numerics.reference import reference_solution
 
 _CHUNK_ELEMENTS = 2**17
+_PROBED_ROWS = 16
 
 
 def chunk_rows(state_numel: int) -> int:
@@ -50,21 +51,33 @@ def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float
     return tuple(end if share == 1 else start + (end - start) * share for share in shares)
 
 
-def digest(neural_ode: NeuralODE) -> str:
-    """Fingerprint of a Neural ODE: its weights and its structure, not its address or device."""
+def digest(neural_ode: NeuralODE, x: Tensor) -> str:
+    """Fingerprint of what a Neural ODE computes: not its address or device.
+
+    It holds the weights and attributes, the code of what is called, by whatever name, with the constants that it reads, and
+    values: f and the input map on a few rows of x, for what no reading of code finds.
+    """
     # Once there and back: equal strings that are one object before pickling may be two after, which changes the bytes.
     packed = pack(unpack(pack(neural_ode)))
-    # Importable code is pickled by name: without its source, an edited field would be served stale solutions.
-    parts = [*neural_ode.modules(), neural_ode.vector_field, neural_ode.input_map, neural_ode.output_map]
-    return str(joblib.hash((packed, sorted({_source(part) for part in parts}))))
+    return str(joblib.hash((packed, describe_code(neural_ode.parts), _probe(neural_ode, x))))
 
 
-def _source(part: Any) -> str:
-    code = part if inspect.isroutine(part) else type(part)
-    try:
-        return inspect.getsource(code)
-    except (OSError, TypeError):  # built in, or typed at a prompt: then it is pickled by value
-        return str(getattr(code, "__qualname__", code))
+def _probe(neural_ode: NeuralODE, x: Tensor) -> list[np.ndarray]:
+    """States and values of f at a few rows and times, computed on the CPU and row by row, which rounds alike everywhere."""
+    probed = copy.deepcopy(neural_ode).cpu()
+    start, end = probed.t_span
+    values = []
+    with torch.no_grad():
+        for row in torch.linspace(0, len(x) - 1, min(len(x), _PROBED_ROWS)).long():
+            one = x[row : row + 1].clone()
+            z = probed.input_map(one)
+            control = probed.control(one)
+            for share, scale in ((0.0, 1.0), (0.37, -0.5), (1.0, 2.0)):
+                t = z.new_tensor(start + share * (end - start))
+                arguments = (t, scale * z) if control is None else (t, scale * z, control)
+                values.append(probed.vector_field(*arguments).numpy().copy())
+            values.append(z.numpy())
+    return values
 
 
 def _solve_rows(
@@ -136,7 +149,7 @@ def solve_references(
     cache = check_memory(memory)
     solve = cache.cache(_solve_chunks, ignore=["neural_ode", "device", "n_jobs", "progress"])
     rows = np.ascontiguousarray(x.detach().cpu().numpy())
-    key = "" if getattr(cache, "location", "") is None else digest(neural_ode)
+    key = "" if getattr(cache, "location", "") is None else digest(neural_ode, x)
     mesh = tuple(float(time) for time in times)
     return torch.from_numpy(
         solve(key, neural_ode, rows, mesh, float(rtol), float(atol), str(device), n_jobs, verbose > 0)

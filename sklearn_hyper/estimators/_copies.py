@@ -1,0 +1,55 @@
+"""Copies of what the user brings: frozen, for a fit that only reads it, or to be trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..modules.neural_ode import PARTS, NeuralODE
+from ..modules.serialization import copy_user_code
+from ..modules.user_code import refuse_state_in_functions, walk
+
+
+def frozen_copy(neural_ode: NeuralODE) -> NeuralODE:
+    """A copy in eval mode of which nothing is trained: what a fit works on, the user's own being left as it is.
+
+    Raises
+    ------
+    TypeError
+        If a function holds a module, which no copy reaches, or something cannot be copied.
+    """
+    refuse_state_in_functions(neural_ode.parts)
+    copied = copy_user_code(neural_ode, "neural_ode")
+    copied.register_hidden()  # a part may have come by modules since it was built
+    copied.eval().requires_grad_(False)
+    for _, tensor in _trained_tensors(copied):
+        tensor.requires_grad_(False)  # a plain attribute, which modules do not know of
+    return copied
+
+
+def trained_copies(*parts: Any) -> tuple[Any, ...]:
+    """Copies of a field and maps, to be trained; what they share stays shared, and what is None stays None.
+
+    Raises
+    ------
+    TypeError
+        If a function holds a module, which no copy reaches; if a tensor that requires gradients is no parameter of a module,
+        and so would not be trained; or if something cannot be copied.
+    """
+    given = {name: part for name, part in zip(PARTS, parts, strict=False) if part is not None}
+    refuse_state_in_functions(given)
+    copied = copy_user_code(parts, "the vector field or a map")
+    modules = [part for part in copied if isinstance(part, nn.Module)]
+    known = {id(parameter) for module in modules for parameter in module.parameters()}
+    for path, tensor in _trained_tensors(list(copied)):
+        if id(tensor) not in known and not isinstance(tensor, nn.Parameter):
+            raise TypeError(
+                f"the vector field or a map holds a tensor that requires gradients and is no parameter ({path}): it would "
+                "never be trained. Make it an nn.Parameter of a module."
+            )
+    return copied
+
+
+def _trained_tensors(root: Any) -> list[tuple[str, Tensor]]:
+    return [(r.path, r.value) for r in walk(root, "") if isinstance(r.value, Tensor) and r.value.requires_grad]

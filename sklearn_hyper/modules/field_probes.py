@@ -1,0 +1,164 @@
+"""What a fit finds out about a field and its maps before it starts: a few calls that show what would go wrong silently."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .neural_ode import NeuralODE, VectorFieldError, call_part
+from .serialization import DeviceFreeModule
+
+PROBED_ROWS = 8
+_APART = 1e-3
+"""Share of the largest value by which two evaluations of one row may differ: rounding, and no more."""
+_STEP = 1e-3
+_CUT = 0.2
+"""Share of a difference quotient that autograd's derivative may be off by: kinks, and no more."""
+
+
+class GradientWarning(UserWarning):
+    """Autograd's derivative of a field is not its derivative."""
+
+
+class CopyingPart(DeviceFreeModule):
+    """A field or map that writes into its arguments, or returns one buffer again and again, on copies.
+
+    Parameters
+    ----------
+    part : nn.Module or callable
+    """
+
+    def __init__(self, part: Any):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        return self.part(*(argument.clone() for argument in arguments)).clone()
+
+
+def settle_parts(neural_ode: NeuralODE, x: Tensor) -> None:
+    """Let parts that write into their arguments or reuse their output work on copies; refuse those no solver can use.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+        Checked by :func:`check_neural_ode`; a copy of the user's, for parts of it may be wrapped. Probed in eval mode.
+    x : Tensor of shape (n, ...)
+        A few rows of the input.
+
+    Raises
+    ------
+    VectorFieldError
+        If the field or a map is random, or what it makes of a row depends on the other rows, or it computes in half
+        precision.
+
+    Warns
+    -----
+    GradientWarning
+        If autograd's derivative of the field is not that of its values.
+    """
+    x = x[:PROBED_ROWS]
+    modes = {module: module.training for module in neural_ode.modules()}
+    neural_ode.eval()
+    try:
+        with torch.no_grad():
+            _settle(neural_ode, "input_map", x)
+            z = neural_ode.input_map(x.clone())
+            control = neural_ode.control(x)
+            start, end = neural_ode.t_span
+            t = z.new_tensor(start + 0.4 * (end - start))
+            field = (t, z) if control is None else (t, z, control)
+            _settle(neural_ode, "vector_field", *field)
+            _settle(neural_ode, "output_map", z)
+            _check_full_precision(neural_ode, *field)
+        _check_gradient(neural_ode, *field)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    neural_ode.is_settled = True
+
+
+def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> None:
+    part = getattr(neural_ode, name)
+    if isinstance(part, nn.Identity):
+        return
+    given = [argument.clone() for argument in arguments]
+    versions = [argument._version for argument in given]
+    output = part(*given)
+    writes = [argument._version for argument in given] != versions
+    version, first = output._version, output.clone()
+    again = call_part(neural_ode, name, *arguments).clone()
+    if writes or output._version != version:
+        setattr(neural_ode, name, CopyingPart(part))
+    if _differ(first, again):
+        raise VectorFieldError(
+            f"{name} is random or keeps a state: two calls with the same arguments give other values. Dropout outside "
+            "nn.Dropout goes on in eval mode (functional.dropout needs training=self.training), and noise must be an input."
+        )
+    for row in {0, len(output) - 1}:
+        one = [argument if argument.ndim == 0 else argument[row : row + 1] for argument in arguments]
+        if _differ(call_part(neural_ode, name, *one), first[row : row + 1]):
+            raise VectorFieldError(
+                f"{name} mixes the rows of a batch: for row {row} it gives other values alone than beside {len(output) - 1} "
+                "more. A row is one sample, which is solved and predicted in any batch. Make what interacts (nodes of a "
+                "graph, particles) one sample of shape (n, ...), or take means over other axes than the first."
+            )
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return True
+    finite = one.isfinite() & other.isfinite()
+    apart = torch.where(finite, (one - other).abs(), 0.0)
+    size = torch.where(finite, torch.maximum(one.abs(), other.abs()), 0.0)
+    return bool((apart > _APART * size.amax()).any())
+
+
+def _check_full_precision(neural_ode: NeuralODE, t: Tensor, z: Tensor, *control: Tensor) -> None:
+    """Refuse fields that compute in half precision inside (autocast): a solver takes their rounding for stiffness."""
+    dz = call_part(neural_ode, "vector_field", t, z * (1 + 1e-3 / 3), *control)
+    values = dz[dz.isfinite() & (dz != 0)]
+    if len(values.abs().unique()) < 8:
+        return
+    for half in (torch.bfloat16, torch.float16):
+        if torch.equal(values.to(half).to(values.dtype), values) and not torch.equal(z.to(half).to(z.dtype), z):
+            raise VectorFieldError(
+                f"vector_field computes in {half}: all its values are rounded to it, which a solver cannot tell from a stiff "
+                "field. Compute in float32 (no autocast, no .bfloat16() or .half() inside)."
+            )
+
+
+def _check_gradient(neural_ode: NeuralODE, t: Tensor, z: Tensor, *control: Tensor) -> None:
+    """Compare a directional derivative by autograd with a difference quotient, row by row."""
+    generator = torch.Generator().manual_seed(0)
+    direction, weights = (torch.randn(z.shape, generator=generator).to(z) for _ in range(2))
+    direction = direction * z.pow(2).mean().sqrt().clamp(min=torch.finfo(z.dtype).tiny)
+
+    def weighed(state: Tensor) -> Tensor:
+        dz = call_part(neural_ode, "vector_field", t, state, *control)
+        return (dz * weights).reshape(len(z), -1).sum(dim=1)
+
+    with torch.no_grad():
+        quotient = (weighed(z + _STEP * direction) - weighed(z - _STEP * direction)) / (2 * _STEP)
+        size = weighed(z).abs().amax()
+    with torch.enable_grad():
+        leaf = z.detach().clone().requires_grad_(True)
+        values = weighed(leaf)
+        slope = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if values.requires_grad else None
+    derivative = torch.zeros_like(quotient)
+    if slope is not None:
+        derivative = (slope * direction).reshape(len(z), -1).sum(dim=1)
+    off, scale = (torch.linalg.vector_norm(part) for part in (quotient - derivative, quotient))
+    rounding = torch.finfo(z.dtype).eps * size / _STEP * len(z)
+    if off > _CUT * scale + 8 * rounding:
+        warnings.warn(
+            f"autograd's derivative of vector_field along a direction is {float(off / scale):.2g} of a difference quotient away "
+            "from it, so training through the solver would follow a wrong gradient: something inside is detached, under "
+            "no_grad, in NumPy, or differentiated without create_graph=True. Mend that, or fit with loss='residual', "
+            "finetune=None, which differentiate no field.",
+            GradientWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,283 @@
+"""What a callable of the user's reaches, by whatever path, and how it is copied.
+
+A vector field may be a module, a function, a bound method, a ``functools.partial`` or any object with ``__call__``. What it
+computes lies in what it *reaches*: attributes, list entries, closures, defaults, globals. A fit has to copy and freeze all of
+it, and a cache has to know all of it. Both ask :func:`walk`.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# Their classes and functions hide no module of the user's; instances of theirs are looked into all the same.
+_LIBRARIES = frozenset(
+    {
+        *sys.stdlib_module_names,
+        "torch",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "skorch",
+        "torchdiffeq",
+        "pandas",
+        "joblib",
+        "tqdm",
+    }
+    - {"__main__"}
+)
+_OURS = __name__.partition(".")[0]
+_LEAVES = (str, bytes, bytearray, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, range)
+_UNREAD = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl", "__weakref__"})
+"""Attributes of a module that are read apart, or not at all: a compiled call is made anew from the module."""
+
+
+class Reached(NamedTuple):
+    """Something that a callable reaches."""
+
+    path: str
+    """How: ``vector_field.layers[0]``."""
+    value: Any
+    in_function: bool
+    """Whether a function holds it (in a closure, a default or a global), which no deep copy enters."""
+
+
+def walk(root: Any, name: str) -> Iterator[Reached]:
+    """Everything that ``root`` reaches, itself included: modules, tensors, functions, constants.
+
+    Python code is followed from ``__call__`` and ``forward`` on: globals that it loads, and methods whose names it reads.
+    """
+    return _Walk().run(root, name)
+
+
+class _Walk:
+    def __init__(self) -> None:
+        self.queue: deque[Reached] = deque()
+        self.seen: dict[tuple[int, bool], Any] = {}  # values are kept alive: an id may be given again otherwise
+        self.called = {"__call__", "forward"}  # names of methods that code which has been reached may call
+        self.instances: list[Reached] = []
+
+    def run(self, root: Any, name: str) -> Iterator[Reached]:
+        self._add(name, root, False)
+        while self.queue:
+            reached = self.queue.popleft()
+            yield reached
+            self._enter(*reached)
+
+    def _add(self, path: str, value: Any, in_function: bool) -> None:
+        key = (id(value), in_function)
+        # What a function holds has been told already where it was reached without one, and is told again.
+        if key in self.seen or isinstance(value, type):
+            return
+        if not isinstance(value, types.ModuleType):
+            self.seen[key] = value
+            self.queue.append(Reached(path, value, in_function))
+
+    def _add_all(self, path: str, items: Iterable[tuple[Any, Any]], in_function: bool) -> None:
+        for key, value in items:
+            self._add(f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]", value, in_function)
+
+    def _enter(self, path: str, value: Any, in_function: bool) -> None:
+        if isinstance(value, (*_LEAVES, Tensor, torch.jit.ScriptModule)):
+            return
+        uncompiled = find_uncompiled(value)
+        if uncompiled is not None:
+            self._add(path, uncompiled, in_function)
+            return
+        if isinstance(value, functools.partial):
+            self._add(path, value.func, in_function)
+            self._add_all(f"{path}.args", enumerate(value.args), in_function)
+            self._add_all(path, value.keywords.items(), in_function)
+        elif isinstance(value, types.MethodType):
+            self.called.add(value.__func__.__name__)
+            self._add(f"{path}.__self__", value.__self__, in_function)
+            self._enter_function(path, value.__func__)
+        elif isinstance(value, types.FunctionType):
+            self._enter_function(path, value)
+            self._add_all(path, vars(value).items(), True)
+        elif isinstance(value, dict):
+            self._add_all(path, ((k, v) for k, v in value.items()), in_function)
+        elif isinstance(value, (list, tuple, deque)):
+            self._add_all(path, enumerate(value), in_function)
+        elif isinstance(value, (set, frozenset)):
+            self._add_all(path, enumerate(sorted(value, key=repr)), in_function)
+        elif isinstance(value, nn.Module) or not _is_opaque(type(value)):
+            self._enter_instance(path, value, in_function)
+
+    def _enter_instance(self, path: str, value: Any, in_function: bool) -> None:
+        attributes = getattr(value, "__dict__", {})
+        if isinstance(value, nn.Module):
+            for kind in ("_parameters", "_buffers", "_modules"):
+                self._add_all(path, attributes.get(kind, {}).items(), in_function)
+        self._add_all(path, ((k, v) for k, v in attributes.items() if k not in _UNREAD), in_function)
+        for slot in _slots(type(value)):
+            if hasattr(value, slot):
+                self._add(f"{path}.{slot}", getattr(value, slot), in_function)
+        self.instances.append(Reached(path, value, in_function))
+        self._enter_methods(self.instances[-1], self.called)
+
+    def _enter_methods(self, instance: Reached, names: Iterable[str]) -> None:
+        """The code of those of an instance's methods that may be called."""
+        for cls in type(instance.value).__mro__:
+            if not _is_library(cls.__module__):
+                for name in sorted(set(names) & vars(cls).keys()):
+                    function = _function_of(vars(cls)[name])
+                    if function is not None:
+                        self._add(f"{instance.path}.{name}", function, instance.in_function)
+
+    def _enter_function(self, path: str, function: types.FunctionType) -> None:
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        self._add_all(path, ((name, cell.cell_contents) for name, cell in cells if _is_filled(cell)), True)
+        self._add_all(path, zip(_default_names(function), function.__defaults__ or (), strict=True), True)
+        self._add_all(path, (function.__kwdefaults__ or {}).items(), True)
+        if _is_library(function.__module__):
+            return
+        loaded, read = _names(function.__code__)
+        for name in sorted(loaded & function.__globals__.keys()):
+            value = function.__globals__[name]
+            if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
+                self._add_all(name, ((k, vars(value)[k]) for k in sorted(read & vars(value).keys())), True)
+            self._add(f"{path}.{name}", value, True)
+        new = read - self.called
+        self.called |= new
+        for instance in list(self.instances):
+            self._enter_methods(instance, new)
+
+
+@functools.cache
+def _is_library(module: str | None) -> bool:
+    root = (module or "").partition(".")[0]
+    return root in _LIBRARIES or root == _OURS
+
+
+def _is_opaque(cls: type) -> bool:
+    """Whether instances are the insides of a numerical library, which hold nothing of the user's."""
+    root = cls.__module__.partition(".")[0]
+    return root in ("numpy", "scipy", "pandas") or (root == "torch" and "distributions" not in cls.__module__)
+
+
+def _slots(cls: type) -> Iterator[str]:
+    for base in cls.__mro__:
+        if not _is_library(base.__module__):
+            slots = vars(base).get("__slots__", ())
+            yield from ((slots,) if isinstance(slots, str) else slots)
+
+
+def _function_of(attribute: Any) -> types.FunctionType | None:
+    """The function behind a method, static method or property of a class."""
+    attribute = getattr(attribute, "fget", None) or getattr(attribute, "__func__", attribute)
+    attribute = getattr(attribute, "__wrapped__", attribute)
+    return attribute if isinstance(attribute, types.FunctionType) else None
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that has not been bound yet
+        return False
+
+
+def _default_names(function: types.FunctionType) -> tuple[str, ...]:
+    n_defaults = len(function.__defaults__ or ())
+    code = function.__code__
+    return code.co_varnames[code.co_argcount - n_defaults : code.co_argcount]
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """Names that code, and code inside it, loads as globals, and those that it reads as attributes."""
+    loaded, read = set(), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            loaded.add(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            read.add(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner_loaded, inner_read = _names(constant)
+            loaded |= inner_loaded
+            read |= inner_read
+    return frozenset(loaded), frozenset(read)
+
+
+# ---------------------------------------------------------------------- modules that torch does not see
+def find_hidden_modules(parts: dict[str, Any]) -> list[nn.Module]:
+    """Modules that parts hold in lists, bound methods, partials or objects, where ``parameters()`` does not look."""
+    registered = {id(m) for part in parts.values() if isinstance(part, nn.Module) for m in part.modules()}
+    hidden: list[nn.Module] = []
+    for name, part in parts.items():
+        for reached in walk(part, name):
+            if isinstance(reached.value, nn.Module) and not reached.in_function and id(reached.value) not in registered:
+                hidden.append(reached.value)
+                registered |= {id(m) for m in reached.value.modules()}
+    return hidden
+
+
+def refuse_state_in_functions(parts: dict[str, Any]) -> None:
+    """Refuse functions that hold modules or trained tensors: a fit could neither copy nor freeze them.
+
+    Raises
+    ------
+    TypeError
+        Naming the function, what it holds and where.
+    """
+    for name, part in parts.items():
+        for reached in walk(part, name):
+            value = reached.value
+            trained = isinstance(value, Tensor) and value.requires_grad
+            if reached.in_function and (isinstance(value, nn.Module) or trained):
+                what = "the tensor that requires gradients," if trained else f"the module ({type(value).__name__})"
+                raise TypeError(
+                    f"{name} is or holds a function that calls a module: it reaches {what} {reached.path}, which fit could "
+                    "neither copy nor freeze. Pass the module itself, a bound method or functools.partial of it, or an "
+                    "nn.Module that holds it and whose forward calls it."
+                )
+
+
+# ---------------------------------------------------------------------- compiled code
+def find_uncompiled(value: Any) -> Any:
+    """What ``torch.compile`` was given, or None where ``value`` is not compiled."""
+    if isinstance(value, nn.Module):
+        return vars(value)["_modules"].get("_orig_mod") if _is_optimized(value) else None
+    return vars(value).get("_torchdynamo_orig_callable") if isinstance(value, types.FunctionType) else None
+
+
+def _is_optimized(module: nn.Module) -> bool:
+    # By name: importing torch._dynamo takes a second.
+    return any(
+        cls.__name__ == "OptimizedModule" and cls.__module__.startswith("torch.") for cls in type(module).__mro__
+    )
+
+
+# ---------------------------------------------------------------------- what a callable computes with
+def describe_code(parts: dict[str, Any]) -> list[Any]:
+    """Code that parts run, and constants that it reads: what pickling by name leaves out. The same in every process."""
+    described: list[Any] = []
+    for name, part in parts.items():
+        for _, value, in_function in walk(part, name):
+            function = getattr(value, "__func__", value)
+            if isinstance(function, types.FunctionType):
+                described.append(_describe_function(function.__code__))
+            elif in_function:
+                described.append(_describe_constant(value))
+    return described
+
+
+def _describe_function(code: types.CodeType) -> tuple[Any, ...]:
+    constants = [_describe_function(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return code.co_code, tuple(constants), code.co_names, code.co_varnames, code.co_freevars
+
+
+def _describe_constant(value: Any) -> Any:
+    """A value that enters a key; what a container or an object holds enters by itself."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().to_dense().numpy() if value.dtype != torch.bfloat16 else value.float().cpu().numpy()
+    return value if isinstance(value, _LEAVES) or hasattr(value, "__array__") else type(value).__qualname__

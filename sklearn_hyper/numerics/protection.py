@@ -1,0 +1,72 @@
+"""Fields of the user's that write into what they are given, or hand out one buffer again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.compiler import is_compiling
+
+FieldOfState = Callable[[Tensor, Tensor], Tensor]
+
+
+class ProtectedField:
+    """A field f(t, z), its input x bound, that neither changes the solver's tensors nor has its own changed.
+
+    An in-place activation as the first layer would overwrite the state that the solver goes on from; an ``f`` that returns one
+    buffer would overwrite the stages before. The first call of a solve works on copies, and shows whether ``f`` writes into
+    z or x; the second whether it returns one buffer. All calls after that take copies of what needs them, and of nothing else.
+    ``f`` is never called more often than asked.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``.
+    x : Tensor, optional
+        Input of a data-controlled field.
+    """
+
+    def __init__(self, f: Callable[..., Tensor], x: Any = None):
+        self.f, self.x = f, x
+        self.writes_z = self.writes_x = self.reuses_output = False
+        self._watched: Tensor | None = None
+        self._version = 0
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
+        # Neither a compiler's tensors nor those of inference mode tell whether they have been written to.
+        if is_compiling() or z.is_inference():
+            return self._evaluate(t, z.clone(), _copy(self.x)).clone()
+        if self._watched is None:
+            return self._evaluate_first(t, z)
+        version = z._version
+        given = z.clone() if self.writes_z else z
+        output = self._evaluate(t, given, _copy(self.x) if self.writes_x else self.x)
+        if z._version != version:
+            raise ValueError(
+                "vector_field writes into its argument z in some calls and not in others, so that no solver can trust its "
+                "state: return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = z.clone()."
+            )
+        self.reuses_output |= self._watched._version != self._version
+        return output.clone() if self.reuses_output else output
+
+    def _evaluate_first(self, t: Tensor, z: Tensor) -> Tensor:
+        given, x = z.clone(), _copy(self.x)
+        versions = given._version, _version(x)
+        output = self._evaluate(t, given, x)
+        self.writes_z, self.writes_x = given._version != versions[0], _version(x) != versions[1]
+        if not isinstance(output, Tensor) or output.is_inference():
+            return output
+        self._watched, self._version = output, output._version
+        return output.clone()
+
+    def _evaluate(self, t: Tensor, z: Tensor, x: Any) -> Tensor:
+        return self.f(t, z) if x is None else self.f(t, z, x)
+
+
+def _copy(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
+
+
+def _version(x: Any) -> int:
+    return x._version if isinstance(x, Tensor) and not x.is_inference() else 0
