@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,6 +24,11 @@ from ..numerics.reference import reference_solution
 
 _INFERENCE_FACTOR = 8
 """Inference keeps no graph, so it takes this many times ``batch_size`` rows in the memory of training."""
+
+
+def outside_inference_mode() -> AbstractContextManager[Any]:
+    """Where the caller is in ``torch.inference_mode``, which forbids a field to differentiate: leave it for a while."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 _PREDICT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
@@ -89,7 +94,7 @@ class TorchEstimator(BaseEstimator):
         """Apply a tensor function to rows of X, a bounded number at a time."""
         limit = _INFERENCE_FACTOR * self.batch_size
         # Not inference_mode, the caller's neither: a field may differentiate inside (a Hamiltonian's does), which that forbids.
-        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.no_grad(), torch.no_grad():
+        with outside_inference_mode(), torch.no_grad():
             if len(X) <= limit:
                 return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
             parts = [X[i : i + limit] for i in range(0, len(X), limit)]

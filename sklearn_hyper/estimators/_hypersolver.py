@@ -19,6 +19,7 @@ from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import BaseSolver, resolve_base_solver
 from ..numerics.solve import check_n_steps, check_t_span, solver_mesh
 from ..training.references import solve_references
+from ._base import outside_inference_mode
 from ._hypersolver_fit import HypersolverFit
 from ._onnx_export import OnnxExportMixin
 from ._reports import measure_solvers
@@ -93,11 +94,12 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         return output[:, 0] if self._squeeze_output else output
 
     def _reference_states(self, neural_ode: NeuralODE, X: np.ndarray) -> Tensor:
-        rows = self._to_tensor(X, self.dtype_, "cpu")
-        return solve_references(
-            neural_ode, rows, neural_ode.t_span, rtol=self.rtol, atol=self.atol, memory=self.memory,
-            n_jobs=self.n_jobs, device=self.device_, verbose=self.verbose,
-        )[-1]  # fmt: skip
+        with outside_inference_mode():
+            rows = self._to_tensor(X, self.dtype_, "cpu")
+            return solve_references(
+                neural_ode, rows, neural_ode.t_span, rtol=self.rtol, atol=self.atol, memory=self.memory,
+                n_jobs=self.n_jobs, device=self.device_, verbose=self.verbose,
+            )[-1]  # fmt: skip
 
     def _reference_output(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -143,10 +145,11 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         solvers = {name: self.without_correction().module_}
         if self.correction_ is not None:
             solvers[f"hyper-{name}"] = module
-        return measure_solvers(
-            solvers, rows, states, labels,
-            tolerance=tolerance, floor=self.mape_floor, batch_size=batch_size,
-        )  # fmt: skip
+        with outside_inference_mode():
+            return measure_solvers(
+                solvers, rows.clone(), states.clone(), labels,
+                tolerance=tolerance, floor=self.mape_floor, batch_size=batch_size,
+            )  # fmt: skip
 
     def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
         """Labels as indices of the outputs; a regressor has none."""

@@ -103,7 +103,8 @@ class HypersolverFit(HypersolverBase):
         two_rows = few_rows[:2]
         z = check_neural_ode(frozen, two_rows)
         self._check_output(frozen, z, resolved)
-        settle_parts(frozen, few_rows)
+        residuals_alone = self.loss == "residual" and self.finetune is None and self._solver_name(0) != NONSTATIONARY
+        settle_parts(frozen, few_rows, differentiates=not residuals_alone)
         solver = self._resolve_solver(z[0].numel())
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)

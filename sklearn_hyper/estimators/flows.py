@@ -359,11 +359,11 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         check_rows_apart(flow)
         ode = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span)
         check_neural_ode(ode, x[:2])
-        settle_parts(ode, x)
-        flow.vector_field = ode.vector_field
         check_divergence(flow, x[:_CHECKED_ROWS])
         if self.objective == "flow_matching":
             check_matching(flow, x[:2])
+        settle_parts(ode, x, differentiates=self.objective == "likelihood")
+        flow.vector_field = ode.vector_field
 
     def _settings(self, n_features: int) -> FlowSettings:
         return FlowSettings(

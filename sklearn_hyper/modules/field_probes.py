@@ -39,7 +39,7 @@ class CopyingPart(DeviceFreeModule):
         return self.part(*(argument.clone() for argument in arguments)).clone()
 
 
-def settle_parts(neural_ode: NeuralODE, x: Tensor) -> None:
+def settle_parts(neural_ode: NeuralODE, x: Tensor, *, differentiates: bool = True) -> None:
     """Let parts that write into their arguments or reuse their output work on copies; refuse those no solver can use.
 
     Parameters
@@ -48,6 +48,8 @@ def settle_parts(neural_ode: NeuralODE, x: Tensor) -> None:
         Checked by :func:`check_neural_ode`; a copy of the user's, for parts of it may be wrapped. Probed in eval mode.
     x : Tensor of shape (n, ...)
         A few rows of the input.
+    differentiates : bool, default True
+        Whether training goes through the field, so that its gradient matters.
 
     Raises
     ------
@@ -74,7 +76,8 @@ def settle_parts(neural_ode: NeuralODE, x: Tensor) -> None:
             _settle(neural_ode, "vector_field", *field)
             _settle(neural_ode, "output_map", z)
             _check_full_precision(neural_ode, *field)
-        _check_gradient(neural_ode, *field)
+        if differentiates:
+            _check_gradient(neural_ode, *field)
     finally:
         for module, training in modes.items():
             module.training = training

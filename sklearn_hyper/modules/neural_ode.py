@@ -215,7 +215,7 @@ def call_part(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> Any:
         state = arguments[1 if name == "vector_field" else 0]
         text = " ".join(str(error).split()) or "(no message)"
         raise VectorFieldError(
-            f"{name}{_signature(neural_ode) if name == 'vector_field' else f'({letters[0]})'} fails on {kind} of shape "
+            f"{name}{_signature(neural_ode) if name == 'vector_field' else ''} fails on {kind} of shape "
             f"{tuple(state.shape)} (batch first) and dtype {state.dtype}: {type(error).__name__}: {text}. It was called with "
             f"{called}{_advise(neural_ode, name, arguments)}."
         ) from error
@@ -228,6 +228,8 @@ def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> 
     t, z = arguments[:2]
     if _works(neural_ode.vector_field, z, t, like=z):
         return "; called the other way round, with (z, t), it works: a field takes the time first, so wrap it"
+    if _works(neural_ode.vector_field, z, like=z):
+        return "; with z alone it works: a field takes the time first, also where it does not use it, so wrap it"
     if not neural_ode.data_controlled and _works(neural_ode.vector_field, t, z, z, like=z):
         return (
             "; with a third argument it works: a field that takes the input too needs NeuralODE(data_controlled=True)"

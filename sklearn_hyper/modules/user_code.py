@@ -230,15 +230,14 @@ def refuse_state_in_functions(parts: dict[str, Any]) -> None:
         Naming the function, what it holds and where.
     """
     for name, part in parts.items():
-        for reached in walk(part, name):
-            value = reached.value
+        for path, value, in_function in walk(part, name):
             trained = isinstance(value, Tensor) and value.requires_grad
-            if reached.in_function and (isinstance(value, nn.Module) or trained):
-                what = "the tensor that requires gradients," if trained else f"the module ({type(value).__name__})"
+            if in_function and (isinstance(value, nn.Module) or trained):
+                what = "uses the tensor that requires gradients" if trained else "calls the module"
                 raise TypeError(
-                    f"{name} is or holds a function that calls a module: it reaches {what} {reached.path}, which fit could "
-                    "neither copy nor freeze. Pass the module itself, a bound method or functools.partial of it, or an "
-                    "nn.Module that holds it and whose forward calls it."
+                    f"{name} {'is' if isinstance(part, types.FunctionType) else 'holds'} a function that {what} "
+                    f"{path.removeprefix(f'{name}.')}, which fit could neither copy nor freeze. Pass the module itself, a bound "
+                    "method or functools.partial of it, or an nn.Module that holds it and whose forward calls it."
                 )
 
 

@@ -713,8 +713,9 @@ class Hamiltonian(nn.Module):
 
     def forward(self, t, z):
         with torch.enable_grad():
-            q = z.detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad((1 - q[:, 0].cos() + q[:, 1].pow(2) / 2).sum(), q)
+            q = z if z.requires_grad else z.detach().requires_grad_(True)
+            energy = (1 - q[:, 0].cos() + q[:, 1].pow(2) / 2).sum()
+            (slope,) = torch.autograd.grad(energy, q, create_graph=True)
         return torch.stack([slope[:, 1], -slope[:, 0]], dim=1)
 
 
