@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..modules.neural_ode import PARTS, NeuralODE
-from ..modules.serialization import copy_user_code
+from ..modules.serialization import copy_user_code, pack
 from ..modules.user_code import refuse_state_in_functions, walk
 
 
@@ -49,6 +50,45 @@ def trained_copies(*parts: Any) -> tuple[Any, ...]:
                 "never be trained. Make it an nn.Parameter of a module."
             )
     return copied
+
+
+class PersistenceWarning(UserWarning):
+    """What is being fitted cannot be saved."""
+
+
+def check_saveable(neural_ode: NeuralODE, *, needed_for: str | None = None) -> None:
+    """Say before a fit, not after it, that what it makes cannot be pickled.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+    needed_for : str, optional
+        A parameter that pickles it in the fit itself, which then is an error.
+
+    Raises
+    ------
+    ValueError
+        With ``needed_for``.
+
+    Warns
+    -----
+    PersistenceWarning
+        Without.
+    """
+    try:
+        pack(neural_ode)
+    except Exception as error:
+        what = (
+            f"the field or a map cannot be pickled ({type(error).__name__}: {error}). Open files, locks, generators and modules "
+            "of torch.export are what usually cannot: pass the Python module, or define __getstate__ on the class that holds them"
+        )
+        if needed_for is not None:
+            raise ValueError(f"{needed_for} needs to pickle neural_ode, and {what}.") from error
+        warnings.warn(
+            f"{what}. The fit goes on, but its result can be neither saved nor sent to another process.",
+            PersistenceWarning,
+            stacklevel=6,
+        )
 
 
 def _trained_tensors(root: Any) -> list[tuple[str, Tensor]]:

@@ -28,7 +28,7 @@ from ..training.nets import seeded
 from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
-from ._copies import frozen_copy
+from ._copies import check_saveable, frozen_copy
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._hypersolver_base import HypersolverBase
 
@@ -65,8 +65,11 @@ class HypersolverFit(HypersolverBase):
             If ``neural_ode`` is not fitted.
         ValueError
             If a parameter, X or the span of time does not do, or steps of the base solver overflow from X.
+        TypeError
+            If a function holds a module, or the Neural ODE cannot be copied.
         VectorFieldError
-            If the field's signature, or the shape, dtype or device of its output, is wrong.
+            If the field's signature, or the shape, dtype or device of its output, is wrong, or a map's; if one of them is random
+            or mixes rows.
         ReferenceSolveError
             If dopri5 cannot solve the Neural ODE from X.
         TrainingDivergedError
@@ -74,6 +77,10 @@ class HypersolverFit(HypersolverBase):
 
         Warns
         -----
+        GradientWarning
+            If training goes through the field, and autograd's derivative of it is not that of its values.
+        PersistenceWarning
+            If the result could not be pickled.
         ConvergenceWarning
             If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states.
         """
@@ -104,6 +111,7 @@ class HypersolverFit(HypersolverBase):
         z = check_neural_ode(frozen, two_rows)
         self._check_output(frozen, z, resolved)
         residuals_alone = self.loss == "residual" and self.finetune is None and self._solver_name(0) != NONSTATIONARY
+        check_saveable(frozen, needed_for=self._pickles_in_fit())
         settle_parts(frozen, few_rows, differentiates=not residuals_alone)
         solver = self._resolve_solver(z[0].numel())
         if warm is not None:
@@ -132,6 +140,12 @@ class HypersolverFit(HypersolverBase):
         self._n_features_out = z[0].numel()
         self._set_module(frozen, solver, solver_mesh(solver, frozen.t_span, self.n_steps))
         return fitted.interrupted
+
+    def _pickles_in_fit(self) -> str | None:
+        """The parameter for which a fit pickles the Neural ODE."""
+        if self.memory is not None:
+            return f"memory={self.memory!r}"
+        return None if self.n_jobs in (None, 1) else f"n_jobs={self.n_jobs}"
 
     def _solver_name(self, n_state: int) -> Any:
         """``base_solver``, or what "auto" stands for with states of so many numbers."""

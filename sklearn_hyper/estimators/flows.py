@@ -32,7 +32,7 @@ from ._base import (
     dopri5_states,
     module_dtype,
 )
-from ._copies import trained_copies
+from ._copies import check_saveable, trained_copies
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
 _EXACT_UP_TO = 16
@@ -364,6 +364,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             check_matching(flow, x[:2])
         settle_parts(ode, x, differentiates=self.objective == "likelihood")
         flow.vector_field = ode.vector_field
+        check_saveable(ode)
 
     def _settings(self, n_features: int) -> FlowSettings:
         return FlowSettings(

@@ -35,7 +35,7 @@ from ._base import (
     module_dtype,
     softmax,
 )
-from ._copies import trained_copies
+from ._copies import check_saveable, trained_copies
 
 _ADDED_CHANNELS, _ADDED_FEATURES = 7, 8
 _AGREEMENT = 0.005
@@ -191,6 +191,7 @@ class _NeuralODEEstimator(TorchEstimator):
         module = module.to(device)
         output = check_output_map(module, check_neural_ode(module, x[:2]))
         settle_parts(module, x)
+        check_saveable(module)
         if output.ndim != 2 or output.shape[1] != self._n_outputs():
             raise ValueError(
                 f"output_map must return a tensor of shape (n_samples, {self._n_outputs()}) for this y, got "

@@ -123,8 +123,9 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 def _check_full_precision(neural_ode: NeuralODE, t: Tensor, z: Tensor, *control: Tensor) -> None:
     """Refuse fields that compute in half precision inside (autocast): a solver takes their rounding for stiffness."""
     dz = call_part(neural_ode, "vector_field", t, z * (1 + 1e-3 / 3), *control)
-    values = dz[dz.isfinite() & (dz != 0)]
-    if len(values.abs().unique()) < 8:
+    values = dz[dz.isfinite() & (dz != 0)][:64]
+    # Fields of round numbers (signs, counts) repeat theirs; rounded to half precision few are the same.
+    if len(values.abs().unique()) < max(8, 0.6 * len(values)):
         return
     for half in (torch.bfloat16, torch.float16):
         if torch.equal(values.to(half).to(values.dtype), values) and not torch.equal(z.to(half).to(z.dtype), z):

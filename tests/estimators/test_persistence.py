@@ -16,6 +16,7 @@ from small_hypersolvers import make_regressor
 import sklearn_hyper.estimators._base as base
 from sklearn_hyper import HypersolverDensity, HypersolverRegressor, NeuralODEClassifier
 from sklearn_hyper.estimators._base import VersionMismatchWarning
+from sklearn_hyper.estimators._copies import PersistenceWarning
 from sklearn_hyper.training.references import digest
 
 
@@ -103,7 +104,13 @@ def test_what_cannot_be_pickled_says_what_to_do(X):
         with lock:
             return -z
 
-    hyper = HypersolverRegressor(guarded, n_steps=2, max_epochs=5, random_state=0).fit(X)
+    hyper = HypersolverRegressor(guarded, n_steps=2, max_epochs=5, random_state=0)
+    with pytest.warns(PersistenceWarning, match=r"cannot be pickled.*neither saved nor sent"):
+        hyper.fit(X)
+    with pytest.raises(ValueError, match=r"memory='cache' needs to pickle neural_ode"):
+        hyper.set_params(memory="cache").fit(X)
+    with pytest.raises(ValueError, match=r"n_jobs=2 needs to pickle neural_ode"):
+        hyper.set_params(memory=None, n_jobs=2).fit(X)
     with pytest.raises(pickle.PicklingError, match=r"cannot be pickled.*locks.*drop them, or define __getstate__"):
         pickle.dumps(hyper)
 

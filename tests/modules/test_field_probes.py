@@ -1,0 +1,239 @@
+"""What would go wrong silently is found before a fit, and nothing is found where nothing is wrong."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sklearn_hyper import NeuralODE
+from sklearn_hyper.modules.field_probes import CopyingPart, GradientWarning, settle_parts
+from sklearn_hyper.modules.neural_ode import VectorFieldError, check_neural_ode, check_precision
+
+
+@pytest.fixture
+def x(generator):
+    return torch.randn(8, 3, generator=generator)
+
+
+def _mlp():
+    return nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+class Field(nn.Module):
+    """A field made of a net and what to do with it."""
+
+    def __init__(self, call, net=None):
+        super().__init__()
+        self.net, self.call = net or _mlp(), call
+
+    def forward(self, t, z):
+        return self.call(self.net, t, z)
+
+
+# ---------------------------------------------------------------------- writing and reuse
+BUFFER = torch.empty(64, 3)
+
+
+def _copied(z):
+    return BUFFER[: len(z)].copy_(2 * z)
+
+
+@pytest.mark.parametrize(
+    "name, part, clean",
+    [
+        ("input_map", lambda x: x.relu_(), torch.relu),
+        ("input_map", nn.ReLU(inplace=True), torch.relu),
+        ("output_map", lambda z: z.mul_(2.0), lambda z: 2 * z),
+        ("output_map", _copied, lambda z: 2 * z),
+        ("vector_field", lambda t, z: z.neg_(), lambda t, z: -z),
+        ("vector_field", lambda t, z: _copied(z), lambda t, z: 2 * z),
+    ],
+)
+def test_parts_that_write_or_reuse_work_on_copies(name, part, clean, x):
+    ode = NeuralODE(**{"vector_field": lambda t, z: -z} | {name: part})
+    before = x.clone()
+    settle_parts(ode, x)
+    settled = getattr(ode, name)
+    assert isinstance(settled, CopyingPart) and ode.is_settled
+    arguments = (torch.zeros(()), x) if name == "vector_field" else (x,)
+    first, second = settled(*arguments), settled(*arguments)
+    assert torch.equal(first, clean(*arguments)) and first.data_ptr() != second.data_ptr()
+    assert torch.equal(x, before)
+
+
+def test_a_data_controlled_field_that_writes_into_x_works_on_a_copy(x):
+    ode = NeuralODE(lambda t, z, x: z * x.mul_(2.0), data_controlled=True)
+    before = x.clone()
+    settle_parts(ode, x)
+    assert torch.equal(ode.vector_field(torch.zeros(()), x, x), x * (2 * x))
+    assert torch.equal(x, before)
+
+
+def test_clean_parts_stay_as_they_are(x):
+    field, lift, read = Field(lambda net, t, z: net(z)), nn.Linear(3, 3), nn.Linear(3, 1)
+    ode = NeuralODE(field, input_map=lift, output_map=read)
+    settle_parts(ode, x)
+    assert (ode.vector_field, ode.input_map, ode.output_map) == (field, lift, read)
+
+
+# ---------------------------------------------------------------------- rows
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, t, z: net(z.mean(0, keepdim=True)) - z,
+        lambda net, t, z: torch.softmax(z, dim=0),
+        lambda net, t, z: z if z.sum() > 1e3 else net(z) * z.norm(),
+        lambda net, t, z: (z @ z.T).softmax(dim=1) @ z,
+        lambda net, t, z: z.roll(1, dims=0),
+    ],
+    ids=["mean field", "softmax over rows", "norm of the batch", "attention over rows", "neighbours"],
+)
+def test_rows_that_depend_on_each_other_are_refused(call, x):
+    with pytest.raises(VectorFieldError, match=r"vector_field mixes the rows of a batch.*one sample of shape"):
+        settle_parts(NeuralODE(Field(call)), x)
+
+
+@pytest.mark.parametrize("name", ["input_map", "output_map"])
+def test_maps_that_mix_rows_are_refused(name, x):
+    with pytest.raises(VectorFieldError, match=f"{name} mixes the rows"):
+        settle_parts(NeuralODE(lambda t, z: -z, **{name: lambda z: z - z.mean(0)}), x)
+
+
+def test_batch_normalisation_mixes_no_rows_once_it_is_settled(x):
+    field = Field(lambda net, t, z: net(z), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    ode = NeuralODE(field)
+    settle_parts(ode.train(), x)
+    assert field.net[1].training and field.net[1].num_batches_tracked == 0
+
+
+# ---------------------------------------------------------------------- randomness
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, t, z: functional.dropout(net(z), 0.5),
+        lambda net, t, z: net(z) + 0.1 * torch.randn_like(z),
+        lambda net, t, z: net(z) * np.random.default_rng().uniform(1, 2),
+    ],
+    ids=["functional dropout", "noise", "NumPy's noise"],
+)
+def test_random_fields_are_refused(call, x):
+    with pytest.raises(VectorFieldError, match="vector_field is random or keeps a state"):
+        settle_parts(NeuralODE(Field(call)), x)
+
+
+def test_fields_that_keep_a_state_are_refused(x):
+    calls = iter(range(100))
+    with pytest.raises(VectorFieldError, match="keeps a state"):
+        settle_parts(NeuralODE(lambda t, z: z * next(calls)), x)
+
+
+# ---------------------------------------------------------------------- precision
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused(dtype, x):
+    with pytest.raises(ValueError, match=rf"weights of dtype {dtype} \(vector_field.net.0.weight\).*neural_ode.float\(\)"):
+        check_precision(NeuralODE(Field(lambda net, t, z: net(z), _mlp().to(dtype))))
+    with pytest.raises(VectorFieldError, match=f"computes in {dtype}"):
+        settle_parts(NeuralODE(Field(lambda net, t, z: net(z).to(dtype).to(z.dtype))), x)
+
+
+@pytest.mark.parametrize("f", [lambda t, z: torch.ones_like(z), lambda t, z: z.sign(), lambda t, z: (4 * z).round()])
+def test_round_numbers_are_no_half_precision(f, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradientWarning)
+        settle_parts(NeuralODE(f), x)
+        settle_parts(NeuralODE(lambda t, z: -z), torch.arange(24.0).reshape(8, 3))
+
+
+# ---------------------------------------------------------------------- gradients
+def _potential(z):
+    return (z.pow(4).sum() + z.prod(dim=1).sum()) / 4
+
+
+def _by_autograd(net, t, z, create_graph):
+    with torch.enable_grad():
+        q = z if z.requires_grad and create_graph else z.detach().requires_grad_(True)
+        return -torch.autograd.grad(_potential(q), q, create_graph=create_graph)[0]
+
+
+CUT = {
+    "detached": lambda net, t, z: net(z.detach()),
+    "half detached": lambda net, t, z: 3 * net(z.detach()) + z,
+    "no_grad": lambda net, t, z: torch.no_grad()(net)(z),
+    "NumPy": lambda net, t, z: torch.from_numpy(np.tanh(z.detach().numpy())),
+    "no create_graph": lambda net, t, z: _by_autograd(net, t, z, create_graph=False),
+}
+WHOLE = {
+    "net": lambda net, t, z: net(z),
+    "differentiating": lambda net, t, z: _by_autograd(net, t, z, create_graph=True),
+    "func.grad": lambda net, t, z: -torch.func.vmap(torch.func.grad(lambda q: q.pow(4).sum()))(z),
+    "constant": lambda net, t, z: torch.ones_like(z),
+    "detached time": lambda net, t, z: net(z) * t.detach(),
+    "small beside an offset": lambda net, t, z: 1e3 + 1e-4 * torch.tanh(z),
+    "in place": lambda net, t, z: nn.functional.relu(z, inplace=True) * 2,
+}
+
+
+@pytest.mark.parametrize("call", CUT.values(), ids=CUT)
+def test_gradients_that_are_cut_are_told(call, x):
+    with pytest.warns(GradientWarning, match="a difference quotient away from it.*detached"):
+        settle_parts(NeuralODE(Field(call)), x)
+    settle_parts(NeuralODE(Field(call)), x, differentiates=False)
+
+
+@pytest.mark.parametrize("call", WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
+def test_whole_gradients_are_not(call, x, scale):
+    settle_parts(NeuralODE(Field(call)), x)
+    settle_parts(NeuralODE(lambda t, z: scale * torch.sin(z / scale)), scale * x)
+
+
+# ---------------------------------------------------------------------- signatures
+def _swapped(x, t):
+    return -x * (1 + t)
+
+
+def _needs_rows(x, t):
+    return torch.cat([x, t.expand(len(x), 1)], dim=1)[:, :3]
+
+
+class Swapped(nn.Module):
+    def forward(self, state, time):
+        return torch.sin(state) * time
+
+
+def _refuses(t, z):
+    if t.ndim != 1:
+        raise AssertionError
+    return z
+
+
+@pytest.mark.parametrize(
+    "field, message",
+    [
+        (_swapped, r"vector_field takes \(x, t\), a time second.*Wrap it"),
+        (Swapped(), r"vector_field takes \(state, time\), a time second"),
+        (_needs_rows, r"with \(z, t\), it works: a field takes the time first"),
+        (lambda z: -z, r"with z alone it works"),
+        (lambda t, z, x: -z, r"takes the input too needs NeuralODE\(data_controlled=True\)"),
+        (_refuses, r"AssertionError: \(no message\)\. It was called with t \(shape \(\), .*z \(shape \(8, 3\)"),
+        (lambda t, z: {}["key"], r"KeyError: 'key'"),
+    ],
+)
+def test_wrong_signatures_are_explained(field, message, x):
+    with pytest.raises(VectorFieldError, match=message):
+        check_neural_ode(NeuralODE(field), x)
+
+
+@pytest.mark.parametrize("field", [_refuses, lambda t, z: {}["key"]])
+def test_what_data_control_does_not_mend_is_not_said_to_need_it(field, x):
+    with pytest.raises(VectorFieldError) as caught:
+        check_neural_ode(NeuralODE(field), x)
+    assert "data_controlled" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", [lambda s, y: -y, lambda t, x: -x, lambda *a: -a[1], torch.add, lambda a, b: a * b])
+def test_right_signatures_of_any_names_pass(field, x):
+    assert torch.equal(check_neural_ode(NeuralODE(field), x), x)

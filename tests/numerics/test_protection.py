@@ -1,0 +1,151 @@
+"""Fields that write into what they are given, or return one buffer again and again, give the numbers of a field that does not."""
+
+import math
+
+import pytest
+import torch
+from problems import BASE_SOLVERS, MULTISTEP
+from torch import nn
+
+from sklearn_hyper.numerics import compute_residuals, count_nfe, hypersolve, hypersolve_trajectory, reference_solution
+from sklearn_hyper.numerics.protection import ProtectedField
+
+
+def clean(t, z):
+    return torch.relu(z) * (1 + t) - z
+
+
+def in_place_on_z(t, z):
+    negative = -z
+    return z.relu_().mul_(1 + t).add_(negative)
+
+
+class InplaceFirstLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.ReLU(inplace=True)
+
+    def forward(self, t, z):
+        negative = -z
+        return self.first(z) * (1 + t) + negative
+
+
+class OneBuffer:
+    """Allocates its output once."""
+
+    def __init__(self):
+        self.buffer = None
+
+    def __call__(self, t, z):
+        if self.buffer is None or self.buffer.shape != z.shape:
+            self.buffer = torch.empty_like(z)
+        return self.buffer.copy_(clean(t, z))
+
+
+class ViewOfABuffer:
+    """Hands out another view of its buffer every time."""
+
+    def __init__(self):
+        self.buffer = torch.empty(64, 2, dtype=torch.float64)
+
+    def __call__(self, t, z):
+        return torch.mul(clean(t, z), 1.0, out=self.buffer[: len(z)])
+
+
+MAKERS = {
+    "in place on z": lambda: in_place_on_z,
+    "inplace=True": InplaceFirstLayer,
+    "one buffer": OneBuffer,
+    "views of a buffer": ViewOfABuffer,
+}
+each_field = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+@pytest.fixture
+def z0(generator):
+    return torch.randn(5, 2, generator=generator, dtype=torch.float64)
+
+
+@each_field
+@pytest.mark.parametrize("solver", (*BASE_SOLVERS, *MULTISTEP), ids=lambda solver: solver.name)
+def test_fixed_steps(make, solver, z0):
+    before = z0.clone()
+    own = hypersolve_trajectory(make(), z0, (0.0, 1.0), 6, solver)
+    assert torch.equal(own, hypersolve_trajectory(clean, z0, (0.0, 1.0), 6, solver))
+    assert torch.equal(z0, before)
+
+
+@each_field
+def test_dopri5(make, z0):
+    before, times = z0.clone(), [0.0, 0.3, 1.0]
+    assert torch.equal(reference_solution(make(), z0, times), reference_solution(clean, z0, times))
+    assert torch.equal(z0, before)
+
+
+@each_field
+def test_residuals(make, z0):
+    states = reference_solution(clean, z0, [0.0, 0.5, 1.0])
+    kept = states.clone()
+    for own, expected in zip(*(compute_residuals(f, states, [0, 0.5, 1], "ab2") for f in (make(), clean)), strict=True):
+        assert torch.equal(own.target, expected.target)
+        assert all(map(torch.equal, own.stages, expected.stages))
+    assert torch.equal(states, kept)
+
+
+@each_field
+def test_under_inference_mode(make, z0):
+    expected = hypersolve(clean, z0, (0.0, 1.0), 4, "rk4")
+    with torch.inference_mode():
+        assert torch.equal(hypersolve(make(), z0.clone(), (0.0, 1.0), 4, "rk4"), expected)
+
+
+def test_the_input_of_a_data_controlled_field_is_kept(z0):
+    def writes_x(t, z, x):
+        return z * x.mul_(2.0)
+
+    x = torch.full_like(z0, 0.25)
+    solved = hypersolve(writes_x, z0, (0.0, 1.0), 3, "heun", x=x)
+    assert torch.equal(solved, hypersolve(lambda t, z, x: z * (2 * x), z0, (0.0, 1.0), 3, "heun", x=x))
+    assert torch.equal(x, torch.full_like(x, 0.25))
+
+
+def test_gradients_are_those_of_the_field(z0):
+    leaf = z0.clone().requires_grad_(True)
+    for f in (InplaceFirstLayer(), clean):
+        hypersolve(f, leaf, (0.0, 1.0), 3, "rk4").sum().backward()
+    (expected,) = torch.autograd.grad(2 * hypersolve(clean, leaf, (0.0, 1.0), 3, "rk4").sum(), leaf)
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+def test_protection_costs_no_evaluation(z0):
+    assert count_nfe(lambda f: hypersolve(f, z0, (0.0, 1.0), 5, "rk4"), clean) == 20
+
+
+def test_a_field_that_writes_only_now_and_then_is_named(z0):
+    def fickle(t, z):
+        return z.neg_() if t > 0.5 else -z
+
+    with pytest.raises(ValueError, match=r"writes into its argument z in some calls.*z = z.clone\(\)"):
+        hypersolve(fickle, z0, (0.0, 1.0), 4, "euler")
+
+
+def test_copies_are_made_where_they_are_needed_and_nowhere_else(z0):
+    field = ProtectedField(clean)
+    given = []
+    field.f = lambda t, z: given.append(z) or -z
+    zero = torch.zeros(())
+    for _ in range(3):
+        field(zero, z0)
+    assert [z is z0 for z in given] == [False, True, True]
+    assert not (field.writes_z or field.reuses_output)
+
+
+def test_exports_keep_the_numbers(z0):
+    class Solve(nn.Module):
+        def forward(self, z):
+            return hypersolve(in_place_on_z, z, (0.0, 1.0), 2, "heun")
+
+    program = torch.export.export(Solve(), (z0,))
+    expected = hypersolve(clean, z0, (0.0, 1.0), 2, "heun")
+    torch.testing.assert_close(program.module()(z0), expected, rtol=1e-12, atol=1e-12)
+    assert math.isfinite(expected.sum())
