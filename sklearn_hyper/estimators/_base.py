@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import validate_data
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..modules.neural_ode import NeuralODE, VectorFieldError, call_part
-from ..modules.serialization import DeviceFree, pack, unpack
+from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
 from ..numerics.reference import reference_solution
 
 _INFERENCE_FACTOR = 8
@@ -121,6 +122,20 @@ class TorchEstimator(BaseEstimator):
                 "using this estimator."
             )
         return getattr(self, attribute)
+
+    # ------------------------------------------------------------------ copies
+    def __sklearn_clone__(self) -> Any:
+        params = self.get_params(deep=False)
+        copied = type(self)(**{name: self._clone_parameter(name, value) for name, value in params.items()})
+        for name in ("_metadata_request", "_sklearn_output_config", "_skl_callbacks"):
+            if name in vars(self):
+                setattr(copied, name, copy.deepcopy(vars(self)[name]))
+        return copied
+
+    def _clone_parameter(self, name: str, value: Any) -> Any:
+        """A copy; sklearn's own refuses modules that hold an activation of their last training step."""
+        is_code = callable(value) and not isinstance(value, type) and not hasattr(value, "get_params")
+        return copy_user_code(value, name) if is_code else clone(value, safe=False)
 
     # ------------------------------------------------------------------ persistence
     def __getstate__(self) -> dict[str, Any]:

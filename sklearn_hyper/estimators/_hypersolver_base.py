@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from joblib import Memory
-from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_array
 from torch import nn
@@ -130,14 +128,9 @@ class HypersolverBase(TorchEstimator):
             )
         return super().set_params(**params)
 
-    def __sklearn_clone__(self) -> HypersolverBase:
-        """Clone with the *same* neural_ode: sklearn's clone would unfit it, a deep copy would multiply it."""
-        params = {name: value for name, value in self.get_params(deep=False).items() if name != "neural_ode"}
-        copied = type(self)(self.neural_ode, **{name: clone(value, safe=False) for name, value in params.items()})
-        for name in ("_metadata_request", "_sklearn_output_config", "_skl_callbacks"):
-            if name in vars(self):
-                setattr(copied, name, copy.deepcopy(vars(self)[name]))
-        return copied
+    def _clone_parameter(self, name: str, value: Any) -> Any:
+        """The *same* neural_ode: sklearn's clone would unfit it, a deep copy would multiply it."""
+        return value if name == "neural_ode" else super()._clone_parameter(name, value)
 
     def _fit_range(self) -> int | tuple[int, int] | None:
         if self.fit_n_steps is None or isinstance(self.fit_n_steps, Integral):

@@ -11,6 +11,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import cloudpickle
@@ -36,15 +37,13 @@ def _rebuild_tensor(
     return tensor.requires_grad_(requires_grad)
 
 
-def _rebuild_sparse(parts: tuple[Tensor, ...], shape: tuple[int, ...], layout: str, requires_grad: bool) -> Tensor:
+def _rebuild_sparse(parts: Sequence[Tensor], shape: tuple[int, ...], layout: str, requires_grad: bool) -> Tensor:
+    how: dict[str, Any] = {"size": shape, "check_invariants": False}  # they held when it was written
     if layout == "sparse_coo":
-        # Told, not checked: a check of either would synchronise or warn.
-        return torch.sparse_coo_tensor(*parts, shape, is_coalesced=True, check_invariants=False).requires_grad_(
-            requires_grad
-        )
-    return torch.sparse_compressed_tensor(
-        *parts, shape, layout=getattr(torch, layout), check_invariants=False
-    ).requires_grad_(requires_grad)
+        tensor = torch.sparse_coo_tensor(parts[0], parts[1], is_coalesced=True, **how)
+    else:
+        tensor = torch.sparse_compressed_tensor(parts[0], parts[1], parts[2], layout=getattr(torch, layout), **how)
+    return tensor.requires_grad_(requires_grad)
 
 
 def _sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:

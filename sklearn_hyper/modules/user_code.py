@@ -99,7 +99,7 @@ class _Walk:
         elif isinstance(value, types.MethodType):
             self.called.add(value.__func__.__name__)
             self._add(f"{path}.__self__", value.__self__, in_function)
-            self._enter_function(path, value.__func__)
+            self._add(path, value.__func__, in_function)
         elif isinstance(value, types.FunctionType):
             self._enter_function(path, value)
             self._add_all(path, vars(value).items(), True)

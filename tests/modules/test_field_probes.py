@@ -133,7 +133,9 @@ def test_fields_that_keep_a_state_are_refused(x):
 # ---------------------------------------------------------------------- precision
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_refused(dtype, x):
-    with pytest.raises(ValueError, match=rf"weights of dtype {dtype} \(vector_field.net.0.weight\).*neural_ode.float\(\)"):
+    with pytest.raises(
+        ValueError, match=rf"weights of dtype {dtype} \(vector_field.net.0.weight\).*neural_ode.float\(\)"
+    ):
         check_precision(NeuralODE(Field(lambda net, t, z: net(z), _mlp().to(dtype))))
     with pytest.raises(VectorFieldError, match=f"computes in {dtype}"):
         settle_parts(NeuralODE(Field(lambda net, t, z: net(z).to(dtype).to(z.dtype))), x)

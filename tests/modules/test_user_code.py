@@ -110,7 +110,7 @@ def nested(net):
     def inner(t, z):
         return net(t, z)
 
-    return lambda t, z: [inner(t, z) for _ in range(1)][0]
+    return lambda t, z: sum(inner(t, z) for _ in range(1))
 
 
 def with_keyword_default(net):
@@ -172,7 +172,9 @@ def test_what_objects_hold_is_registered(make):
 def test_what_functions_hold_is_refused(make, path):
     part = make(Net())
     what = "is" if isinstance(part, types.FunctionType) else "holds"
-    with pytest.raises(TypeError, match=rf"vector_field {what} a function that calls the module .*{path}.*Pass the module"):
+    with pytest.raises(
+        TypeError, match=rf"vector_field {what} a function that calls the module .*{path}.*Pass the module"
+    ):
         refuse_state_in_functions({"vector_field": part})
 
 
