@@ -166,3 +166,47 @@ def _check_gradient(neural_ode: NeuralODE, t: Tensor, z: Tensor, *control: Tenso
             GradientWarning,
             stacklevel=2,
         )
+
+
+_START_ROWS = 2048
+
+
+def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None) -> None:
+    """Name the rows from which the Neural ODE does not even start: where a map or the field is not finite.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+    x : Tensor of shape (n, ...)
+    rows : sequence of int, optional
+        What to call them by; missing: their places in x.
+
+    Raises
+    ------
+    VectorFieldError
+    """
+    lost: dict[str, list[int]] = {"input_map": [], "vector_field": [], "output_map": []}
+    device = next((tensor.device for tensor in (*neural_ode.parameters(), *neural_ode.buffers())), x.device)
+    with torch.no_grad():
+        for first in range(0, len(x), _START_ROWS):
+            some = x[first : first + _START_ROWS].to(device)
+            z = neural_ode.input_map(some.clone())
+            control = neural_ode.control(some)
+            t = z.new_tensor(neural_ode.t_span[0])
+            arguments = (t, z.clone()) if control is None else (t, z.clone(), control.clone())
+            values = {
+                "input_map": z,
+                "vector_field": neural_ode.vector_field(*arguments),
+                "output_map": neural_ode.output_map(z.clone()),
+            }
+            for name, value in values.items():
+                bad = ~value.reshape(len(value), -1).isfinite().all(dim=1)
+                lost[name] += (first + bad.nonzero().ravel().cpu()).tolist()
+    for name, places in lost.items():
+        if places:
+            named = [places[i] if rows is None else int(rows[places[i]]) for i in range(min(len(places), 10))]
+            more = f" and {len(places) - 10} more" if len(places) > 10 else ""
+            raise VectorFieldError(
+                f"{name} is not finite (nan or infinite) for {len(places)} of {len(x)} rows of X at the start of t_span: rows "
+                f"{', '.join(map(str, named))}{more}. Leave those rows out, scale the inputs, or mend it."
+            )
