@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..numerics.solve import check_t_span
 from .divergence import AppendLogDensity, LogDensityField
-from .hypersolved_ode import FoldedODE, HypersolvedODE
+from .hypersolved_ode import SolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
 from .serialization import DeviceFreeModule
 from .vector_fields import Rescale, Standardize
@@ -117,7 +117,7 @@ class LogDensity(DeviceFreeModule):
     flow : Flow
     """
 
-    def __init__(self, solver: HypersolvedODE | FoldedODE, flow: Flow):
+    def __init__(self, solver: SolvedODE, flow: Flow):
         super().__init__()
         self.solver = solver
         self.flow = flow
@@ -131,7 +131,7 @@ class LogDensity(DeviceFreeModule):
         return self.solver.terminal_state(x)[:, : self.flow.n_features]
 
     def fold(self) -> LogDensity:
-        """The faster module for inference, of a solver that can be trained; see :meth:`HypersolvedODE.fold`."""
+        """The faster module for inference, of a solver that can be trained; see ``HypersolvedODE.fold``."""
         folded = LogDensity(self.solver.fold(), self.flow)
         folded.training = self.training  # of this module alone: the flow is shared
         return folded

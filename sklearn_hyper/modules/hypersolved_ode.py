@@ -34,6 +34,10 @@ class SolvedODE(DeviceFreeModule):
         """One correction for all steps, a list of one a step, or None."""
         raise NotImplementedError
 
+    def fold(self) -> FoldedODE:
+        """This solve for inference."""
+        raise NotImplementedError
+
     @property
     def has_correction(self) -> bool:
         """False where this is the base solver alone."""
@@ -139,6 +143,10 @@ class FoldedODE(SolvedODE):
     @property
     def _g(self) -> list[Any] | None:
         return list(self.steps._modules.values()) or None
+
+    def fold(self) -> FoldedODE:
+        """Itself, which is folded already."""
+        return self
 
 
 def _fold_steps(correction: nn.Module | None, solver: BaseSolver, grid: tuple[float, ...]) -> list[nn.Module]:
