@@ -5,6 +5,7 @@ A few hundred examples run by default, always the same; ``-m slow`` runs thousan
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,17 @@ from properties.checks import (
     nothing_touched,
     quiet,
 )
-from properties.strategies import HIDING, KINDS, MAPS, UNTRAINABLE, DataCase, FieldCase, problems, solve
+from properties.strategies import (
+    KINDS,
+    MAPS,
+    MAY_BE_REFUSED,
+    UNTRAINABLE,
+    DataCase,
+    FieldCase,
+    choices,
+    draw_problem,
+    solve,
+)
 from torch import nn
 
 from sklearn_hyper import (
@@ -58,23 +69,22 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 # ---------------------------------------------------------------------- hypersolvers
-@st.composite
-def hypersolver_cases(draw: Any) -> dict[str, Any]:
-    field, data = draw(problems())
-    base_solver, n_steps = draw(st.sampled_from(BASES))
-    loss, finetune = draw(st.sampled_from(LOSSES))
+def hypersolver_cases(rng: random.Random) -> dict[str, Any]:
+    field, data = draw_problem(rng)
+    base_solver, n_steps = rng.choice(BASES)
+    loss, finetune = rng.choice(LOSSES)
     if base_solver == "nonstationary" and loss == "trajectory":
         loss, finetune = "residual", "terminal"
     return {
         "field": field,
         "data": data,
-        "input_map": draw(st.sampled_from(tuple(MAPS))),
-        "output_map": draw(st.sampled_from(tuple(MAPS))),
-        "t_span": draw(st.sampled_from(SPANS)),
+        "input_map": rng.choice(tuple(MAPS)),
+        "output_map": rng.choice(tuple(MAPS)),
+        "t_span": rng.choice(SPANS),
         "params": {
             "base_solver": base_solver, "n_steps": n_steps, "loss": loss, "finetune": finetune, "batch_size": 8,
-            "max_epochs": draw(st.integers(1, 2)), "random_state": draw(st.integers(0, 3)),
-            "correction": draw(st.sampled_from(("auto", "small"))),
+            "max_epochs": rng.randint(1, 2), "random_state": rng.randrange(4),
+            "correction": rng.choice(("auto", "small")),
             "mape_floor": 1e-2 * data.unit,
         },
     }  # fmt: skip
@@ -123,7 +133,7 @@ def check_regressor(case: dict[str, Any]) -> None:
     dtype = dtype_of(field, data)
     with nothing_touched(owned, X):
         make = lambda: HypersolverRegressor(ode, **parameters_of(case)).fit(X)  # noqa: E731
-        fast = fit_or_refuse(make, may_refuse=field.kind in HIDING)
+        fast = fit_or_refuse(make, may_refuse=field.kind in MAY_BE_REFUSED)
         if fast is None:
             return
         assert fast.dtype_ == dtype
@@ -161,7 +171,7 @@ def check_classifier(case: dict[str, Any]) -> None:
     labels = np.array(["a", "b", "c"])
     with nothing_touched(owned, X):
         make = lambda: HypersolverClassifier(ode, classes=labels, **params).fit(X)  # noqa: E731
-        fast = fit_or_refuse(make, may_refuse=field.kind in HIDING)
+        fast = fit_or_refuse(make, may_refuse=field.kind in MAY_BE_REFUSED)
         if fast is None:
             return
         assert fast.dtype_ == field.dtype
@@ -178,19 +188,18 @@ def check_classifier(case: dict[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------------- Neural ODEs
-@st.composite
-def training_cases(draw: Any, kinds: tuple[str, ...] = OF_TWO_ARGUMENTS) -> dict[str, Any]:
-    field, data = draw(problems(kinds))
+def training_cases(rng: random.Random, kinds: tuple[str, ...] = OF_TWO_ARGUMENTS) -> dict[str, Any]:
+    field, data = draw_problem(rng, kinds)
     return {
         "field": field,
         "data": data,
-        "t_span": draw(st.sampled_from(SPANS)),
-        "y_unit": draw(st.sampled_from((1.0, 1e-9, 1e9))),
-        "n_outputs": draw(st.sampled_from((1, 2))),
+        "t_span": rng.choice(SPANS),
+        "y_unit": rng.choice((1.0, 1e-9, 1e9)),
+        "n_outputs": rng.choice((1, 2)),
         "params": {
-            "solver": draw(st.sampled_from(("dopri5", "heun"))), "n_steps": 6, "adjoint": draw(st.booleans()),
-            "max_epochs": draw(st.integers(1, 2)), "batch_size": 8, "random_state": draw(st.integers(0, 3)), "lr": 0.02,
-            "validation_fraction": draw(st.sampled_from((None, 0.3))),
+            "solver": rng.choice(("dopri5", "heun")), "n_steps": 6, "adjoint": rng.random() < 0.5,
+            "max_epochs": rng.randint(1, 2), "batch_size": 8, "random_state": rng.randrange(4), "lr": 0.02,
+            "validation_fraction": rng.choice((None, 0.3)),
         },
     }  # fmt: skip
 
@@ -240,7 +249,7 @@ def check_training(case: dict[str, Any], make: Any, y: np.ndarray, method: str) 
     with nothing_touched([*owned, into], X, y):
         model = fit_or_refuse(
             lambda: make(f, into).fit(X, y),
-            may_refuse=field.kind in HIDING,
+            may_refuse=field.kind in MAY_BE_REFUSED,
         )
         if model is None:
             return
@@ -296,18 +305,17 @@ def check_node_classifier(case: dict[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------------- flows
-@st.composite
-def flow_cases(draw: Any) -> dict[str, Any]:
+def flow_cases(rng: random.Random) -> dict[str, Any]:
     """A flow standardizes its data: the field is in units of one whatever theirs."""
     kinds = tuple(kind for kind in OF_TWO_ARGUMENTS if kind not in UNTRAINABLE)
-    field, data = draw(problems(kinds, images=False, scaled_field=False))
+    field, data = draw_problem(rng, kinds, images=False, scaled_field=False)
     return {
         "field": field,
         "data": data,
         "t_span": (0.0, 1.0),
         "params": {
-            "objective": draw(st.sampled_from(("flow_matching", "likelihood"))), "max_epochs": draw(st.integers(1, 2)),
-            "batch_size": 8, "random_state": draw(st.integers(0, 3)), "lr": 0.02, "trace": "exact",
+            "objective": rng.choice(("flow_matching", "likelihood")), "max_epochs": rng.randint(1, 2),
+            "batch_size": 8, "random_state": rng.randrange(4), "lr": 0.02, "trace": "exact",
         },
     }  # fmt: skip
 
@@ -319,7 +327,7 @@ def check_flow(case: dict[str, Any]) -> None:
     with nothing_touched(owned, X):
         make = lambda: ContinuousNormalizingFlow(f, **case["params"]).fit(X)  # noqa: E731
         constant = np.ptp(data.values(), axis=0).min() == 0  # refused, and rightly
-        flow = fit_or_refuse(make, may_refuse=field.kind in HIDING or bool(constant))
+        flow = fit_or_refuse(make, may_refuse=field.kind in MAY_BE_REFUSED or bool(constant))
         if flow is None:
             return
         dtype = flow.dtype_
@@ -332,10 +340,9 @@ def check_flow(case: dict[str, Any]) -> None:
         check_refit(flow, lambda model: model.fit(X), lambda model: model.sample(3, random_state=0))
 
 
-@st.composite
-def density_cases(draw: Any) -> dict[str, Any]:
-    field, data = draw(problems(tuple(k for k in KINDS if k != "controlled"), images=False, units=(1.0,)))
-    base_solver, n_steps = draw(st.sampled_from(BASES[:4]))
+def density_cases(rng: random.Random) -> dict[str, Any]:
+    field, data = draw_problem(rng, tuple(k for k in KINDS if k != "controlled"), images=False, units=(1.0,))
+    base_solver, n_steps = rng.choice(BASES[:4])
     return {
         "field": field,
         "data": data,
@@ -343,7 +350,7 @@ def density_cases(draw: Any) -> dict[str, Any]:
         "t_span": (0.0, 1.0),
         "params": {
             "base_solver": base_solver, "n_steps": n_steps, "max_epochs": 1, "max_samples": 24, "trace": "exact",
-            "batch_size": 16, "random_state": draw(st.integers(0, 3)),
+            "batch_size": 16, "random_state": rng.randrange(4),
         },
     }  # fmt: skip
 
@@ -366,11 +373,11 @@ def true_log_density(field: FieldCase, x: torch.Tensor) -> torch.Tensor:
 
 def check_density(case: dict[str, Any]) -> None:
     TALLY["density"] += 1
-    field, data, X = case["field"], case["data"], case["data"].make()
+    field, X = case["field"], case["data"].make()
     f, owned = field.make()
     with nothing_touched(owned, X):
         make = lambda: HypersolverDensity(f, **case["params"]).fit(X)  # noqa: E731
-        fast = fit_or_refuse(make, may_refuse=field.kind in HIDING)
+        fast = fit_or_refuse(make, may_refuse=field.kind in MAY_BE_REFUSED)
         if fast is None:
             return
         dtype = fast.dtype_
@@ -416,12 +423,12 @@ unit_cases = st.fixed_dictionaries({
 
 # ---------------------------------------------------------------------- the suite
 PROPERTIES = {
-    "regressor": (check_regressor, hypersolver_cases(), 90),
-    "classifier": (check_classifier, hypersolver_cases(), 40),
-    "neural_ode_regressor": (check_node_regressor, training_cases(), 40),
-    "neural_ode_classifier": (check_node_classifier, training_cases(), 25),
-    "flow": (check_flow, flow_cases(), 20),
-    "density": (check_density, density_cases(), 20),
+    "regressor": (check_regressor, choices.map(hypersolver_cases), 90),
+    "classifier": (check_classifier, choices.map(hypersolver_cases), 40),
+    "neural_ode_regressor": (check_node_regressor, choices.map(training_cases), 40),
+    "neural_ode_classifier": (check_node_classifier, choices.map(training_cases), 25),
+    "flow": (check_flow, choices.map(flow_cases), 20),
+    "density": (check_density, choices.map(density_cases), 20),
     "units": (check_units, unit_cases, 10),
 }
 """Name: (what is checked, of which cases, in how many examples by default); slow runs have nine times as many."""
