@@ -337,6 +337,10 @@ class DataCase:
             return pd.DataFrame(X, columns=[f"column {k}" for k in range(X.shape[1])])
         return X
 
+    def tensor(self, dtype: torch.dtype) -> Tensor:
+        """The rows as an estimator that computes in ``dtype`` sees them, in float64."""
+        return torch.from_numpy(self.values()).to(dtype).double()
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """What a field that names no dtype is solved in."""

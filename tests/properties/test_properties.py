@@ -110,9 +110,9 @@ def dtype_of(field: FieldCase, data: DataCase) -> torch.dtype:
     return field.dtype if field.has_dtype else data.compute_dtype
 
 
-def true_states(case: dict[str, Any], X: Any, dtype: torch.dtype) -> torch.Tensor:
+def true_states(case: dict[str, Any], dtype: torch.dtype) -> torch.Tensor:
     """z(S) of the rows, as the estimator reads them."""
-    x = torch.from_numpy(np.array(X)).to(dtype).double()
+    x = case["data"].tensor(dtype)
     z = MAPS[case["input_map"]][1](x)
     return solve(case["field"].pure, z, case["t_span"], x)
 
@@ -139,7 +139,7 @@ def check_regressor(case: dict[str, Any]) -> None:
         assert fast.dtype_ == dtype
         output = check_predictions(fast.predict, X, rounding(dtype))
         assert output.dtype == np.dtype(str(dtype).removeprefix("torch.")) and output.shape == data.values().shape
-        truth = true_states(case, X, dtype)
+        truth = true_states(case, dtype)
         check_errors(fast, X, truth, dtype)
         expected = MAPS[case["output_map"]][1](truth).numpy()
         tolerance = (2e-4 if dtype == torch.float32 else 3e-5) * np.abs(expected).max()
@@ -178,7 +178,7 @@ def check_classifier(case: dict[str, Any]) -> None:
         shares = check_predictions(fast.predict_proba, X, 10 * rounding(field.dtype))
         np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
         assert np.array_equal(fast.predict(X), labels[shares.argmax(axis=1)])
-        truth = true_states(case, X, field.dtype)
+        truth = true_states(case, field.dtype)
         check_errors(fast, X, truth, field.dtype)
         expected = ToLogits(head.weight.shape[1], data.unit, torch.float64)(truth)
         np.testing.assert_allclose(fast.reference(X), expected, rtol=0, atol=1e-3 * max(1.0, expected.abs().max()))
@@ -231,10 +231,10 @@ def check_trained(case: dict[str, Any], f: Any, dtype: torch.dtype) -> None:
     assert moved < 1e-5 if field.kind in UNTRAINABLE else moved > 1e-4, f"the field has moved by {moved:.2g}"
 
 
-def own_solution(ode: NeuralODE, X: Any, dtype: torch.dtype) -> np.ndarray:
+def own_solution(ode: NeuralODE, data: DataCase, dtype: torch.dtype) -> np.ndarray:
     """Outputs of a fitted Neural ODE by small Runge-Kutta steps."""
     with torch.no_grad():
-        z = ode.input_map(torch.from_numpy(np.array(X)).to(dtype))
+        z = ode.input_map(data.tensor(dtype).to(dtype))
 
         def f(t: float, z: torch.Tensor, x: Any) -> torch.Tensor:
             return ode.vector_field(torch.tensor(t, dtype=dtype), z.clone()).clone()
@@ -258,7 +258,7 @@ def check_training(case: dict[str, Any], make: Any, y: np.ndarray, method: str) 
         check_trained(case, model.neural_ode_.vector_field, dtype)
         predict = getattr(model, method)
         check_predictions(predict, X, 2e-4 if dtype == torch.float32 else 2e-6)
-        expected, output = own_solution(model.neural_ode_, X, dtype), predict(X)
+        expected, output = own_solution(model.neural_ode_, case["data"], dtype), predict(X)
         if method == "predict_proba":
             expected = torch.softmax(torch.from_numpy(expected), dim=1).numpy()
             np.testing.assert_allclose(output.sum(axis=1), 1, rtol=1e-5)
@@ -315,7 +315,7 @@ def flow_cases(rng: random.Random) -> dict[str, Any]:
         "t_span": (0.0, 1.0),
         "params": {
             "objective": rng.choice(("flow_matching", "likelihood")), "max_epochs": rng.randint(1, 2),
-            "batch_size": 8, "random_state": rng.randrange(4), "lr": 0.02, "trace": "exact",
+            "batch_size": 8, "random_state": rng.randrange(4), "lr": 0.02, "trace": "exact", "validation_fraction": None,
         },
     }  # fmt: skip
 
@@ -382,7 +382,7 @@ def check_density(case: dict[str, Any]) -> None:
             return
         dtype = fast.dtype_
         densities = check_predictions(fast.score_samples, X, 10 * rounding(dtype))
-        truth = true_log_density(field, torch.from_numpy(np.array(X)).to(dtype).double()).numpy()
+        truth = true_log_density(field, case["data"].tensor(dtype)).numpy()
         own, base = (np.abs(m.score_samples(X) - truth).max() for m in (fast, fast.without_correction()))
         assert own <= 4 * base + 1e-3 * np.abs(truth).max(), f"error {own:.3g}, the base solver's {base:.3g}"
         assert fast.score(X) == pytest.approx(densities.mean(), rel=1e-5)
