@@ -85,7 +85,8 @@ def nothing_touched(modules: list[nn.Module], *arrays: Any) -> Iterator[None]:
         yield
     finally:
         after = look()
-        assert [name for name in before if before[name] != after[name]] == []
+        touched = [name for name in before if before[name] != after[name]]
+        assert not touched, f"touched: {', '.join(touched)}"
 
 
 # ---------------------------------------------------------------------- fits and refusals

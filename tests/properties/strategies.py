@@ -357,11 +357,12 @@ def draw_problem(
     *,
     images: bool = True,
     units: tuple[float, ...] = (1e-12, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e12),
+    widths: tuple[int, ...] = (2, 1, 3, 6),
     scaled_field: bool = True,
 ) -> tuple[FieldCase, DataCase]:
     """A field, and data in its unit (or, with ``scaled_field=False``, data alone in that unit)."""
     is_image = images and rng.random() < 0.2
-    n_features = rng.choice((2, 1, 3, 6))
+    n_features = rng.choice(widths)
     dtype = rng.choice((*FLOATS, "float16", "int64"))
     unit = rng.choice(units) if dtype in FLOATS else 1.0
     shape = (n_features, 3, 3) if is_image else (n_features,)

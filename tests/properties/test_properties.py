@@ -147,7 +147,8 @@ def check_regressor(case: dict[str, Any]) -> None:
         assert -np.inf < fast.score(X) <= 0
         np.testing.assert_allclose(fast.trajectory(X)[:, -1], fast.transform(X), rtol=0, atol=0)
         check_copies(fast, lambda model: model.predict(X))
-        check_refit(fast, lambda model: model.fit(X), lambda model: model.predict(X))
+        if case["data"].seed % 2:  # takes a second fit
+            check_refit(fast, lambda model: model.fit(X), lambda model: model.predict(X))
 
 
 class ToLogits(nn.Module):
@@ -184,7 +185,8 @@ def check_classifier(case: dict[str, Any]) -> None:
         np.testing.assert_allclose(fast.reference(X), expected, rtol=0, atol=1e-3 * max(1.0, expected.abs().max()))
         assert fast.score(X, fast.predict(X)) == 1.0
         check_copies(fast, lambda model: model.predict_proba(X))
-        check_refit(fast, lambda model: model.fit(X), lambda model: model.predict_proba(X))
+        if case["data"].seed % 2:  # takes a second fit
+            check_refit(fast, lambda model: model.fit(X), lambda model: model.predict_proba(X))
 
 
 # ---------------------------------------------------------------------- Neural ODEs
@@ -266,7 +268,8 @@ def check_training(case: dict[str, Any], make: Any, y: np.ndarray, method: str) 
         np.testing.assert_allclose(output.reshape(expected.shape), expected, rtol=0, atol=3e-4 * scale)
         assert np.isfinite(model.score(X, y))
         check_copies(model, lambda model: getattr(model, method)(X))
-        check_refit(model, lambda model: model.fit(X, y), lambda model: getattr(model, method)(X))
+        if case["data"].seed % 2:  # takes a second fit
+            check_refit(model, lambda model: model.fit(X, y), lambda model: getattr(model, method)(X))
 
 
 def check_node_regressor(case: dict[str, Any]) -> None:
@@ -337,11 +340,14 @@ def check_flow(case: dict[str, Any]) -> None:
         samples = flow.sample(3, random_state=0)
         assert samples.shape == (3, field.n_features) and np.array_equal(samples, flow.sample(3, random_state=0))
         check_copies(flow, lambda model: model.score_samples(X))
-        check_refit(flow, lambda model: model.fit(X), lambda model: model.sample(3, random_state=0))
+        if case["data"].seed % 2:  # takes a second fit
+            check_refit(flow, lambda model: model.fit(X), lambda model: model.sample(3, random_state=0))
 
 
 def density_cases(rng: random.Random) -> dict[str, Any]:
-    field, data = draw_problem(rng, tuple(k for k in KINDS if k != "controlled"), images=False, units=(1.0,))
+    field, data = draw_problem(
+        rng, tuple(k for k in KINDS if k != "controlled"), images=False, units=(1.0,), widths=(1, 2)
+    )
     base_solver, n_steps = rng.choice(BASES[:4])
     return {
         "field": field,
@@ -349,7 +355,7 @@ def density_cases(rng: random.Random) -> dict[str, Any]:
         "input_map": "none",
         "t_span": (0.0, 1.0),
         "params": {
-            "base_solver": base_solver, "n_steps": n_steps, "max_epochs": 1, "max_samples": 24, "trace": "exact",
+            "base_solver": base_solver, "n_steps": n_steps, "max_epochs": 1, "max_samples": 8, "trace": "exact", "rtol": 1e-4, "atol": 1e-4,
             "batch_size": 16, "random_state": rng.randrange(4),
         },
     }  # fmt: skip
@@ -391,7 +397,8 @@ def check_density(case: dict[str, Any]) -> None:
         own, base = (largest(m.inverse_transform(z) - expected) for m in (fast, fast.without_correction()))
         assert own <= 4 * base + 1e-4 * largest(expected), f"error {own:.3g}, the base solver's {base:.3g}"
         check_copies(fast, lambda model: model.score_samples(X))
-        check_refit(fast, lambda model: model.fit(X), lambda model: model.score_samples(X))
+        if case["data"].seed % 2:  # takes a second fit
+            check_refit(fast, lambda model: model.fit(X), lambda model: model.score_samples(X))
 
 
 # ---------------------------------------------------------------------- units
@@ -423,15 +430,15 @@ unit_cases = st.fixed_dictionaries({
 
 # ---------------------------------------------------------------------- the suite
 PROPERTIES = {
-    "regressor": (check_regressor, choices.map(hypersolver_cases), 90),
-    "classifier": (check_classifier, choices.map(hypersolver_cases), 40),
-    "neural_ode_regressor": (check_node_regressor, choices.map(training_cases), 40),
-    "neural_ode_classifier": (check_node_classifier, choices.map(training_cases), 25),
+    "regressor": (check_regressor, choices.map(hypersolver_cases), 80),
+    "classifier": (check_classifier, choices.map(hypersolver_cases), 25),
+    "neural_ode_regressor": (check_node_regressor, choices.map(training_cases), 35),
+    "neural_ode_classifier": (check_node_classifier, choices.map(training_cases), 20),
     "flow": (check_flow, choices.map(flow_cases), 20),
-    "density": (check_density, choices.map(density_cases), 20),
-    "units": (check_units, unit_cases, 10),
+    "density": (check_density, choices.map(density_cases), 15),
+    "units": (check_units, unit_cases, 8),
 }
-"""Name: (what is checked, of which cases, in how many examples by default); slow runs have nine times as many."""
+"""Name: (what is checked, of which cases, in how many examples by default); slow runs have ten times as many."""
 
 
 def run(name: str, factor: int, record: Any) -> None:
@@ -462,4 +469,4 @@ def test_every_property_holds(name, record_property):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_every_property_holds_of_thousands(name, record_property):
-    run(name, 9, record_property)
+    run(name, 10, record_property)
