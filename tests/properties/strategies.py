@@ -344,7 +344,8 @@ class DataCase:
     @property
     def compute_dtype(self) -> torch.dtype:
         """What a field that names no dtype is solved in."""
-        return torch.float32 if self.dtype == "float32" and self.form != "list" else torch.float64
+        half = self.dtype == "float16" and self.form == "tensor"
+        return torch.float32 if half or (self.dtype == "float32" and self.form != "list") else torch.float64
 
 
 choices = st.integers(0, 2**24 - 1).map(random.Random)
