@@ -21,3 +21,17 @@ def _seed():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many examples the property-based suite has run, and how many of them were refused fits."""
+    counts = {"property_examples": 0, "property_refusals": 0}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if report.when == "call" and name in counts:
+                    counts[name] += value
+    if counts["property_examples"]:
+        terminalreporter.write_line(
+            f"properties: {counts['property_examples']} examples, {counts['property_refusals']} of them refused fits"
+        )

@@ -219,7 +219,7 @@ def measure_timing(field: str, cache: str) -> dict:
     flow = load_field(field, cache)
     sampler = fitted(cache, f"sampler {field} 0", lambda: fit_hypersolver(flow, None, 0, "sampling"))
     ode = flow.flow_.sampling()
-    module, heun = sampler.to_module(), sampler.without_correction().to_module()
+    module, heun = sampler.to_module().fold(), sampler.without_correction().to_module()
     result = {}
     torch.manual_seed(999)
     for batch in (1, 1000):
@@ -243,7 +243,7 @@ def measure_single(field: str, cache: str) -> dict:
     """HyperEuler with K=1, one evaluation of f: errors on fresh base draws, and its time beside dopri5's."""
     flow = load_field(field, cache)
     fast = fitted(cache, f"single {field} 0", lambda: fit_hypersolver(flow, None, 0, "single"))
-    ode, module = flow.flow_.sampling(), fast.to_module()
+    ode, module = flow.flow_.sampling(), fast.to_module().fold()
     torch.manual_seed(1000)
     draws = [flow.flow_.sample_base(N_SAMPLES, torch.float32).numpy() for _ in range(2)]
     exact, other = (dopri5_samples(flow, z) for z in draws)

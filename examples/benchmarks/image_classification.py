@@ -34,7 +34,8 @@ from torch import Tensor
 
 from sklearn_hyper import ConvCorrection, HypersolverClassifier
 from sklearn_hyper.metrics import CountedField, mean_absolute_percentage_error, relative_l2
-from sklearn_hyper.modules import HypersolvedODE, NeuralODE
+from sklearn_hyper.modules import FoldedODE, HypersolvedODE, NeuralODE
+from sklearn_hyper.modules.hypersolved_ode import SolvedODE
 from sklearn_hyper.numerics import count_macs, reference_solution, resolve_base_solver
 from sklearn_hyper.numerics.cost import time_interleaved
 from sklearn_hyper.numerics.reference import solve_dopri5
@@ -77,7 +78,7 @@ class Bench:
         """Of dopri5 at 1e-4."""
         return float(np.mean(self.labels == self.y))
 
-    def measure(self, solver: HypersolvedODE, n_rows: int | None = None) -> dict[str, Any]:
+    def measure(self, solver: SolvedODE, n_rows: int | None = None) -> dict[str, Any]:
         """Errors and costs of a solver on the first rows of the test images."""
         rows, few = slice(n_rows), slice(min(len(self.states), n_rows or len(self.x)))
         with torch.no_grad():
@@ -196,10 +197,10 @@ class Run:
 
         return self.results.cell(f"{name} K={n_steps}", measure)
 
-    def _at(self, hypersolver: HypersolverClassifier, n_steps: int) -> HypersolvedODE:
+    def _at(self, hypersolver: HypersolverClassifier, n_steps: int) -> FoldedODE:
         """The same correction in another number of steps: with_solver without its warning of unseen step sizes."""
         grid = uniform_grid(self.bench.ode.t_span, n_steps)
-        return HypersolvedODE(self.bench.ode, hypersolver.base_solver_, hypersolver.correction_, grid)
+        return HypersolvedODE(self.bench.ode, hypersolver.base_solver_, hypersolver.correction_, grid).fold()
 
     # ------------------------------------------------------------------ parts
     def classical(self) -> None:
@@ -261,7 +262,7 @@ class Run:
                 f"milliseconds, batch {batch}", lambda batch=batch: self._milliseconds(solvers, self.bench.x[:batch])
             )
 
-    def _milliseconds(self, solvers: dict[str, HypersolvedODE], x: Tensor) -> dict[str, float]:
+    def _milliseconds(self, solvers: dict[str, SolvedODE], x: Tensor) -> dict[str, float]:
         ode = self.bench.ode
         with torch.no_grad():
             z0 = ode.input_map(x)
@@ -272,7 +273,7 @@ class Run:
                 "input map": lambda: ode.input_map(x),
             })  # fmt: skip
 
-    def _timed(self) -> Iterator[tuple[str, HypersolvedODE]]:
+    def _timed(self) -> Iterator[tuple[str, SolvedODE]]:
         cells = self.results.cells
         for base in CLASSICAL:
             k = fewest_steps(cells, base, CLASSICAL[base])

@@ -7,9 +7,9 @@ classifier of scikit-learn's digits (images of 8 channels, one epoch). Timed in 
 
 - bare f, bare g: K calls of each, g as it runs (folded), one after another. Their sum is what a predict cannot go below.
 - hand-written: a loop of the same calls, with the input and output maps.
-- tensor path: ``to_module()``. Array path: ``predict``, which splits a batch of 4096 into chunks. Array path alone: the same around a
+- tensor path: ``to_module().fold()``. Array path: ``predict``, which splits a batch of 4096 into chunks. Array path alone: the same around a
   copy in place of the solver: what arrays cost. validate_data: the one input check in it.
-- unfolded: the tensor path with s, eps and scales left outside of g's weights.
+- unfolded: ``to_module()``, whose weights can be trained: s, eps and scales are left outside of them.
 - ONNX: the file of ``export_onnx`` in ONNX Runtime. dopri5: torchdiffeq's at 1e-5, for single samples.
 - torchdiffeq euler: its fixed-step solver with the same f and K, beside our base solver without g.
 - torchdyn HyperEuler: with the same f, g and K, beside ours, in the interpreter of --rivals-python (``python -m venv PEERS;
@@ -46,7 +46,7 @@ from torchdiffeq import odeint
 
 from sklearn_hyper import ContinuousNormalizingFlow, HypersolverClassifier, HypersolverRegressor, NeuralODEClassifier
 from sklearn_hyper.datasets import make_density
-from sklearn_hyper.modules import HypersolvedODE, MLPVectorField
+from sklearn_hyper.modules import FoldedODE, HypersolvedODE, MLPVectorField
 from sklearn_hyper.numerics import ConditioningWarning, CountedField
 
 
@@ -69,7 +69,7 @@ def fit_digits(base_solver: str) -> tuple[HypersolverClassifier, np.ndarray]:
     ).fit(X), X
 
 
-def hand_written(module: HypersolvedODE, x: torch.Tensor) -> torch.Tensor:
+def hand_written(module: FoldedODE, x: torch.Tensor) -> torch.Tensor:
     """What a user would write: the maps, K calls of f and of g."""
     ode, eps = module.neural_ode, 1.0 / K
     z = ode.input_map(x)
@@ -80,14 +80,7 @@ def hand_written(module: HypersolvedODE, x: torch.Tensor) -> torch.Tensor:
     return ode.output_map(z)
 
 
-def unfolded(module: HypersolvedODE) -> HypersolvedODE:
-    """The same solver with g as it was trained."""
-    copied = HypersolvedODE(module.neural_ode, module.base_solver, module.correction, module.grid).eval()
-    copied.steps = torch.nn.ModuleList()
-    return copied
-
-
-def plain_calls(module: HypersolvedODE, z: torch.Tensor) -> dict[str, Callable[[], Any]]:
+def plain_calls(module: FoldedODE, z: torch.Tensor) -> dict[str, Callable[[], Any]]:
     """torchdiffeq's Euler and ours without g, from the same state."""
     f, ends = module.neural_ode.vector_field, torch.tensor([0.0, 1.0])
     ours = HypersolvedODE(type(module.neural_ode)(f), module.base_solver, None, module.grid).eval()
@@ -101,10 +94,12 @@ def plain_calls(module: HypersolvedODE, z: torch.Tensor) -> dict[str, Callable[[
 
 def paths(fast: Any, session: onnxruntime.InferenceSession, X: np.ndarray) -> dict[str, Callable[[], Any]]:
     """Every way from a batch to its output, by name."""
-    module, x = fast.to_module(), torch.from_numpy(X)
+    trained, x = fast.to_module(), torch.from_numpy(X)
+    module = trained.fold()
     torch.testing.assert_close(module(x), hand_written(module, x))
+    torch.testing.assert_close(module(x), trained(x), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(session.run(None, {"X": X})[0], module(x).numpy(), rtol=1e-3, atol=1e-4)
-    f, trained = module.neural_ode.vector_field, unfolded(module)
+    f = module.neural_ode.vector_field
     z, eps, times = module.neural_ode.input_map(x), 1.0 / K, [torch.tensor(k / K) for k in range(K)]
     r = f(times[0], z)
     images = X.ndim > 2
@@ -161,7 +156,7 @@ def measure(fast: Any, session: onnxruntime.InferenceSession, X: np.ndarray, rou
 
 def measure_default(fast: Any, X: np.ndarray, rounds: int) -> dict[str, Any]:
     """The tensor path beside the calls of f and g that it makes, with what they get there."""
-    module, x = fast.to_module(), torch.from_numpy(X)
+    module, x = fast.to_module().fold(), torch.from_numpy(X)
     made: list[tuple[torch.nn.Module, tuple[Any, ...]]] = []
     parts = [module.neural_ode.vector_field, *module.steps]
     hooks = [part.register_forward_pre_hook(lambda part, arguments: made.append((part, arguments))) for part in parts]

@@ -69,7 +69,7 @@ def measure_ours(problem: Problem, solver: str, seed: int, place: Place) -> dict
         "warnings": sorted({str(w.message) for w in caught}),
         "rows": {},
     }
-    keep(fast.module_, problem, solver, seed, place)
+    keep(fast.to_module(), problem, solver, seed, place)
     value["base"] = measure(problem, fast.without_correction().module_.terminal_state, fast.neural_ode_)
     own = fast.module_.n_steps
     # Learned coefficients are made for one number of steps.

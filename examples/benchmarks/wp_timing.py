@@ -20,6 +20,7 @@ from wp_names import BUDGETS, CLASSICAL, solver_names
 from wp_problems import Problem
 
 from sklearn_hyper.modules import HypersolvedODE
+from sklearn_hyper.modules.hypersolved_ode import SolvedODE
 from sklearn_hyper.modules.onnx_export import write_onnx
 from sklearn_hyper.numerics.cost import time_interleaved
 from sklearn_hyper.numerics.reference import solve_dopri5
@@ -72,7 +73,7 @@ def measure_milliseconds(problem: Problem, solver: str, seed: int, place: Place)
 class TerminalState(nn.Module):
     """What is exported: from rows to terminal states."""
 
-    def __init__(self, solver: HypersolvedODE):
+    def __init__(self, solver: SolvedODE):
         super().__init__()
         self.solver = solver
 
@@ -83,7 +84,7 @@ class TerminalState(nn.Module):
 def time_exported(problem: Problem, place: Place) -> dict[str, dict[str, float]]:
     """Medians of interleaved runs of ONNX files on one thread, by batch and solver."""
     solvers = best_classical(problem) | {
-        name: _folded(joblib.load(path))
+        name: joblib.load(path).fold()
         for name in (f"ours default {budget} NFE" for budget in BUDGETS)
         if (path := model_path(place, problem, name)).exists()
     }
@@ -118,11 +119,7 @@ def best_classical(problem: Problem) -> dict[str, HypersolvedODE]:
 
 def _call(model: Any) -> Callable[[Tensor], Tensor]:
     """A kept model's solve; ours is folded anew, so that today's code is timed."""
-    return _folded(model).terminal_state if isinstance(model, HypersolvedODE) else model
-
-
-def _folded(model: HypersolvedODE) -> HypersolvedODE:
-    return HypersolvedODE(model.neural_ode, model.base_solver, model.correction, model.grid).eval()
+    return model.fold().terminal_state if isinstance(model, HypersolvedODE) else model
 
 
 def _largest_batch(problem: Problem, of_images: int) -> int:

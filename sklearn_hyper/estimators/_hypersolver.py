@@ -14,7 +14,7 @@ from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
 
 from ..metrics import SolverReport, mean_absolute_percentage_error
-from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import BaseSolver, resolve_base_solver
 from ..numerics.solve import check_n_steps, check_t_span, solver_mesh
@@ -239,15 +239,49 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         copied._set_module(module.neural_ode, module.base_solver, module.grid)
         return copied
 
+    def _live_module(self) -> HypersolvedODE:
+        module = self._require_fitted("module_")
+        return HypersolvedODE(module.neural_ode, module.base_solver, self.correction_, module.grid).eval()
+
+    def _copy_folded(self) -> FoldedODE:
+        return copy.deepcopy(self._require_fitted("module_"))
+
     def to_module(self) -> HypersolvedODE:
-        """A plain ``nn.Module`` that predicts: input map, unrolled steps, output map. ``torch.export`` takes it.
+        """A plain ``nn.Module`` that predicts and can be trained further: input map, unrolled steps, output map.
+
+        It runs the weights it holds. Its ``fold()`` gives the module for deployment and ``torch.export``: what this
+        estimator's own methods run, faster and with the correction fixed.
 
         Returns
         -------
         HypersolvedODE
-            A copy in eval mode, on this estimator's device; tensors of ``dtype_`` in, tensors out.
+            A copy in eval mode with frozen weights, on this estimator's device; tensors of ``dtype_`` in, tensors out. Equal to
+            predict up to rounding, its ``fold()`` bit for bit.
+
+        Examples
+        --------
+        Fine-tuning the correction; ``module.requires_grad_(True)`` trains field and maps with it.
+
+        >>> import torch
+        >>> from sklearn_hyper import HypersolverRegressor
+        >>> x = torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None]
+        >>> fast = HypersolverRegressor(lambda t, z: -z, base_solver="euler", n_steps=2, max_epochs=5, random_state=0)
+        >>> module = fast.fit(x.numpy()).to_module()
+        >>> weights = module.correction.requires_grad_(True).parameters()
+        >>> optimizer = torch.optim.Adam(weights, lr=1e-3)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     losses.append((module(x) - x / torch.e).pow(2).mean())
+        ...     losses[-1].backward()
+        ...     _ = optimizer.step()
+        >>> bool(losses[-1] < losses[0])
+        True
+        >>> deployed = module.fold()
+        >>> torch.allclose(deployed(x), module(x))
+        True
         """
-        return copy.deepcopy(self._require_fitted("module_"))
+        return copy.deepcopy(self._live_module())
 
 
 def _wants_frame(estimator: Any) -> str | None:

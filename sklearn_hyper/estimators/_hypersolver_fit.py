@@ -240,7 +240,7 @@ class HypersolverFit(HypersolverBase):
 
     def _set_module(self, neural_ode: NeuralODE, solver: BaseSolver, grid: tuple[float, ...]) -> None:
         self.base_solver_, self.order_ = solver, solver.order
-        self.module_ = HypersolvedODE(neural_ode, solver, self.correction_, grid).eval()
+        self.module_ = HypersolvedODE(neural_ode, solver, self.correction_, grid).eval().fold()
 
     def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
         check_output_map(neural_ode, z)

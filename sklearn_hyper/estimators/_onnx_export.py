@@ -69,5 +69,5 @@ class OnnxExportMixin:
 
     def _onnx_outputs(self) -> tuple[nn.Module, list[str], dict[str, str]]:
         """The module to export, the names of its outputs, and what the file has to say about them."""
-        module = self.to_module()
+        module = self._copy_folded()
         return (FirstOutput(module) if self._squeeze_output else module), ["output"], {}

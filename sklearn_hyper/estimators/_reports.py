@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..metrics import SolverReport, SolverRow, mean_absolute_percentage_error, relative_l2
-from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.hypersolved_ode import SolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..numerics.cost import CountedField, relative_overhead, time_interleaved
 from ..numerics.reference import solve_dopri5
 
 
 def measure_solvers(
-    solvers: Mapping[str, HypersolvedODE],
+    solvers: Mapping[str, SolvedODE],
     x: Tensor,
     reference: Tensor,
     labels: np.ndarray | None,
@@ -59,9 +59,9 @@ class _Cost(NamedTuple):
     relative_overhead: float
 
 
-def _cost(solver: HypersolvedODE, macs_f: float, x: Tensor, ms: float, speed_up: float) -> _Cost:
+def _cost(solver: SolvedODE, macs_f: float, x: Tensor, ms: float, speed_up: float) -> _Cost:
     nfe = solver.base_solver.count_evaluations(solver.n_steps)
-    if solver.correction is None:
+    if not solver.has_correction:
         return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
     macs = solver.count_macs(x)
     macs_g = (macs - nfe * macs_f) / solver.n_steps  # of a step, on average: those of start-up steps may differ

@@ -103,8 +103,9 @@ class HypersolverRegressor(Hypersolver):
 
     Attributes
     ----------
-    module_ : HypersolvedODE
-        Input map, corrected steps and output map: what every method runs.
+    module_ : FoldedODE
+        Input map, corrected steps and output map: what every method runs, with g folded into each step.
+        :meth:`to_module` gives the module to train further.
     correction_ : BoundedCorrection or None
         g, scaled and bounded. None where the fit fell back to the base solver, with a warning, because no epoch was better
         on held-out rows without exceeding its largest error there.
@@ -333,7 +334,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
 
     def _onnx_outputs(self) -> tuple[nn.Module, list[str], dict[str, str]]:
         classes = json.dumps(np.asarray(self.classes_).tolist(), default=str)
-        return WithProbabilities(self.to_module()), ["logits", "probabilities"], {"classes": classes}
+        return WithProbabilities(self._copy_folded()), ["logits", "probabilities"], {"classes": classes}
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy on labels y.

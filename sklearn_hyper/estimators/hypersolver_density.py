@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..metrics import SolverReport
 from ..modules.flow import Flow, LogDensity, check_base_distribution, check_divergence
-from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.hypersolved_ode import FoldedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.nets import draw_seed, refuse_checkpoints, seeded
@@ -74,7 +74,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         Of the sampling direction: predicts data from base states.
     density_ : HypersolverRegressor or None
         Of the density direction, on (z, log p); None after ``fit(X=None)``.
-    module_ : HypersolvedODE
+    module_ : FoldedODE
         ``sampler_.module_``.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
@@ -303,7 +303,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 
     # ------------------------------------------------------------------ inference
     @property
-    def module_(self) -> HypersolvedODE:
+    def module_(self) -> FoldedODE:
         """The sampler's."""
         return self.sampler_.module_
 
@@ -474,23 +474,28 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return copied
 
     def to_module(self, direction: str = "sampling") -> nn.Module:
-        """A plain ``nn.Module`` of either direction.
+        """A plain ``nn.Module`` of either direction, which runs the weights it holds and so can be trained further.
+
+        See :meth:`HypersolverRegressor.to_module` for how. Its ``fold()`` gives the faster module for deployment.
 
         Parameters
         ----------
         direction : {"sampling", "density"}, default "sampling"
-            From base states to data, in the flow's coordinates (``torch.export`` takes it), or from data (with Hutchinson's noise beside it, if the
+            From base states to data, in the flow's coordinates (``torch.export`` takes its ``fold()``), or from data (with Hutchinson's noise beside it, if the
             trace is estimated) to log densities; call that one under ``torch.no_grad()``, unless gradients are wanted.
 
         Returns
         -------
         nn.Module
-            A copy in eval mode: tensors of ``dtype_`` in, tensors out.
+            A copy in eval mode with frozen weights: tensors of ``dtype_`` in, tensors out.
         """
         if direction not in ("sampling", "density"):
             raise ValueError(f"direction must be 'sampling' or 'density', got {direction!r}.")
         self._require_fitted("sampler_")
-        return copy.deepcopy(self.module_ if direction == "sampling" else self._require_density())
+        if direction == "sampling":
+            return self.sampler_.to_module()
+        self._require_density()
+        return copy.deepcopy(LogDensity(self.density_._live_module(), self.flow_).eval())
 
     def export_onnx(self, path: str | os.PathLike[str], *, preprocessed: bool = False) -> Path:
         """Write the sampler as an ONNX file, which runs without torch and without this package.

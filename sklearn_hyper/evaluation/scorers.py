@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from ..estimators._hypersolver import Hypersolver
 from ..estimators._hypersolver_base import HypersolverBase
 from ..estimators.hypersolver_density import HypersolverDensity
-from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.hypersolved_ode import SolvedODE
 
 _KINDS = {
     Hypersolver: "HypersolverRegressor or HypersolverClassifier",
@@ -188,7 +188,7 @@ def _resolve_solve(estimator: Any, X: Any) -> tuple[Any, Any]:
     return hypersolver, X
 
 
-def _count_solve_macs(module: HypersolvedODE, x: torch.Tensor) -> float:
+def _count_solve_macs(module: SolvedODE, x: torch.Tensor) -> float:
     macs = module.count_macs(x)
     if math.isnan(macs):
         raise ValueError(

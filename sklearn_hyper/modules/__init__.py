@@ -4,7 +4,7 @@ from .correction_specs import ConvCorrection, MLPCorrection
 from .corrections import BoundedCorrection
 from .divergence import LogDensityField
 from .flow import Flow, LogDensity
-from .hypersolved_ode import HypersolvedODE
+from .hypersolved_ode import FoldedODE, HypersolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
 from .vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
 
@@ -14,6 +14,7 @@ __all__ = [
     "ConvCorrection",
     "ConvVectorField",
     "Flow",
+    "FoldedODE",
     "HypersolvedODE",
     "LogDensity",
     "LogDensityField",

@@ -286,7 +286,8 @@ class CorrectionNet(nn.Module):
         h = torch.addcmul(-shift * scale, features, scale)
         if known == self.layout.n_in:
             return h
-        return torch.cat([h, h.new_zeros(len(h), self.layout.n_in - known, *h.shape[2:])], dim=1)
+        # Not len(h), which an export would take for a constant.
+        return torch.cat([h, h.new_zeros(h.shape[0], self.layout.n_in - known, *h.shape[2:])], dim=1)
 
     @abstractmethod
     def _join(self, parts: Sequence[Tensor]) -> Tensor:

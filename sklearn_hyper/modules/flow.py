@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..numerics.solve import check_t_span
 from .divergence import AppendLogDensity, LogDensityField
-from .hypersolved_ode import HypersolvedODE
+from .hypersolved_ode import SolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
 from .serialization import DeviceFreeModule
 from .user_code import find_hidden_modules
@@ -116,12 +116,12 @@ class LogDensity(DeviceFreeModule):
 
     Parameters
     ----------
-    solver : HypersolvedODE
-        Of ``flow.density()``.
+    solver : HypersolvedODE or FoldedODE
+        Of ``flow.density()``; the first can be trained, the second is faster.
     flow : Flow
     """
 
-    def __init__(self, solver: HypersolvedODE, flow: Flow):
+    def __init__(self, solver: SolvedODE, flow: Flow):
         super().__init__()
         self.solver = solver
         self.flow = flow
@@ -133,6 +133,12 @@ class LogDensity(DeviceFreeModule):
     def base_state(self, x: Tensor) -> Tensor:
         """z(t_0) of every row."""
         return self.solver.terminal_state(x)[:, : self.flow.n_features]
+
+    def fold(self) -> LogDensity:
+        """The faster module for inference, of a solver that can be trained; see ``HypersolvedODE.fold``."""
+        folded = LogDensity(self.solver.fold(), self.flow)
+        folded.training = self.training  # of this module alone: the flow is shared
+        return folded
 
 
 def check_base_distribution(flow: Flow) -> None:

@@ -1,7 +1,8 @@
-"""The product of a fit: a Neural ODE with its solver inside."""
+"""The product of a fit: a Neural ODE with its solver inside, to train further (live weights) or to predict with (folded)."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from itertools import chain, pairwise, repeat
@@ -12,14 +13,67 @@ from torch import Tensor, nn
 
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
-from ..numerics.solve import check_grid, hypersolve, hypersolve_trajectory
+from ..numerics.solve import all_states, check_solver_grid, last_state
+from .corrections import BoundedCorrection
 from .neural_ode import NeuralODE
 from .serialization import DeviceFreeModule
 from .solver_binding import bind_solver
 
 
-class HypersolvedODE(DeviceFreeModule):
-    """Input map, K corrected steps, output map: a plain module, which ``torch.export`` unrolls.
+class SolvedODE(DeviceFreeModule):
+    """Input map, K steps, output map; what is added to a step is for subclasses to say."""
+
+    def __init__(self, neural_ode: NeuralODE, base_solver: BaseSolver, grid: Sequence[float]):
+        super().__init__()
+        self.neural_ode = neural_ode
+        self.base_solver = base_solver
+        self.grid = check_solver_grid(base_solver, grid)  # once: a check takes as long as a small step
+
+    @property
+    def _g(self) -> Any:
+        """One correction for all steps, a list of one a step, or None."""
+        raise NotImplementedError
+
+    def fold(self) -> FoldedODE:
+        """This solve for inference."""
+        raise NotImplementedError
+
+    @property
+    def has_correction(self) -> bool:
+        """False where this is the base solver alone."""
+        return self._g is not None
+
+    @property
+    def n_steps(self) -> int:
+        """K."""
+        return len(self.grid) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the hypersolved Neural ODE, h_y(z_K)."""
+        return self.neural_ode.output_map(self.terminal_state(x))
+
+    def terminal_state(self, x: Tensor) -> Tensor:
+        """z_K (eq. 5)."""
+        ode = self.neural_ode
+        return last_state(ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x))
+
+    def trajectory(self, x: Tensor) -> Tensor:
+        """z_0, ..., z_K, time first."""
+        ode = self.neural_ode
+        return all_states(ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x))
+
+    def count_macs(self, x: Tensor) -> float:
+        """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where f has none."""
+        ode = self.neural_ode
+        if math.isnan(ode.count_field_macs(x)):
+            return math.nan
+        with torch.no_grad():
+            z, control = ode.input_map(x), ode.control(x)
+        return count_macs(last_state, ode.vector_field, z, self.grid, self.base_solver, self._g, control)
+
+
+class HypersolvedODE(SolvedODE):
+    """Input map, K corrected steps, output map: a plain module that runs the weights it holds, so that it can be trained.
 
     Parameters
     ----------
@@ -28,10 +82,13 @@ class HypersolvedODE(DeviceFreeModule):
     base_solver : BaseSolver
         psi and its order.
     correction : nn.Module, optional
-        g, held as its ``for_solver(base_solver)`` where it has that; without one this is the base solver. One of ours
-        whose weights are frozen runs folded: s, eps and scales are moved into its weights, once for every step.
+        g, held as its ``for_solver(base_solver)`` where it has that; without one this is the base solver.
     grid : sequence of float
         The mesh s_0, ..., s_K.
+
+    See Also
+    --------
+    FoldedODE : What :meth:`fold` makes of it, for inference.
 
     Examples
     --------
@@ -47,59 +104,57 @@ class HypersolvedODE(DeviceFreeModule):
     def __init__(
         self, neural_ode: NeuralODE, base_solver: BaseSolver, correction: nn.Module | None, grid: Sequence[float]
     ):
-        super().__init__()
-        self.neural_ode = neural_ode
-        self.base_solver = base_solver
+        super().__init__(neural_ode, base_solver, grid)
         self.correction = None if correction is None else bind_solver(correction, base_solver)
-        self.grid = check_grid(grid)
-        self.steps = nn.ModuleList(self._fold_steps())
-
-    def _fold_steps(self) -> list[nn.Module]:
-        g = self.correction
-        if not hasattr(g, "fold") or any(parameter.requires_grad for parameter in g.parameters()):  # type: ignore[union-attr]
-            return []
-        methods = chain(startup_methods(self.base_solver), repeat(self.base_solver))
-        return [
-            g.fold(after - s, s, method.n_stages)  # type: ignore[union-attr, operator]
-            for (s, after), method in zip(pairwise(self.grid), methods, strict=False)
-        ]
 
     @property
-    def n_steps(self) -> int:
-        """K."""
-        return len(self.grid) - 1
+    def _g(self) -> nn.Module | None:
+        return self.correction
+
+    def fold(self) -> FoldedODE:
+        """The fast module for inference, deployment and ``torch.export``, with the correction as it is now.
+
+        Returns
+        -------
+        FoldedODE
+            Agrees with this one to rounding. Later changes of this module's correction do not reach it; the Neural ODE (field and
+            maps) is shared. Where that is to change too, fold a ``copy.deepcopy`` of this module.
+        """
+        return FoldedODE(self)
+
+
+class FoldedODE(SolvedODE):
+    """A hypersolved ODE for inference: s, eps and scales are moved into the correction's weights, once for every step.
+
+    Made by :meth:`HypersolvedODE.fold`. It holds the folded steps and not the correction itself, so training it would not
+    train g. A correction of the user's own is not folded but kept, as a frozen copy in eval mode.
+
+    Parameters
+    ----------
+    live : HypersolvedODE
+        Its Neural ODE is shared.
+    """
+
+    def __init__(self, live: HypersolvedODE):
+        super().__init__(live.neural_ode, live.base_solver, live.grid)
+        self.training = live.training  # of this module alone: the Neural ODE's own modes stay as they are
+        self.steps = nn.ModuleList(_fold_steps(live.correction, live.base_solver, self.grid)).eval()
 
     @property
-    def _g(self) -> Any:
-        return list(self.steps) or self.correction
+    def _g(self) -> list[Any] | None:
+        return list(self.steps._modules.values()) or None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Output of the hypersolved Neural ODE, h_y(z_K)."""
-        return self.neural_ode.output_map(self.terminal_state(x))
+    def fold(self) -> FoldedODE:
+        """Itself, which is folded already."""
+        return self
 
-    def terminal_state(self, x: Tensor) -> Tensor:
-        """z_K (eq. 5)."""
-        ode = self.neural_ode
-        return hypersolve(
-            ode.vector_field, ode.input_map(x), None, None, self.base_solver, self._g,
-            x=ode.control(x), grid=self.grid,
-        )  # fmt: skip
 
-    def trajectory(self, x: Tensor) -> Tensor:
-        """z_0, ..., z_K, time first."""
-        ode = self.neural_ode
-        return hypersolve_trajectory(
-            ode.vector_field, ode.input_map(x), None, None, self.base_solver, self._g,
-            x=ode.control(x), grid=self.grid,
-        )  # fmt: skip
-
-    def count_macs(self, x: Tensor) -> float:
-        """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where f has none."""
-        ode = self.neural_ode
-        if math.isnan(ode.count_field_macs(x)):
-            return math.nan
-        with torch.no_grad():
-            z, control = ode.input_map(x), ode.control(x)
-        return count_macs(
-            hypersolve, ode.vector_field, z, None, None, self.base_solver, self._g, x=control, grid=self.grid
-        )
+def _fold_steps(correction: nn.Module | None, solver: BaseSolver, grid: tuple[float, ...]) -> list[nn.Module]:
+    """The correction at every step."""
+    if correction is None:
+        return []
+    g = copy.deepcopy(correction).requires_grad_(False)
+    if not isinstance(g, BoundedCorrection):
+        return [g] * (len(grid) - 1)
+    methods = chain(startup_methods(solver), repeat(solver))
+    return [g.fold(after - s, s, method.n_stages) for (s, after), method in zip(pairwise(grid), methods, strict=False)]

@@ -123,21 +123,30 @@ def _is_one_a_step(g: Any) -> bool:
 def _prepare(
     z0: Tensor, t_span: Any, n_steps: Any, base_solver: Any, g: Any, grid: Any
 ) -> tuple[tuple[float, ...], BaseSolver]:
-    if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
-        raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
+    _check_state(z0)
     solver = resolve_base_solver(base_solver)
-    if grid is None:
-        mesh = solver_mesh(solver, t_span, n_steps)
-    else:
-        mesh = check_grid(grid, t_span, n_steps)
-        if owns_mesh(solver):
-            solver_mesh(solver, (mesh[0], mesh[-1]), len(mesh) - 1)  # refuses another number of steps
-            check_own_mesh(mesh, solver)
+    mesh = solver_mesh(solver, t_span, n_steps) if grid is None else check_solver_grid(solver, grid, t_span, n_steps)
     if _is_one_a_step(g) and len(g) != len(mesh) - 1:
         raise ValueError(
             f"g holds {len(g)} corrections for {len(mesh) - 1} steps; pass one a step, or a single one for all."
         )
     return mesh, solver
+
+
+def _check_state(z0: Any) -> None:
+    if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
+        raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
+
+
+def check_solver_grid(
+    solver: BaseSolver, grid: Sequence[float] | Tensor, t_span: Any = None, n_steps: int | None = None
+) -> tuple[float, ...]:
+    """A mesh of the user's own, checked by itself and against a solver that is made for one mesh alone."""
+    mesh = check_grid(grid, t_span, n_steps)
+    if owns_mesh(solver):
+        solver_mesh(solver, (mesh[0], mesh[-1]), len(mesh) - 1)  # refuses another number of steps
+        check_own_mesh(mesh, solver)
+    return mesh
 
 
 def check_own_mesh(mesh: tuple[float, ...], solver: BaseSolver) -> None:
@@ -222,10 +231,36 @@ def hypersolve(
     tensor([[0.3487]])
     """
     mesh, solver = _prepare(z0, t_span, n_steps, base_solver, g, grid)
+    return last_state(f, z0, mesh, solver, g, x)
+
+
+def last_state(
+    f: Callable[..., Tensor],
+    z0: Tensor,
+    mesh: tuple[float, ...],
+    solver: BaseSolver,
+    g: Correction | Sequence[Correction] | None = None,
+    x: Any = None,
+) -> Tensor:
+    """z_K of a solve whose solver, mesh and corrections have been checked before: once, where many solves follow."""
+    _check_state(z0)
     z = z0
     for z in iterate_states(f, z0, mesh, solver, g, x):  # noqa: B007 - the last state is the result
         pass
     return z
+
+
+def all_states(
+    f: Callable[..., Tensor],
+    z0: Tensor,
+    mesh: tuple[float, ...],
+    solver: BaseSolver,
+    g: Correction | Sequence[Correction] | None = None,
+    x: Any = None,
+) -> Tensor:
+    """z_0, ..., z_K, time first, as :func:`last_state` gives the last of them."""
+    _check_state(z0)
+    return torch.stack([z0, *iterate_states(f, z0, mesh, solver, g, x)])
 
 
 def hypersolve_trajectory(
@@ -256,4 +291,4 @@ def hypersolve_trajectory(
     tensor([1.0000, 0.5000, 0.2500])
     """
     mesh, solver = _prepare(z0, t_span, n_steps, base_solver, g, grid)
-    return torch.stack([z0, *iterate_states(f, z0, mesh, solver, g, x)])
+    return all_states(f, z0, mesh, solver, g, x)

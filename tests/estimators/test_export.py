@@ -92,7 +92,7 @@ def test_images(digits_file, digits_hyper, digits):
 
 
 def test_a_file_multiplies_first_where_a_correction_has_few_channels(digits_file, digits_hyper):
-    narrow = [step for step in digits_hyper.to_module().steps if len(step.net.columns)]
+    narrow = [step for step in digits_hyper.module_.steps if len(step.net.columns)]
     operators = [node.op_type for node in onnx.load(digits_file).graph.node]
     assert operators.count("Col2Im") == len(narrow) == digits_hyper.n_steps
 
@@ -120,7 +120,7 @@ def test_a_file_runs_without_torch_and_without_this_package(digits_file, digits_
 
 def test_a_file_is_valid_and_holds_weights_once_and_no_paths_of_this_machine(digits_file, digits_hyper):
     onnx.checker.check_model(onnx.load(digits_file), full_check=True)
-    weights = 4 * sum(tensor.numel() for tensor in digits_hyper.to_module().state_dict().values())
+    weights = 4 * sum(tensor.numel() for tensor in digits_hyper.module_.state_dict().values())
     assert digits_file.stat().st_size < weights + 40_000
     assert b".py" not in digits_file.read_bytes()
 

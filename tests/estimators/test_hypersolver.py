@@ -112,7 +112,7 @@ def test_delta_bounds_start_up_steps_too(X, base_solver):
     with torch.no_grad():
         states = reference_solution(field, torch.from_numpy(X), module.grid, rtol=1e-9, atol=1e-9)
         for r in compute_residuals(field, states, module.grid, module.base_solver):
-            missing = r.target - module.correction(r.eps, r.z.new_tensor(r.s), r.z, r.stages)
+            missing = r.target - hyper.correction_(r.eps, r.z.new_tensor(r.s), r.z, r.stages)
             error = r.eps ** (r.order + 1) * torch.linalg.vector_norm(missing, dim=1).numpy()
             assert np.mean(error <= hyper.delta_[4]["max"] * r.eps ** (hyper.order_ + 1) * (1 + 1e-3)) >= 0.9
 
@@ -550,6 +550,8 @@ def test_exported_module_predicts_the_same_for_any_batch(swirl, X, digits_hyper,
             expected = module(x[:n])
             torch.testing.assert_close(exported(x[:n]), expected, rtol=1e-5, atol=1e-6)
     assert module is not hyper.module_
+    with torch.no_grad():  # what predict runs is its fold
+        np.testing.assert_array_equal(module.fold()(x).numpy(), hyper.module_(x).numpy())
 
 
 # ---------------------------------------------------------------------- fitting on and on
