@@ -26,6 +26,8 @@ class GradientWarning(UserWarning):
 class CopyingPart(DeviceFreeModule):
     """A field or map that writes into its arguments, or returns one buffer again and again, on copies.
 
+    One that differentiates inside may also hand out a graph where gradients are off; it ends here.
+
     Parameters
     ----------
     part : nn.Module or callable
@@ -36,7 +38,8 @@ class CopyingPart(DeviceFreeModule):
         self.part = part
 
     def forward(self, *arguments: Tensor) -> Tensor:
-        return self.part(*(argument.clone() for argument in arguments)).clone()
+        output = self.part(*(argument.clone() for argument in arguments)).clone()
+        return output if torch.is_grad_enabled() else output.detach()
 
 
 def settle_parts(neural_ode: NeuralODE, x: Tensor, *, differentiates: bool = True) -> None:
@@ -94,7 +97,7 @@ def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> None:
     writes = [argument._version for argument in given] != versions
     version, first = output._version, output.clone()
     again = call_part(neural_ode, name, *arguments).clone()
-    if writes or output._version != version:
+    if writes or output._version != version or output.requires_grad:  # no gradients are wanted here
         setattr(neural_ode, name, CopyingPart(part))
     if _differ(first, again):
         raise VectorFieldError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.compiler import is_compiling
 
 FieldOfState = Callable[[Tensor, Tensor], Tensor]
@@ -61,7 +61,23 @@ class ProtectedField:
         return output.clone()
 
     def _evaluate(self, t: Tensor, z: Tensor, x: Any) -> Tensor:
-        return self.f(t, z) if x is None else self.f(t, z, x)
+        output = self.f(t, z) if x is None else self.f(t, z, x)
+        # One that differentiates inside may hand out a graph where none is wanted.
+        return output.detach() if not is_grad_enabled() and output.requires_grad else output
+
+
+class TrustedField:
+    """A field that is known to need no protection, since a fit has looked.
+
+    Parameters
+    ----------
+    f : callable
+    """
+
+    __slots__ = ("f",)
+
+    def __init__(self, f: Callable[..., Tensor]):
+        self.f = f
 
 
 def _copy(x: Any) -> Any:

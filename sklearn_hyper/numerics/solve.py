@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .base_solvers import BaseSolver, Field, mesh_nodes, owns_mesh, resolve_base_solver
-from .protection import ProtectedField
+from .protection import ProtectedField, TrustedField
 
 Correction: TypeAlias = Callable[..., Tensor]
 """g(eps, s, z, stages, x) -> tensor like z."""
@@ -75,13 +75,16 @@ def check_grid(grid: Sequence[float] | Tensor, t_span: Any = None, n_steps: int 
     return mesh
 
 
-def bind_input(f: Callable[..., Tensor], x: Any) -> Field:
+def bind_input(f: Callable[..., Tensor] | TrustedField, x: Any) -> Field:
     """Bind the input of a data-controlled field, so that the solvers see f(t, z), and keep its writing its own."""
-    return ProtectedField(f, x)
+    if not isinstance(f, TrustedField):
+        return ProtectedField(f, x)
+    field = f.f
+    return field if x is None else lambda t, z: field(t, z, x)
 
 
 def iterate_states(
-    f: Callable[..., Tensor],
+    f: Callable[..., Tensor] | TrustedField,
     z0: Tensor,
     grid: Sequence[float] | Tensor,
     solver: BaseSolver,
@@ -235,7 +238,7 @@ def hypersolve(
 
 
 def last_state(
-    f: Callable[..., Tensor],
+    f: Callable[..., Tensor] | TrustedField,
     z0: Tensor,
     mesh: tuple[float, ...],
     solver: BaseSolver,
@@ -251,7 +254,7 @@ def last_state(
 
 
 def all_states(
-    f: Callable[..., Tensor],
+    f: Callable[..., Tensor] | TrustedField,
     z0: Tensor,
     mesh: tuple[float, ...],
     solver: BaseSolver,
