@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.seeding import seeded
 from ..modules.solver_binding import solver_family
 from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
 from ..numerics.residuals import compute_residuals
 from ..numerics.solve import check_n_steps, solver_mesh
+from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
 from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
-from ..training.nets import seeded
 from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
@@ -83,6 +84,8 @@ class HypersolverFit(HypersolverBase):
 
     def _fit(self, X: Any) -> bool:
         check_n_steps(self.n_steps)
+        refuse_scoring(self.callbacks, "a hypersolver")
+        check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
         self._resolve_solver(0)  # a wrong name is an error before anything is solved
         fit_range = self._fit_range()
         device = check_device(self.device)

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.solve import check_n_steps
+from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
-from ..training.nets import draw_seed, seeded
+from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -270,10 +272,12 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         if self.solver != "dopri5":
             resolve_base_solver(self.solver)
         device = check_device(self.device)
+        refuse_scoring(self.callbacks, "a flow")
         warm = copy.deepcopy(self.flow_) if self.warm_start and hasattr(self, "flow_") else None
         X = self._validate_rows(X, reset=warm is None)
         seed = draw_seed(self.random_state)
         train, valid = self._split(len(X), seed)
+        self._check_monitors(valid is not None)
         with seeded(seed, device):
             if warm is None:
                 self.dtype_ = module_dtype(_dtype_of(self.vector_field), X)
@@ -283,12 +287,11 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             _check_varies(x)
             flow = (self._build(x) if warm is None else warm.to(device)).train()
             self._check(flow, x)
-            net, best = build_flow_net(
-                flow, self._settings(x.shape[1]), None if valid is None else x[valid], len(train), seed
-            )  # fmt: skip
-            train_net(net, x[train], None)
-            if best is not None:
-                best.restore(net)
+            generator = own_generator(seed)
+            held_out = None if valid is None else x[valid]
+            net = build_flow_net(flow, self._settings(x.shape[1]), held_out, len(train), generator)
+            train_net(net, x[train], None, generator)
+            net.module_.generator = None  # drawn from no more, it need not travel with the estimator
         self.net_ = net
         self.flow_ = flow.eval()
         self.neural_ode_ = flow.sampling().eval()
@@ -301,6 +304,14 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         if valid is not None and self.objective == "likelihood" and self.solver != "dopri5" and not net.interrupted_:
             self._check_agreement(x[valid])
         return net.interrupted_
+
+    def _check_monitors(self, has_valid: bool) -> None:
+        recorded = {*LOSS_NET_RECORDS} - (set() if has_valid else {"valid_loss"})
+        if self.objective == "likelihood" and self.solver == "dopri5":
+            recorded.add("nfe")
+        check_monitors(
+            self.callbacks, recorded, f"Monitor one of those (validation_fraction={self.validation_fraction})."
+        )
 
     def _check_unused(self) -> None:
         """Refuse options that the objective or solver would silently not use."""
@@ -491,8 +502,7 @@ def append_noise(X: np.ndarray, kind: str | None, seed: int) -> np.ndarray:
     """X, with Hutchinson's noise beside it where there is one."""
     if kind is None:
         return X
-    with seeded(seed, "cpu"):
-        noise = draw_noise(kind, torch.empty(X.shape, dtype=torch.float64)).numpy()
+    noise = draw_noise(kind, torch.empty(X.shape, dtype=torch.float64), own_generator(seed)).numpy()
     return np.hstack([X, noise.astype(X.dtype)])
 
 
@@ -509,8 +519,7 @@ def check_base_states(Z: Any, n_features: int) -> np.ndarray:
 def draw_base(flow: Flow, n_samples: Any, dtype: torch.dtype, random_state: Any) -> np.ndarray:
     """Base samples, or an error for a number of them that is none."""
     n_samples = check_n_steps(n_samples, "n_samples")
-    with seeded(draw_seed(random_state), "cpu"):
-        return flow.sample_base(n_samples, dtype).numpy()
+    return flow.sample_base(n_samples, dtype, own_generator(draw_seed(random_state))).numpy()
 
 
 def _dtype_of(vector_field: Any) -> torch.dtype | None:

@@ -18,8 +18,10 @@ from ..metrics import SolverReport
 from ..modules.flow import Flow, LogDensity, check_base_distribution, check_divergence
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.seeding import own_generator, seeded
 from ..numerics.reference import DEFAULT_TOLERANCE
-from ..training.nets import draw_seed, refuse_checkpoints, seeded
+from ..training.callback_checks import refuse_checkpoints
+from ..training.nets import draw_seed
 from ._base import check_device, module_dtype
 from ._fitted_neural_ode import frozen_copy, resolve_flow
 from ._hypersolver_base import HypersolverBase
@@ -242,7 +244,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         """Whatever can be found wrong before the first solve, of both directions."""
         flow = self.flow_
         check_base_distribution(flow)
-        check_neural_ode(flow.sampling(), flow.sample_base(2, dtype))
+        check_neural_ode(flow.sampling(), flow.sample_base(2, dtype, own_generator(0)))
         if rows is None:
             return
         check_divergence(flow, rows[:, : flow.n_features])

@@ -19,11 +19,13 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_consi
 from torch import Tensor, nn
 
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
 from ..numerics.base_solvers import resolve_base_solver
+from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
 from ..training.losses import ScaledMSELoss
-from ..training.nets import draw_seed, seeded
-from ..training.neural_ode_fitting import TrainingSettings, build_net, train_net
+from ..training.nets import draw_seed
+from ..training.neural_ode_fitting import TrainingSettings, build_net, check_lone_rows, train_net
 from ._base import (
     TRAINING_CONSTRAINTS,
     SolverAgreementWarning,
@@ -150,14 +152,16 @@ class _NeuralODEEstimator(TorchEstimator):
         check_consistent_length(X, y)
         target = self._encode_y(y, classes, reset=not going_on)
         seed = draw_seed(self.random_state)
+        valid = None if partial else self._split(target, seed)
+        self._check_monitors(valid is not None, partial)
         with seeded(seed, device):
             if not going_on:
                 self._build(X, device)
             x, t = (self._to_tensor(a, d, device) for a, d in ((X, self.dtype_), (target, self._target_dtype())))
-            valid = None if partial else self._split(target, seed)
             net = self._net(x, t, valid, partial)
             rows = slice(None) if valid is None else valid[0]
-            train_net(net, x[rows], t[rows], epochs=1 if partial else None)
+            check_lone_rows(net.module_, x[rows], net.batch_size)
+            train_net(net, x[rows], t[rows], own_generator(seed), epochs=1 if partial else None)
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
         self.history_ = [
@@ -180,12 +184,14 @@ class _NeuralODEEstimator(TorchEstimator):
             return made.to(device=device, dtype=dtype) if isinstance(made, nn.Module) else made
 
         input_map = part(self.input_map, _default_input_map, x)
-        z = check_neural_ode(NeuralODE(_no_field, input_map=input_map), x[:2])
+        # A single row twice, for layers that take statistics over rows: what such a fit needs is checked later.
+        two_rows = x[:2] if len(x) > 1 else torch.cat([x, x])
+        z = check_neural_ode(NeuralODE(_no_field, input_map=input_map), two_rows)
         field = part(self.vector_field, _default_field, z)
         output_map = part(self.output_map, _default_output_map, z, self._n_outputs())
         module = NeuralODE(field, input_map=input_map, output_map=self._scaled(output_map, dtype), t_span=self.t_span)
         module = module.to(device)
-        output = check_output_map(module, check_neural_ode(module, x[:2]))
+        output = check_output_map(module, check_neural_ode(module, two_rows))
         if output.ndim != 2 or output.shape[1] != self._n_outputs():
             raise ValueError(
                 f"output_map must return a tensor of shape (n_samples, {self._n_outputs()}) for this y, got "
@@ -211,7 +217,14 @@ class _NeuralODEEstimator(TorchEstimator):
         held_out = None if valid is None else (x[valid[1]], t[valid[1]])
         n_rows = len(x) if valid is None else len(valid[0])
         module = self.__dict__.pop("_module", None) or copy.deepcopy(self.neural_ode_)
-        return build_net(module, self._criterion(), settings, held_out, n_rows, scheduled=not partial)
+        return build_net(
+            module, self._criterion(), settings, held_out, n_rows, scheduled=not partial, n_classes=self._n_classes()
+        )  # fmt: skip
+
+    def _check_monitors(self, has_valid: bool, partial: bool) -> None:
+        recorded = LOSS_NET_RECORDS if has_valid else [name for name in LOSS_NET_RECORDS if name != "valid_loss"]
+        remedy = "partial_fit holds no rows out" if partial else f"validation_fraction={self.validation_fraction}"
+        check_monitors(self.callbacks, recorded, f"Monitor one of those ({remedy}).")
 
     def _split(self, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Row indices (train, valid); None where nothing is held out."""
@@ -348,6 +361,9 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         return torch.int64
 
     def _n_outputs(self) -> int:
+        return len(self.classes_)
+
+    def _n_classes(self) -> int | None:
         return len(self.classes_)
 
     def _criterion(self) -> nn.Module:
@@ -489,6 +505,9 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
 
     def _n_outputs(self) -> int:
         return len(self._y_shift)
+
+    def _n_classes(self) -> int | None:
+        return None
 
     def _criterion(self) -> nn.Module:
         return ScaledMSELoss(torch.as_tensor(self._y_scale, dtype=self.dtype_))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
@@ -14,7 +16,16 @@ from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.solve import uniform_grid
-from .nets import TrainingDivergedError, TrainingNet, assemble_callbacks, cosine_schedule
+from .nets import (
+    Batches,
+    BestWeights,
+    ClassifierNet,
+    RegressorNet,
+    TrainingDivergedError,
+    TrainingNet,
+    assemble_callbacks,
+    cosine_schedule,
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ def build_net(
     valid: tuple[Tensor, Tensor] | None,
     n_rows: int,
     scheduled: bool,
+    n_classes: int | None = None,
 ) -> TrainingNet:
     """A skorch net around the module, not yet trained.
 
@@ -68,10 +80,14 @@ def build_net(
     ----------
     scheduled : bool
         Whether the learning rate follows a cosine to zero over ``max_epochs`` (not so for partial_fit, which has no end).
+    n_classes : int, optional
+        Of a classifier, whose net predicts encoded labels.
     """
-    n_batches = -(-n_rows // settings.batch_size)
+    n_batches = len(Batches(n_rows, settings.batch_size))
     schedule = cosine_schedule(n_batches, [settings.max_epochs], [1.0]) if scheduled else None
-    return TrainingNet(
+    # Classes are those of the encoded labels: a batch of partial_fit need not hold them all.
+    kind, classes = (RegressorNet, {}) if n_classes is None else (ClassifierNet, {"classes": list(range(n_classes))})
+    return kind(
         TrainingForward(neural_ode, settings),
         criterion=criterion,
         optimizer=settings.optimizer,
@@ -80,18 +96,48 @@ def build_net(
         batch_size=settings.batch_size,
         iterator_train__shuffle=True,
         train_split=None if valid is None else predefined_split(Dataset(*valid)),
-        callbacks=assemble_callbacks(None, settings.callbacks, schedule, "training Neural ODE", settings.verbose),
+        callbacks=assemble_callbacks(
+            BestWeights(), settings.callbacks, schedule, "training Neural ODE", settings.verbose
+        ),
         verbose=settings.verbose,
         device=settings.device,
+        **classes,
     ).initialize()
 
 
-def train_net(net: TrainingNet, x: Tensor, y: Tensor, epochs: int | None = None) -> TrainingNet:
-    """Train for some epochs; a Ctrl-C shows in ``net.interrupted_``."""
+def check_lone_rows(module: nn.Module, x: Tensor, batch_size: int) -> None:
+    """Refuse batches of a single row where a layer cannot learn from one, as BatchNorm cannot."""
+    if min(len(x), batch_size) > 1 or not any(_may_need_rows(part) for part in module.modules()):
+        return
+    probe = copy.deepcopy(module).train()
+    try:
+        with torch.no_grad():
+            probe(x[:1])
+    except Exception as error:
+        what, remedy = f"batch_size={batch_size}", "set batch_size to 2 or more"
+        if len(x) == 1:
+            what, remedy = f"n_samples={len(x)} to train on", "give more rows"
+        raise ValueError(
+            f"{what}: a layer of vector_field, input_map or output_map cannot be trained on a batch of a single row "
+            f"({error}), as those cannot that take statistics over a batch (BatchNorm does); {remedy}, or use a layer that "
+            "takes them over each row (LayerNorm, GroupNorm)."
+        ) from error
+
+
+def _may_need_rows(part: nn.Module) -> bool:
+    """Whether a module may fail on a single row in training: a normalisation over the batch, or one of the user's own."""
+    own = not type(part).__module__.startswith(("torch.nn.", "sklearn_hyper."))
+    return own or isinstance(part, nn.modules.batchnorm._BatchNorm)
+
+
+def train_net(
+    net: TrainingNet, x: Tensor, y: Tensor | None, generator: torch.Generator, epochs: int | None = None
+) -> TrainingNet:
+    """Train for some epochs; a Ctrl-C shows in ``net.interrupted_``, and is raised where no epoch has been finished."""
     if epochs is not None:
         net.set_params(max_epochs=epochs)
     try:
-        net.partial_fit(x, y)
+        net.train(x, y, generator)
     except ReferenceSolveError as error:
         updated = any("train_loss" in batch for epoch in net.history for batch in epoch["batches"])
         if updated:  # the field could be solved before the optimizer changed it
