@@ -46,8 +46,8 @@ class FlowSettings(TrainingSettings):
     jacobian: float
 
 
-def draw_noise(kind: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise of Hutchinson's estimator, with zero mean and unit covariance."""
+def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Noise of Hutchinson's estimator, with zero mean and unit covariance; by torch's global generator where none is given."""
     if kind == "rademacher":
         return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
     return torch.randn(like.shape, generator=generator).to(like)

@@ -65,7 +65,8 @@ class BestWeights(Callback):
         self.validate = validate
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.best_loss_, self.best_weights_ = math.inf, {}
+        self.best_loss_ = math.inf
+        self.best_weights_: dict[str, Any] = {}
         self.scored_, self.n_finished_ = self.validate is None, 0
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
