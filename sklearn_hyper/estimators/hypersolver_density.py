@@ -22,6 +22,7 @@ from ..modules.seeding import own_generator, seeded
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.callback_checks import refuse_checkpoints
 from ..training.nets import draw_seed
+from ..training.references import digest
 from ._base import check_device, module_dtype
 from ._fitted_neural_ode import frozen_copy, resolve_flow
 from ._hypersolver_base import HypersolverBase
@@ -183,7 +184,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             If dopri5 cannot solve the flow.
         KeyboardInterrupt
             Ctrl-C is passed on once the state is right: what has been trained is kept, a sampler without its density
-            (``density_`` is None then) included.
+            (``density_`` is None then, or with ``warm_start`` and the same flow as it was) included.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)
@@ -214,6 +215,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         density = None
         if rows is not None and not interrupted:
             density, interrupted = self._fit_direction(self._density_ode(), rows, seed, previous.get("density_"))
+        if density is None and interrupted:
+            density = self._kept_density(previous.get("density_"))
         self.sampler_, self.density_ = sampler, density
         self.dtype_, self.device_ = sampler.dtype_, sampler.device_
         self._n_features_out = flow.n_features
@@ -301,6 +304,12 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             return solver.fit(rows), False
         except KeyboardInterrupt:
             return (None if vars(solver).get("module_") is before else solver), True
+
+    def _kept_density(self, previous: HypersolverRegressor | None) -> HypersolverRegressor | None:
+        """What a warm start leaves as it was where a Ctrl-C comes before its turn; that of another flow is of no use."""
+        if previous is None or digest(previous.neural_ode_) != digest(frozen_copy(self._density_ode())):
+            return None
+        return previous
 
     # ------------------------------------------------------------------ inference
     @property

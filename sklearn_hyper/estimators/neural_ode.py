@@ -22,10 +22,11 @@ from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
 from ..numerics.base_solvers import resolve_base_solver
+from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
 from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed
-from ..training.neural_ode_fitting import TrainingSettings, build_net, check_lone_rows, train_net
+from ..training.neural_ode_fitting import TrainingSettings, build_net, train_net
 from ._base import (
     TRAINING_CONSTRAINTS,
     SolverAgreementWarning,
@@ -160,7 +161,9 @@ class _NeuralODEEstimator(TorchEstimator):
             x, t = (self._to_tensor(a, d, device) for a, d in ((X, self.dtype_), (target, self._target_dtype())))
             net = self._net(x, t, valid, partial)
             rows = slice(None) if valid is None else valid[0]
-            check_lone_rows(net.module_, x[rows], net.batch_size)
+            one = x[rows][:1]
+            parts = "vector_field, input_map or output_map"
+            check_lone_rows(net.module_, lambda module: module(one), len(x[rows]), net.batch_size, parts)
             train_net(net, x[rows], t[rows], own_generator(seed), epochs=1 if partial else None)
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()

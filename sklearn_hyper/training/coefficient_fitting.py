@@ -15,8 +15,9 @@ from ..numerics.base_solvers import NONSTATIONARY, BaseStep, Field
 from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, compose_tableaus, nonstationary_step
 from ..numerics.solve import iterate_states
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
+from .batches import Batches
 from .correction_fitting import FitSettings
-from .nets import Batches, BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed
+from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed
 from .objectives import check_overflow
 from .references import solve_references
 

@@ -19,7 +19,8 @@ from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.cost import CountedField
 from ..numerics.reference import solve_dopri5
 from ..numerics.solve import uniform_grid
-from .nets import Batches, BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule
+from .batches import Batches
+from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule
 from .neural_ode_fitting import TrainingSettings
 
 _VALID_DRAWS = 2048

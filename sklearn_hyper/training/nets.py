@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..modules.serialization import DeviceFree
+from .batches import Batches
 from .callback_checks import each_callback
 
 
@@ -142,26 +143,6 @@ class EpochBar(Callback):
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self.bar_.close()
         del self.bar_  # a pickled bar cannot be loaded again
-
-
-class Batches:
-    """Shuffled rows by the batch, each in one, and none alone: a layer like BatchNorm learns nothing from a single row.
-
-    A last batch of one row joins the one before. Only ``batch_size=1``, or a single row, leaves rows alone.
-    """
-
-    def __init__(self, n_rows: int, batch_size: int, generator: torch.Generator | None = None):
-        self.n_rows, self.batch_size, self.generator = n_rows, batch_size, generator
-
-    def __len__(self) -> int:
-        full, rest = divmod(self.n_rows, self.batch_size)
-        return max(1, full + (rest > 1 or (rest == 1 and full == 0)))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        parts = torch.randperm(self.n_rows, generator=self.generator).split(self.batch_size)
-        if len(parts) > len(self):
-            parts = (*parts[:-2], torch.cat(parts[-2:]))
-        yield from (part.tolist() for part in parts)
 
 
 class TrainingNet(DeviceFree, NeuralNet):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,8 @@ from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.solve import uniform_grid
+from .batches import Batches
 from .nets import (
-    Batches,
     BestWeights,
     ClassifierNet,
     RegressorNet,
@@ -103,31 +102,6 @@ def build_net(
         device=settings.device,
         **classes,
     ).initialize()
-
-
-def check_lone_rows(module: nn.Module, x: Tensor, batch_size: int) -> None:
-    """Refuse batches of a single row where a layer cannot learn from one, as BatchNorm cannot."""
-    if min(len(x), batch_size) > 1 or not any(_may_need_rows(part) for part in module.modules()):
-        return
-    probe = copy.deepcopy(module).train()
-    try:
-        with torch.no_grad():
-            probe(x[:1])
-    except Exception as error:
-        what, remedy = f"batch_size={batch_size}", "set batch_size to 2 or more"
-        if len(x) == 1:
-            what, remedy = f"n_samples={len(x)} to train on", "give more rows"
-        raise ValueError(
-            f"{what}: a layer of vector_field, input_map or output_map cannot be trained on a batch of a single row "
-            f"({error}), as those cannot that take statistics over a batch (BatchNorm does); {remedy}, or use a layer that "
-            "takes them over each row (LayerNorm, GroupNorm)."
-        ) from error
-
-
-def _may_need_rows(part: nn.Module) -> bool:
-    """Whether a module may fail on a single row in training: a normalisation over the batch, or one of the user's own."""
-    own = not type(part).__module__.startswith(("torch.nn.", "sklearn_hyper."))
-    return own or isinstance(part, nn.modules.batchnorm._BatchNorm)
 
 
 def train_net(

@@ -18,8 +18,8 @@ from ..modules.solver_binding import bind_solver
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual, in_own_units
 from ..numerics.solve import iterate_states, solver_mesh
+from .batches import Batches
 from .losses import StateLoss, mean_norm, residual_loss, terminal_loss, trajectory_loss
-from .nets import Batches
 from .residual_sets import mesh_indices, select_rows
 
 _TINY = 1e-30
