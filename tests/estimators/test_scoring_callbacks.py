@@ -145,7 +145,7 @@ def test_nets_that_compute_a_loss_refuse_to_be_scored(X, callback, monkeypatch):
         ):
             estimator.fit(X)
     bare = HypersolverDensity(lambda t, z: -z, callbacks=[callback])
-    with pytest.raises(ValueError, match="callbacks holds a .*predicts nothing.*NeuralODEClassifier"):
+    with pytest.raises(ValueError, match=r"callbacks holds a .*predicts nothing.*NeuralODEClassifier"):
         bare.fit(two_blobs(20))
 
 
@@ -159,7 +159,7 @@ def test_what_no_epoch_records_cannot_be_monitored(X, labels, callback, tmp_path
         NeuralODEClassifier(**PARAMS, **params).fit(X, labels)
     with pytest.raises(ValueError, match=message):
         make_flow(**params).fit(X)
-    with pytest.raises(ValueError, match="which no epoch records.*partial_fit holds no rows out"):
+    with pytest.raises(ValueError, match=r"which no epoch records.*partial_fit holds no rows out"):
         NeuralODEClassifier(**PARAMS, callbacks=[callback]).partial_fit(X, labels)
     with pytest.raises(ValueError, match="monitor='valid_acc', which no epoch records"):
         make_regressor(callbacks=[EarlyStopping(monitor="valid_acc")]).fit(X)
