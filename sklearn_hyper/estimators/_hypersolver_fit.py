@@ -64,13 +64,18 @@ class HypersolverFit(HypersolverBase):
         NotFittedError
             If ``neural_ode`` is not fitted.
         ValueError
-            If a parameter, X or the span of time does not do, or steps of the base solver overflow from X.
+            If a parameter, X or the span of time does not do, or steps of the base solver overflow from X. If a callback
+            scores predictions, or monitors what no epoch records. If a correction of your own cannot learn from a batch of
+            one row (BatchNorm) and would have to.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong.
         ReferenceSolveError
             If dopri5 cannot solve the Neural ODE from X.
         TrainingDivergedError
             If the training loss is no longer finite.
+        KeyboardInterrupt
+            Ctrl-C is passed on once the state is right: the best weights of the epochs that were finished. Before an epoch
+            is finished the estimator stays as it was.
 
         Warns
         -----

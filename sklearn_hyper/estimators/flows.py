@@ -92,7 +92,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Rows an optimizer step; inference takes eight times as many at a time.
     optimizer : type, default torch.optim.AdamW
     callbacks : list of skorch callbacks, optional
-        ``Checkpoint(...)`` and ``LoadInitState(...)`` make a long training resumable; ``valid_loss`` is recorded.
+        ``Checkpoint(...)`` and ``LoadInitState(...)`` make a long training resumable; ``valid_loss`` is recorded. Those
+        that score predictions (``EpochScoring``) are refused: a flow computes its loss and predicts nothing.
     validation_fraction : float or None, default 0.1
         Share of the rows held out; the weights of the epoch with the lowest held-out loss are kept.
     warm_start : bool, default False
@@ -100,7 +101,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         ``t_span`` stay what they were, too.
     device : str, default "cpu"
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found.
+        Same value, same result; torch's and NumPy's global generators are left as found. Fits in several threads of one
+        process agree as well, and train in turn; processes train side by side.
     verbose : int, default 0
         1 shows a progress bar, 2 a line an epoch as well.
 
@@ -253,7 +255,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Raises
         ------
         ValueError
-            If a feature of X is constant: such data have no density.
+            If a feature of X is constant: such data have no density. If a callback scores predictions, or monitors what no
+            epoch records.
         VectorFieldError
             If the field's signature or the shape of its output is wrong, or its divergence is unknown or not finite.
         ReferenceSolveError
@@ -261,6 +264,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         TrainingDivergedError
             If the training loss is no longer finite, or a solve needs more than 3,000 evaluations after training has
             changed the field.
+        KeyboardInterrupt
+            Ctrl-C is passed on once the state is right: the weights of the best finished epoch, by ``valid_loss``
+            (``train_loss`` where nothing is held out). Before an epoch is finished the estimator stays as it was.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)
@@ -302,7 +308,10 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             {"epoch": row["epoch"], **{key: float(row[key]) for key in keys if key in row}} for row in net.history
         ]
         if valid is not None and self.objective == "likelihood" and self.solver != "dopri5" and not net.interrupted_:
-            self._check_agreement(x[valid])
+            try:
+                self._check_agreement(x[valid])
+            except KeyboardInterrupt:  # what has been trained is not lost with a check
+                return True
         return net.interrupted_
 
     def _check_monitors(self, has_valid: bool) -> None:

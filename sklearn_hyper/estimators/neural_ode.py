@@ -117,12 +117,18 @@ class _NeuralODEEstimator(TorchEstimator):
 
         Raises
         ------
+        ValueError
+            If a layer that takes statistics over a batch (BatchNorm) would have to learn from one row: by ``batch_size=1``,
+            or because there is but one. If a callback monitors what no epoch records.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong.
         ReferenceSolveError
             If dopri5 cannot solve the Neural ODE.
         TrainingDivergedError
             If the training loss is no longer finite.
+        KeyboardInterrupt
+            Ctrl-C is passed on once the state is right: the weights of the best finished epoch, by ``valid_loss``
+            (``train_loss`` where nothing is held out). Before an epoch is finished the estimator stays as it was.
         """
         return self._run_fit(X, y, None, partial=False)
 
@@ -171,7 +177,10 @@ class _NeuralODEEstimator(TorchEstimator):
             {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
         ]
         if valid is not None and self.solver != "dopri5" and not net.interrupted_:
-            self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
+            try:
+                self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
+            except KeyboardInterrupt:  # what has been trained is not lost with a check
+                return True
         return net.interrupted_
 
     def _build(self, X: np.ndarray, device: torch.device) -> None:
@@ -293,17 +302,21 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     lr : float, default 1e-2
         Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
     batch_size : int, default 64
-        Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.
+        Rows an optimizer step (a last one of a single row joins the one before); predictions, which keep no graph, take
+        eight times as many at a time.
     optimizer : type, default torch.optim.AdamW
     callbacks : list of skorch callbacks, optional
         ``EarlyStopping()``, ``LRScheduler(...)``, ``Checkpoint(...)`` and so on; ``valid_loss`` is recorded.
+        ``EpochScoring("accuracy", lower_is_better=False)`` and the like score the training solver's predictions; labels are
+        encoded there, as indices of ``classes_``.
     validation_fraction : float or None, default 0.1
         Share of the rows held out for ``valid_loss`` and the check of a fixed-step solver.
     warm_start : bool, default False
         Start a new fit from the last weights.
     device : str, default "cpu"
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found.
+        Same value, same result; torch's and NumPy's global generators are left as found. Fits in several threads of one
+        process agree as well, and train in turn; processes train side by side.
     verbose : int, default 0
         1 shows a progress bar, 2 a line an epoch as well.
 
@@ -436,17 +449,20 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     lr : float, default 1e-2
         Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
     batch_size : int, default 64
-        Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.
+        Rows an optimizer step (a last one of a single row joins the one before); predictions, which keep no graph, take
+        eight times as many at a time.
     optimizer : type, default torch.optim.AdamW
     callbacks : list of skorch callbacks, optional
         ``EarlyStopping()``, ``LRScheduler(...)``, ``Checkpoint(...)`` and so on; ``valid_loss`` is recorded.
+        ``EpochScoring("r2", lower_is_better=False)`` and the like score the training solver's predictions.
     validation_fraction : float or None, default 0.1
         Share of the rows held out for ``valid_loss`` and the check of a fixed-step solver.
     warm_start : bool, default False
         Start a new fit from the last weights.
     device : str, default "cpu"
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found.
+        Same value, same result; torch's and NumPy's global generators are left as found. Fits in several threads of one
+        process agree as well, and train in turn; processes train side by side.
     verbose : int, default 0
         1 shows a progress bar, 2 a line an epoch as well.
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LoadInitState, LRScheduler
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LoadInitState, LRScheduler, PassthroughScoring
 from skorch.callbacks.scoring import ScoringBase
 
 LOSS_NET_RECORDS = ("train_loss", "valid_loss", "dur", "epoch")
@@ -44,8 +44,9 @@ def check_monitors(callbacks: Any, recorded: Iterable[str], remedy: str) -> None
     every = list(each_callback(callbacks))
     if not all(type(callback).__module__.startswith("skorch.") for callback in every):
         return
-    scores = [copy.copy(callback).initialize().name_ for callback in every if isinstance(callback, ScoringBase)]
-    names = sorted({*recorded, *scores})
+    scores = [copy.copy(one).initialize().name_ for one in every if isinstance(one, ScoringBase)]
+    passed_on = [one.name for one in every if isinstance(one, PassthroughScoring)]
+    names = sorted({*recorded, *scores, *passed_on})
     for callback in every:
         monitor = callback.monitor if _watches(callback) else None
         if isinstance(monitor, str) and monitor.removesuffix("_best") not in names:

@@ -134,6 +134,15 @@ def test_early_stopping_is_no_interruption(X, kind):
             torch.testing.assert_close(value, last.weights[-1][name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["classifier", "regressor", "flow"])
+def test_in_the_check_after_training_nothing_is_lost(X, kind, monkeypatch):
+    params = {"objective": "likelihood", "solver": "rk4", "n_steps": 6} if kind == "flow" else {}
+    estimator = KINDS[kind](**params).set_params(max_epochs=2)
+    monkeypatch.setattr(type(estimator), "_check_agreement", _interrupted)
+    interrupt(estimator, X, target_of(kind, X))
+    assert len(estimator.history_) == 2 and np.isfinite(estimator.score(X, target_of(kind, X)))
+
+
 # ---------------------------------------------------------------------- each phase of a hypersolver's fit
 @pytest.mark.parametrize("epoch", [2, 4])  # of residuals, and of fine-tuning
 @pytest.mark.parametrize("make", [make_regressor, make_classifier])
