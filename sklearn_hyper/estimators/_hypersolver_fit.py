@@ -75,7 +75,7 @@ class HypersolverFit(HypersolverBase):
             If the training loss is no longer finite.
         KeyboardInterrupt
             Ctrl-C is passed on once the state is right: the best weights of the epochs that were finished. Before an epoch
-            is finished the estimator stays as it was.
+            of the correction is finished (in reference solves, in learning coefficients) the estimator stays as it was.
 
         Warns
         -----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LoadInitState, LRScheduler, PassthroughScoring
@@ -39,14 +39,14 @@ def refuse_scoring(callbacks: Any, estimator: str) -> None:
             )
 
 
-def check_monitors(callbacks: Any, recorded: Iterable[str], remedy: str) -> None:
+def check_monitors(callbacks: Any, recorded: Collection[str], remedy: str) -> None:
     """Refuse to wait for a value that no epoch records; a callback of the user's own may record any."""
     every = list(each_callback(callbacks))
     if not all(type(callback).__module__.startswith("skorch.") for callback in every):
         return
-    scores = [copy.copy(one).initialize().name_ for one in every if isinstance(one, ScoringBase)]
-    passed_on = [one.name for one in every if isinstance(one, PassthroughScoring)]
-    names = sorted({*recorded, *scores, *passed_on})
+    scoring = [one for one in every if isinstance(one, (ScoringBase, PassthroughScoring))]
+    scores = [_score_name(one) for one in scoring if one.on_train or "valid_loss" in recorded]
+    names = sorted({*recorded, *scores})
     for callback in every:
         monitor = callback.monitor if _watches(callback) else None
         if isinstance(monitor, str) and monitor.removesuffix("_best") not in names:
@@ -54,6 +54,10 @@ def check_monitors(callbacks: Any, recorded: Iterable[str], remedy: str) -> None
                 f"callbacks holds a {type(callback).__name__} with monitor={monitor!r}, which no epoch records; recorded "
                 f"are {', '.join(names)}. {remedy}"
             )
+
+
+def _score_name(callback: Any) -> str:
+    return callback.name if isinstance(callback, PassthroughScoring) else copy.copy(callback).initialize().name_
 
 
 def _watches(callback: Any) -> bool:

@@ -161,6 +161,9 @@ def test_what_no_epoch_records_cannot_be_monitored(X, labels, callback, tmp_path
         make_flow(**params).fit(X)
     with pytest.raises(ValueError, match=r"which no epoch records.*partial_fit holds no rows out"):
         NeuralODEClassifier(**PARAMS, callbacks=[callback]).partial_fit(X, labels)
+    scored = [EpochScoring("accuracy"), EarlyStopping(monitor="accuracy")]  # of held-out rows, and there are none
+    with pytest.raises(ValueError, match="monitor='accuracy', which no epoch records"):
+        NeuralODEClassifier(**PARAMS | params | {"callbacks": scored}).fit(X, labels)
     with pytest.raises(ValueError, match="monitor='valid_acc', which no epoch records"):
         make_regressor(callbacks=[EarlyStopping(monitor="valid_acc")]).fit(X)
 
