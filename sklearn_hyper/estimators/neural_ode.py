@@ -167,9 +167,7 @@ class _NeuralODEEstimator(TorchEstimator):
             x, t = (self._to_tensor(a, d, device) for a, d in ((X, self.dtype_), (target, self._target_dtype())))
             net = self._net(x, t, valid, partial)
             rows = slice(None) if valid is None else valid[0]
-            one = x[rows][:1]
-            parts = "vector_field, input_map or output_map"
-            check_lone_rows(net.module_, lambda module: module(one), len(x[rows]), net.batch_size, parts)
+            self._check_lone_rows(net, x[rows])
             train_net(net, x[rows], t[rows], own_generator(seed), epochs=1 if partial else None)
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
@@ -232,6 +230,12 @@ class _NeuralODEEstimator(TorchEstimator):
         return build_net(
             module, self._criterion(), settings, held_out, n_rows, scheduled=not partial, n_classes=self._n_classes()
         )  # fmt: skip
+
+    def _check_lone_rows(self, net: Any, x: Tensor) -> None:
+        if not net.learns_alone_:
+            parts = "vector_field, input_map or output_map"
+            check_lone_rows(net.module_, lambda module: module(x[:1]), len(x), net.batch_size, parts)
+        net.learns_alone_ = net.learns_alone_ or len(x) == 1  # not asked again of every row that partial_fit is given
 
     def _check_monitors(self, has_valid: bool, partial: bool) -> None:
         recorded = LOSS_NET_RECORDS if has_valid else [name for name in LOSS_NET_RECORDS if name != "valid_loss"]

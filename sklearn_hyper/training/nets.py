@@ -152,6 +152,8 @@ class TrainingNet(DeviceFree, NeuralNet):
     """
 
     interrupted_ = False
+    learns_alone_ = False
+    """Whether it is known to learn from a batch of a single row."""
     generator_: torch.Generator | None = None
 
     def train(self, x: Any, y: Any, generator: torch.Generator) -> None:
