@@ -13,18 +13,20 @@ import torch
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..modules.field_probes import PROBED_ROWS, settle_parts
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.seeding import seeded
 from ..modules.solver_binding import solver_family
 from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
-from ..numerics.residuals import compute_residuals
+from ..numerics.residuals import Residual, compute_residuals
 from ..numerics.solve import check_n_steps, solver_mesh
+from ..training.batches import check_lone_rows
+from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
 from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
-from ..training.nets import seeded
 from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
@@ -64,7 +66,9 @@ class HypersolverFit(HypersolverBase):
         NotFittedError
             If ``neural_ode`` is not fitted.
         ValueError
-            If a parameter, X or the span of time does not do, or steps of the base solver overflow from X.
+            If a parameter, X or the span of time does not do, or steps of the base solver overflow from X. If a callback
+            scores predictions, or monitors what no epoch records. If a correction of your own cannot learn from a batch of
+            one row (BatchNorm) and would have to.
         TypeError
             If a function holds a module, or the Neural ODE cannot be copied.
         VectorFieldError
@@ -74,6 +78,9 @@ class HypersolverFit(HypersolverBase):
             If dopri5 cannot solve the Neural ODE from X.
         TrainingDivergedError
             If the training loss is no longer finite.
+        KeyboardInterrupt
+            Ctrl-C is passed on once the state is right: the best weights of the epochs that were finished. Before an epoch
+            of the correction is finished (in reference solves, in learning coefficients) the estimator stays as it was.
 
         Warns
         -----
@@ -92,6 +99,8 @@ class HypersolverFit(HypersolverBase):
 
     def _fit(self, X: Any) -> bool:
         check_n_steps(self.n_steps)
+        refuse_scoring(self.callbacks, "a hypersolver")
+        check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
         self._resolve_solver(0)  # a wrong name is an error before anything is solved
         fit_range = self._fit_range()
         device = check_device(self.device)
@@ -118,9 +127,9 @@ class HypersolverFit(HypersolverBase):
             solver = self._resume_solver(solver, frozen.t_span)
         sizes = StepSizes.from_parameters(int(self.n_steps), fit_range)
         self._check_range(frozen, solver, sizes)
-        self._check_correction(frozen, z, frozen.control(two_rows), solver)
         X = self._subsample(X, z, solver.n_stages, sizes.grids(solver))
-        self._check_n_samples(len(X))
+        n_fitted = self._check_n_samples(len(X))
+        self._check_correction(frozen, z, frozen.control(two_rows), solver, n_fitted)
         settings = self._settings(fit_range)
         rows = self._to_tensor(X, self.dtype_, "cpu")
         if self._solver_name(z[0].numel()) == NONSTATIONARY:
@@ -189,13 +198,15 @@ class HypersolverFit(HypersolverBase):
         own = {name: getattr(self, name) for name in names}
         return FitSettings(n_steps=int(self.n_steps), fit_n_steps=fit_range, device=self.device_, **own)
 
-    def _check_n_samples(self, n_samples: int) -> None:
+    def _check_n_samples(self, n_samples: int) -> int:
+        """Number of rows that are not held out."""
         n_valid = max(1, round(self.validation_fraction * n_samples))
         if n_samples - n_valid < 1:
             raise ValueError(
                 f"n_samples={n_samples} is too few for validation_fraction={self.validation_fraction}: {n_valid} held out, "
                 f"{n_samples - n_valid} left to fit. At least 2 samples are needed (got n_samples={n_samples})."
             )
+        return n_samples - n_valid
 
     def _warn_of_fallback(self, valid_loss: float) -> None:
         warnings.warn(
@@ -246,7 +257,9 @@ class HypersolverFit(HypersolverBase):
         check_output_map(neural_ode, z)
         self._squeeze_output = resolved.squeeze
 
-    def _check_correction(self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver) -> None:
+    def _check_correction(
+        self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver, n_rows: int = 2
+    ) -> None:
         """Build g and call it once on two rows, so that a wrong one shows before any solve."""
         eps, n_past = (neural_ode.t_span[1] - neural_ode.t_span[0]) / self.n_steps, len(startup_methods(solver))
         grid = [neural_ode.t_span[0] + k * eps for k in range(n_past + 2)]
@@ -271,6 +284,12 @@ class HypersolverFit(HypersolverBase):
                         f"correction={self.correction!r} returns {got} for a state of shape {tuple(z.shape)}, {z.dtype}. "
                         f"{_CONTRACT}"
                     )
+            self._check_lone_rows(net, samples[-1], x, n_rows)
+
+    def _check_lone_rows(self, net: nn.Module, step: Residual, x: Tensor | None, n_rows: int) -> None:
+        stages, x = [stage[:1] for stage in step.stages], None if x is None else x[:1]
+        inputs = (step.eps, step.z.new_tensor(step.s), step.z[:1], stages, x)
+        check_lone_rows(net, lambda module: module(*inputs), n_rows, self.batch_size, "correction")
 
     def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int, steps: tuple[int, ...]) -> np.ndarray:
         limit = self.max_samples

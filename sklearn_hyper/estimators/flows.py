@@ -18,11 +18,13 @@ from torch import Tensor
 from ..modules.field_probes import settle_parts
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.solve import check_n_steps
+from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
-from ..training.nets import draw_seed, seeded
+from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -92,7 +94,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Rows an optimizer step; inference takes eight times as many at a time.
     optimizer : type, default torch.optim.AdamW
     callbacks : list of skorch callbacks, optional
-        ``Checkpoint(...)`` and ``LoadInitState(...)`` make a long training resumable; ``valid_loss`` is recorded.
+        ``Checkpoint(...)`` and ``LoadInitState(...)`` make a long training resumable; ``valid_loss`` is recorded. Those
+        that score predictions (``EpochScoring``) are refused: a flow computes its loss and predicts nothing.
     validation_fraction : float or None, default 0.1
         Share of the rows held out; the weights of the epoch with the lowest held-out loss are kept.
     warm_start : bool, default False
@@ -100,7 +103,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         ``t_span`` stay what they were, too.
     device : str, default "cpu"
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found.
+        Same value, same result; torch's and NumPy's global generators are left as found. Fits in several threads of one
+        process agree as well, and train in turn; processes train side by side.
     verbose : int, default 0
         1 shows a progress bar, 2 a line an epoch as well.
 
@@ -253,7 +257,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Raises
         ------
         ValueError
-            If a feature of X is constant: such data have no density.
+            If a feature of X is constant: such data have no density. If a callback scores predictions, or monitors what no
+            epoch records.
         VectorFieldError
             If the field's signature or the shape of its output is wrong, or its divergence is unknown or not finite.
         ReferenceSolveError
@@ -261,6 +266,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         TrainingDivergedError
             If the training loss is no longer finite, or a solve needs more than 3,000 evaluations after training has
             changed the field.
+        KeyboardInterrupt
+            Ctrl-C is passed on once the state is right: the weights of the best finished epoch, by ``valid_loss``
+            (``train_loss`` where nothing is held out). Before an epoch is finished the estimator stays as it was.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)
@@ -272,10 +280,12 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         if self.solver != "dopri5":
             resolve_base_solver(self.solver)
         device = check_device(self.device)
+        refuse_scoring(self.callbacks, "a flow")
         warm = copy.deepcopy(self.flow_) if self.warm_start and hasattr(self, "flow_") else None
         X = self._validate_rows(X, reset=warm is None)
         seed = draw_seed(self.random_state)
         train, valid = self._split(len(X), seed)
+        self._check_monitors(valid is not None)
         with seeded(seed, device):
             if warm is None:
                 self.dtype_ = module_dtype(_dtype_of(self.vector_field), X)
@@ -285,12 +295,11 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             _check_varies(x)
             flow = (self._build(x) if warm is None else warm.to(device)).train()
             self._check(flow, x)
-            net, best = build_flow_net(
-                flow, self._settings(x.shape[1]), None if valid is None else x[valid], len(train), seed
-            )  # fmt: skip
-            train_net(net, x[train], None)
-            if best is not None:
-                best.restore(net)
+            generator = own_generator(seed)
+            held_out = None if valid is None else x[valid]
+            net = build_flow_net(flow, self._settings(x.shape[1]), held_out, len(train), generator)
+            train_net(net, x[train], None, generator)
+            net.module_.generator = None  # drawn from no more, it need not travel with the estimator
         self.net_ = net
         self.flow_ = flow.eval()
         self.neural_ode_ = flow.sampling().eval()
@@ -301,8 +310,19 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             {"epoch": row["epoch"], **{key: float(row[key]) for key in keys if key in row}} for row in net.history
         ]
         if valid is not None and self.objective == "likelihood" and self.solver != "dopri5" and not net.interrupted_:
-            self._check_agreement(x[valid])
+            try:
+                self._check_agreement(x[valid])
+            except KeyboardInterrupt:  # what has been trained is not lost with a check
+                return True
         return net.interrupted_
+
+    def _check_monitors(self, has_valid: bool) -> None:
+        recorded = {*LOSS_NET_RECORDS} - (set() if has_valid else {"valid_loss"})
+        if self.objective == "likelihood" and self.solver == "dopri5":
+            recorded.add("nfe")
+        check_monitors(
+            self.callbacks, recorded, f"Monitor one of those (validation_fraction={self.validation_fraction})."
+        )
 
     def _check_unused(self) -> None:
         """Refuse options that the objective or solver would silently not use."""
@@ -497,8 +517,7 @@ def append_noise(X: np.ndarray, kind: str | None, seed: int) -> np.ndarray:
     """X, with Hutchinson's noise beside it where there is one."""
     if kind is None:
         return X
-    with seeded(seed, "cpu"):
-        noise = draw_noise(kind, torch.empty(X.shape, dtype=torch.float64)).numpy()
+    noise = draw_noise(kind, torch.empty(X.shape, dtype=torch.float64), own_generator(seed)).numpy()
     return np.hstack([X, noise.astype(X.dtype)])
 
 
@@ -515,8 +534,7 @@ def check_base_states(Z: Any, n_features: int) -> np.ndarray:
 def draw_base(flow: Flow, n_samples: Any, dtype: torch.dtype, random_state: Any) -> np.ndarray:
     """Base samples, or an error for a number of them that is none."""
     n_samples = check_n_steps(n_samples, "n_samples")
-    with seeded(draw_seed(random_state), "cpu"):
-        return flow.sample_base(n_samples, dtype).numpy()
+    return flow.sample_base(n_samples, dtype, own_generator(draw_seed(random_state))).numpy()
 
 
 def _dtype_of(vector_field: Any) -> torch.dtype | None:

@@ -82,7 +82,8 @@ class HypersolverRegressor(Hypersolver):
         Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.
     optimizer : type, default torch.optim.Adam
     callbacks : list of skorch callbacks, optional
-        ``valid_loss`` is the last stage's loss on held-out rows in units of the base solver's.
+        ``valid_loss`` is the last stage's loss on held-out rows in units of the base solver's. Those that score predictions
+        (``EpochScoring``) are refused: what is trained computes its loss and predicts nothing.
     validation_fraction : float, default 0.1
         Share of the rows held out, for ``valid_loss`` (the best epoch's weights are kept) and ``delta_``.
     mape_floor : float, default 1e-2
@@ -97,7 +98,7 @@ class HypersolverRegressor(Hypersolver):
     n_jobs : int, optional
         Reference solves run in parallel by joblib, in chunks of rows.
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found.
+        Same value, same result, of fits in several threads too; torch's and NumPy's global generators are left as found.
     verbose : int, default 0
         1 shows progress bars for reference solves and training, 2 a line an epoch as well.
 

@@ -18,8 +18,11 @@ from ..metrics import SolverReport
 from ..modules.flow import Flow, LogDensity, check_base_distribution, check_divergence
 from ..modules.hypersolved_ode import FoldedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.seeding import own_generator, seeded
 from ..numerics.reference import DEFAULT_TOLERANCE
-from ..training.nets import draw_seed, refuse_checkpoints, seeded
+from ..training.callback_checks import refuse_checkpoints
+from ..training.nets import draw_seed
+from ..training.references import digest
 from ._base import check_device, module_dtype
 from ._copies import frozen_copy
 from ._fitted_neural_ode import resolve_flow
@@ -182,7 +185,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             If dopri5 cannot solve the flow.
         KeyboardInterrupt
             Ctrl-C is passed on once the state is right: what has been trained is kept, a sampler without its density
-            (``density_`` is None then) included.
+            (``density_`` is None then, or with ``warm_start`` and the same flow as it was) included.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)
@@ -213,6 +216,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         density = None
         if rows is not None and not interrupted:
             density, interrupted = self._fit_direction(self._density_ode(), rows, seed, previous.get("density_"))
+        if density is None and interrupted:
+            density = self._kept_density(previous.get("density_"))
         self.sampler_, self.density_ = sampler, density
         self.dtype_, self.device_ = sampler.dtype_, sampler.device_
         self._n_features_out = flow.n_features
@@ -243,7 +248,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         """Whatever can be found wrong before the first solve, of both directions."""
         flow = self.flow_
         check_base_distribution(flow)
-        check_neural_ode(flow.sampling(), flow.sample_base(2, dtype))
+        check_neural_ode(flow.sampling(), flow.sample_base(2, dtype, own_generator(0)))
         if rows is None:
             return
         check_divergence(flow, rows[:, : flow.n_features])
@@ -300,6 +305,12 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             return solver.fit(rows), False
         except KeyboardInterrupt:
             return (None if vars(solver).get("module_") is before else solver), True
+
+    def _kept_density(self, previous: HypersolverRegressor | None) -> HypersolverRegressor | None:
+        """What a warm start leaves as it was where a Ctrl-C comes before its turn; that of another flow is of no use."""
+        if previous is None or digest(previous.neural_ode_) != digest(frozen_copy(self._density_ode())):
+            return None
+        return previous
 
     # ------------------------------------------------------------------ inference
     @property

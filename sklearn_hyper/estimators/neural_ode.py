@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 from ..modules.field_probes import settle_parts
 from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
+from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
 from ..numerics.base_solvers import resolve_base_solver
+from ..training.batches import check_lone_rows
+from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
 from ..training.losses import ScaledMSELoss
-from ..training.nets import draw_seed, seeded
+from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import TrainingSettings, build_net, train_net
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -116,12 +119,18 @@ class _NeuralODEEstimator(TorchEstimator):
 
         Raises
         ------
+        ValueError
+            If a layer that takes statistics over a batch (BatchNorm) would have to learn from one row: by ``batch_size=1``,
+            or because there is but one. If a callback monitors what no epoch records.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong.
         ReferenceSolveError
             If dopri5 cannot solve the Neural ODE.
         TrainingDivergedError
             If the training loss is no longer finite.
+        KeyboardInterrupt
+            Ctrl-C is passed on once the state is right: the weights of the best finished epoch, by ``valid_loss``
+            (``train_loss`` where nothing is held out). Before an epoch is finished the estimator stays as it was.
         """
         return self._run_fit(X, y, None, partial=False)
 
@@ -152,21 +161,26 @@ class _NeuralODEEstimator(TorchEstimator):
         check_consistent_length(X, y)
         target = self._encode_y(y, classes, reset=not going_on)
         seed = draw_seed(self.random_state)
+        valid = None if partial else self._split(target, seed)
+        self._check_monitors(valid is not None, partial)
         with seeded(seed, device):
             if not going_on:
                 self._build(X, device)
             x, t = (self._to_tensor(a, d, device) for a, d in ((X, self.dtype_), (target, self._target_dtype())))
-            valid = None if partial else self._split(target, seed)
             net = self._net(x, t, valid, partial)
             rows = slice(None) if valid is None else valid[0]
-            train_net(net, x[rows], t[rows], epochs=1 if partial else None)
+            self._check_lone_rows(net, x[rows])
+            train_net(net, x[rows], t[rows], own_generator(seed), epochs=1 if partial else None)
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
         self.history_ = [
             {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
         ]
         if valid is not None and self.solver != "dopri5" and not net.interrupted_:
-            self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
+            try:
+                self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
+            except KeyboardInterrupt:  # what has been trained is not lost with a check
+                return True
         return net.interrupted_
 
     def _build(self, X: np.ndarray, device: torch.device) -> None:
@@ -184,11 +198,12 @@ class _NeuralODEEstimator(TorchEstimator):
             return default(*arguments).to(device=device, dtype=dtype)
 
         input_map = made(_default_input_map, x) if input_map is None else input_map
-        z = check_neural_ode(NeuralODE(_no_field, input_map=input_map), x[:2])
+        # In eval mode: a check must not move running statistics, and one row is enough.
+        z = check_neural_ode(NeuralODE(_no_field, input_map=input_map).eval(), x[:2])
         field = made(_default_field, z) if field is None else field
         output_map = made(_default_output_map, z, self._n_outputs()) if output_map is None else output_map
         module = NeuralODE(field, input_map=input_map, output_map=self._scaled(output_map, dtype), t_span=self.t_span)
-        module = module.to(device)
+        module = module.to(device).eval()
         output = check_output_map(module, check_neural_ode(module, x[:2]))
         settle_parts(module, x)
         check_saveable(module)
@@ -217,7 +232,20 @@ class _NeuralODEEstimator(TorchEstimator):
         held_out = None if valid is None else (x[valid[1]], t[valid[1]])
         n_rows = len(x) if valid is None else len(valid[0])
         module = self.__dict__.pop("_module", None) or copy.deepcopy(self.neural_ode_)
-        return build_net(module, self._criterion(), settings, held_out, n_rows, scheduled=not partial)
+        return build_net(
+            module, self._criterion(), settings, held_out, n_rows, scheduled=not partial, n_classes=self._n_classes()
+        )  # fmt: skip
+
+    def _check_lone_rows(self, net: Any, x: Tensor) -> None:
+        if not net.learns_alone_:
+            parts = "vector_field, input_map or output_map"
+            check_lone_rows(net.module_, lambda module: module(x[:1]), len(x), net.batch_size, parts)
+        net.learns_alone_ = net.learns_alone_ or len(x) == 1  # not asked again of every row that partial_fit is given
+
+    def _check_monitors(self, has_valid: bool, partial: bool) -> None:
+        recorded = LOSS_NET_RECORDS if has_valid else [name for name in LOSS_NET_RECORDS if name != "valid_loss"]
+        remedy = "partial_fit holds no rows out" if partial else f"validation_fraction={self.validation_fraction}"
+        check_monitors(self.callbacks, recorded, f"Monitor one of those ({remedy}).")
 
     def _split(self, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Row indices (train, valid); None where nothing is held out."""
@@ -283,17 +311,21 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     lr : float, default 1e-2
         Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
     batch_size : int, default 64
-        Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.
+        Rows an optimizer step (a last one of a single row joins the one before); predictions, which keep no graph, take
+        eight times as many at a time.
     optimizer : type, default torch.optim.AdamW
     callbacks : list of skorch callbacks, optional
         ``EarlyStopping()``, ``LRScheduler(...)``, ``Checkpoint(...)`` and so on; ``valid_loss`` is recorded.
+        ``EpochScoring("accuracy", lower_is_better=False)`` and the like score the training solver's predictions; labels are
+        encoded there, as indices of ``classes_``.
     validation_fraction : float or None, default 0.1
         Share of the rows held out for ``valid_loss`` and the check of a fixed-step solver.
     warm_start : bool, default False
         Start a new fit from the last weights.
     device : str, default "cpu"
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found.
+        Same value, same result; torch's and NumPy's global generators are left as found. Fits in several threads of one
+        process agree as well, and train in turn; processes train side by side.
     verbose : int, default 0
         1 shows a progress bar, 2 a line an epoch as well.
 
@@ -354,6 +386,9 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         return torch.int64
 
     def _n_outputs(self) -> int:
+        return len(self.classes_)
+
+    def _n_classes(self) -> int | None:
         return len(self.classes_)
 
     def _criterion(self) -> nn.Module:
@@ -423,17 +458,20 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     lr : float, default 1e-2
         Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
     batch_size : int, default 64
-        Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.
+        Rows an optimizer step (a last one of a single row joins the one before); predictions, which keep no graph, take
+        eight times as many at a time.
     optimizer : type, default torch.optim.AdamW
     callbacks : list of skorch callbacks, optional
         ``EarlyStopping()``, ``LRScheduler(...)``, ``Checkpoint(...)`` and so on; ``valid_loss`` is recorded.
+        ``EpochScoring("r2", lower_is_better=False)`` and the like score the training solver's predictions.
     validation_fraction : float or None, default 0.1
         Share of the rows held out for ``valid_loss`` and the check of a fixed-step solver.
     warm_start : bool, default False
         Start a new fit from the last weights.
     device : str, default "cpu"
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found.
+        Same value, same result; torch's and NumPy's global generators are left as found. Fits in several threads of one
+        process agree as well, and train in turn; processes train side by side.
     verbose : int, default 0
         1 shows a progress bar, 2 a line an epoch as well.
 
@@ -495,6 +533,9 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
 
     def _n_outputs(self) -> int:
         return len(self._y_shift)
+
+    def _n_classes(self) -> int | None:
+        return None
 
     def _criterion(self) -> nn.Module:
         return ScaledMSELoss(torch.as_tensor(self._y_scale, dtype=self.dtype_))

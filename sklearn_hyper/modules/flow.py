@@ -13,6 +13,7 @@ from ..numerics.solve import check_t_span
 from .divergence import AppendLogDensity, LogDensityField
 from .hypersolved_ode import SolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
+from .seeding import own_generator, seeded
 from .serialization import DeviceFreeModule
 from .user_code import find_hidden_modules
 from .vector_fields import Rescale, Standardize
@@ -61,7 +62,7 @@ class Flow(DeviceFreeModule):
         self.scaler = scaler
         self.base_distribution = base_distribution
         if base_distribution is not None:
-            with torch.random.fork_rng(devices=[]):
+            with seeded(0, "cpu"):
                 self._base_dtype = base_distribution.sample().dtype
 
     @property
@@ -104,11 +105,15 @@ class Flow(DeviceFreeModule):
         # Distributions are no modules: they neither move nor change dtype with one.
         return self.base_distribution.log_prob(z.to("cpu", self._base_dtype)).to(z)
 
-    def sample_base(self, n_samples: int, dtype: torch.dtype) -> Tensor:
-        """Draws from the base distribution on the CPU, by torch's global generator."""
+    def sample_base(self, n_samples: int, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
+        """Draws from the base distribution on the CPU, by torch's global generator where none is given."""
         if self.base_distribution is None:
-            return torch.randn(n_samples, self.n_features, dtype=dtype)
-        return self.base_distribution.sample((n_samples,)).to(dtype)
+            return torch.randn(n_samples, self.n_features, dtype=dtype, generator=generator)
+        if generator is None:
+            return self.base_distribution.sample((n_samples,)).to(dtype)
+        # Distributions take no generator.
+        with seeded(int(torch.randint(2**31, (), generator=generator)), "cpu"):
+            return self.base_distribution.sample((n_samples,)).to(dtype)
 
 
 class LogDensity(DeviceFreeModule):
@@ -158,7 +163,8 @@ def check_base_distribution(flow: Flow) -> None:
             f"base_distribution must have a density everywhere, got {base} with the support {base.support}: a flow's "
             "base states may lie anywhere."
         )
-    base.log_prob(base.sample((2,)))
+    with seeded(0, "cpu"):
+        base.log_prob(base.sample((2,)))
 
 
 def check_divergence(flow: Flow, x: Tensor) -> None:
@@ -170,7 +176,7 @@ def check_divergence(flow: Flow, x: Tensor) -> None:
         If the divergence is unknown or not finite.
     """
     data = x if flow.scaler is None else flow.scaler(x)
-    base = flow.sample_base(len(x), data.dtype).to(data)
+    base = flow.sample_base(len(x), data.dtype, own_generator(0)).to(data)
     # One backward pass: what is not finite anywhere in the Jacobian shows in the product with ones.
     field = LogDensityField(flow.vector_field, hutchinson=True)
     with torch.no_grad():

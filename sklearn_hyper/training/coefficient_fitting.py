@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ..modules.correction_nets import flatten_samples
 from ..modules.neural_ode import NeuralODE
+from ..modules.seeding import own_generator
 from ..numerics.base_solvers import NONSTATIONARY, BaseStep, Field
 from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, compose_tableaus, nonstationary_step
 from ..numerics.solve import iterate_states
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
+from .batches import Batches
 from .correction_fitting import FitSettings
-from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed, seeded
+from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed
 from .objectives import check_overflow
 from .references import solve_references
 
@@ -147,35 +149,35 @@ def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: FitSettings) ->
         neural_ode, x, neural_ode.t_span, rtol=settings.rtol, atol=settings.atol, memory=settings.memory,
         n_jobs=settings.n_jobs, device=settings.device, verbose=settings.verbose,
     ).to(settings.device)  # fmt: skip
-    seed = draw_seed(settings.random_state)
-    with seeded(seed, settings.device):
-        shuffled = torch.randperm(len(x))
-        n_valid = min(_VALID_ROWS, max(1, len(x) // 5))
-        held_out, fitted = shuffled[:n_valid].to(settings.device), shuffled[n_valid:].to(settings.device)
-        starts = classical_starts(settings.n_steps)
-        loss = _CoefficientLoss(LearnedCoefficients(starts[0]), neural_ode, x.to(settings.device), states)
-        with torch.no_grad():
-            errors = [loss.errors(shuffled.to(settings.device), start) for start in starts]
-        # Where none is finite, Euler's method tells which rows are to blame.
-        finite = [i for i, error in enumerate(errors) if error.isfinite().all()]
-        if not finite:
-            check_overflow(errors[0], NONSTATIONARY, settings.n_steps)
-        best_start = starts[min(finite, key=lambda i: float((errors[i][:n_valid] + _TINY).log().mean()))]
-        if settings.n_steps == 1:
-            return best_start
-        loss.solver = LearnedCoefficients(best_start).to(states)
-        return _train(loss, fitted, held_out, settings)
+    generator = own_generator(draw_seed(settings.random_state))
+    shuffled = torch.randperm(len(x), generator=generator)
+    n_valid = min(_VALID_ROWS, max(1, len(x) // 5))
+    held_out, fitted = shuffled[:n_valid].to(settings.device), shuffled[n_valid:].to(settings.device)
+    starts = classical_starts(settings.n_steps)
+    loss = _CoefficientLoss(LearnedCoefficients(starts[0]), neural_ode, x.to(settings.device), states)
+    with torch.no_grad():
+        errors = [loss.errors(shuffled.to(settings.device), start) for start in starts]
+    # Where none is finite, Euler's method tells which rows are to blame.
+    finite = [i for i, error in enumerate(errors) if error.isfinite().all()]
+    if not finite:
+        check_overflow(errors[0], NONSTATIONARY, settings.n_steps)
+    best_start = starts[min(finite, key=lambda i: float((errors[i][:n_valid] + _TINY).log().mean()))]
+    if settings.n_steps == 1:
+        return best_start
+    loss.solver = LearnedCoefficients(best_start).to(states)
+    return _train(loss, fitted, held_out, settings, generator)
 
 
-def _train(loss: _CoefficientLoss, fitted: Tensor, held_out: Tensor, settings: FitSettings) -> Nonstationary:
+def _train(
+    loss: _CoefficientLoss, fitted: Tensor, held_out: Tensor, settings: FitSettings, generator: torch.Generator
+) -> Nonstationary:
     def validate(module: nn.Module) -> float:
         with torch.no_grad():
             return float(module(held_out))
 
     best = BestWeights(validate)
-    n_batches = -(-len(fitted) // _BATCH)
     n_epochs = min(_EPOCHS, settings.max_epochs)
-    schedule = cosine_schedule(n_batches, [n_epochs], [1.0])
+    schedule = cosine_schedule(len(Batches(len(fitted), _BATCH)), [n_epochs], [1.0])
     net = LossNet(
         loss,
         criterion=nn.Identity,
@@ -191,9 +193,7 @@ def _train(loss: _CoefficientLoss, fitted: Tensor, held_out: Tensor, settings: F
         verbose=settings.verbose,
         device=settings.device,
     )
-    net.initialize()
-    net.partial_fit(fitted, None)
+    net.initialize().train(fitted, None, generator)
     if net.interrupted_:
         raise KeyboardInterrupt  # without a correction yet, there is nothing to keep
-    best.restore(net)
     return net.module_.solver.freeze()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from ..modules.correction_nets import MLPCorrectionNet, flatten_samples
 from ..modules.correction_specs import auto_correction
 from ..modules.corrections import BoundedCorrection, fit_bounded_correction
 from ..modules.neural_ode import NeuralODE
+from ..modules.seeding import own_generator, seeded
 from ..modules.solver_binding import bind_solver, solver_family
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
@@ -26,7 +28,7 @@ from ..numerics.nonstationary import Nonstationary
 from ..numerics.residuals import Residual, in_own_units
 from ..numerics.solve import solver_mesh
 from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
-from .nets import BestWeights, FreshStages, LossNet, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed, seeded
+from .nets import BestWeights, FreshStages, LossNet, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed
 from .objectives import (
     Block,
     Curriculum,
@@ -43,6 +45,7 @@ from .references import mesh_times, solve_references
 from .residual_sets import MAX_BLOCKS, Exact, Step, StepSizes, conditioned_blocks, deal_solvers, plan_steps
 
 _TINY = 1e-30
+_PLAIN_LAYERS = ("torch.nn.modules.activation", "torch.nn.modules.container")
 _MEMORY_BUDGET = 2**30
 _FINETUNE_SHARE, _FINETUNE_LR = 0.6, 0.5
 _VALID_ROWS, _VALID_BLOCKS, _VALID_SOLVES = 256, 8, 8
@@ -166,15 +169,14 @@ def fit_correction(
     train = ReferenceRows(on_device[fitted], times, states[:, fitted], own)
     exact_valid = exact.rows(held_out)
     del states, exact  # the sets hold copies of their rows
-    with seeded(seed, settings.device):
-        solves = [Solve(member, k) for member in family for k in sizes.steps]
-        for data in (train, valid):
-            for one in solves:
-                check_base_solve(neural_ode, data, one)
-        errors = TerminalErrors(neural_ode, valid, Solve(solver, settings.n_steps))
-        trained, net, valid_loss = _train(neural_ode, solver, settings, solves, train, valid, errors, warm)
-        keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or warm is not None)
-        correction = trained if keeps else None
+    solves = [Solve(member, k) for member in family for k in sizes.steps]
+    for data in (train, valid):
+        for one in solves:
+            check_base_solve(neural_ode, data, one)
+    errors = TerminalErrors(neural_ode, valid, Solve(solver, settings.n_steps))
+    trained, net, valid_loss = _train(neural_ode, solver, settings, solves, train, valid, errors, warm, seed)
+    keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or warm is not None)
+    correction = trained if keeps else None
     return FittedCorrection(
         correction=correction,
         net=net,
@@ -197,12 +199,14 @@ def _train(
     valid: ReferenceRows,
     errors: TerminalErrors,
     warm: BoundedCorrection | None,
+    seed: int,
 ) -> tuple[BoundedCorrection, TrainingNet, float]:
     """The trained correction, its net, and the best loss on held-out rows."""
     control = neural_ode.control(train.x)
     if warm is None:
         blocks = [(block.residual, block.solver) for block in train.blocks]
-        correction = build_correction(settings.correction, neural_ode, solver, blocks, control)
+        with seeded(seed, settings.device):  # layers initialise themselves by the global generator
+            correction = build_correction(settings.correction, neural_ode, solver, blocks, control)
     else:
         correction = copy.deepcopy(warm.for_solver(solver)).to(train.states).requires_grad_(True)
     if isinstance(correction.net, MLPCorrectionNet):
@@ -235,7 +239,8 @@ def _train(
                 ]
         return float((torch.stack(losses) + _TINY).log().mean().exp())
 
-    curriculum = Curriculum(train, settings.batch_size, stages, solves)
+    generator = own_generator(seed)
+    curriculum = Curriculum(train, settings.batch_size, stages, solves, generator)
     best = BestWeights(validate)
     peaks = [1.0, _FINETUNE_LR][: len(stages)]
     schedule = cosine_schedule(len(curriculum), [end for end, _ in stages], peaks)
@@ -256,9 +261,20 @@ def _train(
         device=settings.device,
     )
     net.initialize()
-    net.partial_fit(curriculum, None)
-    best.restore(net)
+    with nullcontext() if _draws_nothing(correction, settings) else seeded(seed, settings.device):
+        net.train(curriculum, None, generator)
     return net.module_.release().eval().requires_grad_(False), net, best.best_loss_
+
+
+def _draws_nothing(correction: BoundedCorrection, settings: FitSettings) -> bool:
+    """Whether training is all ours, and so leaves torch's global generators alone: other fits may then train meanwhile."""
+    ours = ("sklearn_hyper.", "torch.nn.modules.linear", "torch.nn.modules.conv", *_PLAIN_LAYERS)
+    modules = [type(module) for module in correction.modules()]
+    return (
+        not settings.callbacks
+        and settings.optimizer.__module__.startswith("torch.optim.")
+        and all(kind.__module__.startswith(ours) and kind is not nn.RReLU for kind in modules)
+    )
 
 
 def _spread(options: Sequence[Any], at_most: int) -> list[Any]:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from ..modules.flow import Flow
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import VectorFieldError
+from ..modules.seeding import own_generator
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.cost import CountedField
 from ..numerics.reference import solve_dopri5
 from ..numerics.solve import uniform_grid
-from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, seeded
+from .batches import Batches
+from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule
 from .neural_ode_fitting import TrainingSettings
 
 _VALID_DRAWS = 2048
@@ -45,11 +47,11 @@ class FlowSettings(TrainingSettings):
     jacobian: float
 
 
-def draw_noise(kind: str, like: Tensor) -> Tensor:
-    """Noise of Hutchinson's estimator, with zero mean and unit covariance, by torch's global generator."""
+def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Noise of Hutchinson's estimator, with zero mean and unit covariance; by torch's global generator where none is given."""
     if kind == "rademacher":
-        return torch.randint(0, 2, like.shape).to(like) * 2 - 1
-    return torch.randn(like.shape).to(like)
+        return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+    return torch.randn(like.shape, generator=generator).to(like)
 
 
 class FlowMatchingLoss(nn.Module):
@@ -64,14 +66,14 @@ class FlowMatchingLoss(nn.Module):
     Lipman et al. (2023), *Flow Matching for Generative Modeling*, ICLR.
     """
 
-    def __init__(self, flow: Flow):
+    def __init__(self, flow: Flow, generator: torch.Generator | None = None):
         super().__init__()
-        self.flow = flow
+        self.flow, self.generator = flow, generator
 
     def draw(self, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Shares s of the span, one in each n-th of it (stratified, for less noise), and base states."""
-        s = (torch.randperm(n) + torch.rand(n)) / n
-        return s.to(like), self.flow.sample_base(n, like.dtype).to(like)
+        s = (torch.randperm(n, generator=self.generator) + torch.rand(n, generator=self.generator)) / n
+        return s.to(like), self.flow.sample_base(n, like.dtype, self.generator).to(like)
 
     def forward(self, x: Tensor, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
         start, end = self.flow.t_span
@@ -89,9 +91,9 @@ class FlowMatchingLoss(nn.Module):
 class LikelihoodLoss(nn.Module):
     """Negative mean log likelihood in nats, through the solver, with the penalties of RNODE where asked for."""
 
-    def __init__(self, flow: Flow, settings: FlowSettings):
+    def __init__(self, flow: Flow, settings: FlowSettings, generator: torch.Generator | None = None):
         super().__init__()
-        self.flow, self.settings = flow, settings
+        self.flow, self.settings, self.generator = flow, settings, generator
         self.penalties = settings.kinetic > 0 or settings.jacobian > 0
         ode = flow.density(hutchinson=settings.noise is not None, penalties=self.penalties)
         fixed = None
@@ -104,7 +106,7 @@ class LikelihoodLoss(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         if self.settings.noise is not None:
-            noise = draw_noise(self.settings.noise, x) if noise is None else noise
+            noise = draw_noise(self.settings.noise, x, self.generator) if noise is None else noise
             x = torch.cat([x, noise], dim=1)
         state = self._solve(x)
         loss = -self.flow.log_prob(state).mean()
@@ -162,9 +164,9 @@ class _EvaluationWatch(Callback):
 
 
 def build_flow_net(
-    flow: Flow, settings: FlowSettings, valid: Tensor | None, n_rows: int, seed: int
-) -> tuple[LossNet, BestWeights | None]:
-    """A skorch net whose module computes the flow's loss, and the callback that keeps its best weights.
+    flow: Flow, settings: FlowSettings, valid: Tensor | None, n_rows: int, generator: torch.Generator
+) -> LossNet:
+    """A skorch net whose module computes the flow's loss.
 
     Parameters
     ----------
@@ -172,11 +174,13 @@ def build_flow_net(
         Held-out rows; every epoch's loss on them is computed with the same draws.
     n_rows : int
         Rows trained on, which set the length of the learning rate's schedule.
+    generator : torch.Generator
+        What every draw comes from.
     """
     likelihood = settings.objective == "likelihood"
-    loss = LikelihoodLoss(flow, settings) if likelihood else FlowMatchingLoss(flow)
-    best = None if valid is None else BestWeights(_validation(flow, settings, valid, seed))
-    schedule = cosine_schedule(-(-n_rows // settings.batch_size), [settings.max_epochs], [1.0])
+    loss = LikelihoodLoss(flow, settings, generator) if likelihood else FlowMatchingLoss(flow, generator)
+    best = BestWeights(None if valid is None else _validation(flow, settings, valid, generator))
+    schedule = cosine_schedule(len(Batches(n_rows, settings.batch_size)), [settings.max_epochs], [1.0])
     callbacks = assemble_callbacks(best, settings.callbacks, schedule, "training flow", settings.verbose)
     if likelihood and settings.solver == "dopri5":
         callbacks.insert(0, ("evaluations", _EvaluationWatch()))
@@ -195,21 +199,19 @@ def build_flow_net(
         verbose=settings.verbose,
         device=settings.device,
     )
-    return net.initialize(), best
+    return net.initialize()
 
 
-def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, seed: int) -> Any:
+def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, generator: torch.Generator) -> Any:
     """Loss of a module on held-out rows, with draws that stay the same from epoch to epoch."""
     drawn: Any
-    with seeded(seed, valid.device):
-        if settings.objective == "likelihood":
-            drawn = None if settings.noise is None else draw_noise(settings.noise, valid)
-        else:
-            valid = valid.repeat(-(-_VALID_DRAWS // len(valid)), 1)
-            drawn = FlowMatchingLoss(flow).draw(len(valid), valid)
+    if settings.objective == "likelihood":
+        drawn = None if settings.noise is None else draw_noise(settings.noise, valid, generator)
+    else:
+        valid = valid.repeat(-(-_VALID_DRAWS // len(valid)), 1)
+        drawn = FlowMatchingLoss(flow, generator).draw(len(valid), valid)
 
     def validate(module: nn.Module) -> float:
-        module.eval()  # skorch's next step sets it back
         size, total = _VALID_CHUNK * settings.batch_size, 0.0
         for start in range(0, len(valid), size):  # memory is bounded by batch_size here, too
             rows = slice(start, start + size)
@@ -235,7 +237,7 @@ def check_matching(flow: Flow, x: Tensor) -> None:
     """Compute flow matching's loss once, or say that the field cannot be called row by row."""
     try:
         with torch.no_grad():
-            FlowMatchingLoss(flow)(x)
+            FlowMatchingLoss(flow, own_generator(0))(x)
     except Exception as error:
         raise VectorFieldError(
             f"objective='flow_matching' calls vector_field(t, z) through torch.func.vmap, one row and t at a time, which "

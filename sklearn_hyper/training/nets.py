@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from skorch import NeuralNet
+from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
 from skorch.callbacks import (
     Callback,
-    Checkpoint,
     EarlyStopping,
     EpochTimer,
-    LoadInitState,
     LRScheduler,
     PassthroughScoring,
     PrintLog,
@@ -27,6 +24,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..modules.serialization import DeviceFree
+from .batches import Batches
+from .callback_checks import each_callback
 
 
 class TrainingDivergedError(RuntimeError):
@@ -38,19 +37,6 @@ def draw_seed(random_state: Any) -> int:
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0]) % 2**31
     return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-@contextmanager
-def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
-    """Seed torch inside, leave its global generators as found."""
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        # Not torch.manual_seed, which would seed every device, those that are not forked here too.
-        torch.default_generator.manual_seed(seed)
-        for one in cuda:
-            with torch.cuda.device(one):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 class Divergence(Callback):
@@ -66,39 +52,56 @@ class Divergence(Callback):
 
 
 class BestWeights(Callback):
-    """Scores every epoch and keeps the weights of the best one in memory.
+    """Keeps the weights of the best epoch in memory.
 
-    ``validate(module)`` returns the loss to minimise, recorded as ``valid_loss``.
+    Parameters
+    ----------
+    validate : callable, optional
+        ``validate(module)`` returns the loss to minimise, recorded as ``valid_loss``; a fit then ends with the best weights,
+        be they those it began with. Missing: the recorded ``valid_loss``, or ``train_loss`` where nothing is held out,
+        tells which epoch was best, and its weights replace the last only after a Ctrl-C.
     """
 
-    def __init__(self, validate: Callable[[Any], float]):
+    def __init__(self, validate: Callable[[Any], float] | None = None):
         self.validate = validate
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self._take(net, math.inf)
-        self.scored_ = False
+        self.best_loss_ = math.inf
+        self.best_weights_: dict[str, Any] = {}
+        self.scored_, self.n_finished_ = self.validate is None, 0
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         if not self.scored_:  # not sooner: a LoadInitState replaces the weights in on_train_begin
+            self._take(net, self._valid_loss(net))
             self.scored_ = True
-            self._take(net, self.validate(net.module_))
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        loss = self.validate(net.module_)
-        net.history.record("valid_loss", loss)
-        net.history.record("valid_loss_best", loss < self.best_loss_)
-        if loss < self.best_loss_:
+        row = net.history[-1]
+        if self.validate is None:
+            loss = float(row.get("valid_loss", row["train_loss"]))
+        else:
+            loss = self._valid_loss(net)
+            net.history.record("valid_loss", loss)
+            net.history.record("valid_loss_best", loss < self.best_loss_)
+        if loss < self.best_loss_ or not self.best_weights_:
             self._take(net, loss)
+        self.n_finished_ = len(net.history)
+
+    def _valid_loss(self, net: NeuralNet) -> float:
+        net.module_.eval()  # skorch's next step sets it back
+        return self.validate(net.module_)  # type: ignore[misc]
 
     def _take(self, net: NeuralNet, loss: float) -> None:
-        self.best_loss_ = loss if math.isfinite(loss) else math.inf
-        self.best_weights_ = copy.deepcopy(net.module_.state_dict())
+        weights = copy.deepcopy(net.module_.state_dict())  # first: a Ctrl-C may fall in between
+        self.best_loss_, self.best_weights_ = loss if math.isfinite(loss) else math.inf, weights
 
     def restore(self, net: NeuralNet) -> None:
-        """Load the best weights, also after an interruption, and let go of what validating needed."""
-        net.module_.load_state_dict(self.best_weights_)
+        """Load the best weights where they are due, and let go of what validating needed."""
+        if self.validate is not None or net.interrupted_:
+            net.module_.load_state_dict(self.best_weights_)
         self.best_weights_ = {}
-        self.validate = _released
+        if self.validate is not None:
+            self.validate = _released
 
 
 def _released(module: Any) -> float:
@@ -143,12 +146,35 @@ class EpochBar(Callback):
 
 
 class TrainingNet(DeviceFree, NeuralNet):
-    """A NeuralNet that reports an interruption instead of swallowing it.
+    """A NeuralNet that keeps its best epoch after a Ctrl-C, and draws from a generator of its own.
 
     Pickled our way: skorch's uses plain pickle for modules, which loses classes defined in a notebook.
     """
 
     interrupted_ = False
+    learns_alone_ = False
+    """Whether it is known to learn from a batch of a single row."""
+    generator_: torch.Generator | None = None
+
+    def train(self, x: Any, y: Any, generator: torch.Generator) -> None:
+        """Train for ``max_epochs``, all batches drawn from ``generator``.
+
+        A Ctrl-C shows in ``interrupted_``; weights and history are then those of finished epochs. It is raised where none
+        has been finished.
+        """
+        self.generator_ = generator
+        try:
+            self.partial_fit(x, y)
+        finally:
+            self.generator_ = None
+        best = dict(self.callbacks_)["best_weights"]
+        if self.interrupted_:
+            if not best.n_finished_:
+                raise KeyboardInterrupt
+            while len(self.history) > best.n_finished_:
+                self.history.pop()
+            self.module_.zero_grad()
+        best.restore(self)
 
     def fit_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.interrupted_ = False
@@ -163,6 +189,16 @@ class TrainingNet(DeviceFree, NeuralNet):
         stoppers = [callback for _, callback in self.callbacks_ if isinstance(callback, EarlyStopping)]
         return any(stopper.misses_ >= stopper.patience for stopper in stoppers)
 
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        """Batches of a dataset; a DataLoader without a generator would draw from torch's global one, shuffled or not."""
+        if not training:
+            arguments = {"batch_size": self.batch_size} | self.get_params_for("iterator_valid")
+            return self.iterator_valid(dataset, generator=torch.Generator(), **arguments)
+        arguments = self.get_params_for("iterator_train")
+        if arguments.pop("shuffle", False):
+            arguments["batch_sampler"] = Batches(len(dataset), self.batch_size, self.generator_)
+        return self.iterator_train(dataset, generator=self.generator_, **arguments)
+
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
         return [
@@ -171,6 +207,14 @@ class TrainingNet(DeviceFree, NeuralNet):
             ("valid_loss", PassthroughScoring(name="valid_loss")),
             ("divergence", Divergence()),
         ]
+
+
+class ClassifierNet(TrainingNet, NeuralNetClassifier):
+    """Predicts, too: callbacks may score it, in terms of encoded labels."""
+
+
+class RegressorNet(TrainingNet, NeuralNetRegressor):
+    """Predicts, too: callbacks may score it."""
 
 
 class TensorRows(Dataset):
@@ -183,14 +227,6 @@ class TensorRows(Dataset):
 def collated(batch: Any) -> Any:
     """What :class:`TensorRows` gives is a batch already."""
     return batch
-
-
-def refuse_checkpoints(callbacks: Any, why: str) -> None:
-    """Refuse callbacks that write or read weights in files of one name, where several nets would share them."""
-    for entry in callbacks or []:
-        callback = entry[1] if isinstance(entry, tuple) else entry
-        if isinstance(callback, (Checkpoint, LoadInitState)):
-            raise ValueError(f"callbacks holds a {type(callback).__name__}: {why}")
 
 
 class LossNet(TrainingNet):
@@ -229,12 +265,12 @@ def cosine_schedule(n_batches: int, stage_ends: Sequence[int], peaks: Sequence[f
 
 
 def assemble_callbacks(
-    best: BestWeights | None, user: Any, schedule: LRScheduler | None, description: str, verbose: int
+    best: BestWeights, user: Any, schedule: LRScheduler | None, description: str, verbose: int
 ) -> list[tuple[str, Callback]]:
     """Ours first, so that the user's see ``valid_loss``; a schedule of the user's replaces ours."""
     named = [entry if isinstance(entry, tuple) else (f"user_{i}", entry) for i, entry in enumerate(user or [])]
-    callbacks: list[tuple[str, Callback]] = [] if best is None else [("best_weights", best)]
-    if schedule is not None and not any(isinstance(callback, LRScheduler) for _, callback in named):
+    callbacks: list[tuple[str, Callback]] = [("best_weights", best)]
+    if schedule is not None and not any(isinstance(callback, LRScheduler) for callback in each_callback(user)):
         callbacks.append(("schedule", schedule))
     if verbose > 0:
         callbacks.append(("progress", EpochBar(description)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
@@ -14,7 +15,16 @@ from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.solve import uniform_grid
-from .nets import TrainingDivergedError, TrainingNet, assemble_callbacks, cosine_schedule
+from .batches import Batches
+from .nets import (
+    BestWeights,
+    ClassifierNet,
+    RegressorNet,
+    TrainingDivergedError,
+    TrainingNet,
+    assemble_callbacks,
+    cosine_schedule,
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ def build_net(
     valid: tuple[Tensor, Tensor] | None,
     n_rows: int,
     scheduled: bool,
+    n_classes: int | None = None,
 ) -> TrainingNet:
     """A skorch net around the module, not yet trained.
 
@@ -68,10 +79,14 @@ def build_net(
     ----------
     scheduled : bool
         Whether the learning rate follows a cosine to zero over ``max_epochs`` (not so for partial_fit, which has no end).
+    n_classes : int, optional
+        Of a classifier, whose net predicts encoded labels.
     """
-    n_batches = -(-n_rows // settings.batch_size)
+    n_batches = len(Batches(n_rows, settings.batch_size))
     schedule = cosine_schedule(n_batches, [settings.max_epochs], [1.0]) if scheduled else None
-    return TrainingNet(
+    # Classes are those of the encoded labels: a batch of partial_fit need not hold them all.
+    kind, classes = (RegressorNet, {}) if n_classes is None else (ClassifierNet, {"classes": list(range(n_classes))})
+    return kind(
         TrainingForward(neural_ode, settings),
         criterion=criterion,
         optimizer=settings.optimizer,
@@ -80,18 +95,23 @@ def build_net(
         batch_size=settings.batch_size,
         iterator_train__shuffle=True,
         train_split=None if valid is None else predefined_split(Dataset(*valid)),
-        callbacks=assemble_callbacks(None, settings.callbacks, schedule, "training Neural ODE", settings.verbose),
+        callbacks=assemble_callbacks(
+            BestWeights(), settings.callbacks, schedule, "training Neural ODE", settings.verbose
+        ),
         verbose=settings.verbose,
         device=settings.device,
+        **classes,
     ).initialize()
 
 
-def train_net(net: TrainingNet, x: Tensor, y: Tensor, epochs: int | None = None) -> TrainingNet:
-    """Train for some epochs; a Ctrl-C shows in ``net.interrupted_``."""
+def train_net(
+    net: TrainingNet, x: Tensor, y: Tensor | None, generator: torch.Generator, epochs: int | None = None
+) -> TrainingNet:
+    """Train for some epochs; a Ctrl-C shows in ``net.interrupted_``, and is raised where no epoch has been finished."""
     if epochs is not None:
         net.set_params(max_epochs=epochs)
     try:
-        net.partial_fit(x, y)
+        net.train(x, y, generator)
     except ReferenceSolveError as error:
         updated = any("train_loss" in batch for epoch in net.history for batch in epoch["batches"])
         if updated:  # the field could be solved before the optimizer changed it

@@ -18,6 +18,7 @@ from ..modules.solver_binding import bind_solver
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual, in_own_units
 from ..numerics.solve import iterate_states, solver_mesh
+from .batches import Batches
 from .losses import StateLoss, mean_norm, residual_loss, terminal_loss, trajectory_loss
 from .residual_sets import mesh_indices, select_rows
 
@@ -267,43 +268,50 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
         Last epoch and kind of each stage.
     solves : sequence of Solve
         What unrolled solves are drawn from.
+    generator : torch.Generator
+        What every draw comes from.
     """
 
     def __init__(
-        self, data: ReferenceRows, batch_size: int, stages: Sequence[tuple[int, str]], solves: Sequence[Solve]
+        self,
+        data: ReferenceRows,
+        batch_size: int,
+        stages: Sequence[tuple[int, str]],
+        solves: Sequence[Solve],
+        generator: torch.Generator,
     ):
-        self.data, self.batch_size, self.stages, self.solves = data, batch_size, stages, solves
+        self.data, self.stages, self.solves, self.generator = data, stages, solves, generator
+        self.batches = Batches(len(data.x), batch_size, generator)
         self.epoch = 0
 
     def __len__(self) -> int:
-        return -(-len(self.data.x) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Batch, int]]:
         kind = next((kind for end, kind in self.stages if self.epoch < end), self.stages[-1][1])
         self.epoch += 1
-        for rows in torch.randperm(len(self.data.x)).split(self.batch_size):
+        for rows in map(torch.tensor, self.batches):
             parts = self._parts(rows) if "residual" in kind else ()
-            yield Batch(kind, rows, parts, None if kind == "residual" else _draw(self.solves)), 0
+            yield Batch(kind, rows, parts, None if kind == "residual" else self._draw(self.solves)), 0
 
     def _parts(self, rows: Tensor) -> list[BlockRows | StackRows]:
         if not self.data.stacks:
-            return [BlockRows(_draw(self.data.blocks), part) for part in _split(rows, len(self.data.blocks))]
+            return [BlockRows(self._draw(self.data.blocks), part) for part in _split(rows, len(self.data.blocks))]
         *ends, n_blocks = accumulate(stack.n_blocks for stack in self.data.stacks)
         repeated = rows.repeat(min(_STEPS_A_ROW, n_blocks))
         shares = repeated.tensor_split([round(len(repeated) * end / n_blocks) for end in ends])
         return [
-            StackRows(stack, torch.randint(stack.n_blocks, (len(own),), device=own.device), own)
+            StackRows(stack, torch.randint(stack.n_blocks, (len(own),), generator=self.generator), own)
             for stack, own in zip(self.data.stacks, shares, strict=True)
             if len(own)
         ]
 
+    def _draw(self, options: Sequence[Any]) -> Any:
+        return options[int(torch.randint(len(options), (), generator=self.generator))]
+
 
 def _split(rows: Tensor, n_blocks: int) -> Sequence[Tensor]:
     return rows.chunk(max(1, min(_MIXED_STEP_SIZES, n_blocks, len(rows) // 8)))
-
-
-def _draw(options: Sequence[Any]) -> Any:
-    return options[int(torch.randint(len(options), ()))]
 
 
 class Objective(nn.Module):

@@ -513,7 +513,7 @@ def test_every_kind_of_loss_fits_a_family(X, loss, finetune):
 def test_a_family_fits_image_states_and_warm_starts(digits, digits_ode):
     fast = HypersolverClassifier(
         digits_ode, base_solver="midpoint", n_steps=1, correction=ConvCorrection(hidden=4, tableaus=FAMILY),
-        max_epochs=2, max_samples=60, warm_start=True, **TIGHT,
+        max_epochs=4, lr=5e-3, max_samples=60, warm_start=True, **TIGHT,
     ).fit(digits[0])  # fmt: skip
     again = fast.set_params(base_solver=alpha_family(0.25)).fit(digits[0])
     assert again.correction_.net.spacings == (0.25,) and again.correction_.net.layout.reads_tableau

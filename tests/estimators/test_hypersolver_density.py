@@ -89,7 +89,7 @@ def test_agrees_with_the_flow_in_both_directions(fast, flow, blobs):
     np.testing.assert_allclose(fast.inverse_transform(z), flow.inverse_transform(z), atol=0.06)
     base = fast.without_correction()
     for one, other in [(base.score(test), fast.score(test)), (base.sample(200, 3), fast.sample(200, 3))]:
-        assert np.abs(one - other).max() > 0.02
+        assert np.abs(one - other).max() > 5e-3
     assert abs(base.score(test) - flow.score(test)) > 5 * abs(fast.score(test) - flow.score(test))
 
 
@@ -131,7 +131,7 @@ def heun_by_hand(f, trace, z, start, end, n_steps):
 @some_flows
 def test_without_a_correction_it_is_the_base_solver_with_its_log_determinant(problem):
     x, z = problem.sample(40), standard_normal(40, 2)
-    plain = of_problem(problem, n_steps=3, max_epochs=1).fit(x).without_correction()
+    plain = of_problem(problem, n_steps=3, max_epochs=3).fit(x).without_correction()
     f, trace = problem.field, lambda t, z: problem.field.divergence(float(t), z)
     base, integral = heun_by_hand(f, trace, x, *problem.t_span[::-1], 3)
     # From data to base the integral runs backwards: log p(x) = log p_0(z) + it.

@@ -87,7 +87,7 @@ def test_a_search_over_a_module_class_of_the_users_script(tmp_path):
 @pytest.mark.parametrize("cached", [False, True])
 def test_candidates_share_reference_solves_through_memory(X, solves, tmp_path, cached):
     """Without: one solve a fit and one a score, for every candidate and fold. With: one each for every fold."""
-    hyper = make_regressor(memory=str(tmp_path) if cached else None, max_epochs=1)
+    hyper = make_regressor(memory=str(tmp_path) if cached else None, max_epochs=5)
     search = GridSearchCV(hyper, {"base_solver": ["euler", "heun", "ralston"]}, cv=FOLDS, refit=False).fit(X)
     assert len(solves) == (2 * 2 if cached else 3 * 2 * 2)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()

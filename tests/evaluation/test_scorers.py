@@ -120,7 +120,7 @@ def test_unfitted_estimators_say_so(X, scorer, wrap):
 
 @pytest.mark.parametrize(("base_solver", "n_steps", "nfe"), [("euler", 1, 1), ("heun", 3, 6), ("rk4", 1, 4)])
 def test_costs_are_the_reports(X, base_solver, n_steps, nfe):
-    hypersolver = make_classifier(base_solver=base_solver, n_steps=n_steps, max_epochs=1, lr=1e-6).fit(X)
+    hypersolver = make_classifier(base_solver=base_solver, n_steps=n_steps, max_epochs=5, lr=1e-3).fit(X)
     *_, bare, corrected = hypersolver.solver_report(X)
     assert neg_nfe_scorer(hypersolver, X) == -nfe
     assert neg_macs_scorer(hypersolver, X) == -corrected.macs < -bare.macs == -4 * nfe  # f is a product of 2 x 2
