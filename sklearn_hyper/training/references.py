@@ -50,15 +50,17 @@ def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float
     return tuple(end if share == 1 else start + (end - start) * share for share in shares)
 
 
-def digest(neural_ode: NeuralODE, x: Tensor) -> str:
+def digest(neural_ode: NeuralODE, x: Tensor | None = None) -> str:
     """Fingerprint of what a Neural ODE computes: not its address or device.
 
     It holds the weights and attributes, the code of what is called, by whatever name, with the constants that it reads, and
-    values: f and the input map on a few rows of x, for what no reading of code finds.
+    values: f and the input map on a few rows of x (where it is given), for what no reading of code finds.
     """
     # Once there and back: equal strings that are one object before pickling may be two after, which changes the bytes.
-    packed = pack(unpack(pack(neural_ode)))
-    return str(joblib.hash((packed, describe_code(neural_ode.parts), _probe(neural_ode, x))))
+    copied = unpack(pack(neural_ode))
+    copied.is_settled = False
+    values = [] if x is None else _probe(neural_ode, x)
+    return str(joblib.hash((pack(copied), describe_code(neural_ode.parts), values)))
 
 
 def _probe(neural_ode: NeuralODE, x: Tensor) -> list[np.ndarray]:
