@@ -31,6 +31,8 @@ from ._fitted_neural_ode import FittedNeuralODE, frozen_copy, resolve_neural_ode
 from ._hypersolver_base import HypersolverBase
 
 _MAX_SAMPLES = 2000
+_NET_ROWS, _COMPARED_ROWS = 32, 256
+_ROUGH = 1e-3
 _FEW_DIMENSIONS = 4
 """Up to here a correction with a tenth of f's MACs knows the state well; beyond, learned coefficients are worth more."""
 _CONTRACT = (
@@ -76,30 +78,28 @@ class HypersolverFit(HypersolverBase):
             If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states.
         """
         with self._all_or_nothing():
-            interrupted = self._fit(X)
+            interrupted = self._fit(X, y)
         if interrupted:
             raise KeyboardInterrupt
         return self
 
-    def _fit(self, X: Any) -> bool:
+    def _fit(self, X: Any, y: Any) -> bool:
         check_n_steps(self.n_steps)
         self._resolve_solver(0)  # a wrong name is an error before anything is solved
         fit_range = self._fit_range()
         device = check_device(self.device)
         resolved = resolve_neural_ode(self.neural_ode)
         warm = getattr(self, "correction_", None) if self.warm_start else None
-        self.preprocess_ = copy.deepcopy(resolved.preprocess)
-        X = self._prepare_X(X, reset=warm is None)
-        if resolved.input_shape not in (None, X.shape[1:]):
-            raise ValueError(
-                f"X has samples of shape {X.shape[1:]} (n_features={X.shape[1]}), but neural_ode was fitted on samples of "
-                f"shape {resolved.input_shape}; pass X as neural_ode takes it."
-            )
-        frozen = frozen_copy(resolved.module).to(device)
-        self.dtype_, self.device_ = module_dtype(frozen.dtype, X), str(device)
+        X = self._take_X(X, resolved.estimator, resolved.preprocess, reset=warm is None)
+        self.device_ = str(device)
+        frozen = self._follow_net(frozen_copy(resolved.module), resolved.net).to(device)
+        self.dtype_ = module_dtype(frozen.dtype, X)
         two_rows = self._to_tensor(X[:2], self.dtype_, device)
         z = check_neural_ode(frozen, two_rows)
         self._check_output(frozen, z, resolved)
+        self._check_net(frozen, X, resolved.net)
+        if y is not None:
+            self._check_y(frozen, X, y)
         solver = self._resolve_solver(z[0].numel())
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)
@@ -226,6 +226,27 @@ class HypersolverFit(HypersolverBase):
     def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
         check_output_map(neural_ode, z)
         self._squeeze_output = resolved.squeeze
+
+    def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
+        """Take over what a skorch net makes of its module's outputs."""
+        raise NotImplementedError
+
+    def _net_rows(self, X: np.ndarray) -> np.ndarray:
+        """A few rows, in the dtype that the net's module takes."""
+        return self._to_tensor(X[:_NET_ROWS], self.dtype_, "cpu").numpy()
+
+    def _rough_outputs(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
+        """The Neural ODE's own outputs for the first rows, as exact as comparing them with y needs."""
+        rtol = max(self.rtol, _ROUGH)
+        return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X[:_COMPARED_ROWS])
+
+    def _check_net(self, neural_ode: NeuralODE, X: np.ndarray, net: Any) -> None:
+        """Of a skorch net: what it predicts must follow from what is taken over of it."""
+        raise NotImplementedError
+
+    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+        """Nothing is learned from y, but it must be what the Neural ODE predicts."""
+        raise NotImplementedError
 
     def _check_correction(self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver) -> None:
         """Build g and call it once on two rows, so that a wrong one shows before any solve."""

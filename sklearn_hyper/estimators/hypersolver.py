@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -9,14 +10,17 @@ import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
+from sklearn.utils import RegressorTags
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor, nn
 
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE
+from ..training.skorch_nets import NetHead, NetOutput, check_predictions, net_labels, predicts_labels
 from ._base import check_output_map, softmax
 from ._fitted_neural_ode import FittedNeuralODE
+from ._given_targets import check_agreement, check_given_labels, check_given_targets, warn_of_targets
 from ._hypersolver import Hypersolver
 
 
@@ -147,6 +151,31 @@ class HypersolverRegressor(Hypersolver):
     True
     """
 
+    def __sklearn_tags__(self) -> Any:
+        # Without RegressorMixin, whose score is R2 against labels.
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "regressor"
+        tags.regressor_tags = RegressorTags(poor_score=True)  # nothing is learned from y
+        tags.target_tags.required = False
+        return tags
+
+    def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
+        if net is not None and not predicts_labels(net):
+            neural_ode.output_map = NetOutput(neural_ode.output_map, net)
+        return neural_ode
+
+    def _check_net(self, neural_ode: NeuralODE, X: np.ndarray, net: Any) -> None:
+        if net is not None and not predicts_labels(net):
+            rows = self._net_rows(X)
+            check_predictions("predict", net.predict(rows), self._in_batches(neural_ode, rows))
+
+    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+        y = check_given_targets(y, len(X))
+        width = self._in_batches(lambda x: neural_ode.output_map(neural_ode.input_map(x)), X[:1]).size
+        if width == y.shape[1]:
+            outputs = self._rough_outputs(neural_ode, X)
+            warn_of_targets(y[: len(outputs)], outputs.reshape(len(outputs), -1))
+
     def predict(self, X: Any) -> np.ndarray:
         """Output of the hypersolved Neural ODE, h_y(z_K).
 
@@ -274,19 +303,55 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
 
     def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
         super()._check_output(neural_ode, z, resolved)
+        with torch.no_grad():
+            outputs = check_output_map(neural_ode, z)
+            probabilities = outputs if self._head is None else self._head(outputs)
         classes = resolved.classes if self.classes is None else np.asarray(self.classes)
+        if classes is None and resolved.net is not None and predicts_labels(resolved.net):
+            classes = np.arange(probabilities.shape[-1])
         if classes is None:
             raise ValueError(
                 "classes=None: neural_ode brings no labels (it is no fitted classifier); pass classes=[...] in the "
                 "order of the logits, or use HypersolverRegressor."
             )
-        logits = check_output_map(neural_ode, z)
-        if logits.ndim != 2 or logits.shape[1] != len(classes):
+        if probabilities.ndim != 2 or probabilities.shape[1] != len(classes):
             raise ValueError(
                 f"the output map must return logits of shape (n_samples, {len(classes)}), one a class, got "
-                f"{tuple(logits.shape)}."
+                f"{tuple(outputs.shape)}."
             )
         self.classes_ = classes
+
+    def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
+        self._head = None if net is None else NetHead(net).to(self.device_)
+        return neural_ode
+
+    def _check_net(self, neural_ode: NeuralODE, X: np.ndarray, net: Any) -> None:
+        if net is None:
+            return
+        rows = self._net_rows(X)
+        probabilities = self._probabilities(self._in_batches(neural_ode, rows))
+        check_predictions("predict_proba", net.predict_proba(rows), probabilities)
+        if self.classes is None:
+            self.classes_ = net_labels(net, rows, self._head.indices(probabilities), probabilities.shape[1])
+
+    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+        y = check_given_labels(y, self.classes_, len(X))
+        if len(np.unique(y)) < len(self.classes_):
+            outputs = self._rough_outputs(neural_ode, X)
+            check_agreement(y[: len(outputs)], self.classes_[self._indices(outputs)], self.classes_)
+
+    def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Probabilities of the Neural ODE's outputs: their softmax, or what a skorch net makes of them."""
+        if self._head is None:
+            return softmax(outputs)
+        with torch.no_grad():
+            return self._head(torch.from_numpy(outputs).to(self.device_)).cpu().numpy()
+
+    def _indices(self, outputs: np.ndarray) -> np.ndarray:
+        """Labels of the Neural ODE's outputs, as indices of ``classes_``."""
+        if self._head is None:
+            return outputs.argmax(axis=1)
+        return self._head.indices(self._probabilities(outputs))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -305,7 +370,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         return order[np.searchsorted(self.classes_, y, sorter=order)]
 
     def predict(self, X: Any) -> np.ndarray:
-        """Label with the largest logit.
+        """Label with the largest logit; what the net's own ``predict`` gives, where the Neural ODE was a skorch net's.
 
         Parameters
         ----------
@@ -315,11 +380,10 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         -------
         ndarray of shape (n_samples,)
         """
-        labels = self._apply("forward", X).argmax(axis=1)
-        return self.classes_[labels]
+        return self.classes_[self._indices(self._apply("forward", X))]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Softmax of the logits.
+        """Softmax of the logits; what the net's own ``predict_proba`` gives, where the Neural ODE was a skorch net's.
 
         Parameters
         ----------
@@ -329,11 +393,14 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        return softmax(self._apply("forward", X))
+        return self._probabilities(self._apply("forward", X))
 
     def _onnx_outputs(self) -> tuple[nn.Module, list[str], dict[str, str]]:
-        classes = json.dumps(np.asarray(self.classes_).tolist(), default=str)
-        return WithProbabilities(self.to_module()), ["logits", "probabilities"], {"classes": classes}
+        metadata = {"classes": json.dumps(np.asarray(self.classes_).tolist(), default=str)}
+        head = copy.deepcopy(self._head)
+        if head is not None and head.threshold is not None:
+            metadata["threshold"] = repr(head.threshold)
+        return WithProbabilities(self.to_module(), head), ["logits", "probabilities"], metadata
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy on labels y.
