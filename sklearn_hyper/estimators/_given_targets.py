@@ -46,14 +46,14 @@ def check_agreement(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -
     Raises
     ------
     ValueError
-        If its predictions agree with y less often than the most frequent label would.
+        If its predictions agree with y less often than the most frequent label would. One label alone says too little.
     """
     labels, counts = np.unique(y, return_counts=True)
     agreement, most = float(np.mean(predicted == y)), float(counts.max() / len(y))
-    if agreement < most:
+    if len(labels) > 1 and agreement < most:
         raise ValueError(
             f"y holds {_few(labels.tolist())} of classes_ {_few(classes.tolist())}, and the Neural ODE's own predictions agree with "
-            f"{agreement:.0%} of it, always predicting {labels[counts.argmax()]!r} with {most:.0%}: these seem to be other labels "
+            f"{agreement:.0%} of it, always predicting {labels.tolist()[counts.argmax()]!r} with {most:.0%}: these seem to be other labels "
             f"of the same names. {_RECODED}"
         )
 

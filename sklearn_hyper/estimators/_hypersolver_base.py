@@ -17,7 +17,7 @@ from torch import nn
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..numerics.solve import check_n_steps
 from ._base import TRAINING_CONSTRAINTS, TorchEstimator
-from ._input_contract import bare, contract_of, learn_names, take_over
+from ._input_contract import bare, contract_of
 
 _LOSSES = {"residual", "trajectory", "residual+trajectory"}
 _FINETUNES = {"terminal", "trajectory", "output"}
@@ -189,14 +189,20 @@ class HypersolverBase(TorchEstimator):
         return X
 
     def _take_checked(self, X: Any, contract: TorchEstimator | None, *, reset: bool) -> np.ndarray:
+        checked = self._validate_X(X, reset=reset)
         if contract is None:
-            return self._validate_X(X, reset=reset)
-        checked = contract._validate_X(X, reset=False)
-        if reset:
-            take_over(self, contract)
-            learn_names(self, X)
             return checked
-        return self._validate_X(X, reset=False)
+        _check_feature_names(contract, X, reset=False)
+        shape, expected = checked.shape[1:], contract._input_shape
+        if shape != expected:
+            raise ValueError(
+                f"X has samples of shape {shape} (n_features={shape[0]}), but neural_ode was fitted on samples of shape "
+                f"{expected}; pass X as neural_ode takes it. X has {shape[0]} features, but {type(contract).__name__} is "
+                f"expecting {expected[0]} features as input."
+            )
+        if hasattr(contract, "feature_names_in_"):
+            self.feature_names_in_ = contract.feature_names_in_
+        return checked
 
     def _prepare_X(self, X: Any, *, reset: bool) -> np.ndarray:
         """Run the frozen steps of a fitted pipeline, which check X themselves, then the input check."""

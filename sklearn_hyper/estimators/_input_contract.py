@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from ._base import TorchEstimator
 
 _LEARNED = ("n_features_in_", "feature_names_in_", "_input_shape")
@@ -29,11 +25,3 @@ def take_over(estimator: TorchEstimator, fitted: TorchEstimator | None) -> None:
         vars(estimator).pop(name, None)
         if fitted is not None and name in vars(fitted):
             setattr(estimator, name, vars(fitted)[name])
-
-
-def learn_names(estimator: TorchEstimator, X: Any) -> None:
-    """Take the names of X where the fitted estimator had none: later calls can be held to them."""
-    if "feature_names_in_" not in vars(estimator) and hasattr(X, "columns"):
-        names = np.asarray(X.columns, dtype=object)
-        if all(isinstance(name, str) for name in names):
-            estimator.feature_names_in_ = names

@@ -157,6 +157,7 @@ class HypersolverRegressor(Hypersolver):
         tags.estimator_type = "regressor"
         tags.regressor_tags = RegressorTags(poor_score=True)  # nothing is learned from y
         tags.target_tags.required = False
+        tags.target_tags.multi_output = True
         return tags
 
     def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
@@ -380,7 +381,8 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         -------
         ndarray of shape (n_samples,)
         """
-        return self.classes_[self._indices(self._apply("forward", X))]
+        labels = self._indices(self._apply("forward", X))
+        return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Softmax of the logits; what the net's own ``predict_proba`` gives, where the Neural ODE was a skorch net's.
