@@ -58,7 +58,9 @@ def refusal(estimator: Any, is_accepted: Callable[[Any], bool], own: Any, expect
     if isinstance(estimator, ContinuousNormalizingFlow):
         return TypeError(f"neural_ode is a {name}, a flow, which HypersolverDensity takes. {expected}.")
     if isinstance(estimator, (NeuralODEClassifier, NeuralODERegressor)):
-        return TypeError(f"neural_ode is a {name}, which HypersolverRegressor or HypersolverClassifier takes. {expected}.")
+        return TypeError(
+            f"neural_ode is a {name}, which HypersolverRegressor or HypersolverClassifier takes. {expected}."
+        )
     return _refused_fitted(estimator, is_accepted, expected)
 
 
@@ -66,7 +68,9 @@ def _refused_fitted(estimator: Any, is_accepted: Callable[[Any], bool], expected
     name = type(estimator).__name__
     held = list(_held(estimator, is_accepted))
     if not held:
-        return TypeError(f"neural_ode is a {name} that is fitted, but none of the accepted forms. {expected}; got {estimator!r}.")
+        return TypeError(
+            f"neural_ode is a {name} that is fitted, but none of the accepted forms. {expected}; got {estimator!r}."
+        )
     others = f" (also {', '.join(held[1:_SHOWN])}{', ...' * (len(held) > _SHOWN)})" if len(held) > 1 else ""
     return TypeError(
         f"neural_ode is a {name} that is fitted, but none of the accepted forms: what it predicts is not the output of its "
@@ -128,4 +132,4 @@ def _parts(estimator: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _may_hold(value: Any) -> bool:
-    return not isinstance(value, type) and hasattr(value, "predict")
+    return not isinstance(value, type) and (hasattr(value, "fit") or hasattr(value, "predict_proba"))

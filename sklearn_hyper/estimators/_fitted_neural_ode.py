@@ -66,7 +66,9 @@ def resolve_flow(neural_ode: Any) -> FittedFlow:
     innermost, steps = _unwrap(neural_ode)
     resolved = _accept_flow(innermost)
     if resolved is None:
-        raise refusal(innermost, lambda part: _accept_flow(_unwrap(part)[0]) is not None, ContinuousNormalizingFlow, _FLOWS)
+        raise refusal(
+            innermost, lambda part: _accept_flow(_unwrap(part)[0]) is not None, ContinuousNormalizingFlow, _FLOWS
+        )
     if resolved.preprocess is not None:
         steps.append(resolved.preprocess)
     return resolved._replace(preprocess=make_pipeline(*steps) if steps else None)
@@ -99,7 +101,9 @@ def resolve_neural_ode(neural_ode: Any) -> FittedNeuralODE:
     innermost, steps = _unwrap(neural_ode)
     resolved = _accept_neural_ode(innermost)
     if resolved is None:
-        raise refusal(innermost, lambda part: _accept_neural_ode(_unwrap(part)[0]) is not None, _ESTIMATORS, _NEURAL_ODES)
+        raise refusal(
+            innermost, lambda part: _accept_neural_ode(_unwrap(part)[0]) is not None, _ESTIMATORS, _NEURAL_ODES
+        )
     return resolved._replace(preprocess=make_pipeline(*steps) if steps else None)
 
 

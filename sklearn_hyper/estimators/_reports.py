@@ -51,7 +51,10 @@ def measure_solvers(
     accuracy = dict.fromkeys(calls, math.nan)
     if labels is not None:
         accuracy = {name: float(np.mean(indices(outputs[name]) == labels)) for name in calls}
-    rows = [_row(name, states[name], outputs[name], reference, expected, accuracy[name], floor, costs[name]) for name in calls]
+    rows = [
+        _row(name, states[name], outputs[name], reference, expected, accuracy[name], floor, costs[name])
+        for name in calls
+    ]
     return SolverReport(rows, notes)
 
 

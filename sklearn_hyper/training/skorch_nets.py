@@ -95,7 +95,9 @@ def check_predictions(name: str, expected: Any, found: np.ndarray) -> None:
         if expected.dtype.kind not in "fiub":
             same = np.array_equal(expected, found)
         else:
-            same = np.allclose(expected, found, rtol=1e-3, atol=1e-3 * np.abs(expected).max(initial=0.0), equal_nan=True)
+            same = np.allclose(
+                expected, found, rtol=1e-3, atol=1e-3 * np.abs(expected).max(initial=0.0), equal_nan=True
+            )
         if same:
             return
     raise TypeError(

@@ -63,7 +63,9 @@ def test_of_a_fitted_wrapper_the_path_to_its_neural_ode_is_named(wrapper, y, pat
     name = type(wrapper).__name__
     wrapper.fit(X, y)
     for form in (wrapper, FrozenEstimator(wrapper), make_pipeline(StandardScaler(), FrozenEstimator(wrapper))):
-        with pytest.raises(TypeError, match=f"is a {name} that is fitted, but none of the accepted forms.*Pass the {name}'s {path}"):
+        with pytest.raises(
+            TypeError, match=f"is a {name} that is fitted, but none of the accepted forms.*Pass the {name}'s {path}"
+        ):
             HypersolverRegressor(form, n_steps=2).fit(X)
 
 
@@ -76,12 +78,15 @@ def test_the_named_path_is_an_accepted_form():
 def test_of_a_wrapped_flow_too():
     wrapper = VotingClassifier([("flow", CLASSIFIER)]).fit(X, LABELS)
     wrapper.flow_model_ = ContinuousNormalizingFlow(max_epochs=1, random_state=0).fit(X)
-    with pytest.raises(TypeError, match="that is fitted, but none.*Pass the VotingClassifier's flow_model_"):
+    with pytest.raises(TypeError, match=r"that is fitted, but none.*Pass the VotingClassifier's flow_model_"):
         HypersolverDensity(wrapper).fit(X)
 
 
 OTHERS = [
-    (LinearRegression().fit(X, TARGET), "a LinearRegression that is fitted, but none of the accepted forms. neural_ode must be"),
+    (
+        LinearRegression().fit(X, TARGET),
+        "a LinearRegression that is fitted, but none of the accepted forms. neural_ode must be",
+    ),
     (StandardScaler().fit(X), "a StandardScaler that is fitted, but none of the accepted forms"),
     (make_regressor(), "is a HypersolverRegressor, a hypersolver already.*its neural_ode"),
     (make_regressor().fit(X), "is a HypersolverRegressor, a hypersolver already.*its neural_ode"),
@@ -99,7 +104,9 @@ def test_estimators_of_the_other_kind_say_which_hypersolver_takes_them():
     flow = ContinuousNormalizingFlow(max_epochs=1, random_state=0).fit(X)
     with pytest.raises(TypeError, match="a ContinuousNormalizingFlow, a flow, which HypersolverDensity takes"):
         HypersolverRegressor(flow).fit(X)
-    with pytest.raises(TypeError, match="NeuralODERegressor, which HypersolverRegressor or HypersolverClassifier takes"):
+    with pytest.raises(
+        TypeError, match="NeuralODERegressor, which HypersolverRegressor or HypersolverClassifier takes"
+    ):
         HypersolverDensity(NeuralODERegressor(max_epochs=1, random_state=0).fit(X, TARGET)).fit(X)
     with pytest.raises(TypeError, match="a KernelDensity that is fitted, but none of the accepted forms"):
         HypersolverDensity(KernelDensity().fit(X)).fit(X)

@@ -42,7 +42,11 @@ def fitted(slow, data):
 
 def test_scikit_learn_takes_it_for_a_regressor(fast, slow):
     tags = get_tags(fast)
-    assert is_regressor(fast) and is_regressor(make_pipeline(StandardScaler(), fast)) and is_regressor(FrozenEstimator(fast))
+    assert (
+        is_regressor(fast)
+        and is_regressor(make_pipeline(StandardScaler(), fast))
+        and is_regressor(FrozenEstimator(fast))
+    )
     assert not is_classifier(fast) and not is_regressor(HypersolverClassifier(slow))
     assert not tags.target_tags.required and tags.target_tags.multi_output
 
@@ -57,7 +61,9 @@ def test_stacking_bagging_and_a_regressor_an_output(data, fast, fitted):
     X, y = data
     assert StackingRegressor([("fast", fast), ("line", Ridge())], cv=2).fit(X, y).score(X, y) > 0.95
     assert BaggingRegressor(fast, n_estimators=2, random_state=0).fit(X, y).score(X, y) > 0.9
-    np.testing.assert_allclose(MultiOutputRegressor(fast).fit(X, y[:, None]).predict(X)[:, 0], fitted.predict(X), rtol=1e-6)
+    np.testing.assert_allclose(
+        MultiOutputRegressor(fast).fit(X, y[:, None]).predict(X)[:, 0], fitted.predict(X), rtol=1e-6
+    )
 
 
 def test_inspection(data, fitted):
@@ -78,7 +84,10 @@ def test_scores_against_labels_are_asked_for_by_name(data, fast, fitted):
     np.testing.assert_allclose(scores, [r2_score(y[half], predicted[half]) for half in halves])
 
 
+@pytest.mark.filterwarnings("ignore:nothing is learned from y")  # the check brings other data than the model's
 def test_scikit_learn_s_own_check_of_a_bound_regressor(data):
     X = np.random.default_rng(0).normal(size=(60, 10))
     slow = NeuralODERegressor(max_epochs=2, random_state=0).fit(X, X[:, 0])
-    check_regressors_train("fast", HypersolverRegressor(slow, base_solver="euler", n_steps=2, max_epochs=1, random_state=0))
+    check_regressors_train(
+        "fast", HypersolverRegressor(slow, base_solver="euler", n_steps=2, max_epochs=1, random_state=0)
+    )

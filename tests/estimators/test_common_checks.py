@@ -44,7 +44,10 @@ def test_checks(estimator, check):
 
 # Three epochs on twenty rows: the corrections of some fits are no help, and those fits say so.
 @pytest.mark.filterwarnings("ignore:no epoch was better:sklearn.exceptions.ConvergenceWarning")
-@parametrize_with_checks([HypersolverRegressor(NeuralODE(decay), n_steps=2, max_epochs=3, random_state=0)], expected_failed_checks=cannot_pass)
+@parametrize_with_checks(
+    [HypersolverRegressor(NeuralODE(decay), n_steps=2, max_epochs=3, random_state=0)],
+    expected_failed_checks=cannot_pass,
+)
 def test_checks_of_the_default_base_solver(estimator, check):
     """ab2, or coefficients that are learned where X is wide."""
     check(estimator)

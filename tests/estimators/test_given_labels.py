@@ -58,7 +58,9 @@ RECODERS = {
 @pytest.mark.parametrize("name", RECODERS)
 def test_labels_recoded_by_meta_estimators_are_refused(iris, slow, name, solves):
     X, y = iris
-    with pytest.raises(ValueError, match=r"not among classes_ \[1, 2, 3\].*recode labels.*FrozenEstimator\(hypersolver\)"):
+    with pytest.raises(
+        ValueError, match=r"not among classes_ \[1, 2, 3\].*recode labels.*FrozenEstimator\(hypersolver\)"
+    ):
         RECODERS[name](fast(slow)).fit(X, y + 1)
     assert not solves
 
