@@ -13,7 +13,7 @@ from torch import nn
 
 from ..modules.flow import Flow
 from ..modules.neural_ode import NeuralODE
-from ..training.skorch_nets import is_initialized, is_net
+from ..training.skorch_nets import is_net, net_module
 from ._accepted_forms import refusal
 from ._base import TorchEstimator
 from .flows import ContinuousNormalizingFlow
@@ -29,6 +29,8 @@ class FittedNeuralODE(NamedTuple):
     squeeze: bool = False
     estimator: TorchEstimator | None = None
     net: Any = None
+    checked: Any = None
+    """A net, or an estimator with methods of its own: its predictions are to be compared with what is taken over."""
 
 
 class FittedFlow(NamedTuple):
@@ -116,11 +118,20 @@ def _accept_neural_ode(neural_ode: Any) -> FittedNeuralODE | None:
             classes=getattr(neural_ode, "classes_", None),
             squeeze=getattr(neural_ode, "_squeeze_output", False),
             estimator=neural_ode,
+            checked=neural_ode if _has_own_predict(neural_ode) else None,
         )
     if is_net(neural_ode):
-        fits = is_initialized(neural_ode) and isinstance(neural_ode.module_, NeuralODE)
-        return FittedNeuralODE(neural_ode.module_, net=neural_ode) if fits else None
+        module = net_module(neural_ode)
+        return FittedNeuralODE(module, net=neural_ode, checked=neural_ode) if isinstance(module, NeuralODE) else None
     return FittedNeuralODE(_as_neural_ode(neural_ode)) if _is_field(neural_ode) else None
+
+
+def _has_own_predict(estimator: Any) -> bool:
+    """Whether it is of a subclass that predicts otherwise."""
+    kind = next(kind for kind in _ESTIMATORS if isinstance(estimator, kind))
+    return any(
+        getattr(type(estimator), name, None) is not getattr(kind, name, None) for name in ("predict", "predict_proba")
+    )
 
 
 def _unwrap(neural_ode: Any) -> tuple[Any, list[Any]]:

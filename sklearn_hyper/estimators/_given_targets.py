@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import r2_score
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d
+from sklearn.utils.validation import _num_samples, assert_all_finite, check_array, column_or_1d
 
 _RECODED = (
     "Its labels are those of the fitted Neural ODE: meta-estimators that recode labels for their members (VotingClassifier, "
@@ -17,6 +17,12 @@ _RECODED = (
     "Those that train a classifier for each label, or pair, take the Neural ODE's own classifier, for whose members hypersolvers "
     "are fitted then. Or leave out y."
 )
+
+
+def check_consistent_rows(y: Any, n_samples: int) -> None:
+    """Refuse a y of another length than X."""
+    if _num_samples(y) != n_samples:
+        raise ValueError(f"y has {_num_samples(y)} rows, X has {n_samples}: pass one a row, or leave out y.")
 
 
 def check_given_labels(y: Any, classes: np.ndarray, n_samples: int) -> np.ndarray:
@@ -30,8 +36,7 @@ def check_given_labels(y: Any, classes: np.ndarray, n_samples: int) -> np.ndarra
     y = column_or_1d(y, warn=True)
     assert_all_finite(y, input_name="y")
     check_classification_targets(y)
-    if len(y) != n_samples:
-        raise ValueError(f"y has {len(y)} labels for {n_samples} rows of X: pass one a row, or leave out y.")
+    check_consistent_rows(y, n_samples)
     unknown = sorted(set(y.tolist()) - set(classes.tolist()), key=str)
     if unknown:
         raise ValueError(
@@ -58,17 +63,18 @@ def check_agreement(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -
         )
 
 
-def check_given_targets(y: Any, n_samples: int) -> np.ndarray:
-    """Return y as finite numbers, a row for every row of X.
+def check_given_targets(y: Any, n_samples: int) -> np.ndarray | None:
+    """Return y as finite numbers, a row for every row of X; None for text, the labels of a step that comes after.
 
     Raises
     ------
     ValueError
-        If it is not that.
+        If it has another length, or numbers that are not finite.
     """
+    check_consistent_rows(y, n_samples)
+    if any(isinstance(value, str) for value in np.asarray(y).flat):
+        return None
     y = check_array(y, ensure_2d=False, allow_nd=True, dtype="numeric", input_name="y")
-    if len(y) != n_samples:
-        raise ValueError(f"y has {len(y)} rows, X has {n_samples}: pass one target a row, or leave out y.")
     return y.reshape(len(y), -1)
 
 

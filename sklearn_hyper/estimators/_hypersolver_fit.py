@@ -30,7 +30,7 @@ from ._fitted_neural_ode import FittedNeuralODE, frozen_copy, resolve_neural_ode
 from ._hypersolver_base import HypersolverBase
 
 _MAX_SAMPLES = 2000
-_NET_ROWS, _COMPARED_ROWS = 32, 256
+_CHECKED_ROWS, _COMPARED_ROWS = 32, 256
 _ROUGH = 1e-3
 _FEW_DIMENSIONS = 4
 """Up to here a correction with a tenth of f's MACs knows the state well; beyond, learned coefficients are worth more."""
@@ -96,7 +96,8 @@ class HypersolverFit(HypersolverBase):
         two_rows = self._to_tensor(X[:2], self.dtype_, device)
         z = check_neural_ode(frozen, two_rows)
         self._check_output(frozen, z, resolved)
-        self._check_net(frozen, X, resolved.net)
+        if resolved.checked is not None:
+            self._check_predictions(frozen, self._checked_rows(X), resolved)
         if y is not None:
             self._check_y(frozen, X, y)
         solver = self._resolve_solver(z[0].numel())
@@ -230,17 +231,17 @@ class HypersolverFit(HypersolverBase):
         """Take over what a skorch net makes of its module's outputs."""
         raise NotImplementedError
 
-    def _net_rows(self, X: np.ndarray) -> np.ndarray:
-        """A few rows, in the dtype that the net's module takes."""
-        return self._to_tensor(X[:_NET_ROWS], self.dtype_, "cpu").numpy()
+    def _checked_rows(self, X: np.ndarray) -> np.ndarray:
+        """A few rows, in the dtype that a net's module takes."""
+        return self._to_tensor(X[:_CHECKED_ROWS], self.dtype_, "cpu").numpy()
 
     def _rough_outputs(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
         """The Neural ODE's own outputs for the first rows, as exact as comparing them with y needs."""
         rtol = max(self.rtol, _ROUGH)
         return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X[:_COMPARED_ROWS])
 
-    def _check_net(self, neural_ode: NeuralODE, X: np.ndarray, net: Any) -> None:
-        """Of a skorch net: what it predicts must follow from what is taken over of it."""
+    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+        """What a net, or an estimator with a predict of its own, predicts must follow from what is taken over of it."""
         raise NotImplementedError
 
     def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:

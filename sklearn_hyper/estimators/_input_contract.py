@@ -16,7 +16,9 @@ def contract_of(estimator: TorchEstimator) -> TorchEstimator:
 
 def bare(kind: type[TorchEstimator]) -> TorchEstimator:
     """An instance without parameters or weights: its ``_validate_X`` learns from X, or checks it, in the class's name."""
-    return kind.__new__(kind)
+    empty = kind.__new__(kind)
+    vars(empty).update(dict.fromkeys(kind._get_param_names()))  # for its repr
+    return empty
 
 
 def take_over(estimator: TorchEstimator, fitted: TorchEstimator | None) -> None:

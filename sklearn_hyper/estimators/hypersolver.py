@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, is_classifier
 from sklearn.metrics import accuracy_score
 from sklearn.utils import RegressorTags
 from sklearn.utils.validation import column_or_1d
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE
-from ..training.skorch_nets import NetHead, NetOutput, check_predictions, net_labels, predicts_labels
+from ..training.skorch_nets import NetHead, NetOutput, check_predictions, net_labels, predictions, predicts_labels
 from ._base import check_output_map, softmax
 from ._fitted_neural_ode import FittedNeuralODE
 from ._given_targets import check_agreement, check_given_labels, check_given_targets, warn_of_targets
@@ -165,13 +165,19 @@ class HypersolverRegressor(Hypersolver):
             neural_ode.output_map = NetOutput(neural_ode.output_map, net)
         return neural_ode
 
-    def _check_net(self, neural_ode: NeuralODE, X: np.ndarray, net: Any) -> None:
-        if net is not None and not predicts_labels(net):
-            rows = self._net_rows(X)
-            check_predictions("predict", net.predict(rows), self._in_batches(neural_ode, rows))
+    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+        model = resolved.checked
+        if is_classifier(model):  # whose outputs are predicted here, as they are
+            return
+        outputs = self._in_batches(neural_ode, rows)
+        check_predictions(
+            model, "predict", predictions(model, "predict", rows), outputs[:, 0] if resolved.squeeze else outputs
+        )
 
     def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
         y = check_given_targets(y, len(X))
+        if y is None:
+            return
         width = self._in_batches(lambda x: neural_ode.output_map(neural_ode.input_map(x)), X[:1]).size
         if width == y.shape[1]:
             outputs = self._rough_outputs(neural_ode, X)
@@ -326,14 +332,16 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         self._head = None if net is None else NetHead(net).to(self.device_)
         return neural_ode
 
-    def _check_net(self, neural_ode: NeuralODE, X: np.ndarray, net: Any) -> None:
-        if net is None:
+    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+        model, outputs = resolved.checked, self._in_batches(neural_ode, rows)
+        probabilities, indices = self._probabilities(outputs), self._indices(outputs)
+        check_predictions(model, "predict_proba", predictions(model, "predict_proba", rows), probabilities)
+        if self.classes is not None:
             return
-        rows = self._net_rows(X)
-        probabilities = self._probabilities(self._in_batches(neural_ode, rows))
-        check_predictions("predict_proba", net.predict_proba(rows), probabilities)
-        if self.classes is None:
-            self.classes_ = net_labels(net, rows, self._head.indices(probabilities), probabilities.shape[1])
+        if resolved.net is not None:
+            self.classes_ = net_labels(model, rows, indices, probabilities.shape[1])
+        else:
+            check_predictions(model, "predict", predictions(model, "predict", rows), self.classes_[indices])
 
     def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
         y = check_given_labels(y, self.classes_, len(X))

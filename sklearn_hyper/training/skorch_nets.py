@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,11 @@ def is_net(estimator: Any) -> bool:
 def is_initialized(net: NeuralNet) -> bool:
     """Whether a net has its module; a net whose weights were loaded is initialized, too, though never fitted."""
     return bool(net.initialized_)
+
+
+def net_module(net: NeuralNet) -> nn.Module | None:
+    """The module of an initialized net, as it was before ``compile=True`` wrapped it."""
+    return getattr(net.module_, "_orig_mod", net.module_) if is_initialized(net) else None
 
 
 def predicts_labels(net: NeuralNet) -> bool:
@@ -71,42 +77,58 @@ def _nonlinearity(net: NeuralNet) -> Callable[[Tensor], Tensor]:
     return nonlinearity.eval().requires_grad_(False) if isinstance(nonlinearity, nn.Module) else nonlinearity
 
 
+def predictions(model: Any, name: str, rows: np.ndarray) -> np.ndarray:
+    """What ``model.predict``, say, gives; rows have lost their names, which is of no matter here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="X does not have valid feature names", category=UserWarning)
+        return np.asarray(getattr(model, name)(rows))
+
+
 def net_labels(net: NeuralNet, rows: np.ndarray, indices: np.ndarray, n_classes: int) -> np.ndarray:
     """The labels that ``net.predict`` gives: indices of outputs, or ``classes_`` where a predict of its own looks them up."""
     numbers = np.arange(n_classes)
-    own = type(net).predict not in (NeuralNetClassifier.predict, NeuralNetBinaryClassifier.predict)
+    if type(net).predict in (NeuralNetClassifier.predict, NeuralNetBinaryClassifier.predict):
+        return numbers
     predicted = np.asarray(net.predict(rows))
-    if own and len(net.classes_) == n_classes and np.array_equal(predicted, net.classes_[indices]):
+    if len(net.classes_) == n_classes and np.array_equal(predicted, net.classes_[indices]):
         return net.classes_
-    check_predictions("predict", predicted, numbers[indices])
+    check_predictions(net, "predict", predicted, numbers[indices])
     return numbers
 
 
-def check_predictions(name: str, expected: Any, found: np.ndarray) -> None:
-    """Refuse a net with a method of its own that gives something else than its module, criterion and nonlinearity say.
+def check_predictions(model: Any, name: str, expected: Any, found: np.ndarray) -> None:
+    """Refuse a model with a method of its own that gives something else than what is taken over of it.
 
     Raises
     ------
     TypeError
-        If what the net gives and what would be given in its place differ.
+        If what the model gives and what would be given in its place differ.
     """
     expected = np.asarray(expected)
-    if expected.shape == found.shape:
-        if expected.dtype.kind not in "fiub":
-            same = np.array_equal(expected, found)
-        else:
-            same = np.allclose(
-                expected, found, rtol=1e-3, atol=1e-3 * np.abs(expected).max(initial=0.0), equal_nan=True
-            )
-        if same:
-            return
+    differ = _differ(expected, found)
+    if not differ.any():
+        return
+    row = int(differ.argmax())
+    module = "net.module_" if is_net(model) else "model.neural_ode_"
     raise TypeError(
-        f"neural_ode is a skorch net whose {name} gives {_first(expected)} for the first row, where its module, criterion and "
-        f"predict_nonlinearity say {_first(found)}: it has a {name} (or infer) of its own, which cannot be taken over. Pass "
-        "predict_nonlinearity= to the net instead, or wrap its module, neural_ode=net.module_ (a classifier's with "
-        "classes=[...]), and do the rest to the outputs yourself."
+        f"neural_ode is a {type(model).__name__} whose {name} gives {_shown(expected, row)} for row {row}, where its module, and "
+        f"what a net's criterion and predict_nonlinearity make of outputs, give {_shown(found, row)}: it has a {name} of its own "
+        "(or infer), which cannot be taken over. Pass predict_nonlinearity= to a net instead, or its module alone, neural_ode="
+        f"{module} (to a HypersolverClassifier with classes=[...]), and do the rest to the outputs yourself."
     )
 
 
-def _first(values: np.ndarray) -> str:
-    return f"{np.array2string(values[:1], precision=4, threshold=6)} (shape {values.shape})"
+def _differ(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Which rows differ by more than rounding and the reference's tolerance."""
+    if expected.shape != found.shape:
+        return np.ones(1, dtype=bool)
+    if expected.dtype.kind in "fiub":
+        largest = np.abs(expected).max(initial=0.0)
+        same = np.isclose(found, expected, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
+    else:
+        same = found == expected
+    return ~same.reshape(len(same), -1).all(axis=1)
+
+
+def _shown(values: np.ndarray, row: int) -> str:
+    return f"{np.array2string(values[row], precision=4, threshold=6)} (shape {values.shape})"

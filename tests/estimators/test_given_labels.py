@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_hyper import HypersolverClassifier, HypersolverRegressor, NeuralODEClassifier, NeuralODERegressor
@@ -103,7 +104,7 @@ def test_y_changes_nothing(iris, slow):
 
 def test_wrong_lengths_are_refused(iris, slow):
     X, y = iris
-    with pytest.raises(ValueError, match="y has 149 labels for 150 rows"):
+    with pytest.raises(ValueError, match="y has 149 rows, X has 150"):
         fast(slow).fit(X, y[:-1] + 1)
 
 
@@ -136,7 +137,7 @@ def test_targets_that_the_neural_ode_predicts_pass(regression):
     [
         (lambda y: np.where(y > y.mean(), np.nan, y), "Input y contains NaN"),
         (lambda y: y[:-1], "y has 119 rows, X has 120"),
-        (lambda y: np.full(len(y), "high"), "could not convert string to float|dtype='numeric'"),
+        (lambda y: np.where(y > y.mean(), np.inf, y), "Input y contains infinity"),
     ],
 )
 def test_targets_are_finite_numbers_a_row(regression, spoil, message, solves):
@@ -144,3 +145,11 @@ def test_targets_are_finite_numbers_a_row(regression, spoil, message, solves):
     with pytest.raises(ValueError, match=message):
         HypersolverRegressor(slow, **SETTINGS).fit(X, spoil(y))
     assert not solves
+
+
+def test_labels_of_a_later_step_pass_a_regressor_that_transforms(regression):
+    X, y, slow = regression
+    names = np.where(y > y.mean(), "high", "low")
+    for labels in (names, names.astype(object), names.tolist()):
+        steps = make_pipeline(HypersolverRegressor(slow, **SETTINGS), LogisticRegression()).fit(X, labels)
+        assert steps.score(X, labels) > 0.8

@@ -8,7 +8,13 @@ import torch
 from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
-from sklearn_hyper import HypersolverClassifier, HypersolverRegressor, NeuralODE
+from sklearn_hyper import (
+    HypersolverClassifier,
+    HypersolverRegressor,
+    NeuralODE,
+    NeuralODEClassifier,
+    NeuralODERegressor,
+)
 from sklearn_hyper.evaluation import agreement_scorer
 
 # Sixteen steps of rk4 leave less than the reference's noise to learn.
@@ -174,10 +180,35 @@ def test_methods_of_its_own_are_refused_before_the_fit(kind, hypersolver, method
     head, y = (nn.Linear(2, 1), X[:, :1]) if kind is Clipped else (softmax_head(2), TWO)
     net = train(kind, head, y)
     with pytest.raises(
-        TypeError, match=f"a skorch net whose {method} gives.*has a {method}.*Pass predict_nonlinearity="
+        TypeError, match=f"a {kind.__name__} whose {method} gives.*has a {method} of.*Pass predict_nonlinearity="
     ):
         hypersolver(net, **SETTINGS).fit(X)
     assert not solves
+
+
+class Halved(NeuralODERegressor):
+    def predict(self, X):
+        return super().predict(X) / 2
+
+
+class Reluctant(NeuralODEClassifier):
+    def predict(self, X):
+        return np.zeros(len(X), dtype=int)
+
+
+def test_subclasses_of_our_own_with_a_predict_of_their_own_are_refused(solves):
+    for kind, y, hypersolver in ((Halved, X[:, 0], HypersolverRegressor), (Reluctant, TWO, HypersolverClassifier)):
+        with pytest.raises(TypeError, match=rf"a {kind.__name__} whose predict gives.*neural_ode=model\.neural_ode_"):
+            hypersolver(kind(max_epochs=2, random_state=0).fit(X, y), **SETTINGS).fit(X)
+    assert not solves
+
+
+def test_a_compiled_net_is_taken_by_its_module():
+    net = CLASSIFIERS["softmax"]()
+    expected = net.predict_proba(X)
+    net.module_ = torch.compile(net.module_, backend="eager")
+    fast = HypersolverClassifier(net, **SETTINGS).fit(X)
+    np.testing.assert_allclose(fast.predict_proba(X), expected, atol=2e-4)
 
 
 def test_a_file_gives_the_net_s_probabilities(tmp_path):
