@@ -50,9 +50,11 @@ class HypersolverFit(HypersolverBase):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Inputs as the Neural ODE takes them. No labels are needed.
-        y : ignored
-            For scikit-learn's conventions.
+            Inputs as the Neural ODE takes them: with its feature names, in its order; of a Pipeline, whatever its steps take.
+            No labels are needed.
+        y : array-like, optional
+            Nothing is learned from it. Where given, it is compared with what the Neural ODE predicts: labels with
+            ``classes_``, targets of the outputs' shape with the outputs.
 
         Returns
         -------
@@ -62,8 +64,12 @@ class HypersolverFit(HypersolverBase):
         ------
         NotFittedError
             If ``neural_ode`` is not fitted.
+        TypeError
+            If ``neural_ode`` is none of the accepted forms, or predicts by a method of its own that cannot be taken over.
         ValueError
-            If a parameter, X or the span of time does not do, or steps of the base solver overflow from X.
+            If a parameter, X or the span of time does not do, or steps of the base solver overflow from X; if y has another
+            length, numbers that are not finite, or labels that are not those of the Neural ODE, as meta-estimators that recode
+            labels hand over.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong.
         ReferenceSolveError
@@ -75,6 +81,9 @@ class HypersolverFit(HypersolverBase):
         -----
         ConvergenceWarning
             If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states.
+        UserWarning
+            If one of X and the Neural ODE's estimator has feature names and the other has none; if the Neural ODE's outputs
+            predict y worse than a constant.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X, y)

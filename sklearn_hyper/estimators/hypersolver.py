@@ -37,13 +37,17 @@ class HypersolverRegressor(Hypersolver):
     coefficients, the default for states of more than four numbers, the second stage is all. A handful of steps then land
     where dopri5 lands.
 
+    To scikit-learn it is a regressor, so that voting, stacking and inspection take it; :meth:`score` needs no labels, and is
+    no R2.
+
     Parameters
     ----------
     neural_ode : estimator, Pipeline, search, skorch net, NeuralODE or callable
         The fitted Neural ODE. One of: a fitted :class:`NeuralODERegressor` or :class:`NeuralODEClassifier`; a fitted
         ``Pipeline`` or search that ends in one (its earlier steps are applied frozen, so that the field sees the
-        coordinates it was trained in); ``FrozenEstimator(...)``; a fitted skorch net whose module is a
-        :class:`NeuralODE`; a :class:`NeuralODE` module; or a vector field ``f(t, z)``, and then predict returns z(S).
+        coordinates it was trained in, and X is what they take); ``FrozenEstimator(...)``; a fitted skorch net whose module is
+        a :class:`NeuralODE`, and then predict follows the net's, ``predict_nonlinearity`` included; a :class:`NeuralODE`
+        module; or a vector field ``f(t, z)``, and then predict returns z(S).
         Never changed: fit works on a frozen copy, and clone shares it by reference.
     base_solver : str, ButcherTableau or "auto", default "auto"
         "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "rk4_38", or a tableau of your own; the multistep methods "ab2",
@@ -130,6 +134,8 @@ class HypersolverRegressor(Hypersolver):
     net_ : skorch net
         The net that trained g.
     n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        The fitted estimator's; where it has none, or is a Pipeline, those of X.
 
     See Also
     --------
@@ -201,6 +207,9 @@ class HypersolverRegressor(Hypersolver):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Minus the MAPE of predict against dopri5: greater is better, 0 is perfect.
 
+        Tools that call score (``cross_val_score``, searches, ``permutation_importance``, ``learning_curve``) therefore measure
+        the solver, not the model, whatever y they are given: pass ``scoring="r2"``, say, to measure predictions of y.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
@@ -225,7 +234,8 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
     ----------
     neural_ode : estimator, Pipeline, search, skorch net or NeuralODE
         A fitted :class:`NeuralODEClassifier` in any form that :class:`HypersolverRegressor` takes. The output map gives
-        logits.
+        logits; of a skorch net, whatever its criterion and ``predict_nonlinearity`` say, and labels and probabilities are those
+        that the net predicts (a binary net's ``threshold`` included).
     classes : array-like of shape (n_classes,), optional
         Labels in the order of the logits. Needed for a bare module, which has none.
     base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, \

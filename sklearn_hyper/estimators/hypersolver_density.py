@@ -78,7 +78,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         ``sampler_.module_``.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
-        Where X has names of features.
+        The fitted flow's; where it has none, or is a Pipeline, those of X.
 
     See Also
     --------
@@ -176,6 +176,10 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         ------
         NotFittedError
             If ``neural_ode`` is not fitted.
+        TypeError
+            If ``neural_ode`` is none of the accepted forms.
+        ValueError
+            If X is not what the flow, or the steps before it, were fitted on: feature names and their order, number of features.
         VectorFieldError
             If the field's signature or output is wrong, or its divergence is unknown or not finite.
         ReferenceSolveError
