@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ..training.skorch_nets import is_initialized, is_net
+from ..training.skorch_nets import is_initialized, is_net, net_module
 from ._hypersolver_base import HypersolverBase
 from .flows import ContinuousNormalizingFlow
 from .neural_ode import NeuralODEClassifier, NeuralODERegressor
@@ -87,7 +87,7 @@ def _refused_net(net: Any) -> Exception:
             "was, scikit-learn's clone has undone it: wrap it in sklearn.frozen.FrozenEstimator."
         )
     return TypeError(
-        f"neural_ode is a {name} whose module is a {type(net.module_).__name__}, not a NeuralODE; wrap the "
+        f"neural_ode is a {name} whose module is a {type(net_module(net)).__name__}, not a NeuralODE; wrap the "
         "vector field in sklearn_hyper.NeuralODE before training it."
     )
 
@@ -102,7 +102,7 @@ def _not_fitted(estimator: Any) -> NotFittedError:
 
 def _is_fitted(estimator: Any) -> bool:
     if not isinstance(estimator, BaseEstimator):
-        return False
+        return any(name.endswith("_") and not name.startswith("_") for name in vars(estimator))
     try:
         check_is_fitted(estimator)
     except NotFittedError:

@@ -72,7 +72,8 @@ def check_given_targets(y: Any, n_samples: int) -> np.ndarray | None:
         If it has another length, or numbers that are not finite.
     """
     check_consistent_rows(y, n_samples)
-    if any(isinstance(value, str) for value in np.asarray(y).flat):
+    values = np.asarray(y)
+    if values.dtype.kind in "US" or (values.dtype == object and any(isinstance(value, str) for value in values.flat)):
         return None
     y = check_array(y, ensure_2d=False, allow_nd=True, dtype="numeric", input_name="y")
     return y.reshape(len(y), -1)

@@ -26,7 +26,8 @@ def is_initialized(net: NeuralNet) -> bool:
 
 def net_module(net: NeuralNet) -> nn.Module | None:
     """The module of an initialized net, as it was before ``compile=True`` wrapped it."""
-    return getattr(net.module_, "_orig_mod", net.module_) if is_initialized(net) else None
+    module = vars(net).get("module_")
+    return getattr(module, "_orig_mod", module)
 
 
 def predicts_labels(net: NeuralNet) -> bool:

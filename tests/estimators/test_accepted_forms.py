@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import (
@@ -21,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetRegressor
 from small_hypersolvers import make_regressor
+from torch import nn
 
 from sklearn_hyper import (
     ContinuousNormalizingFlow,
@@ -73,6 +75,28 @@ def test_the_named_path_is_an_accepted_form():
     wrapper = logged(REGRESSOR).fit(X, TARGET)
     fast = make_regressor(wrapper.regressor_).fit(X)
     np.testing.assert_allclose(np.exp(fast.reference(X)), wrapper.predict(X), rtol=1e-4)
+
+
+class Wrapper:
+    """As some write them, without scikit-learn's base class."""
+
+    def fit(self, X, y):
+        self.model_ = clone(REGRESSOR).fit(X, y)
+        return self
+
+
+def test_wrappers_without_a_base_class():
+    with pytest.raises(TypeError, match=r"is a Wrapper that is fitted, but none.*Pass the Wrapper's model_"):
+        HypersolverRegressor(Wrapper().fit(X, TARGET)).fit(X)
+    with pytest.raises(TypeError, match=r"neural_ode must be a fitted NeuralODEClassifier.*got <.*Wrapper"):
+        HypersolverRegressor(Wrapper()).fit(X)
+
+
+def test_a_net_of_another_module_says_so():
+    net = NeuralNetRegressor(nn.Linear, module__in_features=2, module__out_features=1).initialize()
+    for form in (net, FrozenEstimator(net)):
+        with pytest.raises(TypeError, match=r"NeuralNetRegressor whose module is a Linear, not a NeuralODE; wrap"):
+            HypersolverRegressor(form).fit(X)
 
 
 def test_of_a_wrapped_flow_too():

@@ -204,6 +204,7 @@ def test_subclasses_of_our_own_with_a_predict_of_their_own_are_refused(solves):
     assert not solves
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of the compiler itself
 def test_a_compiled_net_is_taken_by_its_module():
     net = CLASSIFIERS["softmax"]()
     module = net.module_
