@@ -19,6 +19,11 @@ _RECODED = (
 )
 
 
+def spread(n_samples: int, most: int = 256) -> np.ndarray:
+    """Indices of at most so many rows, from the first to the last: data may come sorted by label."""
+    return np.linspace(0, n_samples - 1, min(n_samples, most)).astype(int)
+
+
 def check_consistent_rows(y: Any, n_samples: int) -> None:
     """Refuse a y of another length than X."""
     if _num_samples(y) != n_samples:

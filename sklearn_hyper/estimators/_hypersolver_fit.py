@@ -27,10 +27,11 @@ from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
 from ._fitted_neural_ode import FittedNeuralODE, frozen_copy, resolve_neural_ode
+from ._given_targets import spread
 from ._hypersolver_base import HypersolverBase
 
 _MAX_SAMPLES = 2000
-_CHECKED_ROWS, _COMPARED_ROWS = 32, 256
+_CHECKED_ROWS = 32
 _ROUGH = 1e-3
 _FEW_DIMENSIONS = 4
 """Up to here a correction with a tenth of f's MACs knows the state well; beyond, learned coefficients are worth more."""
@@ -242,12 +243,12 @@ class HypersolverFit(HypersolverBase):
 
     def _checked_rows(self, X: np.ndarray) -> np.ndarray:
         """A few rows, in the dtype that a net's module takes."""
-        return self._to_tensor(X[:_CHECKED_ROWS], self.dtype_, "cpu").numpy()
+        return self._to_tensor(X[spread(len(X), _CHECKED_ROWS)], self.dtype_, "cpu").numpy()
 
     def _rough_outputs(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
-        """The Neural ODE's own outputs for the first rows, as exact as comparing them with y needs."""
+        """The Neural ODE's own outputs, as exact as comparing them with y needs."""
         rtol = max(self.rtol, _ROUGH)
-        return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X[:_COMPARED_ROWS])
+        return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X)
 
     def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
         """What a net, or an estimator with a predict of its own, predicts must follow from what is taken over of it."""

@@ -20,7 +20,7 @@ from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.skorch_nets import NetHead, NetOutput, check_predictions, net_labels, predictions, predicts_labels
 from ._base import check_output_map, softmax
 from ._fitted_neural_ode import FittedNeuralODE
-from ._given_targets import check_agreement, check_given_labels, check_given_targets, warn_of_targets
+from ._given_targets import check_agreement, check_given_labels, check_given_targets, spread, warn_of_targets
 from ._hypersolver import Hypersolver
 
 
@@ -186,8 +186,8 @@ class HypersolverRegressor(Hypersolver):
             return
         width = self._in_batches(lambda x: neural_ode.output_map(neural_ode.input_map(x)), X[:1]).size
         if width == y.shape[1]:
-            outputs = self._rough_outputs(neural_ode, X)
-            warn_of_targets(y[: len(outputs)], outputs.reshape(len(outputs), -1))
+            rows = spread(len(X))
+            warn_of_targets(y[rows], self._rough_outputs(neural_ode, X[rows]).reshape(len(rows), -1))
 
     def predict(self, X: Any) -> np.ndarray:
         """Output of the hypersolved Neural ODE, h_y(z_K).
@@ -356,8 +356,9 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
     def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
         y = check_given_labels(y, self.classes_, len(X))
         if len(np.unique(y)) < len(self.classes_):
-            outputs = self._rough_outputs(neural_ode, X)
-            check_agreement(y[: len(outputs)], self.classes_[self._indices(outputs)], self.classes_)
+            rows = spread(len(X))
+            indices = self._indices(self._rough_outputs(neural_ode, X[rows]))
+            check_agreement(y[rows], self.classes_[indices], self.classes_)
 
     def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Probabilities of the Neural ODE's outputs: their softmax, or what a skorch net makes of them."""
