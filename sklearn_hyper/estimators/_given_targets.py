@@ -50,17 +50,21 @@ def check_given_labels(y: Any, classes: np.ndarray, n_samples: int) -> np.ndarra
     return y
 
 
-def check_agreement(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> None:
-    """Refuse labels that lack some of the classes and say something else than the Neural ODE does.
+def check_agreement(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray, *, lacks_some: bool) -> None:
+    """Refuse labels that say something else than the Neural ODE does.
+
+    Labels that lack some of the classes are what one-vs-rest makes of others: they must agree with its predictions at least
+    as often as the most frequent one would. Where y has all classes, the model may be badly trained: only what agrees less
+    than half as often as chance is another problem's (MultiOutputClassifier's second, say). One label alone says too little.
 
     Raises
     ------
     ValueError
-        If its predictions agree with y less often than the most frequent label would. One label alone says too little.
+        If its predictions agree with y less often than that.
     """
     labels, counts = np.unique(y, return_counts=True)
     agreement, most = float(np.mean(predicted == y)), float(counts.max() / len(y))
-    if len(labels) > 1 and agreement < most:
+    if len(labels) > 1 and agreement < (most if lacks_some else 0.5 / len(classes)):
         raise ValueError(
             f"y holds {_few(labels.tolist())} of classes_ {_few(classes.tolist())}, and the Neural ODE's own predictions agree with "
             f"{agreement:.0%} of it, always predicting {labels.tolist()[counts.argmax()]!r} with {most:.0%}: these seem to be other labels "

@@ -355,10 +355,9 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
 
     def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
         y = check_given_labels(y, self.classes_, len(X))
-        if len(np.unique(y)) < len(self.classes_):
-            rows = spread(len(X))
-            indices = self._indices(self._rough_outputs(neural_ode, X[rows]))
-            check_agreement(y[rows], self.classes_[indices], self.classes_)
+        rows, lacks_some = spread(len(X)), len(np.unique(y)) < len(self.classes_)
+        indices = self._indices(self._rough_outputs(neural_ode, X[rows]))
+        check_agreement(y[rows], self.classes_[indices], self.classes_, lacks_some=lacks_some)
 
     def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Probabilities of the Neural ODE's outputs: their softmax, or what a skorch net makes of them."""

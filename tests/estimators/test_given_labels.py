@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -76,6 +77,16 @@ def test_labels_of_long_sorted_data_are_compared_too(iris, zero_based):
     X, y = (np.repeat(part, 7, axis=0) for part in iris)
     with pytest.raises(ValueError, match=r"always predicting 0 with 6\d%: these seem to be other labels"):
         fast(zero_based).fit(X, (y == 0).astype(int))
+
+
+def test_labels_of_another_problem_with_the_same_names_are_refused(iris, zero_based):
+    X, y = iris
+    with pytest.raises(ValueError, match=r"agree with [0-9]% of it.*other labels of the same names"):
+        MultiOutputClassifier(fast(zero_based)).fit(X, np.c_[y, (y + 1) % 3])
+    binary = NeuralODEClassifier(max_epochs=10, random_state=0).fit(X, y > 0)
+    fast(binary).fit(X, y > 0)
+    with pytest.raises(ValueError, match="other labels of the same names"):
+        fast(binary).fit(X, y == 0)
 
 
 def test_strings_recoded_to_numbers_are_refused(iris, named):
