@@ -5,34 +5,52 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.base import MetaEstimatorMixin
-from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline, make_pipeline
 from torch import nn
 
 from ..modules.flow import Flow
 from ..modules.neural_ode import NeuralODE
+from ..training.skorch_nets import is_net, net_module
+from ._accepted_forms import refusal
+from ._base import TorchEstimator
 from .flows import ContinuousNormalizingFlow
+from .neural_ode import NeuralODEClassifier, NeuralODERegressor
 
 
 class FittedNeuralODE(NamedTuple):
-    """A Neural ODE and, where it was an estimator's, the steps before it, its labels, and the shapes of X and y."""
+    """A Neural ODE and, where it was an estimator's, that estimator, the steps before it, and what it makes of outputs."""
 
     module: NeuralODE
     preprocess: Any = None
     classes: np.ndarray | None = None
-    input_shape: tuple[int, ...] | None = None
     squeeze: bool = False
+    estimator: TorchEstimator | None = None
+    net: Any = None
+    checked: Any = None
+    """A net, or an estimator with methods of its own: its predictions are to be compared with what is taken over."""
 
 
 class FittedFlow(NamedTuple):
-    """A flow (or a bare field as a NeuralODE) and, where it was an estimator's, the steps before it and its trace."""
+    """A flow (or a bare field as a NeuralODE) and, where it was an estimator's, that, the steps before it and its trace."""
 
     flow: Flow | NeuralODE
     preprocess: Any = None
     trace: str = "auto"
     noise_seed: int | None = None
+    estimator: TorchEstimator | None = None
+
+
+_ESTIMATORS = (NeuralODEClassifier, NeuralODERegressor)
+_FLOWS = (
+    "neural_ode must be a fitted ContinuousNormalizingFlow, a fitted Pipeline or search that ends in one, "
+    "FrozenEstimator(...), a NeuralODE without maps, or a bare vector field f(t, z)"
+)
+_NEURAL_ODES = (
+    "neural_ode must be a fitted NeuralODEClassifier or NeuralODERegressor, a fitted Pipeline or search that ends in "
+    "one, FrozenEstimator(...), a fitted skorch net whose module is a NeuralODE, a NeuralODE module, or a vector "
+    "field f(t, z)"
+)
 
 
 def resolve_flow(neural_ode: Any) -> FittedFlow:
@@ -43,36 +61,31 @@ def resolve_flow(neural_ode: Any) -> FittedFlow:
     NotFittedError
         If it is, or ends in, an estimator that is not fitted.
     TypeError
-        If it is none of the accepted forms.
+        If it is none of the accepted forms; of a fitted estimator, with what to pass instead.
     """
-    if isinstance(neural_ode, FrozenEstimator):
-        return resolve_flow(neural_ode.estimator)
-    if isinstance(neural_ode, Pipeline):
-        inner = resolve_flow(neural_ode.steps[-1][1])
-        return inner._replace(preprocess=_steps_before(neural_ode, inner.preprocess))
-    if hasattr(neural_ode, "best_estimator_"):
-        return resolve_flow(neural_ode.best_estimator_)
+    innermost, steps = _unwrap(neural_ode)
+    resolved = _accept_flow(innermost)
+    if resolved is None:
+        raise refusal(
+            innermost, lambda part: _accept_flow(_unwrap(part)[0]) is not None, ContinuousNormalizingFlow, _FLOWS
+        )
+    if resolved.preprocess is not None:
+        steps.append(resolved.preprocess)
+    return resolved._replace(preprocess=make_pipeline(*steps) if steps else None)
+
+
+def _accept_flow(neural_ode: Any) -> FittedFlow | None:
     if isinstance(neural_ode, Flow):
         return FittedFlow(neural_ode)
-    if hasattr(neural_ode, "flow_"):
-        preprocess = getattr(neural_ode, "preprocess_", None)
-        return FittedFlow(neural_ode.flow_, preprocess, trace=neural_ode.trace, noise_seed=neural_ode._noise_seed)
-    if isinstance(neural_ode, ContinuousNormalizingFlow | MetaEstimatorMixin):
-        raise _not_fitted(neural_ode)
-    if callable(neural_ode) and not isinstance(neural_ode, type) and not hasattr(neural_ode, "fit"):
-        return FittedFlow(resolve_neural_ode(neural_ode).module)
-    raise TypeError(
-        "neural_ode must be a fitted ContinuousNormalizingFlow, a fitted Pipeline or search that ends in one, "
-        "FrozenEstimator(...), a NeuralODE without maps, or a bare vector field f(t, z); got "
-        f"{neural_ode!r}."
-    )
-
-
-def _steps_before(pipeline: Pipeline, inner: Any) -> Any:
-    """Everything a pipeline does before its last step, and then what that itself does first."""
-    before = [] if len(pipeline.steps) == 1 else [pipeline[:-1]]
-    before += [] if inner is None else [inner]
-    return make_pipeline(*before) if before else None
+    if isinstance(neural_ode, TorchEstimator):
+        if not hasattr(neural_ode, "flow_"):
+            return None
+        steps = vars(neural_ode).get("preprocess_")  # a HypersolverDensity's
+        return FittedFlow(
+            neural_ode.flow_, steps, trace=neural_ode.trace, noise_seed=neural_ode._noise_seed,
+            estimator=vars(neural_ode).get("_contract", neural_ode) if steps is not None else neural_ode,
+        )  # fmt: skip
+    return FittedFlow(_as_neural_ode(neural_ode)) if _is_field(neural_ode) else None
 
 
 def resolve_neural_ode(neural_ode: Any) -> FittedNeuralODE:
@@ -83,52 +96,64 @@ def resolve_neural_ode(neural_ode: Any) -> FittedNeuralODE:
     NotFittedError
         If it is, or ends in, an estimator that is not fitted.
     TypeError
-        If it is none of the accepted forms.
+        If it is none of the accepted forms; of a fitted estimator, with what to pass instead.
     """
-    if isinstance(neural_ode, FrozenEstimator):
-        return resolve_neural_ode(neural_ode.estimator)
-    if isinstance(neural_ode, Pipeline):
-        inner = resolve_neural_ode(neural_ode.steps[-1][1])
-        return inner._replace(preprocess=_steps_before(neural_ode, inner.preprocess))
-    if isinstance(neural_ode, NeuralODE):
-        return FittedNeuralODE(neural_ode)
-    if isinstance(neural_ode, nn.Module) or (
-        callable(neural_ode) and not isinstance(neural_ode, type) and not hasattr(neural_ode, "fit")
-    ):
-        return FittedNeuralODE(NeuralODE(neural_ode))
-    if hasattr(neural_ode, "fit") and not isinstance(neural_ode, type):
-        return _resolve_estimator(neural_ode)
-    raise TypeError(
-        "neural_ode must be a fitted NeuralODEClassifier or NeuralODERegressor, a fitted Pipeline or search that ends in "
-        "one, FrozenEstimator(...), a fitted skorch net whose module is a NeuralODE, a NeuralODE module, or a vector "
-        f"field f(t, z); got {neural_ode!r}."
-    )
+    innermost, steps = _unwrap(neural_ode)
+    resolved = _accept_neural_ode(innermost)
+    if resolved is None:
+        raise refusal(
+            innermost, lambda part: _accept_neural_ode(_unwrap(part)[0]) is not None, _ESTIMATORS, _NEURAL_ODES
+        )
+    return resolved._replace(preprocess=make_pipeline(*steps) if steps else None)
 
 
-def _resolve_estimator(estimator: Any) -> FittedNeuralODE:
-    name = type(estimator).__name__
-    if hasattr(estimator, "best_estimator_"):
-        return resolve_neural_ode(estimator.best_estimator_)
-    if hasattr(estimator, "neural_ode_") and not hasattr(estimator, "module_"):
+def _accept_neural_ode(neural_ode: Any) -> FittedNeuralODE | None:
+    if isinstance(neural_ode, _ESTIMATORS):
+        if not hasattr(neural_ode, "neural_ode_"):
+            return None
         return FittedNeuralODE(
-            estimator.neural_ode_,
-            classes=getattr(estimator, "classes_", None),
-            input_shape=estimator._input_shape,
-            squeeze=getattr(estimator, "_squeeze_output", False),
+            neural_ode.neural_ode_,
+            classes=getattr(neural_ode, "classes_", None),
+            squeeze=getattr(neural_ode, "_squeeze_output", False),
+            estimator=neural_ode,
+            checked=neural_ode if _has_own_predict(neural_ode) else None,
         )
-    if isinstance(getattr(estimator, "module_", None), NeuralODE):  # a skorch net
-        return FittedNeuralODE(estimator.module_, classes=getattr(estimator, "classes_", None))
-    if hasattr(estimator, "module_"):
-        raise TypeError(
-            f"neural_ode is a {name} whose module is a {type(estimator.module_).__name__}, not a NeuralODE; wrap the "
-            "vector field in sklearn_hyper.NeuralODE before training it."
-        )
-    raise _not_fitted(estimator)
+    if is_net(neural_ode):
+        module = net_module(neural_ode)
+        return FittedNeuralODE(module, net=neural_ode, checked=neural_ode) if isinstance(module, NeuralODE) else None
+    return FittedNeuralODE(_as_neural_ode(neural_ode)) if _is_field(neural_ode) else None
 
 
-def _not_fitted(estimator: Any) -> NotFittedError:
-    return NotFittedError(
-        f"neural_ode is a {type(estimator).__name__} that is not fitted. Fit it first (a search with refit=True); if it was "
-        "fitted, scikit-learn's clone has unfitted it (as a grid over neural_ode=[...] does): wrap it in "
-        "sklearn.frozen.FrozenEstimator."
+def _has_own_predict(estimator: Any) -> bool:
+    """Whether it is of a subclass that predicts otherwise."""
+    kind = next(kind for kind in _ESTIMATORS if isinstance(estimator, kind))
+    return any(
+        getattr(type(estimator), name, None) is not getattr(kind, name, None) for name in ("predict", "predict_proba")
     )
+
+
+def _unwrap(neural_ode: Any) -> tuple[Any, list[Any]]:
+    """What FrozenEstimators, searches and Pipelines end in, and the steps before it."""
+    steps = []
+    while True:
+        if isinstance(neural_ode, FrozenEstimator):
+            neural_ode = neural_ode.estimator
+        elif isinstance(neural_ode, Pipeline):
+            if len(neural_ode.steps) > 1:
+                steps.append(neural_ode[:-1])
+            neural_ode = neural_ode.steps[-1][1]
+        elif hasattr(neural_ode, "best_estimator_"):
+            neural_ode = neural_ode.best_estimator_
+        else:
+            return neural_ode, steps
+
+
+def _is_field(neural_ode: Any) -> bool:
+    """A module, or a function: neither a class nor an estimator that can be called."""
+    return isinstance(neural_ode, nn.Module) or (
+        callable(neural_ode) and not isinstance(neural_ode, type) and not hasattr(neural_ode, "fit")
+    )
+
+
+def _as_neural_ode(neural_ode: Any) -> NeuralODE:
+    return neural_ode if isinstance(neural_ode, NeuralODE) else NeuralODE(neural_ode)

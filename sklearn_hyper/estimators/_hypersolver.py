@@ -87,7 +87,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         Returns
         -------
         ndarray of shape (n_samples, ...)
-            Logits, where the Neural ODE is a classifier's.
+            Logits, where the Neural ODE is a classifier's; of a skorch net what its module gives, logits or probabilities.
         """
         module = self._require_fitted("module_")
         output = self._reference_output(module.neural_ode, self._prepare_X(X, reset=False))
@@ -147,13 +147,17 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
             solvers[f"hyper-{name}"] = module
         with outside_inference_mode():
             return measure_solvers(
-                solvers, rows.clone(), states.clone(), labels,
+                solvers, rows.clone(), states.clone(), labels, indices=self._indices,
                 tolerance=tolerance, floor=self.mape_floor, batch_size=batch_size,
             )  # fmt: skip
 
     def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
         """Labels as indices of the outputs; a regressor has none."""
         return None
+
+    def _indices(self, outputs: np.ndarray) -> np.ndarray:
+        """Labels of outputs, as indices; of a classifier."""
+        return outputs.argmax(axis=1)
 
     def with_solver(
         self, base_solver: Any = None, n_steps: int | None = None, t_span: tuple[float, float] | None = None

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from joblib import Memory
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import _check_feature_names, _check_n_features, check_array
+from sklearn.utils.validation import _check_feature_names, _check_n_features
 from torch import nn
 
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..numerics.solve import check_n_steps
 from ._base import TRAINING_CONSTRAINTS, TorchEstimator
+from ._input_contract import bare, contract_of
 
 _LOSSES = {"residual", "trajectory", "residual+trajectory"}
 _FINETUNES = {"terminal", "trajectory", "output"}
@@ -145,17 +146,62 @@ class HypersolverBase(TorchEstimator):
             )
         return fewest, most
 
+    def _take_X(self, X: Any, fitted: TorchEstimator | None, preprocess: Any, *, reset: bool) -> np.ndarray:
+        """X of a fit, as the Neural ODE takes it; later calls are held to the same.
+
+        Parameters
+        ----------
+        X : array-like
+        fitted : estimator or None
+            The estimator that the Neural ODE was: X has to be what its own ``predict`` takes.
+        preprocess : Pipeline or None
+            The fitted steps before it, which check X themselves; what comes out of them is checked then.
+        reset : bool
+            Whether to forget what an earlier fit learned of X.
+        """
+        self.preprocess_ = copy.deepcopy(preprocess)
+        self._contract = None if fitted is None else contract_of(fitted)
+        if preprocess is None:
+            return self._take_checked(X, self._contract, reset=reset)
+        if reset:
+            # What comes in at the door: no more than a record, for the steps may take columns by name, or text.
+            vars(self).pop("n_features_in_", None)
+            _check_feature_names(self, X, reset=True)
+            _check_n_features(self, X, reset=True)
+        X = self.preprocess_.transform(X)
+        learns = self._contract is None
+        if learns:
+            self._contract = bare(type(self))
+        X = self._contract._validate_X(X, reset=learns)
+        if not reset and X.shape[1:] != self._input_shape:
+            raise ValueError(
+                f"the steps before the Neural ODE give samples of shape {X.shape[1:]}, those of the fit that warm_start goes "
+                f"on from gave {self._input_shape}; fit anew with warm_start=False."
+            )
+        self._input_shape = X.shape[1:]
+        return X
+
+    def _take_checked(self, X: Any, contract: TorchEstimator | None, *, reset: bool) -> np.ndarray:
+        checked = self._validate_X(X, reset=reset)
+        if contract is None:
+            return checked
+        _check_feature_names(contract, X, reset=False)
+        shape, expected = checked.shape[1:], contract._input_shape
+        if shape != expected:
+            raise ValueError(
+                f"X has samples of shape {shape} (n_features={shape[0]}), but neural_ode was fitted on samples of shape "
+                f"{expected}; pass X as neural_ode takes it. X has {shape[0]} features, but {type(contract).__name__} is "
+                f"expecting {expected[0]} features as input."
+            )
+        if hasattr(contract, "feature_names_in_"):
+            self.feature_names_in_ = contract.feature_names_in_
+        return checked
+
     def _prepare_X(self, X: Any, *, reset: bool) -> np.ndarray:
-        """Run the frozen steps of a fitted pipeline, then the input check."""
+        """Run the frozen steps of a fitted pipeline, which check X themselves, then the input check."""
         if self.preprocess_ is None:
             return self._validate_X(X, reset=reset)
-        # Names and number of features are those that come in at the door, not what the steps make of them.
-        _check_feature_names(self, X, reset=reset)
-        _check_n_features(self, X, reset=reset)
-        X = check_array(self.preprocess_.transform(X), dtype=(np.float64, np.float32))
-        if reset:
-            self._input_shape = X.shape[1:]
-        return X
+        return self._contract._validate_X(self.preprocess_.transform(X), reset=reset)
 
     def __copy__(self) -> HypersolverBase:
         # Shallow, without the trip through pickle that BaseEstimator's state would take.

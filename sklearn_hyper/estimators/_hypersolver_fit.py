@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from numbers import Integral
@@ -32,9 +31,12 @@ from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
 from ._copies import check_saveable, frozen_copy
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
+from ._given_targets import spread
 from ._hypersolver_base import HypersolverBase
 
 _MAX_SAMPLES = 2000
+_CHECKED_ROWS = 32
+_ROUGH = 1e-3
 _FEW_DIMENSIONS = 4
 """Up to here a correction with a tenth of f's MACs knows the state well; beyond, learned coefficients are worth more."""
 _CONTRACT = (
@@ -53,9 +55,11 @@ class HypersolverFit(HypersolverBase):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Inputs as the Neural ODE takes them. No labels are needed.
-        y : ignored
-            For scikit-learn's conventions.
+            Inputs as the Neural ODE takes them: with its feature names, in its order; of a Pipeline, whatever its steps take.
+            No labels are needed.
+        y : array-like, optional
+            Nothing is learned from it. Where given, it is compared with what the Neural ODE predicts: labels with
+            ``classes_``, targets of the outputs' shape with the outputs.
 
         Returns
         -------
@@ -65,12 +69,14 @@ class HypersolverFit(HypersolverBase):
         ------
         NotFittedError
             If ``neural_ode`` is not fitted.
+        TypeError
+            If ``neural_ode`` is none of the accepted forms, or predicts by a method of its own that cannot be taken over; if a
+            function holds a module, or the Neural ODE cannot be copied.
         ValueError
             If a parameter, X or the span of time does not do, or steps of the base solver overflow from X. If a callback
             scores predictions, or monitors what no epoch records. If a correction of your own cannot learn from a batch of
-            one row (BatchNorm) and would have to.
-        TypeError
-            If a function holds a module, or the Neural ODE cannot be copied.
+            one row (BatchNorm) and would have to. If y has another length, numbers that are not finite, or labels that are not
+            those of the Neural ODE, as meta-estimators that recode labels hand over.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong, or a map's; if one of them is random
             or mixes rows.
@@ -90,14 +96,17 @@ class HypersolverFit(HypersolverBase):
             If the result could not be pickled.
         ConvergenceWarning
             If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states.
+        UserWarning
+            If one of X and the Neural ODE's estimator has feature names and the other has none; if the Neural ODE's outputs
+            predict y worse than a constant.
         """
         with self._all_or_nothing():
-            interrupted = self._fit(X)
+            interrupted = self._fit(X, y)
         if interrupted:
             raise KeyboardInterrupt
         return self
 
-    def _fit(self, X: Any) -> bool:
+    def _fit(self, X: Any, y: Any) -> bool:
         check_n_steps(self.n_steps)
         refuse_scoring(self.callbacks, "a hypersolver")
         check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
@@ -106,15 +115,10 @@ class HypersolverFit(HypersolverBase):
         device = check_device(self.device)
         resolved = resolve_neural_ode(self.neural_ode)
         warm = getattr(self, "correction_", None) if self.warm_start else None
-        self.preprocess_ = copy.deepcopy(resolved.preprocess)
-        X = self._prepare_X(X, reset=warm is None)
-        if resolved.input_shape not in (None, X.shape[1:]):
-            raise ValueError(
-                f"X has samples of shape {X.shape[1:]} (n_features={X.shape[1]}), but neural_ode was fitted on samples of "
-                f"shape {resolved.input_shape}; pass X as neural_ode takes it."
-            )
-        frozen = frozen_copy(resolved.module).to(device)
-        self.dtype_, self.device_ = module_dtype(frozen.dtype, X), str(device)
+        X = self._take_X(X, resolved.estimator, resolved.preprocess, reset=warm is None)
+        self.device_ = str(device)
+        frozen = self._follow_net(frozen_copy(resolved.module), resolved.net).to(device)
+        self.dtype_ = module_dtype(frozen.dtype, X)
         few_rows = self._to_tensor(X[:PROBED_ROWS], self.dtype_, device)
         two_rows = few_rows[:2]
         z = check_neural_ode(frozen, two_rows)
@@ -122,6 +126,10 @@ class HypersolverFit(HypersolverBase):
         residuals_alone = self.loss == "residual" and self.finetune is None and self._solver_name(0) != NONSTATIONARY
         check_saveable(frozen, needed_for=self._pickles_in_fit())
         settle_parts(frozen, few_rows, differentiates=not residuals_alone)
+        if resolved.checked is not None:
+            self._check_predictions(frozen, self._checked_rows(X), resolved)
+        if y is not None:
+            self._check_y(frozen, X, y)
         solver = self._resolve_solver(z[0].numel())
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)
@@ -256,6 +264,27 @@ class HypersolverFit(HypersolverBase):
     def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
         check_output_map(neural_ode, z)
         self._squeeze_output = resolved.squeeze
+
+    def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
+        """Take over what a skorch net makes of its module's outputs."""
+        raise NotImplementedError
+
+    def _checked_rows(self, X: np.ndarray) -> np.ndarray:
+        """A few rows, in the dtype that a net's module takes."""
+        return self._to_tensor(X[spread(len(X), _CHECKED_ROWS)], self.dtype_, "cpu").numpy()
+
+    def _rough_outputs(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
+        """The Neural ODE's own outputs, as exact as comparing them with y needs."""
+        rtol = max(self.rtol, _ROUGH)
+        return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X)
+
+    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+        """What a net, or an estimator with a predict of its own, predicts must follow from what is taken over of it."""
+        raise NotImplementedError
+
+    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+        """Nothing is learned from y, but it must be what the Neural ODE predicts."""
+        raise NotImplementedError
 
     def _check_correction(
         self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver, n_rows: int = 2

@@ -23,7 +23,7 @@ class OnnxExportMixin:
 
         The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, any number of rows. It gives what ``predict`` gives,
         as ``output``; a classifier's gives ``logits`` and ``probabilities``, and has its ``classes`` as a JSON list among the
-        metadata, in the order of the columns. It needs the ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
+        metadata, in the order of the columns (and the ``threshold`` of a binary skorch net). It needs the ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
 
         Parameters
         ----------

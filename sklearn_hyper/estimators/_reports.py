@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ def measure_solvers(
     reference: Tensor,
     labels: np.ndarray | None,
     *,
+    indices: Callable[[np.ndarray], np.ndarray],
     tolerance: float,
     floor: float,
     batch_size: int,
@@ -47,7 +48,13 @@ def measure_solvers(
         costs = {slow: _Cost(evaluations, evaluations * macs_f, ms[slow], 1.0, math.nan)}
         for name in fast:
             costs[name] = _cost(solvers[name], macs_f, x[:1], ms[name], ms[slow] / ms[name])
-    rows = [_row(name, states[name], outputs[name], reference, expected, labels, floor, costs[name]) for name in calls]
+    accuracy = dict.fromkeys(calls, math.nan)
+    if labels is not None:
+        accuracy = {name: float(np.mean(indices(outputs[name]) == labels)) for name in calls}
+    rows = [
+        _row(name, states[name], outputs[name], reference, expected, accuracy[name], floor, costs[name])
+        for name in calls
+    ]
     return SolverReport(rows, notes)
 
 
@@ -69,14 +76,14 @@ def _cost(solver: SolvedODE, macs_f: float, x: Tensor, ms: float, speed_up: floa
 
 
 def _row(
-    name: str, z: Tensor, output: np.ndarray, reference: Tensor, expected: np.ndarray, labels: np.ndarray | None,
+    name: str, z: Tensor, output: np.ndarray, reference: Tensor, expected: np.ndarray, accuracy: float,
     floor: float, cost: _Cost,
 ) -> SolverRow:  # fmt: skip
     errors = relative_l2(reference.cpu().numpy(), z.cpu().numpy())
     p50, p99 = np.quantile(errors, [0.5, 0.99])
     return SolverRow(
         solver=name,
-        accuracy=math.nan if labels is None else float(np.mean(output.argmax(axis=1) == labels)),
+        accuracy=accuracy,
         mape=mean_absolute_percentage_error(expected, output, floor=floor),
         l2_mean=float(errors.mean()),
         l2_p50=float(p50),

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, is_classifier
 from sklearn.metrics import accuracy_score
+from sklearn.utils import RegressorTags
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor, nn
 
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE
+from ..training.skorch_nets import NetHead, NetOutput, check_predictions, net_labels, predictions, predicts_labels
 from ._base import check_output_map, softmax
 from ._fitted_neural_ode import FittedNeuralODE
+from ._given_targets import check_agreement, check_given_labels, check_given_targets, spread, warn_of_targets
 from ._hypersolver import Hypersolver
 
 
@@ -33,13 +37,17 @@ class HypersolverRegressor(Hypersolver):
     coefficients, the default for states of more than four numbers, the second stage is all. A handful of steps then land
     where dopri5 lands.
 
+    To scikit-learn it is a regressor, so that voting, stacking and inspection take it; :meth:`score` needs no labels, and is
+    no R2.
+
     Parameters
     ----------
     neural_ode : estimator, Pipeline, search, skorch net, NeuralODE or callable
         The fitted Neural ODE. One of: a fitted :class:`NeuralODERegressor` or :class:`NeuralODEClassifier`; a fitted
         ``Pipeline`` or search that ends in one (its earlier steps are applied frozen, so that the field sees the
-        coordinates it was trained in); ``FrozenEstimator(...)``; a fitted skorch net whose module is a
-        :class:`NeuralODE`; a :class:`NeuralODE` module; or a vector field ``f(t, z)``, and then predict returns z(S).
+        coordinates it was trained in, and X is what they take); ``FrozenEstimator(...)``; a fitted skorch net whose module is
+        a :class:`NeuralODE`, and then predict follows the net's, ``predict_nonlinearity`` included; a :class:`NeuralODE`
+        module; or a vector field ``f(t, z)``, and then predict returns z(S).
         Never changed: fit works on a frozen copy, and clone shares it by reference.
     base_solver : str, ButcherTableau or "auto", default "auto"
         "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "rk4_38", or a tableau of your own; the multistep methods "ab2",
@@ -128,6 +136,8 @@ class HypersolverRegressor(Hypersolver):
     net_ : skorch net
         The net that trained g.
     n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        The fitted estimator's; where it has none, or is a Pipeline, those of X.
 
     See Also
     --------
@@ -149,6 +159,38 @@ class HypersolverRegressor(Hypersolver):
     True
     """
 
+    def __sklearn_tags__(self) -> Any:
+        # Without RegressorMixin, whose score is R2 against labels.
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "regressor"
+        tags.regressor_tags = RegressorTags(poor_score=True)  # nothing is learned from y
+        tags.target_tags.required = False
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
+        if net is not None and not predicts_labels(net):
+            neural_ode.output_map = NetOutput(neural_ode.output_map, net)
+        return neural_ode
+
+    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+        model = resolved.checked
+        if is_classifier(model):  # whose outputs are predicted here, as they are
+            return
+        outputs = self._in_batches(neural_ode, rows)
+        check_predictions(
+            model, "predict", predictions(model, "predict", rows), outputs[:, 0] if resolved.squeeze else outputs
+        )
+
+    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+        y = check_given_targets(y, len(X))
+        if y is None:
+            return
+        width = self._in_batches(lambda x: neural_ode.output_map(neural_ode.input_map(x)), X[:1]).size
+        if width == y.shape[1]:
+            rows = spread(len(X))
+            warn_of_targets(y[rows], self._rough_outputs(neural_ode, X[rows]).reshape(len(rows), -1))
+
     def predict(self, X: Any) -> np.ndarray:
         """Output of the hypersolved Neural ODE, h_y(z_K).
 
@@ -166,6 +208,9 @@ class HypersolverRegressor(Hypersolver):
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Minus the MAPE of predict against dopri5: greater is better, 0 is perfect.
+
+        Tools that call score (``cross_val_score``, searches, ``permutation_importance``, ``learning_curve``) therefore measure
+        the solver, not the model, whatever y they are given: pass ``scoring="r2"``, say, to measure predictions of y.
 
         Parameters
         ----------
@@ -191,7 +236,8 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
     ----------
     neural_ode : estimator, Pipeline, search, skorch net or NeuralODE
         A fitted :class:`NeuralODEClassifier` in any form that :class:`HypersolverRegressor` takes. The output map gives
-        logits.
+        logits; of a skorch net, whatever its criterion and ``predict_nonlinearity`` say, and labels and probabilities are those
+        that the net predicts (a binary net's ``threshold`` included).
     classes : array-like of shape (n_classes,), optional
         Labels in the order of the logits. Needed for a bare module, which has none.
     base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, \
@@ -276,19 +322,57 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
 
     def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
         super()._check_output(neural_ode, z, resolved)
+        with torch.no_grad():
+            outputs = check_output_map(neural_ode, z)
+            probabilities = outputs if self._head is None else self._head(outputs)
         classes = resolved.classes if self.classes is None else np.asarray(self.classes)
+        if classes is None and resolved.net is not None and predicts_labels(resolved.net):
+            classes = np.arange(probabilities.shape[-1])
         if classes is None:
             raise ValueError(
                 "classes=None: neural_ode brings no labels (it is no fitted classifier); pass classes=[...] in the "
                 "order of the logits, or use HypersolverRegressor."
             )
-        logits = check_output_map(neural_ode, z)
-        if logits.ndim != 2 or logits.shape[1] != len(classes):
+        if probabilities.ndim != 2 or probabilities.shape[1] != len(classes):
             raise ValueError(
                 f"the output map must return logits of shape (n_samples, {len(classes)}), one a class, got "
-                f"{tuple(logits.shape)}."
+                f"{tuple(outputs.shape)}."
             )
         self.classes_ = classes
+
+    def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
+        self._head = None if net is None else NetHead(net).to(self.device_)
+        return neural_ode
+
+    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+        model, outputs = resolved.checked, self._in_batches(neural_ode, rows)
+        probabilities, indices = self._probabilities(outputs), self._indices(outputs)
+        check_predictions(model, "predict_proba", predictions(model, "predict_proba", rows), probabilities)
+        if self.classes is not None:
+            return
+        if resolved.net is not None:
+            self.classes_ = net_labels(model, rows, indices, probabilities.shape[1])
+        else:
+            check_predictions(model, "predict", predictions(model, "predict", rows), self.classes_[indices])
+
+    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+        y = check_given_labels(y, self.classes_, len(X))
+        rows, lacks_some = spread(len(X)), len(np.unique(y)) < len(self.classes_)
+        indices = self._indices(self._rough_outputs(neural_ode, X[rows]))
+        check_agreement(y[rows], self.classes_[indices], self.classes_, lacks_some=lacks_some)
+
+    def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Probabilities of the Neural ODE's outputs: their softmax, or what a skorch net makes of them."""
+        if self._head is None:
+            return softmax(outputs)
+        with torch.no_grad():
+            return self._head(torch.from_numpy(outputs).to(self.device_)).cpu().numpy()
+
+    def _indices(self, outputs: np.ndarray) -> np.ndarray:
+        """Labels of the Neural ODE's outputs, as indices of ``classes_``."""
+        if self._head is None:
+            return outputs.argmax(axis=1)
+        return self._head.indices(self._probabilities(outputs))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -307,7 +391,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         return order[np.searchsorted(self.classes_, y, sorter=order)]
 
     def predict(self, X: Any) -> np.ndarray:
-        """Label with the largest logit.
+        """Label with the largest logit; what the net's own ``predict`` gives, where the Neural ODE was a skorch net's.
 
         Parameters
         ----------
@@ -317,11 +401,11 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         -------
         ndarray of shape (n_samples,)
         """
-        labels = self._apply("forward", X).argmax(axis=1)
+        labels = self._indices(self._apply("forward", X))
         return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Softmax of the logits.
+        """Softmax of the logits; what the net's own ``predict_proba`` gives, where the Neural ODE was a skorch net's.
 
         Parameters
         ----------
@@ -331,11 +415,14 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        return softmax(self._apply("forward", X))
+        return self._probabilities(self._apply("forward", X))
 
     def _onnx_outputs(self) -> tuple[nn.Module, list[str], dict[str, str]]:
-        classes = json.dumps(np.asarray(self.classes_).tolist(), default=str)
-        return WithProbabilities(self._copy_folded()), ["logits", "probabilities"], {"classes": classes}
+        metadata = {"classes": json.dumps(np.asarray(self.classes_).tolist(), default=str)}
+        head = copy.deepcopy(self._head)
+        if head is not None and head.threshold is not None:
+            metadata["threshold"] = repr(head.threshold)
+        return WithProbabilities(self._copy_folded(), head), ["logits", "probabilities"], metadata
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy on labels y.

@@ -25,8 +25,9 @@ from ..training.nets import draw_seed
 from ..training.references import digest
 from ._base import check_device, module_dtype
 from ._copies import frozen_copy
-from ._fitted_neural_ode import resolve_flow
+from ._fitted_neural_ode import FittedFlow, resolve_flow
 from ._hypersolver_base import HypersolverBase
+from ._input_contract import take_over
 from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
 from .hypersolver import HypersolverRegressor
 
@@ -81,7 +82,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         ``sampler_.module_``.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
-        Where X has names of features.
+        The fitted flow's; where it has none, or is a Pipeline, those of X.
 
     See Also
     --------
@@ -179,6 +180,10 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         ------
         NotFittedError
             If ``neural_ode`` is not fitted.
+        TypeError
+            If ``neural_ode`` is none of the accepted forms.
+        ValueError
+            If X is not what the flow, or the steps before it, were fitted on: feature names and their order, number of features.
         VectorFieldError
             If the field's signature or output is wrong, or its divergence is unknown or not finite.
         ReferenceSolveError
@@ -226,20 +231,32 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     def _set_flow(self, X: Any, seed: int) -> np.ndarray | None:
         """Take over the flow, the steps before it and its noise; return X as the flow takes it."""
         resolved = resolve_flow(self.neural_ode)
-        self.preprocess_ = copy.deepcopy(resolved.preprocess)
-        if X is not None:
-            X = self._prepare_X(X, reset=True)
+        if X is None:
+            self._take_no_X(resolved)
+        else:
+            X = self._take_X(X, resolved.estimator, resolved.preprocess, reset=True)
             if X.ndim != 2:
                 raise ValueError(
                     f"X must be 2-dimensional, (n_samples, n_features), got shape {X.shape}; flatten images first."
                 )
         self.flow_ = self._resolve_flow(resolved.flow, X)
-        if X is None:
-            self.n_features_in_ = getattr(self.preprocess_, "n_features_in_", self.flow_.n_features)
-            vars(self).pop("feature_names_in_", None)
+        if X is None and "n_features_in_" not in vars(self):
+            self.n_features_in_ = self.flow_.n_features
+            self._input_shape = (self.n_features_in_,)
         self._noise = resolve_trace(resolved.trace if self.trace == "auto" else self.trace, self.flow_.n_features)
         self._noise_seed = seed if resolved.noise_seed is None else resolved.noise_seed
         return X
+
+    def _take_no_X(self, resolved: FittedFlow) -> None:
+        """Without data, X is what the fitted flow, or the steps before it, were fitted on."""
+        self.preprocess_, self._contract = copy.deepcopy(resolved.preprocess), None
+        take_over(self, resolved.estimator)
+        if self.preprocess_ is None:
+            return
+        for name in ("n_features_in_", "feature_names_in_"):
+            vars(self).pop(name, None)
+            if hasattr(self.preprocess_, name):
+                setattr(self, name, getattr(self.preprocess_, name))
 
     def _density_ode(self) -> NeuralODE:
         return self.flow_.density(hutchinson=self._noise is not None)

@@ -129,7 +129,7 @@ def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         raise TypeError(
             f"agreement_scorer compares labels and {type(hypersolver).__name__} predicts none; use neg_mape_scorer."
         )
-    expected = hypersolver.reference(X).argmax(axis=1)
+    expected = hypersolver._indices(hypersolver.reference(X))
     return float(np.mean(hypersolver.predict(X) == hypersolver.classes_[expected]))
 
 

@@ -25,15 +25,16 @@ _EXTRA = 'pip install "sklearn-hyper[onnx]"'
 
 
 class WithProbabilities(nn.Module):
-    """The logits that a module returns, and their softmax."""
+    """The outputs that a module returns, and their probabilities: the softmax of logits, or what ``head`` makes of them."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, head: nn.Module | None = None):
         super().__init__()
         self.module = module
+        self.head = nn.Softmax(dim=1) if head is None else head
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.module(x)
-        return logits, torch.softmax(logits, dim=1)
+        return logits, self.head(logits)
 
 
 class FirstOutput(nn.Module):

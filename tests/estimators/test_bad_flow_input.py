@@ -169,7 +169,7 @@ def test_widths(blobs, slow, fast, solves):
                 method(wide)
         with pytest.raises(ValueError, match="Z has 4 features, but the base distribution's samples have 2"):
             model.inverse_transform(wide)
-    with pytest.raises(ValueError, match=r"X has 4 features, but the flow has n_features=2"):
+    with pytest.raises(ValueError, match=r"X has 4 features, but ContinuousNormalizingFlow is expecting 2"):
         make_fast(slow).fit(wide)
     with pytest.raises(ValueError, match=r"X has 4 features, but the flow has n_features=3"):
         make_fast(LINEAR.field, n_features=3).fit(wide)

@@ -762,5 +762,5 @@ def test_features_are_those_that_enter_the_pipeline(vectors):
     steps = make_pipeline(PCA(2), NeuralODERegressor(max_epochs=2, random_state=0)).fit(wide, targets)
     fast = make_regressor(steps).fit(wide)
     assert fast.n_features_in_ == wide.shape[1]
-    with pytest.raises(ValueError, match=f"{wide.shape[1] - 1} features, but HypersolverRegressor is expecting"):
+    with pytest.raises(ValueError, match=f"{wide.shape[1] - 1} features, but PCA is expecting"):
         fast.predict(wide[:, :-1])
