@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, Self
 
@@ -20,9 +21,17 @@ from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.solver_binding import solver_family
 from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
 from ..numerics.residuals import compute_residuals
+from ..numerics.row_errors import numbered_rows
 from ..numerics.solve import check_n_steps, solver_mesh
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
-from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
+from ..training.correction_fitting import (
+    FitSettings,
+    FittedCorrection,
+    build_correction,
+    fit_correction,
+    max_rows,
+    solve_ends,
+)
 from ..training.nets import seeded
 from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
@@ -106,14 +115,13 @@ class HypersolverFit(HypersolverBase):
         sizes = StepSizes.from_parameters(int(self.n_steps), fit_range)
         self._check_range(frozen, solver, sizes)
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
-        X = self._subsample(X, z, solver.n_stages, sizes.grids(solver))
-        self._check_n_samples(len(X))
         settings = self._settings(fit_range)
-        rows = self._to_tensor(X, self.dtype_, "cpu")
-        if self._solver_name(z[0].numel()) == NONSTATIONARY:
-            # A correction that goes on belongs to the coefficients it was fitted on.
-            solver = fit_coefficients(frozen, rows, settings) if warm is None else self.base_solver_
-        fitted = fit_correction(frozen, rows, solver, settings, warm)
+        chosen = self._subsample(len(X), lambda: max_rows(frozen, two_rows, z, solver, settings))
+        self._check_n_samples(len(chosen))
+        with numbered_rows(chosen.tolist(), len(X)):
+            rows = self._to_tensor(X if len(chosen) == len(X) else X[chosen], self.dtype_, "cpu")
+            learns = self._solver_name(z[0].numel()) == NONSTATIONARY
+            solver, fitted = self._fit_parts(frozen, rows, solver, settings, warm, learns)
         self.neural_ode_ = frozen
         self.correction_ = fitted.correction
         if fitted.correction is None:
@@ -122,11 +130,23 @@ class HypersolverFit(HypersolverBase):
             self._warn_of_errors(fitted.relative_error, solver)
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
         self.errors_ = fitted.errors
+        self.n_samples_fit_ = len(chosen)
         span = abs(frozen.t_span[1] - frozen.t_span[0])
         self._fitted_eps = (fitted.fitted_range[0] * span, fitted.fitted_range[1] * span)
         self._n_features_out = z[0].numel()
         self._set_module(frozen, solver, solver_mesh(solver, frozen.t_span, self.n_steps))
         return fitted.interrupted
+
+    def _fit_parts(
+        self, neural_ode: NeuralODE, x: Tensor, solver: BaseSolver, settings: FitSettings, warm: Any, learns: bool
+    ) -> tuple[BaseSolver, FittedCorrection]:
+        """Learn coefficients, if the base solver has some to learn, and the correction over them."""
+        # One solve of the ends serves both; where the states between are needed too, their mesh is not yet known.
+        ends = None if settings.needs_mesh(solver) else solve_ends(neural_ode, x, settings)
+        if learns:
+            # A correction that goes on belongs to the coefficients it was fitted on.
+            solver = fit_coefficients(neural_ode, x, settings, ends) if warm is None else self.base_solver_
+        return solver, fit_correction(neural_ode, x, solver, settings, warm, ends)
 
     def _solver_name(self, n_state: int) -> Any:
         """``base_solver``, or what "auto" stands for with states of so many numbers."""
@@ -253,14 +273,13 @@ class HypersolverFit(HypersolverBase):
                         f"{_CONTRACT}"
                     )
 
-    def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int, steps: tuple[int, ...]) -> np.ndarray:
-        limit = self.max_samples
-        if limit == "auto":
-            limit = min(_MAX_SAMPLES, max_rows(z[0].numel(), n_stages, z.element_size(), steps))
-        if len(X) <= limit:
-            return X
+    def _subsample(self, n_samples: int, most: Callable[[], int]) -> np.ndarray:
+        """Indices of the rows to fit on; with "auto" ``most`` says how many fit in memory."""
+        limit = min(_MAX_SAMPLES, most()) if self.max_samples == "auto" else self.max_samples
+        if n_samples <= limit:
+            return np.arange(n_samples)
         seed = None if self.random_state is None else check_random_state(self.random_state).randint(2**31 - 1)
-        return X[np.sort(np.random.default_rng(seed).choice(len(X), limit, replace=False))]
+        return np.sort(np.random.default_rng(seed).choice(n_samples, limit, replace=False))
 
     def _check_same_family(self, solver: BaseSolver, advice: str) -> None:
         fitted = self.base_solver_

@@ -175,6 +175,11 @@ class HypersolverRegressor(Hypersolver):
         Returns
         -------
         float
+
+        Raises
+        ------
+        ReferenceSolveError
+            If dopri5 cannot solve some rows of X; it names them.
         """
         return self._neg_mape(X, sample_weight)
 
