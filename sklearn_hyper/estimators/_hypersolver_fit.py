@@ -71,11 +71,11 @@ class HypersolverFit(HypersolverBase):
         NotFittedError
             If ``neural_ode`` is not fitted.
         ValueError
-            If a parameter, X or the span of time does not do, or steps of the base solver overflow from X.
+            If a parameter, X or the span of time does not do, or steps of the base solver overflow from rows of X, which are named.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong.
         ReferenceSolveError
-            If dopri5 cannot solve the Neural ODE from X.
+            If dopri5 cannot solve the Neural ODE from some rows of X; it names them.
         TrainingDivergedError
             If the training loss is no longer finite.
 

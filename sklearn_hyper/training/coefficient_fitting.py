@@ -163,7 +163,9 @@ def _fit(neural_ode: NeuralODE, x: Tensor, settings: FitSettings, ends: Tensor) 
         starts = classical_starts(settings.n_steps)
         loss = _CoefficientLoss(LearnedCoefficients(starts[0]), neural_ode, x.to(settings.device), states)
         with torch.no_grad():
-            errors = [loss.errors(shuffled.to(settings.device), start) for start in starts]
+            # In batches: a step holds the stages of all steps before it.
+            batches = shuffled.to(settings.device).split(_BATCH)
+            errors = [torch.cat([loss.errors(rows, start) for rows in batches]) for start in starts]
         # Where none is finite, Euler's method tells which rows are to blame.
         finite = [i for i, error in enumerate(errors) if error.isfinite().all()]
         if not finite:

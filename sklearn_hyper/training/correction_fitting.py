@@ -53,7 +53,8 @@ from .residual_sets import (
 )
 
 _TINY = 1e-30
-_MEMORY_BUDGET = 2**30
+_MEMORY_BUDGET = 3 * 2**28
+"""Bytes that a training set may take at its largest; with what comes and goes in solves and batches, about one GiB."""
 _FINETUNE_SHARE, _FINETUNE_LR = 0.6, 0.5
 _VALID_ROWS, _VALID_BLOCKS, _VALID_SOLVES = 256, 8, 8
 _SCALE_ROWS, _SCALE_SHARE = 256, 0.25
@@ -133,7 +134,7 @@ class FittedCorrection:
 
 
 def max_rows(neural_ode: NeuralODE, x: Tensor, z: Tensor, solver: BaseSolver, settings: FitSettings) -> int:
-    """Rows whose reference states, residual blocks, and what is made of them on the way, fit one GiB.
+    """Rows whose reference states, residual blocks, and what is made of them on the way, stay under one GiB.
 
     Parameters
     ----------
@@ -301,7 +302,8 @@ def _state_sets(
         train_times, train_states = neural_ode.t_span, ends.to(device)[:, fitted]
     x = x.to(device)
     n_valid = len(held_out)
-    valid = ReferenceRows(x[held_out], times, states[:, :n_valid], [])
+    # A copy, which does not keep the states that are for the scales alone.
+    valid = ReferenceRows(x[held_out], times, states[:, :n_valid].clone(), [])
     train = ReferenceRows(x[fitted], train_times, train_states, [])
     rows = few[n_valid:]
     blocks = residual_blocks(neural_ode, times, states[:, n_valid:], x[rows], steps)
