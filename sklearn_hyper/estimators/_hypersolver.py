@@ -105,7 +105,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         lost = lost_rows(states[None])
         if lost:
             solved = np.setdiff1d(np.arange(len(states)), lost)
-            states[lost] = states[solved[0]]  # for the output map, which may not take nan
+            states[lost] = states[solved[0]].clone()  # for the output map, which may not take nan
             warnings.warn(
                 f"dopri5 cannot solve the Neural ODE from {len(lost)} of {len(states)} rows of X ({list_rows(lost)}), whose "
                 "references are nan: the field is stiff or its solution grows without bound from there. Leave those rows "

@@ -57,7 +57,7 @@ _MEMORY_BUDGET = 3 * 2**28
 """Bytes that a training set may take at its largest; with what comes and goes in solves and batches, about one GiB."""
 _FINETUNE_SHARE, _FINETUNE_LR = 0.6, 0.5
 _VALID_ROWS, _VALID_BLOCKS, _VALID_SOLVES = 256, 8, 8
-_SCALE_ROWS, _SCALE_SHARE = 256, 0.25
+_SCALE_ROWS, _SCALE_SHARE = 256, 0.2
 """Rows whose residuals tell the scales of a correction that is not trained on residuals, and their share of the memory."""
 _MAC_SHARE = 0.1
 _ROUNDING = 1e-6
