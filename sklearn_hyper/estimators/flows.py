@@ -19,6 +19,7 @@ from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.row_errors import numbered_rows
 from ..numerics.solve import check_n_steps
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
 from ..training.nets import draw_seed, seeded
@@ -299,7 +300,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             {"epoch": row["epoch"], **{key: float(row[key]) for key in keys if key in row}} for row in net.history
         ]
         if valid is not None and self.objective == "likelihood" and self.solver != "dopri5" and not net.interrupted_:
-            self._check_agreement(x[valid])
+            with numbered_rows(valid.tolist(), len(X)):
+                self._check_agreement(x[valid])
         return net.interrupted_
 
     def _check_unused(self) -> None:

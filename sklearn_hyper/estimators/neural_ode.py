@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
 from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.row_errors import numbered_rows
 from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed, seeded
 from ..training.neural_ode_fitting import TrainingSettings, build_net, train_net
@@ -164,7 +165,8 @@ class _NeuralODEEstimator(TorchEstimator):
             {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
         ]
         if valid is not None and self.solver != "dopri5" and not net.interrupted_:
-            self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
+            with numbered_rows(valid[1].tolist(), len(X)):
+                self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
         return net.interrupted_
 
     def _build(self, X: np.ndarray, device: torch.device) -> None:

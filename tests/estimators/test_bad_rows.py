@@ -15,6 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 from torch import nn
 
 from sklearn_hyper import (
+    ContinuousNormalizingFlow,
     HypersolverClassifier,
     HypersolverRegressor,
     NeuralODE,
@@ -58,6 +59,17 @@ def undefined(t, z):
 def stiff(t, z):
     """A row's first number to the fourth power is the rate of the second."""
     return torch.stack([0 * z[:, 0], -(z[:, 0].abs() ** 4) * (z[:, 1] - t.cos())], dim=1)
+
+
+class Cubic(nn.Module):
+    """:func:`cubic` with a parameter, of which a training at no learning rate to speak of makes the same."""
+
+    def __init__(self, rate=0.1):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64))
+
+    def forward(self, t, z):
+        return self.rate * z**3
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +199,6 @@ def test_output_maps_and_agreement():
 
 
 def test_steps_of_a_pipeline_keep_the_numbers():
-    class Cubic(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rate = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
-
-        def forward(self, t, z):
-            return self.rate * z**3
-
     field = NeuralODERegressor(Cubic(), input_map=nn.Identity(), max_epochs=1, lr=1e-9, random_state=0)
     slow = make_pipeline(FunctionTransformer(np.negative), field).fit(X, exact(X)[:, 0])
     with pytest.raises(ReferenceSolveError, match="row 19"):
@@ -205,16 +209,8 @@ def test_steps_of_a_pipeline_keep_the_numbers():
 
 @pytest.mark.parametrize("kind", [NeuralODERegressor, NeuralODEClassifier])
 def test_neural_odes_number_rows_through_their_batches(kind):
-    class Growth(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rate = nn.Parameter(torch.tensor(0.1))
-
-        def forward(self, t, z):
-            return self.rate * z**3
-
-    slow = kind(Growth(), input_map=nn.Identity(), max_epochs=1, lr=1e-9, batch_size=2, random_state=0)
-    slow.fit(X.astype(np.float32), (X[:, 0] > 0).astype(int))
+    slow = kind(Cubic(), input_map=nn.Identity(), max_epochs=1, lr=1e-9, batch_size=2, random_state=0)
+    slow.fit(X, (X[:, 0] > 0).astype(int))
     for method in [slow.predict_proba, slow.predict] if kind is NeuralODEClassifier else [slow.predict]:
         with pytest.raises(ReferenceSolveError, match=r"3 of 60 rows \(rows 1, 18, 44\)") as raised:
             method(spoiled([1, 18, 44], 4.0))
@@ -226,3 +222,26 @@ def test_predictions_of_a_hypersolver_are_its_own(fast):
         warnings.simplefilter("error")
         prediction = fast.predict(spoiled([30]))
     np.testing.assert_array_equal(np.delete(prediction, 30, axis=0), np.delete(fast.predict(X), 30, axis=0))
+
+
+def test_flows_number_rows_through_their_batches():
+    def fit(rate):
+        return ContinuousNormalizingFlow(Cubic(rate), max_epochs=1, lr=1e-9, batch_size=2, random_state=0).fit(X)
+
+    flow = fit(-0.1)  # decays from base to data, and so grows the other way round
+    for method in (flow.score_samples, flow.score, flow.transform):
+        with pytest.raises(ReferenceSolveError, match=r"2 of 60 rows \(rows 17, 40\)") as raised:
+            method(spoiled([17, 40], 40.0))
+        assert raised.value.rows == (17, 40)
+    with pytest.raises(ReferenceSolveError, match=r"\(row 33\)"):
+        fit(0.1).inverse_transform(spoiled([33], 40.0))
+
+
+def test_the_check_of_a_training_solver_names_rows_of_x():
+    """One Euler step takes rows that dopri5 cannot."""
+    slow = NeuralODERegressor(
+        Cubic(), input_map=nn.Identity(), solver="euler", n_steps=1, max_epochs=1, lr=1e-9, random_state=0
+    )
+    with pytest.raises(ReferenceSolveError, match="of 60 rows") as raised:
+        slow.set_params(validation_fraction=0.5).fit(spoiled(slice(0, 60, 6), 4.0), X[:, 0])
+    assert raised.value.rows and all(row % 6 == 0 for row in raised.value.rows)
