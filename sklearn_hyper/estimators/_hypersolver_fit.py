@@ -114,7 +114,8 @@ class HypersolverFit(HypersolverBase):
             solver = self._resume_solver(solver, frozen.t_span)
         sizes = StepSizes.from_parameters(int(self.n_steps), fit_range)
         self._check_range(frozen, solver, sizes)
-        self._check_correction(frozen, z, frozen.control(two_rows), solver)
+        with numbered_rows(range(len(z)), len(X)):
+            self._check_correction(frozen, z, frozen.control(two_rows), solver)
         settings = self._settings(fit_range)
         chosen = self._subsample(len(X), lambda: max_rows(frozen, two_rows, z, solver, settings))
         self._check_n_samples(len(chosen))
