@@ -2,7 +2,7 @@
 
 from ..training.flow_fitting import StiffFlowWarning
 from ..training.nets import TrainingDivergedError
-from ._base import SolverAgreementWarning, VersionMismatchWarning
+from ._base import SolverAgreementWarning, UnsolvedRowsWarning, VersionMismatchWarning
 from .flows import ContinuousNormalizingFlow
 from .hypersolver import HypersolverClassifier, HypersolverRegressor
 from .hypersolver_density import HypersolverDensity
@@ -18,5 +18,6 @@ __all__ = [
     "SolverAgreementWarning",
     "StiffFlowWarning",
     "TrainingDivergedError",
+    "UnsolvedRowsWarning",
     "VersionMismatchWarning",
 ]

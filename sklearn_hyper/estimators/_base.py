@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from .. import __version__
 from ..modules.neural_ode import NeuralODE, VectorFieldError, call_part
 from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
-from ..numerics.reference import reference_solution
+from ..numerics.reference import ReferenceSolveError
+from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 
 _INFERENCE_FACTOR = 8
 """Inference keeps no graph, so it takes this many times ``batch_size`` rows in the memory of training."""
@@ -58,6 +59,10 @@ class VersionMismatchWarning(UserWarning):
 
 class SolverAgreementWarning(UserWarning):
     """A Neural ODE trained with a fixed-step solver is another model under dopri5."""
+
+
+class UnsolvedRowsWarning(RuntimeWarning):
+    """Dopri5 could not solve the Neural ODE from some rows, whose results are nan."""
 
 
 class TorchEstimator(BaseEstimator):
@@ -98,8 +103,19 @@ class TorchEstimator(BaseEstimator):
         with outside_inference_mode(), torch.no_grad():
             if len(X) <= limit:
                 return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
-            parts = [X[i : i + limit] for i in range(0, len(X), limit)]
-            return np.concatenate([self._in_batches(function, part) for part in parts])
+            parts: list[np.ndarray] = []
+            lost, failed = [], ""
+            for i in range(0, len(X), limit):
+                try:
+                    parts.append(self._in_batches(function, X[i : i + limit]))
+                except ReferenceSolveError as error:
+                    lost, failed = [*lost, *(i + row for row in error.rows)], error.what
+                    if len(lost) == i + error.n_rows >= FAILED_ROWS:  # the field's fault: do not try the others
+                        lost = list(range(len(X)))
+                        break
+            if failed:
+                raise ReferenceSolveError.of(failed, lost, len(X))
+            return np.concatenate(parts)
 
     # ------------------------------------------------------------------ fitting
     @contextmanager
@@ -214,10 +230,10 @@ def module_dtype(dtype: torch.dtype | None, X: np.ndarray) -> torch.dtype:
 def dopri5_states(neural_ode: NeuralODE, x: Tensor) -> Tensor:
     """Terminal states by dopri5, at a tolerance so tight that they do not depend on the batch."""
     tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
-    z0 = neural_ode.input_map(x)
-    return reference_solution(
-        neural_ode.vector_field, z0, neural_ode.t_span, rtol=tolerance, atol=tolerance, x=neural_ode.control(x)
-    )[-1]  # fmt: skip
+    states, failed = solve_rows(neural_ode, x, neural_ode.t_span, tolerance, tolerance)
+    if failed:
+        raise ReferenceSolveError.of(failed, lost_rows(states), len(x))
+    return states[-1]
 
 
 def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from ..metrics import SolverReport, mean_absolute_percentage_error
 from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import BaseSolver, resolve_base_solver
+from ..numerics.row_errors import list_rows
 from ..numerics.solve import check_n_steps, check_t_span, solver_mesh
-from ..training.references import solve_references
-from ._base import outside_inference_mode
+from ..training.references import lost_rows, solve_references
+from ._base import UnsolvedRowsWarning, outside_inference_mode
 from ._hypersolver_fit import HypersolverFit
 from ._onnx_export import OnnxExportMixin
 from ._reports import measure_solvers
@@ -87,24 +88,52 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         Returns
         -------
         ndarray of shape (n_samples, ...)
-            Logits, where the Neural ODE is a classifier's; of a skorch net what its module gives, logits or probabilities.
+            Logits, where the Neural ODE is a classifier's; of a skorch net what its module gives, logits or probabilities; nan
+            for rows that dopri5 cannot solve.
+
+        Raises
+        ------
+        ReferenceSolveError
+            If dopri5 can solve no row.
+
+        Warns
+        -----
+        UnsolvedRowsWarning
+            If dopri5 cannot solve some of the rows; it names them.
         """
         module = self._require_fitted("module_")
-        output = self._reference_output(module.neural_ode, self._prepare_X(X, reset=False))
+        states = self._reference_states(module.neural_ode, self._prepare_X(X, reset=False), keep_lost=True)
+        lost = lost_rows(states[None])
+        if lost:
+            solved = np.setdiff1d(np.arange(len(states)), lost)
+            states[lost] = states[solved[0]].clone()  # for the output map, which may not take nan
+            warnings.warn(
+                f"dopri5 cannot solve the Neural ODE from {len(lost)} of {len(states)} rows of X ({list_rows(lost)}), whose "
+                "references are nan: the field is stiff or its solution grows without bound from there. Leave those rows "
+                "out of score and solver_report.",
+                UnsolvedRowsWarning,
+                stacklevel=2,
+            )
+        output = self._map_output(module.neural_ode, states)
+        if lost:
+            output[lost] = np.nan
         return output[:, 0] if self._squeeze_output else output
 
-    def _reference_states(self, neural_ode: NeuralODE, X: np.ndarray) -> Tensor:
+    def _reference_states(self, neural_ode: NeuralODE, X: np.ndarray, keep_lost: bool = False) -> Tensor:
         with outside_inference_mode():
             rows = self._to_tensor(X, self.dtype_, "cpu")
             return solve_references(
                 neural_ode, rows, neural_ode.t_span, rtol=self.rtol, atol=self.atol, memory=self.memory,
-                n_jobs=self.n_jobs, device=self.device_, verbose=self.verbose,
+                n_jobs=self.n_jobs, device=self.device_, verbose=self.verbose, keep_lost=keep_lost,
             )[-1]  # fmt: skip
 
     def _reference_output(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
+        return self._map_output(neural_ode, self._reference_states(neural_ode, X))
+
+    def _map_output(self, neural_ode: NeuralODE, states: Tensor) -> np.ndarray:
         with torch.no_grad():
-            states = self._reference_states(neural_ode, X).split(self.batch_size)
-            return np.concatenate([neural_ode.output_map(z.to(self.device_)).cpu().numpy() for z in states])
+            parts = states.split(self.batch_size)
+            return np.concatenate([neural_ode.output_map(z.to(self.device_)).cpu().numpy() for z in parts])
 
     def _neg_mape(self, X: Any, sample_weight: Any = None) -> float:
         module = self._require_fitted("module_")
@@ -135,6 +164,11 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         SolverReport
             Rows by solver: MAPE of the outputs, relative L2 of the terminal states (mean, median, p99, max), NFE, MACs
             a sample, milliseconds a batch, speed-up over dopri5, relative overhead O_r of g (section 6).
+
+        Raises
+        ------
+        ReferenceSolveError
+            If dopri5 cannot solve some rows of X; it names them.
         """
         module = self._require_fitted("module_")
         X = self._prepare_X(X, reset=False)

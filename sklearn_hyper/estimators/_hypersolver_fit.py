@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, Self
 
@@ -14,18 +15,26 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from ..modules.field_probes import PROBED_ROWS, settle_parts
+from ..modules.field_probes import PROBED_ROWS, check_start, settle_parts
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.seeding import seeded
 from ..modules.solver_binding import solver_family
 from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
 from ..numerics.residuals import Residual, compute_residuals
+from ..numerics.row_errors import numbered_rows
 from ..numerics.solve import check_n_steps, solver_mesh
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
-from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
+from ..training.correction_fitting import (
+    FitSettings,
+    FittedCorrection,
+    build_correction,
+    fit_correction,
+    max_rows,
+    solve_ends,
+)
 from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
@@ -73,7 +82,8 @@ class HypersolverFit(HypersolverBase):
             If ``neural_ode`` is none of the accepted forms, or predicts by a method of its own that cannot be taken over; if a
             function holds a module, or the Neural ODE cannot be copied.
         ValueError
-            If a parameter, X or the span of time does not do, or steps of the base solver overflow from X. If a callback
+            If a parameter, X or the span of time does not do, or steps of the base solver overflow from rows of X, which
+            are named. If a callback
             scores predictions, or monitors what no epoch records. If a correction of your own cannot learn from a batch of
             one row (BatchNorm) and would have to. If y has another length, numbers that are not finite, or labels that are not
             those of the Neural ODE, as meta-estimators that recode labels hand over.
@@ -81,7 +91,7 @@ class HypersolverFit(HypersolverBase):
             If the field's signature, or the shape, dtype or device of its output, is wrong, or a map's; if one of them is random
             or mixes rows.
         ReferenceSolveError
-            If dopri5 cannot solve the Neural ODE from X.
+            If dopri5 cannot solve the Neural ODE from some rows of X; it names them.
         TrainingDivergedError
             If the training loss is no longer finite.
         KeyboardInterrupt
@@ -135,15 +145,16 @@ class HypersolverFit(HypersolverBase):
             solver = self._resume_solver(solver, frozen.t_span)
         sizes = StepSizes.from_parameters(int(self.n_steps), fit_range)
         self._check_range(frozen, solver, sizes)
-        X = self._subsample(X, z, solver.n_stages, sizes.grids(solver))
-        n_fitted = self._check_n_samples(len(X))
-        self._check_correction(frozen, z, frozen.control(two_rows), solver, n_fitted)
         settings = self._settings(fit_range)
-        rows = self._to_tensor(X, self.dtype_, "cpu")
-        if self._solver_name(z[0].numel()) == NONSTATIONARY:
-            # A correction that goes on belongs to the coefficients it was fitted on.
-            solver = fit_coefficients(frozen, rows, settings) if warm is None else self.base_solver_
-        fitted = fit_correction(frozen, rows, solver, settings, warm)
+        chosen = self._subsample(len(X), lambda: max_rows(frozen, two_rows, z, solver, settings))
+        n_fitted = self._check_n_samples(len(chosen))
+        with numbered_rows(range(len(z)), len(X)):
+            self._check_correction(frozen, z, frozen.control(two_rows), solver, n_fitted)
+        rows = self._to_tensor(X if len(chosen) == len(X) else X[chosen], self.dtype_, "cpu")
+        check_start(frozen, rows, chosen)
+        with numbered_rows(chosen.tolist(), len(X)):
+            learns = self._solver_name(z[0].numel()) == NONSTATIONARY
+            solver, fitted = self._fit_parts(frozen, rows, solver, settings, warm, learns)
         self.neural_ode_ = frozen
         self.correction_ = fitted.correction
         if fitted.correction is None:
@@ -152,6 +163,7 @@ class HypersolverFit(HypersolverBase):
             self._warn_of_errors(fitted.relative_error, solver)
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
         self.errors_ = fitted.errors
+        self.n_samples_fit_ = len(chosen)
         span = abs(frozen.t_span[1] - frozen.t_span[0])
         self._fitted_eps = (fitted.fitted_range[0] * span, fitted.fitted_range[1] * span)
         self._n_features_out = z[0].numel()
@@ -163,6 +175,17 @@ class HypersolverFit(HypersolverBase):
         if self.memory is not None:
             return f"memory={self.memory!r}"
         return None if self.n_jobs in (None, 1) else f"n_jobs={self.n_jobs}"
+
+    def _fit_parts(
+        self, neural_ode: NeuralODE, x: Tensor, solver: BaseSolver, settings: FitSettings, warm: Any, learns: bool
+    ) -> tuple[BaseSolver, FittedCorrection]:
+        """Learn coefficients, if the base solver has some to learn, and the correction over them."""
+        # One solve of the ends serves both; where the states between are needed too, their mesh is not yet known.
+        ends = None if settings.needs_mesh(solver) else solve_ends(neural_ode, x, settings)
+        if learns:
+            # A correction that goes on belongs to the coefficients it was fitted on.
+            solver = fit_coefficients(neural_ode, x, settings, ends) if warm is None else self.base_solver_
+        return solver, fit_correction(neural_ode, x, solver, settings, warm, ends)
 
     def _solver_name(self, n_state: int) -> Any:
         """``base_solver``, or what "auto" stands for with states of so many numbers."""
@@ -320,14 +343,13 @@ class HypersolverFit(HypersolverBase):
         inputs = (step.eps, step.z.new_tensor(step.s), step.z[:1], stages, x)
         check_lone_rows(net, lambda module: module(*inputs), n_rows, self.batch_size, "correction")
 
-    def _subsample(self, X: np.ndarray, z: Tensor, n_stages: int, steps: tuple[int, ...]) -> np.ndarray:
-        limit = self.max_samples
-        if limit == "auto":
-            limit = min(_MAX_SAMPLES, max_rows(z[0].numel(), n_stages, z.element_size(), steps))
-        if len(X) <= limit:
-            return X
+    def _subsample(self, n_samples: int, most: Callable[[], int]) -> np.ndarray:
+        """Indices of the rows to fit on; with "auto" ``most`` says how many fit in memory."""
+        limit = min(_MAX_SAMPLES, most()) if self.max_samples == "auto" else self.max_samples
+        if n_samples <= limit:
+            return np.arange(n_samples)
         seed = None if self.random_state is None else check_random_state(self.random_state).randint(2**31 - 1)
-        return X[np.sort(np.random.default_rng(seed).choice(len(X), limit, replace=False))]
+        return np.sort(np.random.default_rng(seed).choice(n_samples, limit, replace=False))
 
     def _check_same_family(self, solver: BaseSolver, advice: str) -> None:
         fitted = self.base_solver_

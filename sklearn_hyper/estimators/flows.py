@@ -21,6 +21,7 @@ from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.row_errors import numbered_rows
 from ..numerics.solve import check_n_steps
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
@@ -311,7 +312,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         ]
         if valid is not None and self.objective == "likelihood" and self.solver != "dopri5" and not net.interrupted_:
             try:
-                self._check_agreement(x[valid])
+                with numbered_rows(valid.tolist(), len(X)):
+                    self._check_agreement(x[valid])
             except KeyboardInterrupt:  # what has been trained is not lost with a check
                 return True
         return net.interrupted_

@@ -78,7 +78,10 @@ class HypersolverRegressor(Hypersolver):
         Tolerances of the dopri5 reference, for targets and scores alike. One default for every base solver, order and
         n_steps, so that scores are comparable.
     max_samples : int or "auto", default "auto"
-        Rows used to fit: 2,000, or as many as keep the training set under one GiB.
+        Rows used to fit, drawn at random: 2,000, or as many as keep the training set under one GiB. What counts is what a fit
+        keeps: where residuals are a loss, all states and stages of about 49 times and 48 steps (with the float64 states that
+        noisy targets may ask for), or of ``n_steps`` with learned coefficients; otherwise states alone, and of learned
+        coefficients those at the ends. ``n_samples_fit_`` tells how many it were.
     max_epochs : int, default 120
         Passes over the training states, split between the two stages (40 % and 60 %). The coefficients of a "nonstationary"
         base solver are learned before, in as many passes, at most 120, over 512 rows.
@@ -124,7 +127,8 @@ class HypersolverRegressor(Hypersolver):
     neural_ode_ : NeuralODE
         The frozen copy, in eval mode.
     delta_ : dict
-        By fitted K, the largest and mean :math:`\|g - R\|_2` on held-out reference states: their local truncation error
+        By fitted K, the largest and mean :math:`\|g - R\|_2` on held-out reference states (with the noise of these, where the fit
+        was not on residuals): their local truncation error
         is at most ``delta_[K]["max"] * abs(eps) ** (order_ + 1)`` (Theorem 1), that of start-up steps too. The base solver's
         where the fit fell back to it.
     errors_ : dict
@@ -135,6 +139,8 @@ class HypersolverRegressor(Hypersolver):
         base solver's).
     net_ : skorch net
         The net that trained g.
+    n_samples_fit_ : int
+        Rows that the fit has used, of those that ``max_samples`` lets it.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         The fitted estimator's; where it has none, or is a Pipeline, those of X.
@@ -222,6 +228,11 @@ class HypersolverRegressor(Hypersolver):
         Returns
         -------
         float
+
+        Raises
+        ------
+        ReferenceSolveError
+            If dopri5 cannot solve some rows of X; it names them.
         """
         return self._neg_mape(X, sample_weight)
 
@@ -247,7 +258,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-    module_, correction_, base_solver_, order_, neural_ode_, delta_, errors_, history_, net_, n_features_in_
+    module_, correction_, base_solver_, order_, neural_ode_, delta_, errors_, history_, net_, n_samples_fit_, n_features_in_
         See :class:`HypersolverRegressor`.
 
     Examples

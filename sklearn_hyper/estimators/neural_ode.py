@@ -23,6 +23,7 @@ from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
 from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.row_errors import numbered_rows
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
 from ..training.losses import ScaledMSELoss
@@ -178,7 +179,8 @@ class _NeuralODEEstimator(TorchEstimator):
         ]
         if valid is not None and self.solver != "dopri5" and not net.interrupted_:
             try:
-                self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
+                with numbered_rows(valid[1].tolist(), len(X)):
+                    self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
             except KeyboardInterrupt:  # what has been trained is not lost with a check
                 return True
         return net.interrupted_

@@ -129,7 +129,8 @@ def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         raise TypeError(
             f"agreement_scorer compares labels and {type(hypersolver).__name__} predicts none; use neg_mape_scorer."
         )
-    expected = hypersolver._indices(hypersolver.reference(X))
+    neural_ode = hypersolver._require_fitted("module_").neural_ode
+    expected = hypersolver._indices(hypersolver._reference_output(neural_ode, hypersolver._prepare_X(X, reset=False)))
     return float(np.mean(hypersolver.predict(X) == hypersolver.classes_[expected]))
 
 

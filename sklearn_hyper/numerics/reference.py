@@ -9,17 +9,45 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
+from .row_errors import RowsError, list_rows
 from .solve import bind_input, check_grid
 
 DEFAULT_TOLERANCE = 1e-6
 """rtol and atol of references: at this value float32 solutions no longer depend on the batch they share."""
 
+_HOLDS_UP = 0.1
+"""Rows whose error is at least this share of what stopped the solver need steps all but as small: errors go with the fifth
+power of a step, so a tenth is a step 1.6 times as long."""
+
 MAX_EVALUATIONS = 30_000
 """Evaluations of f after which a solve is given up. A non-stiff field needs tens to thousands."""
 
 
-class ReferenceSolveError(RuntimeError):
-    """The adaptive solver could not reach the end of the time span."""
+class ReferenceSolveError(RowsError, RuntimeError):
+    """The adaptive solver could not reach the end of the time span.
+
+    Attributes
+    ----------
+    rows : tuple of int
+        The rows that it cannot solve. From :func:`reference_solution`, those that held it up when it gave up; from an
+        estimator, all that cannot be solved, as row numbers of the X that was passed.
+    """
+
+    row_errors: Tensor | None = None
+    """Errors of the last step by row, in units of the tolerance."""
+    n_evaluations: int = 0
+
+    @classmethod
+    def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
+        stiff = "the field is stiff or its solution grows without bound on this time span"
+        if len(rows) in (0, n_rows):
+            start = f"{what}: {stiff}{', from every row' if rows else ''}. Loosen"
+        else:
+            start = f"{what}: from {len(rows)} of {n_rows} rows ({list_rows(rows)}) {stiff}. Leave those rows out, or loosen"
+        return (
+            f"{start} rtol and atol, scale the inputs, shorten t_span, or retrain the field with weight decay or a kinetic "
+            "penalty."
+        )
 
 
 class _EvaluationLimit:
@@ -27,20 +55,40 @@ class _EvaluationLimit:
 
     def __init__(self, f: Callable[[Tensor, Tensor], Tensor], limit: int):
         self.f, self.limit, self.n_evaluations = f, limit, 0
+        self.state: Tensor | None = None
+        self.row_errors: Tensor | None = None
 
     def __call__(self, t: Tensor, z: Tensor) -> Tensor:
         self.n_evaluations += 1
         if self.n_evaluations > self.limit:
-            raise ReferenceSolveError(_advice(f"dopri5 needed more than {self.limit} evaluations of the vector field"))
+            raise self.failure(f"dopri5 needed more than {self.limit} evaluations of the vector field")
+        self.state = z
         # torchdiffeq keeps time in float64; the field sees z's dtype, as in our own loop.
         return self.f(t.to(z.dtype), z)
 
+    def largest_row_rms(self, error: Tensor) -> Tensor:
+        """RMS of the worst row: every row meets the tolerance, whatever batch it shares."""
+        self.row_errors = error.reshape(error.shape[0], -1).pow(2).mean(dim=1).sqrt()
+        return self.row_errors.max()
 
-def _advice(what: str) -> str:
-    return (
-        f"{what}: the field is stiff or its solution grows without bound on this time span. Loosen rtol and atol, "
-        "scale the inputs, shorten t_span, or retrain the field with weight decay or a kinetic penalty."
-    )
+    def failure(self, what: str) -> ReferenceSolveError:
+        """The error, with the rows that held up the last step: none, where the solver's norm is not by row."""
+        errors, rows = self.row_errors, []
+        if self.state is not None and errors is not None:
+            # An error relative to an infinite state is zero.
+            lost = ~self.state.reshape(len(errors), -1).isfinite().all(dim=1)
+            errors = errors.masked_fill(lost | errors.isnan(), torch.inf).cpu()
+            rows = hold_up(errors).nonzero()[:, 0].tolist()
+        error: ReferenceSolveError = ReferenceSolveError.of(what, rows, len(rows) if errors is None else len(errors))
+        error.row_errors, error.n_evaluations = errors, self.n_evaluations
+        return error
+
+
+def hold_up(errors: Tensor) -> Tensor:
+    """Mask of the rows that need steps all but as small as the one that stopped the solver."""
+    worst = errors.max()
+    # Next to what is not finite, a row with an error at the tolerance is none that stops a step.
+    return errors >= (worst if worst.isinf() else _HOLDS_UP * worst.clamp(max=1))
 
 
 def check_tolerance(name: str, value: Any) -> float:
@@ -48,11 +96,6 @@ def check_tolerance(name: str, value: Any) -> float:
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not 0 < float(value) < float("inf"):
         raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
     return float(value)
-
-
-def _largest_row_rms(error: Tensor) -> Tensor:
-    """RMS of the worst row: every row meets the tolerance, whatever batch it shares."""
-    return error.reshape(error.shape[0], -1).pow(2).mean(dim=1).sqrt().max()
 
 
 def reference_solution(
@@ -93,7 +136,8 @@ def reference_solution(
     Raises
     ------
     ReferenceSolveError
-        If the step size underflows, a value is not finite, or ``max_evaluations`` is exceeded.
+        If the step size underflows, a value is not finite, or ``max_evaluations`` is exceeded; its ``rows`` are those that
+        held the solver up.
 
     Examples
     --------
@@ -108,9 +152,9 @@ def reference_solution(
     # Times stay in float64 whatever z's dtype: rounding them to float32 would move the mesh.
     mesh = torch.tensor(check_grid(times), dtype=torch.float64, device=z0.device)
     # The last time too: left out, the solver steps past it, evaluates f out there and interpolates back.
-    options: dict[str, Any] = {"norm": _largest_row_rms, "dtype": torch.float64, "step_t": mesh[1:]}
+    options: dict[str, Any] = {"dtype": torch.float64, "step_t": mesh[1:]}
     with torch.no_grad():
-        return _solve(odeint, f, z0, mesh, rtol, atol, x, options, max_evaluations)
+        return _solve(odeint, f, z0, mesh, rtol, atol, x, options, max_evaluations, by_row=True)
 
 
 def solve_dopri5(
@@ -150,15 +194,18 @@ def _solve(
     x: Any,
     options: dict[str, Any],
     max_evaluations: int,
+    by_row: bool = False,
 ) -> Tensor:
     rtol, atol = check_tolerance("rtol", rtol), check_tolerance("atol", atol)
     limited = _EvaluationLimit(bind_input(f, x), max_evaluations)
+    if by_row:
+        options = {**options, "norm": limited.largest_row_rms}
     try:
         solution = solver(limited, z0, mesh, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:  # torchdiffeq's way to say that the step size underflowed or z is not finite
         if not str(error).startswith(("underflow in dt", "non-finite values")):
             raise  # an assertion in the user's field
-        raise ReferenceSolveError(_advice(f"dopri5 failed ({str(error).splitlines()[0]})")) from error
+        raise limited.failure(f"dopri5 failed ({str(error).split(':')[0].splitlines()[0]})") from error
     if not torch.isfinite(solution).all():
-        raise ReferenceSolveError(_advice("dopri5 returned values that are not finite"))
+        raise limited.failure("dopri5 returned values that are not finite")
     return solution

@@ -13,13 +13,13 @@ from ..modules.neural_ode import NeuralODE
 from ..modules.seeding import own_generator
 from ..numerics.base_solvers import NONSTATIONARY, BaseStep, Field
 from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, compose_tableaus, nonstationary_step
+from ..numerics.row_errors import numbered_rows
 from ..numerics.solve import iterate_states
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
 from .batches import Batches
-from .correction_fitting import FitSettings
+from .correction_fitting import FitSettings, solve_ends
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed
 from .objectives import check_overflow
-from .references import solve_references
 
 _ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
 _TINY = 1e-20
@@ -126,7 +126,9 @@ class _CoefficientLoss(nn.Module):
         return (self.errors(rows) + _TINY).log().mean()
 
 
-def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: FitSettings) -> Nonstationary:
+def fit_coefficients(
+    neural_ode: NeuralODE, x: Tensor, settings: FitSettings, ends: Tensor | None = None
+) -> Nonstationary:
     """Learn a nonstationary solver of K steps on terminal states of dopri5.
 
     It starts as the classical method that does best on held-out rows, and keeps its best epoch: on them it is never worse.
@@ -139,16 +141,22 @@ def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: FitSettings) ->
         Some tens of numbers are learned, so a few hundred rows of it are used.
     settings : FitSettings
         Of the whole fit; this part takes ``max_epochs``, at most 120, passes over its few hundred rows.
+    ends : Tensor, optional
+        What :func:`solve_ends` gives for x; where missing, the few hundred rows are solved.
 
     Returns
     -------
     Nonstationary
     """
-    x = x[torch.linspace(0, len(x) - 1, min(len(x), _ROWS + _VALID_ROWS)).long()]
-    states = solve_references(
-        neural_ode, x, neural_ode.t_span, rtol=settings.rtol, atol=settings.atol, memory=settings.memory,
-        n_jobs=settings.n_jobs, device=settings.device, verbose=settings.verbose,
-    ).to(settings.device)  # fmt: skip
+    n_rows = len(x)
+    few = torch.linspace(0, n_rows - 1, min(n_rows, _ROWS + _VALID_ROWS)).long()
+    x = x[few]
+    with numbered_rows(few.tolist(), n_rows):
+        return _fit(neural_ode, x, settings, solve_ends(neural_ode, x, settings) if ends is None else ends[:, few])
+
+
+def _fit(neural_ode: NeuralODE, x: Tensor, settings: FitSettings, ends: Tensor) -> Nonstationary:
+    states = ends.to(settings.device)
     generator = own_generator(draw_seed(settings.random_state))
     shuffled = torch.randperm(len(x), generator=generator)
     n_valid = min(_VALID_ROWS, max(1, len(x) // 5))
@@ -156,11 +164,14 @@ def fit_coefficients(neural_ode: NeuralODE, x: Tensor, settings: FitSettings) ->
     starts = classical_starts(settings.n_steps)
     loss = _CoefficientLoss(LearnedCoefficients(starts[0]), neural_ode, x.to(settings.device), states)
     with torch.no_grad():
-        errors = [loss.errors(shuffled.to(settings.device), start) for start in starts]
+        # In batches: a step holds the stages of all steps before it.
+        batches = shuffled.to(settings.device).split(_BATCH)
+        errors = [torch.cat([loss.errors(rows, start) for rows in batches]) for start in starts]
     # Where none is finite, Euler's method tells which rows are to blame.
     finite = [i for i, error in enumerate(errors) if error.isfinite().all()]
     if not finite:
-        check_overflow(errors[0], NONSTATIONARY, settings.n_steps)
+        with numbered_rows(shuffled.tolist(), len(x)):
+            check_overflow(errors[0], NONSTATIONARY, settings.n_steps)
     best_start = starts[min(finite, key=lambda i: float((errors[i][:n_valid] + _TINY).log().mean()))]
     if settings.n_steps == 1:
         return best_start

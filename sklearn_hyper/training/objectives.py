@@ -17,6 +17,7 @@ from ..modules.neural_ode import NeuralODE
 from ..modules.solver_binding import bind_solver
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual, in_own_units
+from ..numerics.row_errors import RowsError, list_rows
 from ..numerics.solve import iterate_states, solver_mesh
 from .batches import Batches
 from .losses import StateLoss, mean_norm, residual_loss, terminal_loss, trajectory_loss
@@ -82,9 +83,13 @@ class BlockStack:
         )
         residuals = [block.residual for block in blocks]
         blocks.clear()
-        self.target = torch.stack([r.target for r in residuals])
-        self.z = torch.stack([r.z for r in residuals])
-        self.stages = [torch.stack([r.stages[i] for r in residuals]) for i in range(len(residuals[0].stages))]
+        stages = zip(*(r.stages for r in residuals), strict=True)
+        kinds = [[r.target for r in residuals], [r.z for r in residuals], *map(list, stages)]
+        del residuals
+        stacks = []
+        while kinds:  # one kind at a time: each is let go when it is stacked
+            stacks.append(torch.stack(kinds.pop(0)))
+        self.target, self.z, *self.stages = stacks
 
 
 @dataclass(frozen=True)
@@ -171,26 +176,34 @@ class UnrolledSolves:
         return self.loss(*states) / self._units[solve]
 
 
-def check_base_solve(neural_ode: NeuralODE, data: ReferenceRows, solve: Solve) -> None:
-    """Raise a ValueError where a base solver leaves the range of numbers: no correction can be trained through that."""
+def base_errors(neural_ode: NeuralODE, data: ReferenceRows, solve: Solve) -> Tensor:
+    """Norm of the base solver's terminal error by row: not finite where it leaves the range of numbers."""
     unrolled = UnrolledSolves(neural_ode, terminal_loss)
     errors = []
     with torch.no_grad():
         for start in range(0, len(data.x), _UNIT_ROWS):
             states, reference = unrolled.solve(data, slice(start, start + _UNIT_ROWS), solve, None)
             errors.append(torch.linalg.vector_norm(flatten_samples(states[-1] - reference[-1]), dim=1))
-    check_overflow(torch.cat(errors), solve.solver.name, solve.steps)
+    return torch.cat(errors)
+
+
+class BaseSolverOverflowError(RowsError, ValueError):
+    """A base solver leaves the range of numbers from some rows, where dopri5 does not."""
+
+    @classmethod
+    def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
+        return (
+            f"{what} overflows from {len(rows)} of {n_rows} rows of X ({list_rows(rows)}), where dopri5 does not: its steps are "
+            "too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base solver of higher order, "
+            "or leave those rows out."
+        )
 
 
 def check_overflow(values: Tensor, name: str, n_steps: int) -> None:
-    """Raise a ValueError where what a base solver made of a row is not finite."""
-    n_lost = int((~flatten_samples(values).isfinite()).any(dim=1).sum())
-    if n_lost:
-        raise ValueError(
-            f"base_solver={name!r} with n_steps={n_steps} overflows from {n_lost} of {len(values)} rows of X, where dopri5 does "
-            "not: its steps are too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base solver of "
-            "higher order, or leave those rows out."
-        )
+    """Raise a ValueError where what a base solver made of a row is not finite: no correction can be trained through that."""
+    lost = (~flatten_samples(values).isfinite()).any(dim=1).nonzero()[:, 0].tolist()
+    if lost:
+        raise BaseSolverOverflowError.of(f"base_solver={name!r} with n_steps={n_steps}", lost, len(values))
 
 
 class TerminalErrors:

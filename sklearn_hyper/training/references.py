@@ -17,10 +17,13 @@ from tqdm.auto import tqdm
 from ..modules.neural_ode import NeuralODE
 from ..modules.serialization import pack, unpack
 from ..modules.user_code import describe_code
-from ..numerics.reference import reference_solution
+from ..numerics.reference import ReferenceSolveError, reference_solution
+from ..numerics.row_search import solve_by_row
 
 _CHUNK_ELEMENTS = 2**17
 _PROBED_ROWS = 16
+FAILED_ROWS = 64
+"""So many rows without one that can be solved are the field's fault."""
 
 
 def chunk_rows(state_numel: int) -> int:
@@ -81,17 +84,41 @@ def _probe(neural_ode: NeuralODE, x: Tensor) -> list[np.ndarray]:
     return values
 
 
-def _solve_rows(
+def solve_rows(
+    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float
+) -> tuple[Tensor, str]:
+    """Reference states of one batch, nan for rows that cannot be solved, and what failed there; no gradients.
+
+    Raises
+    ------
+    ReferenceSolveError
+        If none can be solved.
+    """
+    with torch.no_grad():
+        z0, control = neural_ode.input_map(x), neural_ode.control(x)
+
+        def solve(rows: Tensor, limit: int) -> Tensor:
+            own = slice(None) if len(rows) == len(x) else rows.to(x.device)
+            return reference_solution(
+                neural_ode.vector_field, z0[own], times, rtol=rtol, atol=atol,
+                x=None if control is None else control[own], max_evaluations=limit,
+            )  # fmt: skip
+
+        return solve_by_row(solve, len(x))
+
+
+def _solve_chunk(
     neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float, device: str
-) -> np.ndarray:
+) -> tuple[np.ndarray, str]:
     # A worker gets the module on the CPU, whatever its device here.
     neural_ode, x = neural_ode.to(device), x.to(device)
-    with torch.no_grad():
-        z0 = neural_ode.input_map(x)
-        solution = reference_solution(
-            neural_ode.vector_field, z0, times, rtol=rtol, atol=atol, x=neural_ode.control(x)
-        )  # fmt: skip
-    return solution.cpu().numpy()
+    try:
+        states, failed = solve_rows(neural_ode, x, times, rtol, atol)
+    except ReferenceSolveError as error:  # other chunks may be solved
+        with torch.no_grad():
+            z0, failed = neural_ode.input_map(x), error.what
+        states = z0.new_full((len(times), *z0.shape), torch.nan)
+    return states.cpu().numpy(), failed
 
 
 def _solve_chunks(
@@ -104,16 +131,34 @@ def _solve_chunks(
     device: str,
     n_jobs: int | None,
     progress: bool,
-) -> np.ndarray:
+) -> tuple[np.ndarray, str]:
     with torch.no_grad():
-        size = chunk_rows(neural_ode.input_map(torch.from_numpy(x[:1]).to(device)).numel())
+        z0 = neural_ode.input_map(torch.from_numpy(x[:1]).to(device))
+    size = chunk_rows(z0.numel())
     chunks = [torch.from_numpy(x[i : i + size]) for i in range(0, len(x), size)]
-    # return_as: results are concatenated in order as they come, and the bar moves with them.
+    # return_as: results are written in order as they come, and the bar moves with them.
     jobs = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_solve_rows)(neural_ode, chunk, times, rtol, atol, device) for chunk in chunks
+        delayed(_solve_chunk)(neural_ode, chunk, times, rtol, atol, device) for chunk in chunks
     )
     bar = tqdm(jobs, total=len(chunks), desc="dopri5 reference", disable=not progress, leave=False)
-    return np.concatenate(list(bar), axis=1)
+    states, failed, n_solved = np.empty((0,)), "", 0
+    for i, (part, what) in enumerate(bar):
+        if i == 0:
+            states = np.empty((len(times), len(x), *part.shape[2:]), dtype=part.dtype)
+        states[:, i * size : i * size + part.shape[1]] = part
+        failed = failed or what
+        n_solved += part.shape[1] - len(lost_rows(part))
+        n_seen = min(len(x), (i + 1) * size)
+        if n_solved == 0 and (n_seen >= FAILED_ROWS or n_seen == len(x)):
+            # Not one row: then it is the field, and trying the others would take as long again for each chunk.
+            raise ReferenceSolveError.of(failed, range(len(x)), len(x))
+    return states, failed
+
+
+def lost_rows(states: np.ndarray | Tensor) -> list[int]:
+    """Rows of reference states (T, n, ...) that dopri5 could not solve: those of nan."""
+    ends = torch.as_tensor(states[-1]).flatten(1) if states[-1].ndim > 1 else torch.as_tensor(states[-1])[:, None]
+    return ends.isnan().any(dim=1).nonzero()[:, 0].tolist()
 
 
 def solve_references(
@@ -128,6 +173,7 @@ def solve_references(
     n_jobs: int | None = None,
     device: str | torch.device = "cpu",
     verbose: int = 0,
+    keep_lost: bool = False,
 ) -> Tensor:
     """Dopri5 states of every row of ``x`` at ``times``, in shape (T, n, ...), on the CPU.
 
@@ -144,6 +190,13 @@ def solve_references(
         Where to cache solves; keyed on the weights, the rows, the times and the tolerances.
     n_jobs : int or None
         Chunks of rows are solved in parallel by joblib.
+    keep_lost : bool
+        Return nan for rows that cannot be solved, where that is not all of them.
+
+    Raises
+    ------
+    ReferenceSolveError
+        If rows cannot be solved; its ``rows`` are all of those.
     """
     if double:
         neural_ode, x = copy.deepcopy(neural_ode).double(), x.double()
@@ -152,6 +205,8 @@ def solve_references(
     rows = np.ascontiguousarray(x.detach().cpu().numpy())
     key = "" if getattr(cache, "location", "") is None else digest(neural_ode, x)
     mesh = tuple(float(time) for time in times)
-    return torch.from_numpy(
-        solve(key, neural_ode, rows, mesh, float(rtol), float(atol), str(device), n_jobs, verbose > 0)
-    )  # fmt: skip
+    states, failed = solve(key, neural_ode, rows, mesh, float(rtol), float(atol), str(device), n_jobs, verbose > 0)
+    # What failed is cached with the states: a solve from the cache is refused as well.
+    if failed and not keep_lost:
+        raise ReferenceSolveError.of(failed, lost_rows(states), len(rows))
+    return torch.from_numpy(states)

@@ -170,7 +170,9 @@ def residual_blocks(
     for step in steps:
         nodes = [*_history_of(times, step), step.start, step.end]
         grid = tuple(times[k] for k in nodes)
-        blocks.append(_residual_of_rows(neural_ode, step.solver, grid, states[nodes], neural_ode.control(x)))
+        block = _residual_of_rows(neural_ode, step.solver, grid, states[nodes], neural_ode.control(x))
+        # A view of the reference states: one of states[nodes] would keep the history of every block in memory.
+        blocks.append(block._replace(z=states[step.start]))
     return blocks
 
 
@@ -189,7 +191,7 @@ def _residual_of_rows(
     if len(parts) == 1:
         return parts[0]
     stages = [torch.cat(stage) for stage in zip(*(part.stages for part in parts), strict=True)]
-    return parts[0]._replace(z=states[-2], stages=stages, target=torch.cat([part.target for part in parts]))
+    return parts[0]._replace(stages=stages, target=torch.cat([part.target for part in parts]))
 
 
 @dataclass(frozen=True)
