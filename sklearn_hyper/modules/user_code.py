@@ -154,8 +154,10 @@ class _Walk:
 
 @functools.cache
 def _is_library(module: str | None) -> bool:
+    """Whether code is somebody else's, installed: its globals are not the user's, and may lead anywhere."""
     root = (module or "").partition(".")[0]
-    return root in _LIBRARIES or root == _OURS
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return root in _LIBRARIES or root == _OURS or "site-packages" in file or "dist-packages" in file
 
 
 def _is_opaque(cls: type) -> bool:

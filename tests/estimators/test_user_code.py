@@ -451,6 +451,6 @@ def test_an_unchanged_field_is_served_from_the_cache(X, tmp_path, monkeypatch):
     params = {"base_solver": "heun", "memory": str(tmp_path), **FIT}
     net = NoDropout()
     first = HypersolverRegressor(net.velocity, **params).fit(X)
-    monkeypatch.setattr("sklearn_hyper.training.references._solve_rows", None)
+    monkeypatch.setattr("sklearn_hyper.training.references._solve_chunk", None)
     second = HypersolverRegressor(net.velocity, **params).fit(X)
     np.testing.assert_array_equal(first.predict(X), second.predict(X))
