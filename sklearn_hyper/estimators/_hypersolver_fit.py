@@ -232,7 +232,9 @@ class HypersolverFit(HypersolverBase):
         eps, n_past = (neural_ode.t_span[1] - neural_ode.t_span[0]) / self.n_steps, len(startup_methods(solver))
         grid = [neural_ode.t_span[0] + k * eps for k in range(n_past + 2)]
         with torch.no_grad(), seeded(0, z.device):
-            samples = compute_residuals(neural_ode.vector_field, torch.stack([z] * len(grid)), grid, solver, x=x)
+            samples = compute_residuals(
+                neural_ode.vector_field, torch.stack([z] * len(grid)), grid, solver, x=x, t_span=neural_ode.t_span
+            )
             for sample in samples:
                 check_overflow(sample.target, solver.name, self.n_steps)
             blocks = [(samples[-1], member) for member in solver_family(self.correction, solver)]
@@ -240,7 +242,7 @@ class HypersolverFit(HypersolverBase):
             for sample in samples[:: len(samples) - 1] if n_past else samples[-1:]:  # a start-up step, and a full one
                 n_stages = len(sample.stages)
                 try:
-                    g = net(sample.eps, z.new_tensor(sample.s), z, sample.stages, x)
+                    g = net(sample.eps, sample.time(), z, sample.stages, x)
                 except Exception as error:
                     raise ValueError(
                         f"correction={self.correction!r} fails on a step of {solver.name!r} with {n_stages} stages: {error}. "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..numerics.solve import check_t_span
+from ..numerics.solve import check_t_span, time_tensor
 from .divergence import AppendLogDensity, LogDensityField
 from .hypersolved_ode import HypersolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
@@ -166,7 +166,7 @@ def check_divergence(flow: Flow, x: Tensor) -> None:
     with torch.no_grad():
         for end, z, where in zip(flow.t_span, (base, data), ("base samples", "rows of X"), strict=True):
             state = torch.cat([z, z.new_zeros(len(z), 1)], dim=1)
-            if not torch.isfinite(field(state.new_tensor(end), state, torch.ones_like(z))).all():
+            if not torch.isfinite(field(time_tensor(end, state, flow.t_span), state, torch.ones_like(z))).all():
                 raise VectorFieldError(
                     f"vector_field or its divergence is not finite at t={end:g} on some of {len(z)} {where}: a density "
                     "needs a field that is differentiable wherever data and base lie."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..numerics.cost import count_macs
 from ..numerics.reference import DEFAULT_TOLERANCE, solve_dopri5
-from ..numerics.solve import check_t_span
+from ..numerics.solve import check_t_span, time_tensor
 from .serialization import DeviceFreeModule
 
 
@@ -25,9 +25,9 @@ class NeuralODE(DeviceFreeModule):
     Parameters
     ----------
     vector_field : nn.Module or callable
-        ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``. t is a 0-d tensor of z's dtype
-        and device, z has shape (batch, ...), and so has the result. Parameters that vary with depth, theta(s), are
-        just such an f.
+        ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``. t is a 0-d tensor on z's device and
+        of its dtype, or of float64 where that does not resolve ``t_span`` (Unix times in float32, say); z has shape
+        (batch, ...), and so has the result. Parameters that vary with depth, theta(s), are just such an f.
     input_map : nn.Module or callable, optional
         :math:`h_x`, from the input to the initial state. Missing: the identity.
     output_map : nn.Module or callable, optional
@@ -42,7 +42,7 @@ class NeuralODE(DeviceFreeModule):
     TypeError
         If the field or a map is not callable.
     ValueError
-        If ``t_span`` is not a pair of two different finite numbers.
+        If ``t_span`` is not a pair of two different finite numbers, or too far from zero for float64 to resolve it.
 
     References
     ----------
@@ -115,7 +115,8 @@ class NeuralODE(DeviceFreeModule):
         with torch.no_grad():
             z = self.input_map(x)
         control = self.control(x)
-        return count_macs(self.vector_field, z.new_tensor(self.t_span[0]), z, *([] if control is None else [control]))
+        t = time_tensor(self.t_span[0], z, self.t_span)
+        return count_macs(self.vector_field, t, z, *([] if control is None else [control]))
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -160,7 +161,12 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
                 "input_map must return a floating-point tensor of shape (batch, ...), got "
                 f"{_describe(z)} for an input of shape {tuple(x.shape)}."
             )
-        t = z.new_tensor(neural_ode.t_span[0])
+        t = time_tensor(neural_ode.t_span[0], z, neural_ode.t_span)
+        if t.dtype != z.dtype:
+            hint += (
+                f". Times of t_span={neural_ode.t_span} are not resolved by {z.dtype}, so the field gets t in {t.dtype}: cast what "
+                "it makes of t to z's dtype, measure time from the start (t_span=(0, ...)), or use float64 for all"
+            )
         control = neural_ode.control(x)
         try:
             dz = neural_ode.vector_field(t, z) if control is None else neural_ode.vector_field(t, z, control)
@@ -170,7 +176,8 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
             ) from error
         if not isinstance(dz, Tensor) or (dz.shape, dz.dtype, dz.device) != (z.shape, z.dtype, z.device):
             raise VectorFieldError(
-                f"vector_field{arguments} must return a tensor like z ({_describe(z)}), got {_describe(dz)}."
+                f"vector_field{arguments} must return a tensor like z ({_describe(z)}), got {_describe(dz)}"
+                f"{hint if t.dtype != z.dtype else ''}."
             )
     return z
 

@@ -15,6 +15,9 @@ from .base_solvers import BaseSolver, Field, mesh_nodes, owns_mesh, resolve_base
 Correction: TypeAlias = Callable[..., Tensor]
 """g(eps, s, z, stages, x) -> tensor like z."""
 
+_FINE, _FINEST = 1e-5, 1e-6
+"""Share of a span that the rounding of its times may reach: in the states' dtype, and in float64."""
+
 
 def check_t_span(t_span: Any) -> tuple[float, float]:
     """Return ``t_span`` as two Python floats, or say what is wrong with it."""
@@ -26,7 +29,39 @@ def check_t_span(t_span: Any) -> tuple[float, float]:
         raise ValueError(f"t_span must be finite, got {t_span!r}.")
     if start == end:
         raise ValueError(f"t_span must have two different ends, got {t_span!r}.")
+    check_resolution("t_span", (start, end))
     return start, end
+
+
+def check_resolution(name: str, times: Sequence[float]) -> None:
+    """Refuse times so far from zero that not even float64 tells the points of a solve between them apart."""
+    if not _resolves(torch.float64, times, _FINEST):
+        raise ValueError(
+            f"{name} from {times[0]!r} to {times[-1]!r} lies so far from zero that float64 does not resolve it (its numbers are "
+            f"{torch.finfo(torch.float64).eps * max(abs(times[0]), abs(times[-1])):.1g} apart there): measure time from the "
+            "start of the span."
+        )
+
+
+def _resolves(dtype: torch.dtype, times: Sequence[float], share: float) -> bool:
+    """Whether rounding the farther of the first and last time is within a share of what lies between them."""
+    start, end = times[0], times[-1]
+    return torch.finfo(dtype).eps * max(abs(start), abs(end)) <= share * abs(end - start) < math.inf
+
+
+def time_dtype(dtype: torch.dtype, times: Sequence[float]) -> torch.dtype:
+    """The dtype in which f gets the time of a solve from the first to the last of ``times``.
+
+    It is the states' own where that resolves the span to 1e-5 of it, else float64 (Unix times in float32 are 128 seconds
+    apart). A 0-d tensor of float64 leaves a float32 state's dtype as it is in arithmetic.
+    """
+    # Half precision resolves no span that well; where a few of its steps do not cover it, the states' own will do.
+    return dtype if _resolves(dtype, times, max(_FINE, 4 * torch.finfo(dtype).eps)) else torch.float64
+
+
+def time_tensor(values: Any, like: Tensor, times: Sequence[float]) -> Tensor:
+    """Times as f gets them, on the device of ``like``: a number as a 0-d tensor; of a solve as in :func:`time_dtype`."""
+    return like.new_tensor(values, dtype=time_dtype(like.dtype, times))
 
 
 def check_n_steps(n_steps: Any, name: str = "n_steps") -> int:
@@ -99,7 +134,7 @@ def iterate_states(
     # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being learned
     # consists of tensors already.
     flat = [time for step in nodes for time in step]
-    times: Iterator[Any] = iter(flat if isinstance(grid, Tensor) else z0.new_tensor(flat).unbind())
+    times: Iterator[Any] = iter(flat if isinstance(grid, Tensor) else time_tensor(flat, z0, grid).unbind())
     corrections: Any = g if _is_one_a_step(g) else [g] * len(steps)
     z, history = z0, ()
     for eps, step_nodes, correction in zip(steps, nodes, corrections, strict=True):
@@ -131,6 +166,7 @@ def _prepare(
         mesh = solver_mesh(solver, t_span, n_steps)
     else:
         mesh = check_grid(grid, t_span, n_steps)
+        check_resolution("grid", mesh)
         if owns_mesh(solver):
             solver_mesh(solver, (mesh[0], mesh[-1]), len(mesh) - 1)  # refuses another number of steps
             check_own_mesh(mesh, solver)
@@ -182,7 +218,8 @@ def hypersolve(
     Parameters
     ----------
     f : callable
-        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``; t is a 0-d tensor of z's dtype and device.
+        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``; t is a 0-d tensor on z's device and of its dtype, or of float64 where that
+        does not resolve the span (see :func:`time_dtype`).
     z0 : Tensor of shape (batch, ...)
         Initial state. The result has its dtype and device.
     t_span : pair of float

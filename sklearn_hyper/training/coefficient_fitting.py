@@ -12,7 +12,7 @@ from ..modules.correction_nets import flatten_samples
 from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import NONSTATIONARY, BaseStep, Field
 from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, compose_tableaus, nonstationary_step
-from ..numerics.solve import iterate_states
+from ..numerics.solve import iterate_states, time_dtype
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
 from .correction_fitting import FitSettings
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed, seeded
@@ -115,7 +115,10 @@ class _CoefficientLoss(nn.Module):
         control = x[rows] if neural_ode.data_controlled else None
         start, end = neural_ode.t_span
         solver = solver or self.solver
-        grid = start + (end - start) * solver.shares() if solver is self.solver else solver.mesh(neural_ode.t_span)
+        if solver is self.solver:
+            grid = start + (end - start) * solver.shares().to(time_dtype(states.dtype, neural_ode.t_span))
+        else:
+            grid = solver.mesh(neural_ode.t_span)
         *_, z = iterate_states(neural_ode.vector_field, states[0][rows], grid, solver, None, control)
         return flatten_samples(z - states[-1][rows]).pow(2).mean(dim=1) / self._unit
 

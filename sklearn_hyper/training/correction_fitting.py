@@ -24,7 +24,7 @@ from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
 from ..numerics.nonstationary import Nonstationary
 from ..numerics.residuals import Residual, in_own_units
-from ..numerics.solve import solver_mesh
+from ..numerics.solve import solver_mesh, time_tensor
 from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
 from .nets import BestWeights, FreshStages, LossNet, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed, seeded
 from .objectives import (
@@ -289,7 +289,8 @@ def build_correction(
         return fit_bounded_correction(bind_solver(net, solver), residuals)
     one = sample.z[:1]
     arguments = (one,) if x is None else (one, x[:1])
-    macs = count_macs(neural_ode.vector_field, one.new_tensor(neural_ode.t_span[0]), *arguments)
+    start = time_tensor(neural_ode.t_span[0], one, neural_ode.t_span)
+    macs = count_macs(neural_ode.vector_field, start, *arguments)
     spec = auto_correction(sample.z) if isinstance(spec, str) else spec
     # Asked of specs only where it matters: a user's own need not know of multistep methods.
     startup = {"reads_startup": True} if startup_methods(solver) else {}
@@ -312,7 +313,7 @@ def _delta(
             missing = r.target
             if correction is not None:
                 with torch.no_grad():
-                    missing = missing - correction(r.eps, r.z.new_tensor(r.s), r.z, r.stages, control)
+                    missing = missing - correction(r.eps, r.time(), r.z, r.stages, control)
             missing, unit = in_own_units(flatten_samples(missing))
             norms = torch.linalg.vector_norm(missing, dim=1) * unit
             errors.append(norms * abs(r.eps) ** (r.order - solver.order))

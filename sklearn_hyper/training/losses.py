@@ -26,7 +26,7 @@ def mean_norm(difference: Tensor) -> Tensor:
 
 def residual_loss(correction: nn.Module, block: Residual, x: Tensor | None, unit: float = 1.0) -> Tensor:
     r"""Residual fitting: :math:`\ell = \|R - g\|_2`, averaged over samples, in units of ``unit``."""
-    g = correction(block.eps, block.z.new_tensor(block.s), block.z, block.stages, x)
+    g = correction(block.eps, block.time(), block.z, block.stages, x)
     # Divided first: R is of the size of span^-p-1, which is not to be squared.
     return mean_norm((block.target - g) / unit)
 

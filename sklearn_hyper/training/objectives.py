@@ -75,9 +75,10 @@ class BlockStack:
         one = blocks[0]
         like = one.residual.z
         self.solver, self.order, self.n_blocks = one.solver, one.residual.order, len(blocks)
-        self.s, self.eps, self.unit = (
+        self.s = torch.stack([block.residual.time() for block in blocks])
+        self.eps, self.unit = (
             like.new_tensor([pick(block) for block in blocks])
-            for pick in (lambda b: b.residual.s, lambda b: b.residual.eps, lambda b: b.unit)
+            for pick in (lambda b: b.residual.eps, lambda b: b.unit)
         )
         residuals = [block.residual for block in blocks]
         blocks.clear()

@@ -183,7 +183,7 @@ def _residual_of_rows(
         rows = slice(start, start + _CHUNK)
         (part,) = compute_residuals(
             neural_ode.vector_field, states[:, rows], grid, solver,
-            x=None if x is None else x[rows], n_past=len(grid) - 2,
+            x=None if x is None else x[rows], n_past=len(grid) - 2, t_span=neural_ode.t_span,
         )  # fmt: skip
         parts.append(part)
     if len(parts) == 1:

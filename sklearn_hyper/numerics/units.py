@@ -1,0 +1,43 @@
+"""Sizes of states, which everything that has units is measured by.
+
+The rule of units, for the whole library: **what a fit gives does not depend on the units of X, of states, of outputs or of
+time.** Constants are relative to the data's own size: a tolerance, a floor or a threshold is a share of what it is compared
+with, or has no units. What is squared is divided by such a size before, since the squares of small units underflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def feature_sizes(z: Tensor) -> Tensor:
+    """RMS over a batch, by feature or channel (axis 1), in float64 and with axes of length one for the others.
+
+    A feature that is zero is as large as all together, and all zero is 1: sizes are positive.
+    """
+    squares = z.detach().double().square()
+    sizes = squares.mean(dim=[axis for axis in range(z.ndim) if axis != 1], keepdim=True).sqrt()
+    whole = squares.mean().sqrt()
+    return torch.where(sizes > 0, sizes, torch.where(whole > 0, whole, torch.ones_like(whole)))
+
+
+def absolute_tolerance(
+    atol: float | Tensor | None, rtol: float, z: Tensor, sizes: Sequence[float] | None = None
+) -> float | Tensor:
+    """``atol``, or where it is None, ``rtol`` times the size of the states by feature: ``sizes``, or those of the batch z."""
+    if atol is not None:
+        return atol
+    if sizes is None:
+        return rtol * feature_sizes(z)
+    n_features = z.shape[1] if z.ndim > 1 else 1
+    if len(sizes) != n_features:
+        raise ValueError(f"state_size must hold one size a feature or channel of the state, {n_features}, got {len(sizes)}.")
+    return rtol * z.new_tensor(sizes, dtype=torch.float64).reshape([-1 if axis == 1 else 1 for axis in range(z.ndim)])
+
+
+def is_constant(spread: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether what varies by so much beside its size varies by rounding alone, in that dtype."""
+    return ~(spread > 32 * torch.finfo(dtype).eps * size)
