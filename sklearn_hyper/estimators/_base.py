@@ -31,7 +31,7 @@ _PREDICT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
 
 TRAINING_CONSTRAINTS: dict = {
     "rtol": [Interval(Real, 0, None, closed="neither")],
-    "atol": [Interval(Real, 0, None, closed="neither")],
+    "atol": [None, Interval(Real, 0, None, closed="neither")],
     "max_epochs": [Interval(Integral, 1, None, closed="left")],
     "lr": [Interval(Real, 0, None, closed="neither")],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -190,7 +190,8 @@ def dopri5_states(neural_ode: NeuralODE, x: Tensor) -> Tensor:
     tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
     z0 = neural_ode.input_map(x)
     return reference_solution(
-        neural_ode.vector_field, z0, neural_ode.t_span, rtol=tolerance, atol=tolerance, x=neural_ode.control(x)
+        neural_ode.vector_field, z0, neural_ode.t_span, rtol=tolerance, atol=neural_ode.tolerance(None, tolerance, z0),
+        x=neural_ode.control(x),
     )[-1]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from ..modules.solver_binding import solver_family
 from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
 from ..numerics.residuals import compute_residuals
 from ..numerics.solve import check_n_steps, solver_mesh
+from ..numerics.units import common_unit
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
 from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
 from ..training.nets import seeded
@@ -73,7 +74,8 @@ class HypersolverFit(HypersolverBase):
         Warns
         -----
         ConvergenceWarning
-            If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states.
+            If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states at
+            the end of the span, or than the outputs.
         """
         with self._all_or_nothing():
             interrupted = self._fit(X)
@@ -104,12 +106,14 @@ class HypersolverFit(HypersolverBase):
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)
         sizes = StepSizes.from_parameters(int(self.n_steps), fit_range)
-        self._check_range(frozen, solver, sizes)
+        self._check_range(frozen, solver, sizes, float(common_unit(z, frozen.n_unitless).max()))
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
         X = self._subsample(X, z, solver.n_stages, sizes.grids(solver))
         self._check_n_samples(len(X))
         settings = self._settings(fit_range)
         rows = self._to_tensor(X, self.dtype_, "cpu")
+        if frozen.state_size is None:
+            frozen.measure_size(rows.to(device))
         if self._solver_name(z[0].numel()) == NONSTATIONARY:
             # A correction that goes on belongs to the coefficients it was fitted on.
             solver = fit_coefficients(frozen, rows, settings) if warm is None else self.base_solver_
@@ -118,8 +122,7 @@ class HypersolverFit(HypersolverBase):
         self.correction_ = fitted.correction
         if fitted.correction is None:
             self._warn_of_fallback(fitted.valid_loss)
-        if fitted.relative_error > 1:
-            self._warn_of_errors(fitted.relative_error, solver)
+        self._warn_of_errors(fitted.relative_errors, solver)
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
         self.errors_ = fitted.errors
         span = abs(frozen.t_span[1] - frozen.t_span[0])
@@ -187,25 +190,29 @@ class HypersolverFit(HypersolverBase):
             stacklevel=6,
         )
 
-    def _warn_of_errors(self, relative_error: float, solver: BaseSolver) -> None:
+    def _warn_of_errors(self, relative_errors: dict[str, float], solver: BaseSolver) -> None:
+        large = [f"{share:.3g} times the size of {what}" for what, share in relative_errors.items() if not share <= 1]
+        if not large:
+            return
         warnings.warn(
-            f"the fit ends with errors of {relative_error:.3g} times the size of the states on held-out rows: steps of "
+            f"the fit ends with errors of {' and '.join(large)} on held-out rows: steps of "
             f"base_solver={solver.name!r} with n_steps={self.n_steps} are too long for this field. Raise n_steps, or take "
             "a base solver of higher order.",
             ConvergenceWarning,
             stacklevel=6,
         )
 
-    def _check_range(self, neural_ode: NeuralODE, solver: BaseSolver, sizes: StepSizes) -> None:
-        """Refuse units of time in which residuals are out of the range of the fit's dtype."""
+    def _check_range(self, neural_ode: NeuralODE, solver: BaseSolver, sizes: StepSizes, size: float) -> None:
+        """Refuse units of time, for states of that size, in which residuals are out of the range of the fit's dtype."""
         span = abs(neural_ode.t_span[1] - neural_ode.t_span[0])
         power = solver.order + 1
-        largest = torch.finfo(self.dtype_).max
-        if max(-math.log10(sizes.low * span), math.log10(sizes.high * span)) * power > math.log10(largest) - 2:
+        largest = math.log10(torch.finfo(self.dtype_).max) - 2
+        powers = [power * math.log10(share * span) for share in (sizes.low, sizes.high)]
+        if max(abs(log - offset) for log in powers for offset in (0, math.log10(size))) > largest:
             raise ValueError(
                 f"neural_ode.t_span={neural_ode.t_span} with base_solver={solver.name!r}: eq. 6 divides by eps^{power}, with eps "
-                f"from {sizes.low * span:.3g} to {sizes.high * span:.3g}, which leaves the range of {self.dtype_}. Measure time "
-                "in units that make t_span about one long, take a base solver of lower order, or fit in float64."
+                f"from {sizes.low * span:.3g} to {sizes.high * span:.3g} and states of size {size:.3g}, which leaves the range of "
+                f"{self.dtype_}. Measure time in units that make t_span about one long, take a base solver of lower order, or fit in float64."
             )
 
     def _check_startup(self, solver: BaseSolver) -> None:

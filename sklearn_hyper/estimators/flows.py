@@ -71,15 +71,17 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Hutchinson's estimate :math:`e^\top J e` (one), with the noise e of that kind fixed over a solve. "auto" is
         exact up to 16 features and "rademacher" above. ``set_params(trace="exact")`` works on a fitted flow, too.
     kinetic, jacobian : float, default 0.0
-        Weights of RNODE's penalties in the likelihood, :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2`: fields that need
-        fewer evaluations. Only used by ``objective="likelihood"``.
+        Weights of RNODE's penalties in the likelihood, :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2` with time as a share of
+        the span: fields that need fewer evaluations. Only used by ``objective="likelihood"``.
     solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
         What the likelihood differentiates. With a fixed-step solver, fit compares held-out likelihoods with dopri5's
         and warns when they differ by more than 0.02 nats.
     n_steps : int, default 10
         Steps of a fixed-step training solver; not used by dopri5.
-    rtol, atol : float, default 1e-4
-        Tolerances of dopri5 in training. Samples and densities use 1e-6 in float32 and 1e-8 in float64.
+    rtol : float, default 1e-4
+        Relative tolerance of dopri5 in training. Samples and densities use 1e-6 in float32 and 1e-8 in float64.
+    atol : float, optional
+        Absolute tolerance in training, in the field's coordinates (standardised data). Missing: ``rtol`` times the size of the states, 1.
     adjoint : bool, default False
         Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
     max_epochs : int, default 200
@@ -197,7 +199,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         solver="dopri5",
         n_steps=10,
         rtol=1e-4,
-        atol=1e-4,
+        atol=None,
         adjoint=False,
         max_epochs=200,
         lr=5e-3,
@@ -336,7 +338,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     def _build(self, x: Tensor) -> Flow:
         if self.vector_field is None:
-            field: Any = MLPVectorField(x.shape[1], hidden=_HIDDEN, depth=_DEPTH)
+            field: Any = MLPVectorField(x.shape[1], hidden=_HIDDEN, depth=_DEPTH, t_span=self.t_span)
         else:
             field = copy.deepcopy(self.vector_field)  # a user's module is only read
         # In float64, where the squares of small units do not underflow.
@@ -453,7 +455,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         ndarray of shape (n_samples, n_features)
         """
         flow = self._require_fitted("flow_")
-        ode = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span[::-1])
+        ode = NeuralODE(
+            flow.vector_field, input_map=flow.scaler, t_span=flow.t_span[::-1], state_size=flow.data_size
+        )  # fmt: skip
         return self._in_batches(lambda x: dopri5_states(ode, x), self._validate_rows(X, reset=False))
 
     def inverse_transform(self, Z: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ from ..modules.flow import Flow, LogDensity, check_base_distribution, check_dive
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.reference import DEFAULT_TOLERANCE
+from ..numerics.units import feature_sizes
 from ..training.nets import draw_seed, refuse_checkpoints, seeded
 from ._base import check_device, module_dtype
 from ._fitted_neural_ode import frozen_copy, resolve_flow
@@ -129,7 +130,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         loss="residual",
         finetune="terminal",
         rtol=DEFAULT_TOLERANCE,
-        atol=DEFAULT_TOLERANCE,
+        atol=None,
         max_samples="auto",
         max_epochs=120,
         lr=2e-2,
@@ -233,6 +234,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             vars(self).pop("feature_names_in_", None)
         self._noise = resolve_trace(resolved.trace if self.trace == "auto" else self.trace, self.flow_.n_features)
         self._noise_seed = seed if resolved.noise_seed is None else resolved.noise_seed
+        if self.flow_.data_size is None and X is not None:
+            self.flow_.data_size = tuple(feature_sizes(torch.from_numpy(X)).flatten().tolist())
         return X
 
     def _density_ode(self) -> NeuralODE:
@@ -413,7 +416,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         n_samples : int, default 1000
             Base draws to report on, timed as one batch; with X, rows of the batch that is timed.
         tolerance : float, default 1e-5
-            rtol and atol of the dopri5 that is timed and listed.
+            rtol of the dopri5 that is timed and listed, relative to the states' size.
         random_state : int, RandomState or None
             Of the base draws.
 

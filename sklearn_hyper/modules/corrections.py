@@ -170,7 +170,8 @@ def fit_bounded_correction(net: nn.Module, residuals: Sequence[Residual]) -> Bou
     full_stages = max(len(r.stages) for r in residuals)
     startup = [r for r in residuals if len(r.stages) < full_stages]
     full = [r for r in residuals if len(r.stages) == full_stages]
-    norms = torch.cat([largest_stage_norm(r.stages).flatten() for r in residuals])
+    # In float64, where the squares of small units do not underflow.
+    norms = torch.cat([largest_stage_norm([stage.double() for stage in r.stages]).flatten() for r in residuals])
     floor = 0.1 * norms.pow(2).mean().sqrt()
     cap = 2 * max(_largest_share(r, float(floor) or 1.0) for r in residuals)
     # Both are zero only where f is: then the correction has nothing to correct and stays at zero.

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics.solve import check_t_span, time_tensor
+from ..numerics.units import feature_sizes
 from .divergence import AppendLogDensity, LogDensityField
 from .hypersolved_ode import HypersolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
 from .serialization import DeviceFreeModule
 from .vector_fields import Rescale, Standardize
 
-_FAR = 1e4
+_FAR, _MEASURED_DRAWS = 1e4, 512
 
 
 class Flow(DeviceFreeModule):
@@ -39,6 +40,12 @@ class Flow(DeviceFreeModule):
         mu and sigma; missing: data are the field's coordinates.
     base_distribution : torch.distributions.Distribution, optional
         p_0, over vectors of width d; computes on the CPU, in its own dtype. Missing: the standard normal.
+
+    Attributes
+    ----------
+    data_size, base_size : tuple of float or None
+        How large states are where they start from data and from base samples, by feature (see :class:`NeuralODE`'s
+        ``state_size``). Scaled data and a standard normal are 1; data in their own units are measured by whoever has them.
     """
 
     def __init__(
@@ -56,9 +63,15 @@ class Flow(DeviceFreeModule):
         self.t_span = check_t_span(t_span)
         self.scaler = scaler
         self.base_distribution = base_distribution
+        ones = (1.0,) * self.n_features
+        self.data_size: tuple[float, ...] | None = None if scaler is None else ones
+        self.base_size: tuple[float, ...] | None = ones
         if base_distribution is not None:
             with torch.random.fork_rng(devices=[]):
-                self._base_dtype = base_distribution.sample().dtype
+                torch.default_generator.manual_seed(0)
+                draws = base_distribution.sample((_MEASURED_DRAWS,))
+            self._base_dtype = draws.dtype
+            self.base_size = tuple(feature_sizes(draws).flatten().tolist())
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -73,7 +86,7 @@ class Flow(DeviceFreeModule):
     def sampling(self) -> NeuralODE:
         """From base to data: predicts x from z(t_0)."""
         back = None if self.scaler is None else Rescale(nn.Identity(), self.scaler.scale, self.scaler.shift)
-        return NeuralODE(self.vector_field, output_map=back, t_span=self.t_span)
+        return NeuralODE(self.vector_field, output_map=back, t_span=self.t_span, state_size=self.base_size)
 
     def density(self, *, hutchinson: bool = False, penalties: bool = False) -> NeuralODE:
         """From data to base: the terminal state is (z(t_0), ∫ tr from t_0 to t_1), to be read by :meth:`log_prob`.
@@ -81,12 +94,16 @@ class Flow(DeviceFreeModule):
         With ``hutchinson=True`` the input is x and the noise side by side, 2 d features.
         """
         scaler = nn.Identity() if self.scaler is None else self.scaler
-        return NeuralODE(
+        n_zeros = 3 if penalties else 1
+        ode = NeuralODE(
             LogDensityField(self.vector_field, hutchinson=hutchinson, penalties=penalties),
-            input_map=AppendLogDensity(self.n_features, scaler, n_zeros=3 if penalties else 1),
+            input_map=AppendLogDensity(self.n_features, scaler, n_zeros=n_zeros),
             t_span=self.t_span[::-1],
             data_controlled=hutchinson,
+            state_size=None if self.data_size is None else (*self.data_size, *[1.0] * n_zeros),
         )
+        ode.n_unitless = n_zeros
+        return ode
 
     def log_prob(self, state: Tensor) -> Tensor:
         """Log densities of data, from the terminal states of :meth:`density`."""
@@ -142,7 +159,10 @@ def check_base_distribution(flow: Flow) -> None:
             f"{tuple(base.batch_shape)} and event_shape {tuple(base.event_shape)}; wrap independent marginals in "
             "torch.distributions.Independent(..., 1)."
         )
-    far = torch.tensor([[-_FAR], [_FAR]], dtype=flow._base_dtype).expand(2, d)
+    sizes = flow.base_size or (1.0,) * d
+    far = (
+        _FAR * torch.tensor([sizes, sizes], dtype=flow._base_dtype) * torch.tensor([[-1.0], [1.0]]).to(flow._base_dtype)
+    )
     if not base.support.check(far).all():
         raise ValueError(
             f"base_distribution must have a density everywhere, got {base} with the support {base.support}: a flow's "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from ..numerics.cost import count_macs
 from ..numerics.reference import DEFAULT_TOLERANCE, solve_dopri5
 from ..numerics.solve import check_t_span, time_tensor
+from ..numerics.units import absolute_tolerance, feature_sizes
 from .serialization import DeviceFreeModule
+
+_MEASURED_ROWS = 512
 
 
 class NeuralODE(DeviceFreeModule):
@@ -36,6 +39,10 @@ class NeuralODE(DeviceFreeModule):
         Start and end of the solve; the end may lie before the start.
     data_controlled : bool, default False
         Whether the field takes the raw input x as a third argument. Stated, never guessed from argument names.
+    state_size : sequence of float, optional
+        How large the states are, by feature or channel (axis 1): what an absolute tolerance that is left out is a share of.
+        Missing: their RMS over the batch that is solved. Estimators take it from the rows of their fit, so that a
+        prediction does not depend on its batch.
 
     Raises
     ------
@@ -57,6 +64,9 @@ class NeuralODE(DeviceFreeModule):
     0.3679
     """
 
+    n_unitless = 0
+    """So many numbers at the end of a state have no units: log densities."""
+
     def __init__(
         self,
         vector_field: Callable[..., Tensor],
@@ -65,6 +75,7 @@ class NeuralODE(DeviceFreeModule):
         output_map: Callable[[Tensor], Tensor] | None = None,
         t_span: tuple[float, float] = (0.0, 1.0),
         data_controlled: bool = False,
+        state_size: Sequence[float] | None = None,
     ):
         super().__init__()
         for name, part in [("vector_field", vector_field), ("input_map", input_map), ("output_map", output_map)]:
@@ -77,20 +88,24 @@ class NeuralODE(DeviceFreeModule):
         self.output_map = nn.Identity() if output_map is None else output_map
         self.t_span = check_t_span(t_span)
         self.data_controlled = bool(data_controlled)
+        # Plain numbers: they need not move with the module, and leave its dtype to be that of its tensors.
+        self.state_size = None if state_size is None else tuple(float(size) for size in state_size)
 
     def control(self, x: Tensor) -> Tensor | None:
         """What the field receives as its third argument: x, or None where it takes two."""
         return x if self.data_controlled else None
 
     def forward(
-        self, x: Tensor, rtol: float = DEFAULT_TOLERANCE, atol: float = DEFAULT_TOLERANCE, adjoint: bool = False
+        self, x: Tensor, rtol: float = DEFAULT_TOLERANCE, atol: float | None = None, adjoint: bool = False
     ) -> Tensor:
         """Solve with torchdiffeq's dopri5 and map the terminal state to the output.
 
         Parameters
         ----------
         x : Tensor of shape (batch, ...)
-        rtol, atol : float, default 1e-6
+        rtol : float, default 1e-6
+        atol : float, optional
+            In the units of the states. Missing: ``rtol`` times their size, ``state_size``.
         adjoint : bool, default False
             Gradients by the adjoint method instead of backpropagation through the solver.
 
@@ -99,16 +114,27 @@ class NeuralODE(DeviceFreeModule):
         Tensor of shape (batch, ...)
         """
         params = [p for p in self.parameters() if p.requires_grad] if adjoint else None
+        z0 = self.input_map(x)
         z = solve_dopri5(
             self.vector_field,
-            self.input_map(x),
+            z0,
             self.t_span,
             rtol=rtol,
-            atol=atol,
+            atol=self.tolerance(atol, rtol, z0),
             x=self.control(x),
             adjoint_params=params,
         )
         return self.output_map(z)
+
+    def tolerance(self, atol: float | None, rtol: float, z0: Tensor) -> float | Tensor:
+        """The absolute tolerance of a solve from z0: ``atol``, or where that is None a share of the states' size."""
+        return absolute_tolerance(atol, rtol, z0, self.state_size, self.n_unitless)
+
+    def measure_size(self, x: Tensor) -> None:
+        """Take ``state_size`` from the initial states of (some of) these rows."""
+        with torch.no_grad():
+            z = self.input_map(x[:: -(-len(x) // _MEASURED_ROWS)])
+        self.state_size = tuple(feature_sizes(z, self.n_unitless).flatten().tolist())
 
     def count_field_macs(self, x: Tensor) -> float:
         """Multiply-accumulates of one evaluation of f, for the inputs x; nan where it holds no product or convolution."""

@@ -150,13 +150,14 @@ def in_own_units(t: Tensor, dim: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
     return t / unit, unit
 
 
-def target_noise(residual: Residual, rtol: float, atol: float) -> float:
+def target_noise(residual: Residual, rtol: float, atol: float | None) -> float:
     r"""Noise of a residual's target as a share of its RMS.
 
-    The reference is right to ``atol + rtol |z|``, and never to better than its dtype's rounding;
+    The reference is right to ``atol + rtol |z|`` (atol is ``rtol |z|`` where it is None), and never to better than its dtype's rounding;
     eq. 6 divides that by :math:`|\epsilon|^{p+1}`.
     """
-    scale = residual.z.pow(2).mean().sqrt().item()
+    scale = residual.z.double().square().mean().sqrt().item()
+    atol = rtol * scale if atol is None else atol
     # torchdiffeq evaluates its quartic interpolant at the end of a step too; its coefficients, up to 16 z, cancel there.
     rounding = 16 * torch.finfo(residual.z.dtype).eps * scale
     noise = (atol + rtol * scale + rounding) / abs(residual.eps) ** (residual.order + 1)

@@ -13,31 +13,52 @@ import torch
 from torch import Tensor
 
 
-def feature_sizes(z: Tensor) -> Tensor:
+def feature_sizes(z: Tensor, n_unitless: int = 0) -> Tensor:
     """RMS over a batch, by feature or channel (axis 1), in float64 and with axes of length one for the others.
 
-    A feature that is zero is as large as all together, and all zero is 1: sizes are positive.
+    A feature that is zero is as large as all together, and all zero is 1: sizes are positive. So many features at the end
+    as have no units (log densities) are 1.
     """
     squares = z.detach().double().square()
     sizes = squares.mean(dim=[axis for axis in range(z.ndim) if axis != 1], keepdim=True).sqrt()
-    whole = squares.mean().sqrt()
-    return torch.where(sizes > 0, sizes, torch.where(whole > 0, whole, torch.ones_like(whole)))
+    whole = squares[:, : z.shape[1] - n_unitless].mean().sqrt() if n_unitless else squares.mean().sqrt()
+    sizes = torch.where(sizes > 0, sizes, torch.where(whole > 0, whole, torch.ones_like(whole)))
+    if n_unitless:
+        sizes[:, -n_unitless:] = 1
+    return sizes
+
+
+def common_unit(z: Tensor, n_unitless: int = 0) -> Tensor:
+    """One unit for all features of a state, their RMS over a batch, in z's dtype; of those without units, 1.
+
+    Shaped to divide a batch of states. Zero throughout is 1.
+    """
+    own = z[:, : z.shape[1] - n_unitless] if n_unitless else z
+    whole = own.detach().double().square().mean().sqrt()
+    unit = torch.where(whole > 0, whole, torch.ones_like(whole)).to(z.dtype)
+    if not n_unitless:
+        return unit
+    units = unit.repeat(z.shape[1])
+    units[-n_unitless:] = 1
+    return units.reshape([-1 if axis == 1 else 1 for axis in range(z.ndim)])
 
 
 def absolute_tolerance(
-    atol: float | Tensor | None, rtol: float, z: Tensor, sizes: Sequence[float] | None = None
+    atol: float | Tensor | None, rtol: float, z: Tensor, sizes: Sequence[float] | None = None, n_unitless: int = 0
 ) -> float | Tensor:
     """``atol``, or where it is None, ``rtol`` times the size of the states by feature: ``sizes``, or those of the batch z."""
     if atol is not None:
         return atol
     if sizes is None:
-        return rtol * feature_sizes(z)
+        return rtol * feature_sizes(z, n_unitless)
     n_features = z.shape[1] if z.ndim > 1 else 1
     if len(sizes) != n_features:
-        raise ValueError(f"state_size must hold one size a feature or channel of the state, {n_features}, got {len(sizes)}.")
+        raise ValueError(
+            f"state_size must hold one size a feature or channel of the state, {n_features}, got {len(sizes)}."
+        )
     return rtol * z.new_tensor(sizes, dtype=torch.float64).reshape([-1 if axis == 1 else 1 for axis in range(z.ndim)])
 
 
 def is_constant(spread: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
     """Whether what varies by so much beside its size varies by rounding alone, in that dtype."""
-    return ~(spread > 32 * torch.finfo(dtype).eps * size)
+    return ~(spread > 2 * torch.finfo(dtype).eps * size)

@@ -16,7 +16,7 @@ from ..numerics.solve import iterate_states, time_dtype
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
 from .correction_fitting import FitSettings
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed, seeded
-from .objectives import check_overflow
+from .objectives import check_overflow, state_unit
 from .references import solve_references
 
 _ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
@@ -99,7 +99,7 @@ def _highest_orders(n_steps: int) -> list[ButcherTableau]:
 class _CoefficientLoss(nn.Module):
     """Mean log squared terminal error, which weighs all rows alike, whatever their size.
 
-    Squares are in units of the states' own mean square.
+    Squares are those of errors in a unit of the states.
     """
 
     def __init__(self, solver: LearnedCoefficients, neural_ode: NeuralODE, x: Tensor, states: Tensor):
@@ -107,7 +107,7 @@ class _CoefficientLoss(nn.Module):
         self.solver = solver
         # In a tuple, the frozen field stays out of parameters(), state_dict() and train().
         self._frozen: Any = (neural_ode, x, states)
-        self._unit = float(states.pow(2).mean()) or 1.0
+        self._unit = state_unit(neural_ode, states)
 
     def errors(self, rows: Tensor, solver: Any = None) -> Tensor:
         """Mean square of the terminal error of every row, in those units."""
@@ -120,7 +120,8 @@ class _CoefficientLoss(nn.Module):
         else:
             grid = solver.mesh(neural_ode.t_span)
         *_, z = iterate_states(neural_ode.vector_field, states[0][rows], grid, solver, None, control)
-        return flatten_samples(z - states[-1][rows]).pow(2).mean(dim=1) / self._unit
+        # Divided first: the squares of small units underflow.
+        return flatten_samples((z - states[-1][rows]) / self._unit).pow(2).mean(dim=1)
 
     def forward(self, rows: Tensor) -> Tensor:
         """The loss of some rows."""

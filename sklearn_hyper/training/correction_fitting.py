@@ -38,6 +38,7 @@ from .objectives import (
     check_base_solve,
     check_overflow,
     stack_blocks,
+    state_unit,
 )
 from .references import mesh_times, solve_references
 from .residual_sets import MAX_BLOCKS, Exact, Step, StepSizes, conditioned_blocks, deal_solvers, plan_steps
@@ -61,7 +62,7 @@ class FitSettings:
     loss: str
     finetune: str | None
     rtol: float
-    atol: float
+    atol: float | None
     max_epochs: int
     lr: float
     batch_size: int
@@ -94,8 +95,8 @@ class FittedCorrection:
     errors: dict[int, dict[str, float]]
     valid_loss: float
     """The best, of the weights that training started from, too; 1 is the base solver."""
-    relative_error: float
-    """Mean error on held-out rows as a share of the states' mean norm."""
+    relative_errors: dict[str, float]
+    """Mean error on held-out rows as a share of the mean norm: of what, and how much."""
     fitted_range: tuple[float, float]
     interrupted: bool
 
@@ -158,12 +159,12 @@ def fit_correction(
     shuffled = torch.from_numpy(rng.permutation(len(x))).to(settings.device)
     n_valid = max(1, round(settings.validation_fraction * len(x)))
     held_out, fitted = shuffled[: min(n_valid, _VALID_ROWS)], shuffled[n_valid:]
-    solvers = [step.solver for step in steps]
-    held_out_blocks = [Block.of(b, s, held_out) for b, s in zip(blocks, solvers, strict=True)]
-    valid = ReferenceRows(on_device[held_out], times, states[:, held_out], held_out_blocks)
+    solvers, unit = [step.solver for step in steps], state_unit(neural_ode, states)
+    held_out_blocks = [Block.of(b, s, held_out, unit) for b, s in zip(blocks, solvers, strict=True)]
+    valid = ReferenceRows(on_device[held_out], times, states[:, held_out], held_out_blocks, unit)
     # Popped one by one, since a block and its copy need not both stay in memory.
-    own = [Block.of(blocks.pop(0), s, fitted) for s in solvers]
-    train = ReferenceRows(on_device[fitted], times, states[:, fitted], own)
+    own = [Block.of(blocks.pop(0), s, fitted, unit) for s in solvers]
+    train = ReferenceRows(on_device[fitted], times, states[:, fitted], own, unit)
     exact_valid = exact.rows(held_out)
     del states, exact  # the sets hold copies of their rows
     with seeded(seed, settings.device):
@@ -182,7 +183,7 @@ def fit_correction(
         delta=_delta(correction, exact_valid, solver, valid, sizes.steps),
         errors=errors.table(correction, sizes.steps),
         valid_loss=valid_loss,
-        relative_error=errors.relative(correction),
+        relative_errors=errors.relative(correction, settings.rtol),
         fitted_range=(sizes.low, sizes.high),
         interrupted=net.interrupted_,
     )

@@ -127,8 +127,9 @@ class LikelihoodLoss(nn.Module):
         if fixed is not None:
             return fixed.terminal_state(x)
         counted = CountedField(ode.vector_field)
+        z0, rtol = ode.input_map(x), self.settings.rtol
         state = solve_dopri5(
-            counted, ode.input_map(x), ode.t_span, rtol=self.settings.rtol, atol=self.settings.atol,
+            counted, z0, ode.t_span, rtol=rtol, atol=ode.tolerance(self.settings.atol, rtol, z0),
             x=ode.control(x), adjoint_params=list(self.flow.parameters()) if self.settings.adjoint else None,
             max_evaluations=_MAX_EVALUATIONS,
         )  # fmt: skip

@@ -68,14 +68,15 @@ def _source(part: Any) -> str:
 
 
 def _solve_rows(
-    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float, device: str
+    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float | None, device: str
 ) -> np.ndarray:
     # A worker gets the module on the CPU, whatever its device here.
     neural_ode, x = neural_ode.to(device), x.to(device)
     with torch.no_grad():
         z0 = neural_ode.input_map(x)
         solution = reference_solution(
-            neural_ode.vector_field, z0, times, rtol=rtol, atol=atol, x=neural_ode.control(x)
+            neural_ode.vector_field, z0, times, rtol=rtol, atol=neural_ode.tolerance(atol, rtol, z0),
+            x=neural_ode.control(x),
         )  # fmt: skip
     return solution.cpu().numpy()
 
@@ -86,7 +87,7 @@ def _solve_chunks(
     x: np.ndarray,
     times: tuple[float, ...],
     rtol: float,
-    atol: float,
+    atol: float | None,
     device: str,
     n_jobs: int | None,
     progress: bool,
@@ -108,7 +109,7 @@ def solve_references(
     times: Sequence[float],
     *,
     rtol: float,
-    atol: float,
+    atol: float | None,
     double: bool = False,
     memory: Memory | str | None = None,
     n_jobs: int | None = None,
@@ -123,11 +124,13 @@ def solve_references(
     x : Tensor of shape (n, ...)
     times : sequence of float
         Strictly monotone.
-    rtol, atol : float
+    rtol : float
+    atol : float or None
+        None: ``rtol`` times the size of the states.
     double : bool
         Solve in float64 whatever the module's dtype.
     memory : joblib.Memory, str or None
-        Where to cache solves; keyed on the weights, the rows, the times and the tolerances.
+        Where to cache solves; keyed on the weights, the rows, the times, the tolerances and the size that atol=None stands for.
     n_jobs : int or None
         Chunks of rows are solved in parallel by joblib.
     """
@@ -136,8 +139,10 @@ def solve_references(
     cache = check_memory(memory)
     solve = cache.cache(_solve_chunks, ignore=["neural_ode", "device", "n_jobs", "progress"])
     rows = np.ascontiguousarray(x.detach().cpu().numpy())
-    key = "" if getattr(cache, "location", "") is None else digest(neural_ode)
+    key = "" if getattr(cache, "location", "") is None else f"{digest(neural_ode)} {neural_ode.state_size}"
     mesh = tuple(float(time) for time in times)
     return torch.from_numpy(
-        solve(key, neural_ode, rows, mesh, float(rtol), float(atol), str(device), n_jobs, verbose > 0)
+        solve(
+            key, neural_ode, rows, mesh, float(rtol), None if atol is None else float(atol), str(device), n_jobs, verbose > 0
+        )
     )  # fmt: skip
