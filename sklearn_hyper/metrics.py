@@ -79,9 +79,13 @@ def mean_absolute_percentage_error(
     return float(np.average(per_sample, weights=None if sample_weight is None else np.asarray(sample_weight)))
 
 
-def mape_floor(share: float, y_true: NDArray[Any]) -> NDArray[np.float64]:
+def mape_floor(share: float, y_true: NDArray[Any], sample_weight: ArrayLike | None = None) -> NDArray[np.float64]:
     """A floor for :func:`mean_absolute_percentage_error`: a share of the size of every column (or channel), its RMS."""
-    return share * feature_sizes(torch.from_numpy(y_true)).numpy()
+    y = np.asarray(y_true, dtype=float)
+    if sample_weight is not None and np.any(sample_weight):
+        weight = np.asarray(sample_weight, dtype=float)
+        y = y * np.sqrt(weight / weight.mean()).reshape(-1, *[1] * (y.ndim - 1))
+    return np.asarray(share * feature_sizes(torch.from_numpy(y)).numpy())
 
 
 def relative_l2(z_true: ArrayLike, z_pred: ArrayLike) -> NDArray[np.float64]:

@@ -112,7 +112,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
             sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         reference = self._reference_output(module.neural_ode, X)
         return -mean_absolute_percentage_error(
-            reference, self._in_batches(module, X), floor=mape_floor(self.mape_floor, reference),
+            reference, self._in_batches(module, X), floor=mape_floor(self.mape_floor, reference, sample_weight),
             sample_weight=sample_weight,
         )  # fmt: skip
 

@@ -17,6 +17,18 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
+_UNIT_SPAN = (0.0, 1.0)
+
+
+def _share(t: Tensor, t_span: tuple[float, float]) -> Tensor:
+    """Time as a share of the span."""
+    return t if t_span == _UNIT_SPAN else (t - t_span[0]) / (t_span[1] - t_span[0])
+
+
+def _velocity(change: Tensor, t_span: tuple[float, float]) -> Tensor:
+    """What changes over the whole span, per unit of time."""
+    return change if t_span == _UNIT_SPAN else change / (t_span[1] - t_span[0])
+
 
 class MLPVectorField(nn.Module):
     """f(t, z) for vector states: a fully connected net, time entering the first layer as a bias.
@@ -126,19 +138,6 @@ class ConvVectorField(nn.Module):
         for layer in self.middle:
             h = activate(layer(h))
         return _velocity(self.last(h), self.t_span)
-
-
-_UNIT_SPAN = (0.0, 1.0)
-
-
-def _share(t: Tensor, t_span: tuple[float, float]) -> Tensor:
-    """Time as a share of the span."""
-    return t if t_span == _UNIT_SPAN else (t - t_span[0]) / (t_span[1] - t_span[0])
-
-
-def _velocity(change: Tensor, t_span: tuple[float, float]) -> Tensor:
-    """What changes over the whole span, per unit of time."""
-    return change if t_span == _UNIT_SPAN else change / (t_span[1] - t_span[0])
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"

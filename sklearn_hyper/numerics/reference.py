@@ -35,10 +35,12 @@ class _Clock(NamedTuple):
 
     @classmethod
     def of(cls, dtype: torch.dtype, times: Sequence[float]) -> _Clock | None:
-        """A clock for times that the states' dtype does not resolve, since torchdiffeq casts to that, or of unusual units."""
+        """A clock for times far from zero, which torchdiffeq casts to the states' dtype, or of unusual units."""
         start, span = times[0], times[-1] - times[0]
         exact = time_dtype(dtype, times)
-        is_ordinary = exact == dtype and 1 / _ORDINARY <= abs(span) <= _ORDINARY
+        # Float64 states too: torchdiffeq's first step may be shorter than what float64 resolves far from zero.
+        is_near = exact == dtype and time_dtype(torch.float32, times) == torch.float32
+        is_ordinary = is_near and 1 / _ORDINARY <= abs(span) <= _ORDINARY
         return None if is_ordinary else cls(start, span, exact)
 
     def shares(self, times: Sequence[float]) -> list[float]:
