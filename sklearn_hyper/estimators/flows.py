@@ -20,6 +20,7 @@ from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.solve import check_n_steps
+from ..numerics.units import is_constant
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
 from ..training.nets import draw_seed, seeded
 from ..training.neural_ode_fitting import train_net
@@ -476,7 +477,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
 
 def _check_varies(x: Tensor) -> None:
-    constant = torch.nonzero((x == x[0]).all(dim=0)).ravel().tolist()
+    exact = x.double()
+    constant = torch.nonzero(is_constant(exact.std(dim=0), exact.mean(dim=0).abs(), x.dtype)).ravel().tolist()
     if constant:
         raise ValueError(
             f"X is singular: feature{'s' * (len(constant) > 1)} {', '.join(map(str, constant))} constant, so X has no "
