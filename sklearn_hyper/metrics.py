@@ -85,7 +85,7 @@ def mape_floor(share: float, y_true: NDArray[Any], sample_weight: ArrayLike | No
     if sample_weight is not None and np.any(sample_weight):
         weight = np.asarray(sample_weight, dtype=float)
         y = y * np.sqrt(weight / weight.mean()).reshape(-1, *[1] * (y.ndim - 1))
-    return np.asarray(share * feature_sizes(torch.from_numpy(y)).numpy())
+    return np.asarray(share * feature_sizes(torch.tensor(y)).numpy())
 
 
 def relative_l2(z_true: ArrayLike, z_pred: ArrayLike) -> NDArray[np.float64]:

@@ -485,7 +485,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         y = y.reshape(len(y), -1)
         if reset:
             self._squeeze_output = squeeze
-            scaler = Standardize.from_data(torch.from_numpy(y))
+            scaler = Standardize.from_data(torch.tensor(y))
             self._y_shift, self._y_scale = scaler.shift.numpy(), scaler.scale.numpy()
         elif y.shape[1] != len(self._y_shift):
             raise ValueError(f"y has {y.shape[1]} outputs, the first fit had {len(self._y_shift)}.")

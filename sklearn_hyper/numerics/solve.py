@@ -17,6 +17,13 @@ Correction: TypeAlias = Callable[..., Tensor]
 
 _FINE, _FINEST = 1e-5, 1e-6
 """Share of a span that the rounding of its times may reach: in the states' dtype, and in float64."""
+# Half precision resolves no span so well; where a few of its steps do not cover a span, the states' own dtype will do.
+_REACH = {
+    dtype: max(_FINE / torch.finfo(dtype).eps, 4.0)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+"""How many times its length a span may lie from zero, for its times to be of the states' dtype."""
+_EPS = torch.finfo(torch.float64).eps
 
 
 def check_t_span(t_span: Any) -> tuple[float, float]:
@@ -35,18 +42,12 @@ def check_t_span(t_span: Any) -> tuple[float, float]:
 
 def check_resolution(name: str, times: Sequence[float]) -> None:
     """Refuse times so far from zero that not even float64 tells the points of a solve between them apart."""
-    if not _resolves(torch.float64, times, _FINEST):
+    far = max(abs(times[0]), abs(times[-1]))
+    if not _EPS * far <= _FINEST * abs(times[-1] - times[0]) < math.inf:
         raise ValueError(
             f"{name} from {times[0]!r} to {times[-1]!r} lies so far from zero that float64 does not resolve it (its numbers are "
-            f"{torch.finfo(torch.float64).eps * max(abs(times[0]), abs(times[-1])):.1g} apart there): measure time from the "
-            "start of the span."
+            f"{_EPS * far:.1g} apart there): measure time from the start of the span."
         )
-
-
-def _resolves(dtype: torch.dtype, times: Sequence[float], share: float) -> bool:
-    """Whether rounding the farther of the first and last time is within a share of what lies between them."""
-    start, end = times[0], times[-1]
-    return torch.finfo(dtype).eps * max(abs(start), abs(end)) <= share * abs(end - start) < math.inf
 
 
 def time_dtype(dtype: torch.dtype, times: Sequence[float]) -> torch.dtype:
@@ -55,13 +56,14 @@ def time_dtype(dtype: torch.dtype, times: Sequence[float]) -> torch.dtype:
     It is the states' own where that resolves the span to 1e-5 of it, else float64 (Unix times in float32 are 128 seconds
     apart). A 0-d tensor of float64 leaves a float32 state's dtype as it is in arithmetic.
     """
-    # Half precision resolves no span that well; where a few of its steps do not cover it, the states' own will do.
-    return dtype if _resolves(dtype, times, max(_FINE, 4 * torch.finfo(dtype).eps)) else torch.float64
+    start, end = times[0], times[-1]
+    return dtype if max(abs(start), abs(end)) <= _REACH[dtype] * abs(end - start) else torch.float64
 
 
 def time_tensor(values: Any, like: Tensor, times: Sequence[float]) -> Tensor:
     """Times as f gets them, on the device of ``like``: a number as a 0-d tensor; of a solve as in :func:`time_dtype`."""
-    return like.new_tensor(values, dtype=time_dtype(like.dtype, times))
+    dtype = time_dtype(like.dtype, times)
+    return like.new_tensor(values) if dtype == like.dtype else like.new_tensor(values, dtype=dtype)
 
 
 def check_n_steps(n_steps: Any, name: str = "n_steps") -> int:
