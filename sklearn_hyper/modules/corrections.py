@@ -1,7 +1,7 @@
 """Corrections g as hypersolvers run them: any net, scaled to the units of the residuals and bounded.
 
 Contract of a correction: ``forward(eps, s, z, stages, x=None) -> tensor like z`` with eps a signed Python float, s a 0-d
-tensor and stages a list of tensors like z, fewer in start-up steps of a multistep method. It must stay O(1) as eps -> 0, or the base solver's order is lost.
+tensor (in the dtype in which f gets its time) and stages a list of tensors like z, fewer in start-up steps of a multistep method. It must stay O(1) as eps -> 0, or the base solver's order is lost.
 One that has to know which base solver the stages come from also offers ``for_solver(solver) -> correction``.
 """
 

@@ -48,6 +48,9 @@ class Flow(DeviceFreeModule):
         ``state_size``). Scaled data and a standard normal are 1; data in their own units are measured by whoever has them.
     """
 
+    data_size: tuple[float, ...] | None = None
+    base_size: tuple[float, ...] | None = None
+
     def __init__(
         self,
         vector_field: Callable[..., Tensor],
@@ -64,8 +67,8 @@ class Flow(DeviceFreeModule):
         self.scaler = scaler
         self.base_distribution = base_distribution
         ones = (1.0,) * self.n_features
-        self.data_size: tuple[float, ...] | None = None if scaler is None else ones
-        self.base_size: tuple[float, ...] | None = ones
+        self.data_size = None if scaler is None else ones
+        self.base_size = ones
         if base_distribution is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(0)

@@ -64,6 +64,7 @@ class NeuralODE(DeviceFreeModule):
     0.3679
     """
 
+    state_size: tuple[float, ...] | None = None
     n_unitless = 0
     """So many numbers at the end of a state have no units: log densities."""
 

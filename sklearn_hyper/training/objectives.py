@@ -142,6 +142,8 @@ class ReferenceRows:
 
 def state_unit(neural_ode: NeuralODE, states: Tensor) -> Tensor:
     """One unit for states at the start and the end of a span: their squares may leave the range of numbers, not in it."""
+    if neural_ode.n_unitless and neural_ode.state_size is not None:  # 1 for a flow that scales its data
+        return common_unit(states.new_tensor([neural_ode.state_size]), neural_ode.n_unitless)
     return common_unit(torch.cat([states[0], states[-1]]), neural_ode.n_unitless)
 
 
