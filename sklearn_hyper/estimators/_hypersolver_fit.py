@@ -21,7 +21,7 @@ from ..modules.solver_binding import solver_family
 from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_base_solver, startup_methods
 from ..numerics.residuals import compute_residuals
 from ..numerics.solve import check_n_steps, solver_mesh
-from ..numerics.units import common_unit
+from ..numerics.units import state_units
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
 from ..training.correction_fitting import FitSettings, build_correction, fit_correction, max_rows
 from ..training.nets import seeded
@@ -106,7 +106,7 @@ class HypersolverFit(HypersolverBase):
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)
         sizes = StepSizes.from_parameters(int(self.n_steps), fit_range)
-        self._check_range(frozen, solver, sizes, float(common_unit(z, frozen.n_unitless).max()))
+        self._check_range(frozen, solver, sizes, float(state_units(z, frozen.n_unitless).max()))
         self._check_correction(frozen, z, frozen.control(two_rows), solver)
         X = self._subsample(X, z, solver.n_stages, sizes.grids(solver))
         self._check_n_samples(len(X))

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_LEAST_SHARE = 0.3
+
 
 def feature_sizes(z: Tensor, n_unitless: int = 0) -> Tensor:
     """RMS over a batch, by feature or channel (axis 1), in float64 and with axes of length one for the others.
@@ -28,19 +30,16 @@ def feature_sizes(z: Tensor, n_unitless: int = 0) -> Tensor:
     return sizes
 
 
-def common_unit(z: Tensor, n_unitless: int = 0) -> Tensor:
-    """One unit for all features of a state, their RMS over a batch, in z's dtype; of those without units, 1.
+def state_units(z: Tensor, n_unitless: int = 0) -> Tensor:
+    """What to divide states by before their norms are taken, in z's dtype and shaped to broadcast.
 
-    Shaped to divide a batch of states. Zero throughout is 1.
+    It is one number, the RMS of all features over the batch, so that norms are those of the states. Smaller ones go with
+    features that are smaller by far, whose units must be others: each counts for at least a third of an average one.
     """
-    own = z[:, : z.shape[1] - n_unitless] if n_unitless else z
-    whole = own.detach().double().square().mean().sqrt()
-    unit = torch.where(whole > 0, whole, torch.ones_like(whole)).to(z.dtype)
-    if not n_unitless:
-        return unit
-    units = unit.repeat(z.shape[1])
-    units[-n_unitless:] = 1
-    return units.reshape([-1 if axis == 1 else 1 for axis in range(z.ndim)])
+    sizes = feature_sizes(z, n_unitless)
+    own = sizes[:, : sizes.shape[1] - n_unitless] if n_unitless else sizes
+    units = torch.minimum(own.square().mean().sqrt(), own / _LEAST_SHARE)
+    return (torch.cat([units, sizes[:, -n_unitless:]], dim=1) if n_unitless else units).to(z.dtype)
 
 
 def absolute_tolerance(

@@ -16,7 +16,7 @@ from ..numerics.solve import iterate_states, time_dtype
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
 from .correction_fitting import FitSettings
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed, seeded
-from .objectives import check_overflow, state_unit
+from .objectives import check_overflow, span_units
 from .references import solve_references
 
 _ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
@@ -107,7 +107,7 @@ class _CoefficientLoss(nn.Module):
         self.solver = solver
         # In a tuple, the frozen field stays out of parameters(), state_dict() and train().
         self._frozen: Any = (neural_ode, x, states)
-        self._unit = state_unit(neural_ode, states)
+        self._unit = span_units(neural_ode, states)
 
     def errors(self, rows: Tensor, solver: Any = None) -> Tensor:
         """Mean square of the terminal error of every row, in those units."""

@@ -37,8 +37,8 @@ from .objectives import (
     UnrolledSolves,
     check_base_solve,
     check_overflow,
+    span_units,
     stack_blocks,
-    state_unit,
 )
 from .references import mesh_times, solve_references
 from .residual_sets import MAX_BLOCKS, Exact, Step, StepSizes, conditioned_blocks, deal_solvers, plan_steps
@@ -159,7 +159,7 @@ def fit_correction(
     shuffled = torch.from_numpy(rng.permutation(len(x))).to(settings.device)
     n_valid = max(1, round(settings.validation_fraction * len(x)))
     held_out, fitted = shuffled[: min(n_valid, _VALID_ROWS)], shuffled[n_valid:]
-    solvers, unit = [step.solver for step in steps], state_unit(neural_ode, states)
+    solvers, unit = [step.solver for step in steps], span_units(neural_ode, states)
     held_out_blocks = [Block.of(b, s, held_out, unit) for b, s in zip(blocks, solvers, strict=True)]
     valid = ReferenceRows(on_device[held_out], times, states[:, held_out], held_out_blocks, unit)
     # Popped one by one, since a block and its copy need not both stay in memory.

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from ..modules.correction_nets import flatten_samples, row_column
+from ..modules.correction_nets import flatten_samples
 from ..modules.neural_ode import NeuralODE
 from ..modules.solver_binding import bind_solver
 from ..numerics.base_solvers import BaseSolver
 from ..numerics.residuals import Residual
 from ..numerics.solve import iterate_states, solver_mesh
-from ..numerics.units import common_unit
+from ..numerics.units import state_units
 from .losses import StateLoss, mean_norm, mean_size, residual_loss, terminal_loss, trajectory_loss
 from .residual_sets import mesh_indices, select_rows
 
@@ -103,8 +103,7 @@ class StackRows:
         x = None if control is None else control[self.rows]
         bound = bind_solver(correction, stack.solver)
         g = bound(stack.eps[self.steps], stack.s[self.steps], stack.z[at], [stage[at] for stage in stack.stages], x)
-        unit = stack.unit[self.steps].squeeze(1) if stack.unit.ndim > 1 else row_column(stack.unit[self.steps], g)
-        return mean_norm((stack.target[at] - g) / unit)
+        return mean_norm((stack.target[at] - g) / stack.unit[self.steps].squeeze(1))
 
 
 def stack_blocks(blocks: list[Block]) -> list[BlockStack]:
@@ -125,7 +124,7 @@ class ReferenceRows:
     states: Tensor
     blocks: list[Block]
     unit: Tensor
-    """Of the states, see :func:`state_unit`."""
+    """Of the states, by feature: see :func:`sklearn_hyper.numerics.units.state_units`."""
     stacks: list[BlockStack] = field(default_factory=list)
 
     def indices(self, grid: Sequence[float]) -> list[int]:
@@ -140,11 +139,11 @@ class ReferenceRows:
         return torch.stack([self.states[i][rows] for i in self.indices(grid)])
 
 
-def state_unit(neural_ode: NeuralODE, states: Tensor) -> Tensor:
-    """One unit for states at the start and the end of a span: their squares may leave the range of numbers, not in it."""
+def span_units(neural_ode: NeuralODE, states: Tensor) -> Tensor:
+    """Units of states from the start and the end of a span: their squares may leave the range of numbers, but not in these."""
     if neural_ode.n_unitless and neural_ode.state_size is not None:  # 1 for a flow that scales its data
-        return common_unit(states.new_tensor([neural_ode.state_size]), neural_ode.n_unitless)
-    return common_unit(torch.cat([states[0], states[-1]]), neural_ode.n_unitless)
+        return state_units(states.new_tensor([neural_ode.state_size]), neural_ode.n_unitless)
+    return state_units(torch.cat([states[0], states[-1]]), neural_ode.n_unitless)
 
 
 class Solve(NamedTuple):
@@ -180,7 +179,7 @@ class UnrolledSolves:
                 states, reference = self.solve(data, slice(0, _UNIT_ROWS), solve, None)
                 difference = self.loss(states, reference)
                 is_of_states = self.loss in (terminal_loss, trajectory_loss)
-                unit = data.unit if is_of_states else common_unit(self.neural_ode.output_map(reference[-1]))
+                unit = data.unit if is_of_states else state_units(self.neural_ode.output_map(reference[-1]))
                 self._units[solve] = unit * max(mean_size(difference, unit), _TINY)
         found = self.solve(data, rows, solve, bind_solver(correction, solve.solver))
         return mean_norm(self.loss(*found) / self._units[solve])
@@ -232,8 +231,9 @@ class TerminalErrors:
         return states[-1], reference[-1]
 
     def _norms(self, end: Tensor, reference: Tensor) -> Tensor:
-        """Errors in the unit of the states."""
-        return torch.linalg.vector_norm(flatten_samples((end - reference) / self._data.unit), dim=1)
+        """Errors in the units of the states, and as they are, in two columns."""
+        scaled = torch.linalg.vector_norm(flatten_samples((end - reference) / self._data.unit), dim=1)
+        return torch.stack([scaled.double(), _plain_norms(end, reference)], dim=1)
 
     def relative(self, correction: nn.Module | None, rtol: float) -> dict[str, float]:
         """Mean error of what, as a share of its own mean norm: of the states at the end of the span, and of the outputs.
@@ -244,11 +244,11 @@ class TerminalErrors:
         end, reference = self._ends(self.guarded, correction)
         start = mean_norm(self._data.states[0] / unit)
         size = mean_norm(reference / unit).clamp(min=float(rtol * start) + _TINY)
-        shares = {"the states at the end of t_span": float(self._norms(end, reference).mean() / size)}
+        shares = {"the states at the end of t_span": float(self._norms(end, reference)[:, 0].mean() / size)}
         if not isinstance(ode.output_map, nn.Identity):
             with torch.no_grad():
                 output, expected = ode.output_map(end), ode.output_map(reference)
-            unit = common_unit(expected)
+            unit = state_units(expected)
             error, size = mean_norm((output - expected) / unit), mean_norm(expected / unit)
             shares["the outputs"] = float(error / size.clamp(min=_TINY))
         return shares
@@ -256,19 +256,16 @@ class TerminalErrors:
     def guarded_share(self, correction: nn.Module) -> Tensor:
         """Mean error as a share of the base solver's; infinite where the largest one exceeds the base solver's."""
         own = self._norms(*self._ends(self.guarded, correction))
-        within = own.max() <= self._base.max()
-        return own.mean() / self._base.mean().clamp(min=_TINY) if within else own.new_tensor(math.inf)
+        if not (own.amax(dim=0) <= self._base.amax(dim=0)).all():
+            return own.new_tensor(math.inf)
+        return (own[:, 0].mean() / self._base[:, 0].mean().clamp(min=_TINY)).to(self._data.states.dtype)
 
     def table(self, correction: nn.Module | None, steps: Sequence[int]) -> dict[int, dict[str, float]]:
         """By number of steps, mean and largest error, of the hypersolver and of its base solver."""
         rows = {}
         for k in sorted({*steps, self.guarded.steps}):
             solve = self.guarded._replace(steps=k)
-            # In float64, where the squares of small units do not underflow.
-            own, base = (
-                torch.linalg.vector_norm(flatten_samples(end.double() - reference), dim=1)
-                for end, reference in (self._ends(solve, correction), self._ends(solve, None))
-            )
+            own, base = (_plain_norms(*self._ends(solve, g)) for g in (correction, None))
             rows[k] = {
                 "mean": float(own.mean()),
                 "max": float(own.max()),
@@ -276,6 +273,11 @@ class TerminalErrors:
                 "base_max": float(base.max()),
             }
         return rows
+
+
+def _plain_norms(end: Tensor, reference: Tensor) -> Tensor:
+    # In float64, where the squares of small units do not underflow.
+    return torch.linalg.vector_norm(flatten_samples(end.double() - reference), dim=1)
 
 
 @dataclass(frozen=True)

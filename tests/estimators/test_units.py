@@ -323,6 +323,23 @@ def test_no_estimator_knows_units(name, dtype):
             np.testing.assert_allclose(EVERY[name](unit, dtype), expected, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.parametrize("base_solver", ["euler", "nonstationary"])
+def test_columns_of_a_state_may_have_units_of_their_own(base_solver):
+    def score(unit):
+        def f(t, z):
+            q, p = z[:, 0], z[:, 1] / unit
+            return 2 * torch.stack([p, unit * ((1 - q**2) * p - q)], dim=1)
+
+        rows = (X * [1, unit]).astype(np.float32)
+        hyper = HypersolverRegressor(f, base_solver=base_solver, n_steps=4, max_epochs=15, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return hyper.fit(rows).score(rows), hyper.without_correction().score(rows)
+
+    scores = np.array([score(unit) for unit in (1.0, 1e-9, 1e9)])
+    assert (scores[:, 0] > 0.3 * scores[0, 1]).all(), scores
+
+
 # ---------------------------------------------------------------------- sizes
 def test_sizes_are_by_feature_and_never_zero():
     z = torch.tensor([[3.0, 0.0, 1e-30], [4.0, 0.0, 1e-30]])
