@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_random_state
 
 from .numerics.cost import CountedField, count_macs, count_nfe, relative_overhead
+from .numerics.units import feature_sizes
 
 __all__ = [
     "CountedField",
@@ -41,7 +43,7 @@ def _pair(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[Any], NDArray[A
 
 
 def mean_absolute_percentage_error(
-    y_true: ArrayLike, y_pred: ArrayLike, *, floor: float = 1e-2, sample_weight: ArrayLike | None = None
+    y_true: ArrayLike, y_pred: ArrayLike, *, floor: ArrayLike = 1e-2, sample_weight: ArrayLike | None = None
 ) -> float:
     r"""MAPE with a floored denominator.
 
@@ -53,8 +55,8 @@ def mean_absolute_percentage_error(
     ----------
     y_true, y_pred : array-like of shape (n_samples, ...)
         The reference and what approximates it.
-    floor : float, default 1e-2
-        Smallest denominator, in the units of y.
+    floor : float or array, default 1e-2
+        Smallest denominator, in the units of y; an array broadcasts to it. Estimators take a share of the outputs' size.
     sample_weight : array-like of shape (n_samples,), optional
 
     Returns
@@ -69,11 +71,21 @@ def mean_absolute_percentage_error(
     0.1...
     """
     true, pred = _pair(y_true, y_pred)
-    if not floor > 0:
-        raise ValueError(f"floor must be positive, got {floor!r}.")
+    floor = np.asarray(floor, dtype=float)
+    if not (floor > 0).all():
+        raise ValueError(f"floor must be positive, got {floor}.")
     shares = np.abs(pred - true) / np.maximum(np.abs(true), floor)
     per_sample = shares.reshape(len(shares), -1).mean(axis=1)
     return float(np.average(per_sample, weights=None if sample_weight is None else np.asarray(sample_weight)))
+
+
+def mape_floor(share: float, y_true: NDArray[Any], sample_weight: ArrayLike | None = None) -> NDArray[np.float64]:
+    """A floor for :func:`mean_absolute_percentage_error`: a share of the size of every column (or channel), its RMS."""
+    y = np.asarray(y_true, dtype=float)
+    if sample_weight is not None and np.any(sample_weight):
+        weight = np.asarray(sample_weight, dtype=float)
+        y = y * np.sqrt(weight / weight.mean()).reshape(-1, *[1] * (y.ndim - 1))
+    return np.asarray(share * feature_sizes(torch.tensor(y)).numpy())
 
 
 def relative_l2(z_true: ArrayLike, z_pred: ArrayLike) -> NDArray[np.float64]:

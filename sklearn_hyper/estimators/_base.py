@@ -38,7 +38,7 @@ _PREDICT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
 
 TRAINING_CONSTRAINTS: dict = {
     "rtol": [Interval(Real, 0, None, closed="neither")],
-    "atol": [Interval(Real, 0, None, closed="neither")],
+    "atol": [None, Interval(Real, 0, None, closed="neither")],
     "max_epochs": [Interval(Integral, 1, None, closed="left")],
     "lr": [Interval(Real, 0, None, closed="neither")],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -230,7 +230,7 @@ def module_dtype(dtype: torch.dtype | None, X: np.ndarray) -> torch.dtype:
 def dopri5_states(neural_ode: NeuralODE, x: Tensor) -> Tensor:
     """Terminal states by dopri5, at a tolerance so tight that they do not depend on the batch."""
     tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
-    states, failed = solve_rows(neural_ode, x, neural_ode.t_span, tolerance, tolerance)
+    states, failed = solve_rows(neural_ode, x, neural_ode.t_span, tolerance, None)
     if failed:
         raise ReferenceSolveError.of(failed, lost_rows(states), len(x))
     return states[-1]

@@ -13,9 +13,10 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
 
-from ..metrics import SolverReport, mean_absolute_percentage_error
+from ..metrics import SolverReport, mape_floor, mean_absolute_percentage_error
 from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
 from ..modules.neural_ode import NeuralODE
+from ..modules.solver_binding import make_view
 from ..numerics.base_solvers import BaseSolver, resolve_base_solver
 from ..numerics.row_errors import list_rows
 from ..numerics.solve import check_n_steps, check_t_span, solver_mesh
@@ -142,7 +143,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
             sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         reference = self._reference_output(module.neural_ode, X)
         return -mean_absolute_percentage_error(
-            reference, self._in_batches(module, X), floor=self.mape_floor, sample_weight=sample_weight
+            reference, self._in_batches(module, X), floor=mape_floor(self.mape_floor, reference, sample_weight),
+            sample_weight=sample_weight,
         )  # fmt: skip
 
     def solver_report(self, X: Any, y: Any = None, *, tolerance: float = 1e-4, batch_size: int = 256) -> SolverReport:
@@ -155,7 +157,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         y : array-like of shape (n_samples,), optional
             Labels: adds the accuracy of a classifier. A regressor ignores it.
         tolerance : float, default 1e-4
-            rtol and atol of the dopri5 that is timed and listed; errors are against ``reference(X)``.
+            rtol of the dopri5 that is timed and listed, relative to the states' size; errors are against ``reference(X)``.
         batch_size : int, default 256
             Rows of the batch that is timed.
 
@@ -229,10 +231,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         steps = check_n_steps(module.n_steps if n_steps is None else n_steps)
         ode = module.neural_ode
         if t_span is not None:
-            ode = NeuralODE(
-                ode.vector_field, input_map=ode.input_map, output_map=ode.output_map, t_span=check_t_span(t_span),
-                data_controlled=ode.data_controlled,
-            )  # fmt: skip
+            ode = make_view(ode)
+            ode.t_span = check_t_span(t_span)
         grid = solver_mesh(solver, ode.t_span, steps)
         if self.correction_ is not None:
             self._check_same_family(solver, f"fit another hypersolver with {solver.name!r}")
@@ -247,7 +247,9 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
 
     def _warn_outside_fit(self, solver: BaseSolver, eps: float) -> None:
         low, high = self._fitted_eps
-        if not low * (1 - 1e-6) <= eps <= high * (1 + 1e-6):
+        # A step far from zero is the difference of two numbers that are rounded.
+        slack = 1e-6 + 4 * np.finfo(float).eps * max(map(abs, self.neural_ode_.t_span)) / eps
+        if not low * (1 - slack) <= eps <= high * (1 + slack):
             warnings.warn(
                 f"step size {eps:.3g} lies outside the fitted range [{low:.3g}, {high:.3g}]; check score(X), or fit "
                 "with fit_n_steps=(a, b) to cover it.",

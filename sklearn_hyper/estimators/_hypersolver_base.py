@@ -53,7 +53,7 @@ class HypersolverBase(TorchEstimator):
         loss="residual",
         finetune="terminal",
         rtol=DEFAULT_TOLERANCE,
-        atol=DEFAULT_TOLERANCE,
+        atol=None,
         max_samples="auto",
         max_epochs=120,
         lr=2e-2,

@@ -24,6 +24,7 @@ from ..numerics.base_solvers import DEFAULT, NONSTATIONARY, BaseSolver, resolve_
 from ..numerics.residuals import Residual, compute_residuals
 from ..numerics.row_errors import numbered_rows
 from ..numerics.solve import check_n_steps, solver_mesh
+from ..numerics.units import state_units
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
@@ -105,7 +106,8 @@ class HypersolverFit(HypersolverBase):
         PersistenceWarning
             If the result could not be pickled.
         ConvergenceWarning
-            If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states.
+            If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states at
+            the end of the span, or than the outputs.
         UserWarning
             If one of X and the Neural ODE's estimator has feature names and the other has none; if the Neural ODE's outputs
             predict y worse than a constant.
@@ -144,7 +146,7 @@ class HypersolverFit(HypersolverBase):
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)
         sizes = StepSizes.from_parameters(int(self.n_steps), fit_range)
-        self._check_range(frozen, solver, sizes)
+        self._check_range(frozen, solver, sizes, float(state_units(z, frozen.n_unitless).max()))
         settings = self._settings(fit_range)
         chosen = self._subsample(len(X), lambda: max_rows(frozen, two_rows, z, solver, settings))
         n_fitted = self._check_n_samples(len(chosen))
@@ -152,6 +154,8 @@ class HypersolverFit(HypersolverBase):
             self._check_correction(frozen, z, frozen.control(two_rows), solver, n_fitted)
         rows = self._to_tensor(X if len(chosen) == len(X) else X[chosen], self.dtype_, "cpu")
         check_start(frozen, rows, chosen)
+        if frozen.state_size is None:
+            frozen.measure_size(rows.to(device))
         with numbered_rows(chosen.tolist(), len(X)):
             learns = self._solver_name(z[0].numel()) == NONSTATIONARY
             solver, fitted = self._fit_parts(frozen, rows, solver, settings, warm, learns)
@@ -159,8 +163,7 @@ class HypersolverFit(HypersolverBase):
         self.correction_ = fitted.correction
         if fitted.correction is None:
             self._warn_of_fallback(fitted.valid_loss)
-        if fitted.relative_error > 1:
-            self._warn_of_errors(fitted.relative_error, solver)
+        self._warn_of_errors(fitted.relative_errors, solver)
         self.net_, self.history_, self.delta_ = fitted.net, fitted.history, fitted.delta
         self.errors_ = fitted.errors
         self.n_samples_fit_ = len(chosen)
@@ -248,25 +251,29 @@ class HypersolverFit(HypersolverBase):
             stacklevel=6,
         )
 
-    def _warn_of_errors(self, relative_error: float, solver: BaseSolver) -> None:
+    def _warn_of_errors(self, relative_errors: dict[str, float], solver: BaseSolver) -> None:
+        large = [f"{share:.3g} times the size of {what}" for what, share in relative_errors.items() if not share <= 1]
+        if not large:
+            return
         warnings.warn(
-            f"the fit ends with errors of {relative_error:.3g} times the size of the states on held-out rows: steps of "
+            f"the fit ends with errors of {' and '.join(large)} on held-out rows: steps of "
             f"base_solver={solver.name!r} with n_steps={self.n_steps} are too long for this field. Raise n_steps, or take "
             "a base solver of higher order.",
             ConvergenceWarning,
             stacklevel=6,
         )
 
-    def _check_range(self, neural_ode: NeuralODE, solver: BaseSolver, sizes: StepSizes) -> None:
-        """Refuse units of time in which residuals are out of the range of the fit's dtype."""
+    def _check_range(self, neural_ode: NeuralODE, solver: BaseSolver, sizes: StepSizes, size: float) -> None:
+        """Refuse units of time, for states of that size, in which residuals are out of the range of the fit's dtype."""
         span = abs(neural_ode.t_span[1] - neural_ode.t_span[0])
         power = solver.order + 1
-        largest = torch.finfo(self.dtype_).max
-        if max(-math.log10(sizes.low * span), math.log10(sizes.high * span)) * power > math.log10(largest) - 2:
+        largest = math.log10(torch.finfo(self.dtype_).max) - 2
+        powers = [power * math.log10(share * span) for share in (sizes.low, sizes.high)]
+        if max(abs(log - offset) for log in powers for offset in (0, math.log10(size))) > largest:
             raise ValueError(
                 f"neural_ode.t_span={neural_ode.t_span} with base_solver={solver.name!r}: eq. 6 divides by eps^{power}, with eps "
-                f"from {sizes.low * span:.3g} to {sizes.high * span:.3g}, which leaves the range of {self.dtype_}. Measure time "
-                "in units that make t_span about one long, take a base solver of lower order, or fit in float64."
+                f"from {sizes.low * span:.3g} to {sizes.high * span:.3g} and states of size {size:.3g}, which leaves the range of "
+                f"{self.dtype_}. Measure time in units that make t_span about one long, take a base solver of lower order, or fit in float64."
             )
 
     def _check_startup(self, solver: BaseSolver) -> None:
@@ -316,7 +323,9 @@ class HypersolverFit(HypersolverBase):
         eps, n_past = (neural_ode.t_span[1] - neural_ode.t_span[0]) / self.n_steps, len(startup_methods(solver))
         grid = [neural_ode.t_span[0] + k * eps for k in range(n_past + 2)]
         with torch.no_grad(), seeded(0, z.device):
-            samples = compute_residuals(neural_ode.vector_field, torch.stack([z] * len(grid)), grid, solver, x=x)
+            samples = compute_residuals(
+                neural_ode.vector_field, torch.stack([z] * len(grid)), grid, solver, x=x, t_span=neural_ode.t_span
+            )
             for sample in samples:
                 check_overflow(sample.target, solver.name, self.n_steps)
             blocks = [(samples[-1], member) for member in solver_family(self.correction, solver)]
@@ -324,7 +333,7 @@ class HypersolverFit(HypersolverBase):
             for sample in samples[:: len(samples) - 1] if n_past else samples[-1:]:  # a start-up step, and a full one
                 n_stages = len(sample.stages)
                 try:
-                    g = net(sample.eps, z.new_tensor(sample.s), z, sample.stages, x)
+                    g = net(sample.eps, sample.time(), z, sample.stages, x)
                 except Exception as error:
                     raise ValueError(
                         f"correction={self.correction!r} fails on a step of {solver.name!r} with {n_stages} stages: {error}. "
@@ -340,7 +349,7 @@ class HypersolverFit(HypersolverBase):
 
     def _check_lone_rows(self, net: nn.Module, step: Residual, x: Tensor | None, n_rows: int) -> None:
         stages, x = [stage[:1] for stage in step.stages], None if x is None else x[:1]
-        inputs = (step.eps, step.z.new_tensor(step.s), step.z[:1], stages, x)
+        inputs = (step.eps, step.time(), step.z[:1], stages, x)
         check_lone_rows(net, lambda module: module(*inputs), n_rows, self.batch_size, "correction")
 
     def _subsample(self, n_samples: int, most: Callable[[], int]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..metrics import SolverReport, SolverRow, mean_absolute_percentage_error, relative_l2
+from ..metrics import SolverReport, SolverRow, mape_floor, mean_absolute_percentage_error, relative_l2
 from ..modules.hypersolved_ode import SolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..numerics.cost import CountedField, relative_overhead, time_interleaved
@@ -84,7 +84,7 @@ def _row(
     return SolverRow(
         solver=name,
         accuracy=accuracy,
-        mape=mean_absolute_percentage_error(expected, output, floor=floor),
+        mape=mean_absolute_percentage_error(expected, output, floor=mape_floor(floor, expected)),
         l2_mean=float(errors.mean()),
         l2_p50=float(p50),
         l2_p99=float(p99),
@@ -99,5 +99,7 @@ def _outputs(ode: NeuralODE, z: Tensor, batch_size: int) -> np.ndarray:
 
 def _dopri5(ode: NeuralODE, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
     counted = CountedField(ode.vector_field)
-    z = solve_dopri5(counted, ode.input_map(x), ode.t_span, rtol=tolerance, atol=tolerance, x=ode.control(x))
+    z0 = ode.input_map(x)
+    atol = ode.tolerance(None, tolerance, z0)
+    z = solve_dopri5(counted, z0, ode.t_span, rtol=tolerance, atol=atol, x=ode.control(x))
     return z, counted.n_evaluations

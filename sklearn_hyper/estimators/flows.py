@@ -23,6 +23,7 @@ from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.row_errors import numbered_rows
 from ..numerics.solve import check_n_steps
+from ..numerics.units import is_constant
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
 from ..training.nets import draw_seed
@@ -76,15 +77,17 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Hutchinson's estimate :math:`e^\top J e` (one), with the noise e of that kind fixed over a solve. "auto" is
         exact up to 16 features and "rademacher" above. ``set_params(trace="exact")`` works on a fitted flow, too.
     kinetic, jacobian : float, default 0.0
-        Weights of RNODE's penalties in the likelihood, :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2`: fields that need
-        fewer evaluations. Only used by ``objective="likelihood"``.
+        Weights of RNODE's penalties in the likelihood, :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2` with time as a share of
+        the span: fields that need fewer evaluations. Only used by ``objective="likelihood"``.
     solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
         What the likelihood differentiates. With a fixed-step solver, fit compares held-out likelihoods with dopri5's
         and warns when they differ by more than 0.02 nats.
     n_steps : int, default 10
         Steps of a fixed-step training solver; not used by dopri5.
-    rtol, atol : float, default 1e-4
-        Tolerances of dopri5 in training. Samples and densities use 1e-6 in float32 and 1e-8 in float64.
+    rtol : float, default 1e-4
+        Relative tolerance of dopri5 in training. Samples and densities use 1e-6 in float32 and 1e-8 in float64.
+    atol : float, optional
+        Absolute tolerance in training, in the field's coordinates (standardised data). Missing: ``rtol`` times the size of the states, 1.
     adjoint : bool, default False
         Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
     max_epochs : int, default 200
@@ -204,7 +207,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         solver="dopri5",
         n_steps=10,
         rtol=1e-4,
-        atol=1e-4,
+        atol=None,
         adjoint=False,
         max_epochs=200,
         lr=5e-3,
@@ -360,7 +363,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     def _build(self, x: Tensor) -> Flow:
         if self.vector_field is None:
-            field: Any = MLPVectorField(x.shape[1], hidden=_HIDDEN, depth=_DEPTH)
+            field: Any = MLPVectorField(x.shape[1], hidden=_HIDDEN, depth=_DEPTH, t_span=self.t_span)
         else:
             (field,) = trained_copies(self.vector_field)  # a user's module is only read
         # In float64, where the squares of small units do not underflow.
@@ -481,7 +484,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         ndarray of shape (n_samples, n_features)
         """
         flow = self._require_fitted("flow_")
-        ode = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span[::-1])
+        ode = NeuralODE(
+            flow.vector_field, input_map=flow.scaler, t_span=flow.t_span[::-1], state_size=flow.data_size
+        )  # fmt: skip
         return self._in_batches(lambda x: dopri5_states(ode, x), self._validate_rows(X, reset=False))
 
     def inverse_transform(self, Z: Any) -> np.ndarray:
@@ -500,7 +505,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
 
 def _check_varies(x: Tensor) -> None:
-    constant = torch.nonzero((x == x[0]).all(dim=0)).ravel().tolist()
+    exact = x.double()
+    constant = torch.nonzero(is_constant(exact.std(dim=0), exact.mean(dim=0).abs(), x.dtype)).ravel().tolist()
     if constant:
         raise ValueError(
             f"X is singular: feature{'s' * (len(constant) > 1)} {', '.join(map(str, constant))} constant, so X has no "

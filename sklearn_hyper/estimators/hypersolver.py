@@ -74,9 +74,12 @@ class HypersolverRegressor(Hypersolver):
         residuals would pull the states between, which that moves away from the trajectory, back to it.
     finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
         Second stage, through the unrolled solver: on z(S), on all states, or on the output h_y(z(S)).
-    rtol, atol : float, default 1e-6
-        Tolerances of the dopri5 reference, for targets and scores alike. One default for every base solver, order and
+    rtol : float, default 1e-6
+        Relative tolerance of the dopri5 reference, for targets and scores alike. One default for every base solver, order and
         n_steps, so that scores are comparable.
+    atol : float, optional
+        Its absolute tolerance, in the units of the states. Missing: ``rtol`` times their size, the RMS over the rows of
+        the fit of every feature or channel.
     max_samples : int or "auto", default "auto"
         Rows used to fit, drawn at random: 2,000, or as many as keep the training set under one GiB. What counts is what a fit
         keeps: where residuals are a loss, all states and stages of about 49 times and 48 steps (with the float64 states that
@@ -98,7 +101,8 @@ class HypersolverRegressor(Hypersolver):
     validation_fraction : float, default 0.1
         Share of the rows held out, for ``valid_loss`` (the best epoch's weights are kept) and ``delta_``.
     mape_floor : float, default 1e-2
-        Smallest denominator of :meth:`score`'s MAPE, in the units of the output.
+        Smallest denominator of :meth:`score`'s MAPE, as a share of the reference outputs' size: of their RMS over the rows
+        that are scored, by column (or channel).
     memory : str or joblib.Memory, optional
         Caches reference solves, keyed on weights, rows, times and tolerances: candidates of a grid search share them, but
         for those whose base solver has a mesh of its own ("nonstationary").
@@ -287,7 +291,7 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         loss="residual",
         finetune="terminal",
         rtol=DEFAULT_TOLERANCE,
-        atol=DEFAULT_TOLERANCE,
+        atol=None,
         max_samples="auto",
         max_epochs=120,
         lr=2e-2,

@@ -20,6 +20,7 @@ from ..modules.hypersolved_ode import FoldedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.seeding import own_generator, seeded
 from ..numerics.reference import DEFAULT_TOLERANCE
+from ..numerics.units import feature_sizes
 from ..training.callback_checks import refuse_checkpoints
 from ..training.nets import draw_seed
 from ..training.references import digest
@@ -134,7 +135,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         loss="residual",
         finetune="terminal",
         rtol=DEFAULT_TOLERANCE,
-        atol=DEFAULT_TOLERANCE,
+        atol=None,
         max_samples="auto",
         max_epochs=120,
         lr=2e-2,
@@ -245,6 +246,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             self._input_shape = (self.n_features_in_,)
         self._noise = resolve_trace(resolved.trace if self.trace == "auto" else self.trace, self.flow_.n_features)
         self._noise_seed = seed if resolved.noise_seed is None else resolved.noise_seed
+        if self.flow_.data_size is None and X is not None:
+            self.flow_.data_size = tuple(feature_sizes(torch.tensor(X)).flatten().tolist())
         return X
 
     def _take_no_X(self, resolved: FittedFlow) -> None:
@@ -442,7 +445,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         n_samples : int, default 1000
             Base draws to report on, timed as one batch; with X, rows of the batch that is timed.
         tolerance : float, default 1e-5
-            rtol and atol of the dopri5 that is timed and listed.
+            rtol of the dopri5 that is timed and listed, relative to the states' size.
         random_state : int, RandomState or None
             Of the base draws.
 

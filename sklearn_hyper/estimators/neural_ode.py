@@ -69,7 +69,7 @@ class _NeuralODEEstimator(TorchEstimator):
         solver="dopri5",
         n_steps=10,
         rtol=1e-4,
-        atol=1e-4,
+        atol=None,
         adjoint=False,
         max_epochs=10,
         lr=1e-2,
@@ -174,6 +174,7 @@ class _NeuralODEEstimator(TorchEstimator):
             train_net(net, x[rows], t[rows], own_generator(seed), epochs=1 if partial else None)
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
+        self.neural_ode_.measure_size(x[rows])
         self.history_ = [
             {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
         ]
@@ -202,7 +203,7 @@ class _NeuralODEEstimator(TorchEstimator):
         input_map = made(_default_input_map, x) if input_map is None else input_map
         # In eval mode: a check must not move running statistics, and one row is enough.
         z = check_neural_ode(NeuralODE(_no_field, input_map=input_map).eval(), x[:2])
-        field = made(_default_field, z) if field is None else field
+        field = made(_default_field, z, self.t_span) if field is None else field
         output_map = made(_default_output_map, z, self._n_outputs()) if output_map is None else output_map
         module = NeuralODE(field, input_map=input_map, output_map=self._scaled(output_map, dtype), t_span=self.t_span)
         module = module.to(device).eval()
@@ -304,9 +305,12 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         and warns when they differ by more than half a point.
     n_steps : int, default 10
         Steps of a fixed-step training solver; not used by dopri5.
-    rtol, atol : float, default 1e-4
-        Tolerances of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do not depend
-        on the batch.
+    rtol : float, default 1e-4
+        Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do not
+        depend on the batch.
+    atol : float, optional
+        Absolute tolerance in training, in the units of the states. Missing: ``rtol`` times their size, the RMS over the
+        batch of every feature or channel.
     adjoint : bool, default False
         Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
     max_epochs : int, default 10
@@ -451,9 +455,12 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         and warns when they differ by more than half a point.
     n_steps : int, default 10
         Steps of a fixed-step training solver; not used by dopri5.
-    rtol, atol : float, default 1e-4
-        Tolerances of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do not depend
-        on the batch.
+    rtol : float, default 1e-4
+        Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do not
+        depend on the batch.
+    atol : float, optional
+        Absolute tolerance in training, in the units of the states. Missing: ``rtol`` times their size, the RMS over the
+        batch of every feature or channel.
     adjoint : bool, default False
         Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
     max_epochs : int, default 10
@@ -524,8 +531,8 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         y = y.reshape(len(y), -1)
         if reset:
             self._squeeze_output = squeeze
-            scale = y.std(axis=0)
-            self._y_shift, self._y_scale = y.mean(axis=0), np.where(scale > 0, scale, 1.0)
+            scaler = Standardize.from_data(torch.tensor(y))
+            self._y_shift, self._y_scale = scaler.shift.numpy(), scaler.scale.numpy()
         elif y.shape[1] != len(self._y_shift):
             raise ValueError(f"y has {y.shape[1]} outputs, the first fit had {len(self._y_shift)}.")
         return y
@@ -581,11 +588,11 @@ def _default_input_map(x: Tensor) -> nn.Module:
     )
 
 
-def _default_field(z: Tensor) -> nn.Module:
+def _default_field(z: Tensor, t_span: Any) -> nn.Module:
     if z.ndim == 4:
-        return ConvVectorField(z.shape[1])
+        return ConvVectorField(z.shape[1], t_span=t_span)
     if z.ndim == 2:
-        return MLPVectorField(z.shape[1])
+        return MLPVectorField(z.shape[1], t_span=t_span)
     raise ValueError(f"there is no default vector_field for states of shape {tuple(z.shape[1:])}; pass one.")
 
 

@@ -149,12 +149,13 @@ class CorrectionNet(nn.Module):
 
     shift: Tensor
     scale: Tensor
-    time_range: Tensor
 
     def __init__(self, layout: CorrectionLayout, layers: Sequence[nn.Linear | nn.Conv2d]):
         super().__init__()
         self.layout = layout
         self.eps_max = 1.0
+        # In plain numbers: s may be so far from zero that a float32 does not hold it.
+        self.middle, self.per_half = 0.0, 1.0
         # Of the base solver that the net is bound to. Bound to none, quotients are (r_i - r_1) / eps.
         self.spacings: tuple[float, ...] = ()
         self.startup_spacings: tuple[float, ...] = ()
@@ -164,7 +165,6 @@ class CorrectionNet(nn.Module):
         self.activations = nn.ModuleList(layout.activation() for _ in layers[1:])
         self.register_buffer("shift", torch.zeros(layout.n_in))
         self.register_buffer("scale", torch.ones(layout.n_in))
-        self.register_buffer("time_range", torch.tensor([0.0, 1.0]))
 
     # ------------------------------------------------------------------ the base solver
     def for_solver(self, solver: BaseSolver) -> CorrectionNet:
@@ -231,8 +231,7 @@ class CorrectionNet(nn.Module):
         rounding = 32 * torch.finfo(size.dtype).eps
         spread = torch.where(deviation > rounding * size, deviation, size)
         self.scale[:known] = 1 / torch.where(spread > 0, spread, torch.ones_like(spread))
-        middle, half = (t_span[0] + t_span[1]) / 2, abs(t_span[1] - t_span[0]) / 2
-        self.time_range.copy_(torch.tensor([middle, 1 / half]))
+        self.middle, self.per_half = (t_span[0] + t_span[1]) / 2, 2 / abs(t_span[1] - t_span[0])
 
     # ------------------------------------------------------------------ g
     def forward(
@@ -270,13 +269,13 @@ class CorrectionNet(nn.Module):
 
     def terms(self, eps: float | Tensor, s: Tensor, n_stages: int) -> Tensor:
         """1, and what the weights are linear in: one number each, or a row of them for every row."""
-        middle, per_half = self.time_range.unbind()
-        terms: list[Any] = [1.0, (s - middle) * per_half, eps / self.eps_max]
+        share = ((s - self.middle) * self.per_half).to(self.shift.dtype)
+        terms: list[Any] = [1.0, share, eps / self.eps_max]
         if self.layout.reads_tableau:
             terms += self.leading_error
         if self.layout.reads_startup:
             terms.append(float(n_stages < self.layout.n_stages))
-        return torch.stack([t if isinstance(t, Tensor) else torch.full_like(terms[1], t) for t in terms], dim=-1)
+        return torch.stack([t if isinstance(t, Tensor) else torch.full_like(share, t) for t in terms], dim=-1)
 
     def _normalize(self, features: Tensor) -> Tensor:
         """Features shifted and scaled, with zeros for those that a start-up step lacks."""

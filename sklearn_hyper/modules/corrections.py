@@ -1,7 +1,7 @@
 """Corrections g as hypersolvers run them: any net, scaled to the units of the residuals and bounded.
 
 Contract of a correction: ``forward(eps, s, z, stages, x=None) -> tensor like z`` with eps a signed Python float, s a 0-d
-tensor and stages a list of tensors like z, fewer in start-up steps of a multistep method. It must stay O(1) as eps -> 0, or the base solver's order is lost.
+tensor (in the dtype in which f gets its time) and stages a list of tensors like z, fewer in start-up steps of a multistep method. It must stay O(1) as eps -> 0, or the base solver's order is lost.
 One that has to know which base solver the stages come from also offers ``for_solver(solver) -> correction``.
 """
 
@@ -170,7 +170,8 @@ def fit_bounded_correction(net: nn.Module, residuals: Sequence[Residual]) -> Bou
     full_stages = max(len(r.stages) for r in residuals)
     startup = [r for r in residuals if len(r.stages) < full_stages]
     full = [r for r in residuals if len(r.stages) == full_stages]
-    norms = torch.cat([largest_stage_norm(r.stages).flatten() for r in residuals])
+    # In float64, where the squares of small units do not underflow.
+    norms = torch.cat([largest_stage_norm([stage.double() for stage in r.stages]).flatten() for r in residuals])
     floor = 0.1 * norms.pow(2).mean().sqrt()
     cap = 2 * max(_largest_share(r, float(floor) or 1.0) for r in residuals)
     # Both are zero only where f is: then the correction has nothing to correct and stays at zero.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..numerics.solve import time_tensor
 from .neural_ode import NeuralODE, VectorFieldError, call_part
 from .serialization import DeviceFreeModule
 
@@ -74,7 +75,7 @@ def settle_parts(neural_ode: NeuralODE, x: Tensor, *, differentiates: bool = Tru
             z = neural_ode.input_map(x.clone())
             control = neural_ode.control(x)
             start, end = neural_ode.t_span
-            t = z.new_tensor(start + 0.4 * (end - start))
+            t = time_tensor(start + 0.4 * (end - start), z, neural_ode.t_span)
             field = (t, z) if control is None else (t, z, control)
             _settle(neural_ode, "vector_field", *field)
             _settle(neural_ode, "output_map", z)
@@ -195,7 +196,7 @@ def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None) -> None:
             some = x[first : first + _START_ROWS].to(device)
             z = neural_ode.input_map(some.clone())
             control = neural_ode.control(some)
-            t = z.new_tensor(neural_ode.t_span[0])
+            t = time_tensor(neural_ode.t_span[0], z, neural_ode.t_span)
             arguments = (t, z.clone()) if control is None else (t, z.clone(), control.clone())
             values = {
                 "input_map": z,

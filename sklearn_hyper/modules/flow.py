@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..numerics.solve import check_t_span
+from ..numerics.solve import check_t_span, time_tensor
+from ..numerics.units import feature_sizes
 from .divergence import AppendLogDensity, LogDensityField
 from .hypersolved_ode import SolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
@@ -18,7 +19,7 @@ from .serialization import DeviceFreeModule
 from .user_code import find_hidden_modules
 from .vector_fields import Rescale, Standardize
 
-_FAR = 1e4
+_FAR, _MEASURED_DRAWS = 1e4, 512
 
 
 class Flow(DeviceFreeModule):
@@ -41,7 +42,16 @@ class Flow(DeviceFreeModule):
         mu and sigma; missing: data are the field's coordinates.
     base_distribution : torch.distributions.Distribution, optional
         p_0, over vectors of width d; computes on the CPU, in its own dtype. Missing: the standard normal.
+
+    Attributes
+    ----------
+    data_size, base_size : tuple of float or None
+        How large states are where they start from data and from base samples, by feature (see :class:`NeuralODE`'s
+        ``state_size``). Scaled data and a standard normal are 1; data in their own units are measured by whoever has them.
     """
+
+    data_size: tuple[float, ...] | None = None
+    base_size: tuple[float, ...] | None = None
 
     def __init__(
         self,
@@ -61,9 +71,14 @@ class Flow(DeviceFreeModule):
         self.t_span = check_t_span(t_span)
         self.scaler = scaler
         self.base_distribution = base_distribution
+        ones = (1.0,) * self.n_features
+        self.data_size = None if scaler is None else ones
+        self.base_size = ones
         if base_distribution is not None:
             with seeded(0, "cpu"):
-                self._base_dtype = base_distribution.sample().dtype
+                draws = base_distribution.sample((_MEASURED_DRAWS,))
+            self._base_dtype = draws.dtype
+            self.base_size = tuple(feature_sizes(draws).flatten().tolist())
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -78,7 +93,7 @@ class Flow(DeviceFreeModule):
     def sampling(self) -> NeuralODE:
         """From base to data: predicts x from z(t_0)."""
         back = None if self.scaler is None else Rescale(nn.Identity(), self.scaler.scale, self.scaler.shift)
-        return NeuralODE(self.vector_field, output_map=back, t_span=self.t_span)
+        return NeuralODE(self.vector_field, output_map=back, t_span=self.t_span, state_size=self.base_size)
 
     def density(self, *, hutchinson: bool = False, penalties: bool = False) -> NeuralODE:
         """From data to base: the terminal state is (z(t_0), ∫ tr from t_0 to t_1), to be read by :meth:`log_prob`.
@@ -86,12 +101,16 @@ class Flow(DeviceFreeModule):
         With ``hutchinson=True`` the input is x and the noise side by side, 2 d features.
         """
         scaler = nn.Identity() if self.scaler is None else self.scaler
-        return NeuralODE(
+        n_zeros = 3 if penalties else 1
+        ode = NeuralODE(
             LogDensityField(self.vector_field, hutchinson=hutchinson, penalties=penalties),
-            input_map=AppendLogDensity(self.n_features, scaler, n_zeros=3 if penalties else 1),
+            input_map=AppendLogDensity(self.n_features, scaler, n_zeros=n_zeros),
             t_span=self.t_span[::-1],
             data_controlled=hutchinson,
+            state_size=None if self.data_size is None else (*self.data_size, *[1.0] * n_zeros),
         )
+        ode.n_unitless = n_zeros
+        return ode
 
     def log_prob(self, state: Tensor) -> Tensor:
         """Log densities of data, from the terminal states of :meth:`density`."""
@@ -157,7 +176,10 @@ def check_base_distribution(flow: Flow) -> None:
             f"{tuple(base.batch_shape)} and event_shape {tuple(base.event_shape)}; wrap independent marginals in "
             "torch.distributions.Independent(..., 1)."
         )
-    far = torch.tensor([[-_FAR], [_FAR]], dtype=flow._base_dtype).expand(2, d)
+    sizes = flow.base_size or (1.0,) * d
+    far = (
+        _FAR * torch.tensor([sizes, sizes], dtype=flow._base_dtype) * torch.tensor([[-1.0], [1.0]]).to(flow._base_dtype)
+    )
     if not base.support.check(far).all():
         raise ValueError(
             f"base_distribution must have a density everywhere, got {base} with the support {base.support}: a flow's "
@@ -182,7 +204,7 @@ def check_divergence(flow: Flow, x: Tensor) -> None:
     with torch.no_grad():
         for end, z, where in zip(flow.t_span, (base, data), ("base samples", "rows of X"), strict=True):
             state = torch.cat([z, z.new_zeros(len(z), 1)], dim=1)
-            if not torch.isfinite(field(state.new_tensor(end), state, torch.ones_like(z))).all():
+            if not torch.isfinite(field(time_tensor(end, state, flow.t_span), state, torch.ones_like(z))).all():
                 raise VectorFieldError(
                     f"vector_field or its divergence is not finite at t={end:g} on some of {len(z)} {where}: a density "
                     "needs a field that is differentiable wherever data and base lie."

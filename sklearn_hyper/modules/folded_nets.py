@@ -34,7 +34,7 @@ class FoldedNet(nn.Module):
         super().__init__()
         layout, n = net.layout, net.layout.n_state
         self.n_state, self.has_gate, self.has_matrix_gate = n, layout.n_gate > 0, layout.has_matrix_gate
-        terms = net.terms(eps, net.shift.new_tensor(s), n_stages)
+        terms = net.terms(eps, net.shift.new_tensor(s, dtype=torch.float64), n_stages)
         (first, first_bias), *layers = net.weights.at(terms)
         self.is_image = first.ndim == 4
         known = layout.n_before + n * n_stages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from ..numerics.cost import count_macs
 from ..numerics.reference import DEFAULT_TOLERANCE, solve_dopri5
-from ..numerics.solve import check_t_span
+from ..numerics.solve import check_t_span, time_tensor
+from ..numerics.units import absolute_tolerance, feature_sizes
 from .serialization import DeviceFreeModule
 from .user_code import find_hidden_modules
 
 PARTS = ("vector_field", "input_map", "output_map")
+
+_MEASURED_ROWS = 512
 
 
 class NeuralODE(DeviceFreeModule):
@@ -29,10 +32,10 @@ class NeuralODE(DeviceFreeModule):
     Parameters
     ----------
     vector_field : nn.Module or callable
-        ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``. t is a 0-d tensor of z's dtype
-        and device, z has shape (batch, ...), and so has the result. Parameters that vary with depth, theta(s), are
-        just such an f. It may be a bound method, a ``functools.partial`` or an object: modules that these hold are found
-        and registered.
+        ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``. t is a 0-d tensor on z's device and
+        of its dtype, or of float64 where that does not resolve ``t_span`` (Unix times in float32, say); z has shape
+        (batch, ...), and so has the result. Parameters that vary with depth, theta(s), are just such an f. It may be a bound
+        method, a ``functools.partial`` or an object: modules that these hold are found and registered.
     input_map : nn.Module or callable, optional
         :math:`h_x`, from the input to the initial state. Missing: the identity.
     output_map : nn.Module or callable, optional
@@ -41,13 +44,17 @@ class NeuralODE(DeviceFreeModule):
         Start and end of the solve; the end may lie before the start.
     data_controlled : bool, default False
         Whether the field takes the raw input x as a third argument. Stated, never guessed from argument names.
+    state_size : sequence of float, optional
+        How large the states are, by feature or channel (axis 1): what an absolute tolerance that is left out is a share of.
+        Missing: their RMS over the batch that is solved. Estimators take it from the rows of their fit, so that a
+        prediction does not depend on its batch.
 
     Raises
     ------
     TypeError
         If the field or a map is not callable.
     ValueError
-        If ``t_span`` is not a pair of two different finite numbers.
+        If ``t_span`` is not a pair of two different finite numbers, or too far from zero for float64 to resolve it.
 
     References
     ----------
@@ -62,6 +69,10 @@ class NeuralODE(DeviceFreeModule):
     0.3679
     """
 
+    state_size: tuple[float, ...] | None = None
+    n_unitless = 0
+    """So many numbers at the end of a state have no units: log densities."""
+
     def __init__(
         self,
         vector_field: Callable[..., Tensor],
@@ -70,6 +81,7 @@ class NeuralODE(DeviceFreeModule):
         output_map: Callable[[Tensor], Tensor] | None = None,
         t_span: tuple[float, float] = (0.0, 1.0),
         data_controlled: bool = False,
+        state_size: Sequence[float] | None = None,
     ):
         super().__init__()
         for name, part in [("vector_field", vector_field), ("input_map", input_map), ("output_map", output_map)]:
@@ -82,6 +94,8 @@ class NeuralODE(DeviceFreeModule):
         self.output_map = nn.Identity() if output_map is None else output_map
         self.t_span = check_t_span(t_span)
         self.data_controlled = bool(data_controlled)
+        # Plain numbers: they need not move with the module, and leave its dtype to be that of its tensors.
+        self.state_size = None if state_size is None else tuple(float(size) for size in state_size)
         self.is_settled = False
         """Whether a fit has seen that the parts write into nothing of others and hand out fresh tensors."""
         self.register_hidden()
@@ -105,14 +119,16 @@ class NeuralODE(DeviceFreeModule):
         return x if self.data_controlled else None
 
     def forward(
-        self, x: Tensor, rtol: float = DEFAULT_TOLERANCE, atol: float = DEFAULT_TOLERANCE, adjoint: bool = False
+        self, x: Tensor, rtol: float = DEFAULT_TOLERANCE, atol: float | None = None, adjoint: bool = False
     ) -> Tensor:
         """Solve with torchdiffeq's dopri5 and map the terminal state to the output.
 
         Parameters
         ----------
         x : Tensor of shape (batch, ...)
-        rtol, atol : float, default 1e-6
+        rtol : float, default 1e-6
+        atol : float, optional
+            In the units of the states. Missing: ``rtol`` times their size, ``state_size``.
         adjoint : bool, default False
             Gradients by the adjoint method instead of backpropagation through the solver.
 
@@ -121,23 +137,35 @@ class NeuralODE(DeviceFreeModule):
         Tensor of shape (batch, ...)
         """
         params = [p for p in self.parameters() if p.requires_grad] if adjoint else None
+        z0 = self.input_map(x)
         z = solve_dopri5(
             self.vector_field,
-            self.input_map(x),
+            z0,
             self.t_span,
             rtol=rtol,
-            atol=atol,
+            atol=self.tolerance(atol, rtol, z0),
             x=self.control(x),
             adjoint_params=params,
         )
         return self.output_map(z)
+
+    def tolerance(self, atol: float | None, rtol: float, z0: Tensor) -> float | Tensor:
+        """The absolute tolerance of a solve from z0: ``atol``, or where that is None a share of the states' size."""
+        return absolute_tolerance(atol, rtol, z0, self.state_size, self.n_unitless)
+
+    def measure_size(self, x: Tensor) -> None:
+        """Take ``state_size`` from the initial states of (some of) these rows."""
+        with torch.no_grad():
+            z = self.input_map(x[:: -(-len(x) // _MEASURED_ROWS)])
+        self.state_size = tuple(feature_sizes(z, self.n_unitless).flatten().tolist())
 
     def count_field_macs(self, x: Tensor) -> float:
         """Multiply-accumulates of one evaluation of f, for the inputs x; nan where it holds no product or convolution."""
         with torch.no_grad():
             z = self.input_map(x)
         control = self.control(x)
-        return count_macs(self.vector_field, z.new_tensor(self.t_span[0]), z, *([] if control is None else [control]))
+        t = time_tensor(self.t_span[0], z, self.t_span)
+        return count_macs(self.vector_field, t, z, *([] if control is None else [control]))
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -176,12 +204,13 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
                 "input_map must return a floating-point tensor of shape (batch, ...), got "
                 f"{_describe(z)} for an input of shape {tuple(x.shape)}."
             )
-        t = z.new_tensor(neural_ode.t_span[0])
+        t = time_tensor(neural_ode.t_span[0], z, neural_ode.t_span)
         control = neural_ode.control(x)
         dz = call_part(neural_ode, "vector_field", t, z, *([] if control is None else [control]))
         if not _is_like(dz, z):
             raise VectorFieldError(
-                f"vector_field{_signature(neural_ode)} must return a tensor like z ({_describe(z)}), got {_describe(dz)}."
+                f"vector_field{_signature(neural_ode)} must return a tensor like z ({_describe(z)}), got {_describe(dz)}"
+                f"{_time_hint(neural_ode, t, z)}."
             )
         _check_argument_order(neural_ode, t, z)
     return z
@@ -228,6 +257,8 @@ def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> 
     t, z = arguments[:2]
     if _works(neural_ode.vector_field, z, t, like=z):
         return "; called the other way round, with (z, t), it works: a field takes the time first, so wrap it"
+    if t.dtype != z.dtype:
+        return _time_hint(neural_ode, t, z)
     if _works(neural_ode.vector_field, z, like=z):
         return "; with z alone it works: a field takes the time first, also where it does not use it, so wrap it"
     if not neural_ode.data_controlled and _works(neural_ode.vector_field, t, z, z, like=z):
@@ -235,6 +266,15 @@ def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> 
             "; with a third argument it works: a field that takes the input too needs NeuralODE(data_controlled=True)"
         )
     return ""
+
+
+def _time_hint(neural_ode: NeuralODE, t: Tensor, z: Tensor) -> str:
+    if t.dtype == z.dtype:
+        return ""
+    return (
+        f". Times of t_span={neural_ode.t_span} are not resolved by {z.dtype}, so the field gets t in {t.dtype}: cast what it makes "
+        "of t to z's dtype, measure time from the start (t_span=(0, ...)), or use float64 for all"
+    )
 
 
 def _works(field: Any, *arguments: Tensor, like: Tensor) -> bool:

@@ -8,11 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..numerics.solve import check_t_span
+from ..numerics.units import is_constant
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "softplus": functional.softplus,
     "tanh": torch.tanh,
 }
+
+_UNIT_SPAN = (0.0, 1.0)
+
+
+def _share(t: Tensor, t_span: tuple[float, float]) -> Tensor:
+    """Time as a share of the span."""
+    return t if t_span == _UNIT_SPAN else (t - t_span[0]) / (t_span[1] - t_span[0])
+
+
+def _velocity(change: Tensor, t_span: tuple[float, float]) -> Tensor:
+    """What changes over the whole span, per unit of time."""
+    return change if t_span == _UNIT_SPAN else change / (t_span[1] - t_span[0])
 
 
 class MLPVectorField(nn.Module):
@@ -26,6 +41,8 @@ class MLPVectorField(nn.Module):
         Width of the hidden layers.
     depth : int, default 2
         Number of hidden layers.
+    t_span : pair of float, default (0.0, 1.0)
+        The net gets time as a share of this span, and its output is what changes over it: units of time make no difference.
 
     Examples
     --------
@@ -35,18 +52,19 @@ class MLPVectorField(nn.Module):
     torch.Size([2, 3])
     """
 
-    def __init__(self, n_features: int, hidden: int = 64, depth: int = 2):
+    def __init__(self, n_features: int, hidden: int = 64, depth: int = 2, t_span: tuple[float, float] = (0.0, 1.0)):
         super().__init__()
+        self.t_span = check_t_span(t_span)
         self.first = nn.Linear(n_features, hidden)
         self.time = nn.Parameter(torch.zeros(hidden))
         self.middle = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth - 1))
         self.last = nn.Linear(hidden, n_features)
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        h = torch.tanh(functional.linear(z, self.first.weight, self.first.bias + t * self.time))
+        h = torch.tanh(functional.linear(z, self.first.weight, self.first.bias + _share(t, self.t_span) * self.time))
         for layer in self.middle:
             h = torch.tanh(layer(h))
-        return self.last(h)
+        return _velocity(self.last(h), self.t_span)
 
 
 class ConvVectorField(nn.Module):
@@ -64,6 +82,8 @@ class ConvVectorField(nn.Module):
         Number of hidden layers.
     activation : {"silu", "softplus", "tanh"}, default "silu"
         Between the convolutions. Smooth ones only: at a kink every solver is of first order.
+    t_span : pair of float, default (0.0, 1.0)
+        As in :class:`MLPVectorField`.
 
     Examples
     --------
@@ -93,8 +113,16 @@ class ConvVectorField(nn.Module):
     ... )
     """
 
-    def __init__(self, channels: int, hidden: int = 32, depth: int = 1, activation: str = "silu"):
+    def __init__(
+        self,
+        channels: int,
+        hidden: int = 32,
+        depth: int = 1,
+        activation: str = "silu",
+        t_span: tuple[float, float] = (0.0, 1.0),
+    ):
         super().__init__()
+        self.t_span = check_t_span(t_span)
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
         self.activation = activation
@@ -104,12 +132,12 @@ class ConvVectorField(nn.Module):
         self.last = nn.Conv2d(hidden, channels, 3, padding=1)
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        bias = self.first.bias + t * self.time  # type: ignore[operator]  # Conv2d(bias=True)
+        bias = self.first.bias + _share(t, self.t_span) * self.time  # type: ignore[operator]  # Conv2d(bias=True)
         activate = _ACTIVATIONS[self.activation]
         h = activate(functional.conv2d(z, self.first.weight, bias, padding=1))
         for layer in self.middle:
             h = activate(layer(h))
-        return self.last(h)
+        return _velocity(self.last(h), self.t_span)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"
@@ -134,10 +162,16 @@ class Standardize(nn.Module):
 
     @classmethod
     def from_data(cls, x: Tensor) -> Standardize:
-        """Statistics over all axes but the feature (or channel) axis; constant features are only shifted."""
-        axes = [0, *range(2, x.ndim)]
-        shift, scale = x.mean(dim=axes, keepdim=True)[0], x.std(dim=axes, keepdim=True, unbiased=False)[0]
-        return cls(shift, torch.where(scale > 1e-6, scale, torch.ones_like(scale)))
+        """Statistics over all axes but the feature (or channel) axis, in any units.
+
+        A feature that varies by no more than rounding is constant: it is shifted, and measured by its size.
+        """
+        axes, exact = [0, *range(2, x.ndim)], x.double()  # the squares of small units underflow in float32
+        shift, spread = exact.mean(dim=axes, keepdim=True)[0], exact.std(dim=axes, keepdim=True, unbiased=False)[0]
+        size = shift.abs()
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        scale = torch.where(is_constant(spread, shift.abs(), x.dtype), size, spread)
+        return cls(shift.to(x.dtype), scale.to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.shift) / self.scale

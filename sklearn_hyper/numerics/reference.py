@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
 from .row_errors import RowsError, list_rows
-from .solve import bind_input, check_grid
+from .solve import bind_input, check_grid, check_resolution, time_dtype
+from .units import absolute_tolerance
 
 DEFAULT_TOLERANCE = 1e-6
-"""rtol and atol of references: at this value float32 solutions no longer depend on the batch they share."""
+"""rtol of references: at this value float32 solutions no longer depend on the batch they share."""
+
+_ORDINARY = 1e3
+"""torchdiffeq's first step has constants of its own, which suit spans up to so long, or so short."""
 
 _HOLDS_UP = 0.1
 """Rows whose error is at least this share of what stopped the solver need steps all but as small: errors go with the fifth
@@ -50,11 +54,33 @@ class ReferenceSolveError(RowsError, RuntimeError):
         )
 
 
+class _Clock(NamedTuple):
+    """Where dopri5 solves in shares of the span: what they mean to f, and the dtype in which it gets its time."""
+
+    start: float
+    span: float
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, times: Sequence[float]) -> _Clock | None:
+        """A clock for times far from zero, which torchdiffeq casts to the states' dtype, or of unusual units."""
+        start, span = times[0], times[-1] - times[0]
+        exact = time_dtype(dtype, times)
+        # Float64 states too: torchdiffeq's first step may be shorter than what float64 resolves far from zero.
+        is_near = exact == dtype and time_dtype(torch.float32, times) == torch.float32
+        is_ordinary = is_near and 1 / _ORDINARY <= abs(span) <= _ORDINARY
+        return None if is_ordinary else cls(start, span, exact)
+
+    def shares(self, times: Sequence[float]) -> list[float]:
+        """Times as shares of the span, both ends exact."""
+        return [0.0, *((time - self.start) / self.span for time in times[1:-1]), 1.0]
+
+
 class _EvaluationLimit:
     """Counts calls of f and gives up past a limit, so that a stiff field cannot hang a fit."""
 
-    def __init__(self, f: Callable[[Tensor, Tensor], Tensor], limit: int):
-        self.f, self.limit, self.n_evaluations = f, limit, 0
+    def __init__(self, f: Callable[[Tensor, Tensor], Tensor], limit: int, clock: _Clock | None = None):
+        self.f, self.limit, self.n_evaluations, self.clock = f, limit, 0, clock
         self.state: Tensor | None = None
         self.row_errors: Tensor | None = None
 
@@ -63,8 +89,11 @@ class _EvaluationLimit:
         if self.n_evaluations > self.limit:
             raise self.failure(f"dopri5 needed more than {self.limit} evaluations of the vector field")
         self.state = z
-        # torchdiffeq keeps time in float64; the field sees z's dtype, as in our own loop.
-        return self.f(t.to(z.dtype), z)
+        if self.clock is None:
+            # torchdiffeq keeps time in float64; the field sees z's dtype, as in our own loop.
+            return self.f(t.to(z.dtype), z)
+        start, span, dtype = self.clock
+        return span * self.f((start + span * t.double()).to(dtype), z)
 
     def largest_row_rms(self, error: Tensor) -> Tensor:
         """RMS of the worst row: every row meets the tolerance, whatever batch it shares."""
@@ -91,8 +120,10 @@ def hold_up(errors: Tensor) -> Tensor:
     return errors >= (worst if worst.isinf() else _HOLDS_UP * worst.clamp(max=1))
 
 
-def check_tolerance(name: str, value: Any) -> float:
-    """Return a tolerance as a positive finite float."""
+def check_tolerance(name: str, value: Any) -> Any:
+    """Return a tolerance as a positive finite float; atol may be a tensor of them."""
+    if isinstance(value, Tensor) and value.ndim and bool(((value > 0) & value.isfinite()).all()):
+        return value
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not 0 < float(value) < float("inf"):
         raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
     return float(value)
@@ -104,7 +135,7 @@ def reference_solution(
     times: Sequence[float] | Tensor,
     *,
     rtol: float = DEFAULT_TOLERANCE,
-    atol: float = DEFAULT_TOLERANCE,
+    atol: float | Tensor | None = None,
     x: Any = None,
     max_evaluations: int = MAX_EVALUATIONS,
 ) -> Tensor:
@@ -116,13 +147,16 @@ def reference_solution(
     Parameters
     ----------
     f : callable
-        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``.
+        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``; t as in :func:`hypersolve`.
     z0 : Tensor of shape (batch, ...)
         State at ``times[0]``.
     times : sequence of T floats
         Strictly monotone, in either direction.
-    rtol, atol : float, default 1e-6
-        Relative and absolute tolerance of the local error.
+    rtol : float, default 1e-6
+        Relative tolerance of the local error.
+    atol : float or Tensor, optional
+        Absolute tolerance, in the units of the states; a tensor broadcasts to them. Missing: ``rtol`` times the size of z0,
+        its RMS over the batch by feature or channel.
     x : Tensor, optional
         Input of a data-controlled field.
     max_evaluations : int, default 30,000
@@ -149,12 +183,10 @@ def reference_solution(
     """
     if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
         raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
-    # Times stay in float64 whatever z's dtype: rounding them to float32 would move the mesh.
-    mesh = torch.tensor(check_grid(times), dtype=torch.float64, device=z0.device)
-    # The last time too: left out, the solver steps past it, evaluates f out there and interpolates back.
-    options: dict[str, Any] = {"dtype": torch.float64, "step_t": mesh[1:]}
+    mesh = check_grid(times)
+    check_resolution("times", mesh)
     with torch.no_grad():
-        return _solve(odeint, f, z0, mesh, rtol, atol, x, options, max_evaluations, by_row=True)
+        return _solve(odeint, f, z0, mesh, rtol, atol, x, max_evaluations, by_row=True)
 
 
 def solve_dopri5(
@@ -163,7 +195,7 @@ def solve_dopri5(
     t_span: tuple[float, float],
     *,
     rtol: float,
-    atol: float,
+    atol: float | Tensor | None = None,
     x: Any = None,
     adjoint_params: Iterable[Tensor] | None = None,
     max_evaluations: int = MAX_EVALUATIONS,
@@ -173,33 +205,45 @@ def solve_dopri5(
     Parameters are those of :func:`reference_solution`; with ``adjoint_params`` gradients are computed by the
     adjoint method with respect to those tensors (constant memory), otherwise by backpropagation through the solver.
     """
-    mesh = torch.as_tensor(t_span, dtype=torch.float64, device=z0.device)
-    options: dict[str, Any] = {"dtype": torch.float64}
     if adjoint_params is None:
-        return _solve(odeint, f, z0, mesh, rtol, atol, x, options, max_evaluations)[-1]
+        return _solve(odeint, f, z0, t_span, rtol, atol, x, max_evaluations)[-1]
+    params = tuple(adjoint_params)
 
-    def adjoint(*args: Any, **kwargs: Any) -> Tensor:
-        return odeint_adjoint(*args, adjoint_params=tuple(adjoint_params), **kwargs)
+    def adjoint(field: Any, start: Tensor, mesh: Tensor, *, rtol: float, atol: Any, **how: Any) -> Tensor:
+        if not isinstance(atol, Tensor):
+            return odeint_adjoint(field, start, mesh, rtol=rtol, atol=atol, adjoint_params=params, **how)
+        # In units of the states: the adjoint's gradients, which have the tolerances of the states, have their inverse's.
+        unit = (atol / rtol).to(start)
 
-    return _solve(adjoint, f, z0, mesh, rtol, atol, x, options, max_evaluations)[-1]
+        def in_units(t: Tensor, u: Tensor) -> Tensor:
+            return field(t, u * unit) / unit
+
+        return unit * odeint_adjoint(in_units, start / unit, mesh, rtol=rtol, atol=rtol, adjoint_params=params, **how)
+
+    return _solve(adjoint, f, z0, t_span, rtol, atol, x, max_evaluations)[-1]
 
 
 def _solve(
     solver: Callable[..., Tensor],
     f: Callable[..., Tensor],
     z0: Tensor,
-    mesh: Tensor,
+    times: Sequence[float],
     rtol: float,
-    atol: float,
+    atol: float | Tensor | None,
     x: Any,
-    options: dict[str, Any],
     max_evaluations: int,
     by_row: bool = False,
 ) -> Tensor:
-    rtol, atol = check_tolerance("rtol", rtol), check_tolerance("atol", atol)
-    limited = _EvaluationLimit(bind_input(f, x), max_evaluations)
+    rtol = check_tolerance("rtol", rtol)
+    atol = check_tolerance("atol", absolute_tolerance(atol, rtol, z0))
+    clock = _Clock.of(z0.dtype, times)
+    # Times stay in float64 whatever z's dtype: rounding them to float32 would move the mesh.
+    mesh = torch.tensor(times if clock is None else clock.shares(times), dtype=torch.float64, device=z0.device)
+    limited = _EvaluationLimit(bind_input(f, x), max_evaluations, clock)
+    options: dict[str, Any] = {"dtype": torch.float64}
     if by_row:
-        options = {**options, "norm": limited.largest_row_rms}
+        # The last time too: left out, the solver steps past it, evaluates f out there and interpolates back.
+        options |= {"norm": limited.largest_row_rms, "step_t": mesh[1:]}
     try:
         solution = solver(limited, z0, mesh, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:  # torchdiffeq's way to say that the step size underflowed or z is not finite

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .base_solvers import BaseSolver, Field, is_multistep, mesh_nodes, resolve_base_solver, startup_methods
-from .solve import bind_input, check_grid, check_own_mesh
+from .solve import bind_input, check_grid, check_own_mesh, check_resolution, time_tensor
 
 CONDITIONING_LIMIT = 0.01
 """Share of RMS(R) that the reference's noise may reach before targets are solved for more tightly."""
@@ -29,6 +29,12 @@ class Residual(NamedTuple):
     stages: list[Tensor]
     order: int
     target: Tensor
+    t_span: tuple[float, float] | None = None
+    """Of the solve that the step is one of, where that is known."""
+
+    def time(self) -> Tensor:
+        """s as f and g get it: a 0-d tensor, in the dtype that resolves the span."""
+        return time_tensor(self.s, self.z, self.t_span or (self.s, self.s + self.eps))
 
 
 def compute_residuals(
@@ -39,6 +45,7 @@ def compute_residuals(
     *,
     x: Any = None,
     n_past: int = 0,
+    t_span: tuple[float, float] | None = None,
 ) -> list[Residual]:
     r"""Residuals of a base solver along reference states.
 
@@ -64,6 +71,8 @@ def compute_residuals(
     n_past : int, default 0
         So many steps at the front of the grid are only a multistep method's history, at one evaluation of f each; at most
         as many as it has start-up steps. The step after n_past = p - 1 of them is a full one of order p.
+    t_span : pair of float, optional
+        Span of the solve that the grid is a part of, which says in which dtype f gets t. Missing: the grid's own.
 
     Returns
     -------
@@ -94,17 +103,19 @@ def compute_residuals(
     check_own_mesh(mesh, solver)
     field = bind_input(f, x)
     _check_n_past(n_past, solver, len(mesh) - 1)
+    span = (mesh[0], mesh[-1]) if t_span is None else t_span
+    check_resolution("grid", span)
     with torch.no_grad():
-        history = _recall(field, solver, mesh[: n_past + 1], states)
+        history = _recall(field, solver, mesh[: n_past + 1], states, span)
         mesh, states = mesh[n_past:], states[n_past:]
         nodes = mesh_nodes(solver, mesh, n_past)
         residuals = []
         for (s, after), step_nodes, z, z_next in zip(pairwise(mesh), nodes, states, states[1:], strict=False):
             eps = after - s
-            times = states.new_tensor(step_nodes).unbind()
+            times = time_tensor(step_nodes, states, span).unbind()
             psi, stages, order, history = solver.step(field, times, z, eps, history)
             target = (z_next - z - eps * psi) / eps ** (order + 1)
-            residuals.append(Residual(s, eps, z, stages, order, target))
+            residuals.append(Residual(s, eps, z, stages, order, target, span))
     return residuals
 
 
@@ -117,13 +128,15 @@ def _check_n_past(n_past: int, solver: BaseSolver, n_steps: int) -> None:
         )
 
 
-def _recall(field: Field, solver: BaseSolver, grid: Sequence[float], states: Tensor) -> tuple[Any, ...]:
+def _recall(
+    field: Field, solver: BaseSolver, grid: Sequence[float], states: Tensor, span: tuple[float, float]
+) -> tuple[Any, ...]:
     """The history of a solver that has come along the grid."""
     history: tuple[Any, ...] = ()
     if not is_multistep(solver):
         return history
     for (s, after), z in zip(pairwise(grid), states, strict=False):
-        history = solver.remember(history, after - s, field(states.new_tensor(s), z))
+        history = solver.remember(history, after - s, field(time_tensor(s, states, span), z))
     return history
 
 
@@ -137,13 +150,14 @@ def in_own_units(t: Tensor, dim: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
     return t / unit, unit
 
 
-def target_noise(residual: Residual, rtol: float, atol: float) -> float:
+def target_noise(residual: Residual, rtol: float, atol: float | None) -> float:
     r"""Noise of a residual's target as a share of its RMS.
 
-    The reference is right to ``atol + rtol |z|``, and never to better than its dtype's rounding;
+    The reference is right to ``atol + rtol |z|`` (atol is ``rtol |z|`` where it is None), and never to better than its dtype's rounding;
     eq. 6 divides that by :math:`|\epsilon|^{p+1}`.
     """
-    scale = residual.z.pow(2).mean().sqrt().item()
+    scale = residual.z.double().square().mean().sqrt().item()
+    atol = rtol * scale if atol is None else atol
     # torchdiffeq evaluates its quartic interpolant at the end of a step too; its coefficients, up to 16 z, cancel there.
     rounding = 16 * torch.finfo(residual.z.dtype).eps * scale
     noise = (atol + rtol * scale + rounding) / abs(residual.eps) ** (residual.order + 1)

@@ -16,6 +16,16 @@ from .protection import ProtectedField, TrustedField
 Correction: TypeAlias = Callable[..., Tensor]
 """g(eps, s, z, stages, x) -> tensor like z."""
 
+_FINE, _FINEST = 1e-5, 1e-6
+"""Share of a span that the rounding of its times may reach: in the states' dtype, and in float64."""
+# Half precision resolves no span so well; where a few of its steps do not cover a span, the states' own dtype will do.
+_REACH = {
+    dtype: max(_FINE / torch.finfo(dtype).eps, 4.0)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+"""How many times its length a span may lie from zero, for its times to be of the states' dtype."""
+_EPS = torch.finfo(torch.float64).eps
+
 
 def check_t_span(t_span: Any) -> tuple[float, float]:
     """Return ``t_span`` as two Python floats, or say what is wrong with it."""
@@ -27,7 +37,34 @@ def check_t_span(t_span: Any) -> tuple[float, float]:
         raise ValueError(f"t_span must be finite, got {t_span!r}.")
     if start == end:
         raise ValueError(f"t_span must have two different ends, got {t_span!r}.")
+    check_resolution("t_span", (start, end))
     return start, end
+
+
+def check_resolution(name: str, times: Sequence[float]) -> None:
+    """Refuse times so far from zero that not even float64 tells the points of a solve between them apart."""
+    far = max(abs(times[0]), abs(times[-1]))
+    if not _EPS * far <= _FINEST * abs(times[-1] - times[0]) < math.inf:
+        raise ValueError(
+            f"{name} from {times[0]!r} to {times[-1]!r} lies so far from zero that float64 does not resolve it (its numbers are "
+            f"{_EPS * far:.1g} apart there): measure time from the start of the span."
+        )
+
+
+def time_dtype(dtype: torch.dtype, times: Sequence[float]) -> torch.dtype:
+    """The dtype in which f gets the time of a solve from the first to the last of ``times``.
+
+    It is the states' own where that resolves the span to 1e-5 of it, else float64 (Unix times in float32 are 128 seconds
+    apart). A 0-d tensor of float64 leaves a float32 state's dtype as it is in arithmetic.
+    """
+    start, end = times[0], times[-1]
+    return dtype if max(abs(start), abs(end)) <= _REACH[dtype] * abs(end - start) else torch.float64
+
+
+def time_tensor(values: Any, like: Tensor, times: Sequence[float]) -> Tensor:
+    """Times as f gets them, on the device of ``like``: a number as a 0-d tensor; of a solve as in :func:`time_dtype`."""
+    dtype = time_dtype(like.dtype, times)
+    return like.new_tensor(values) if dtype == like.dtype else like.new_tensor(values, dtype=dtype)
 
 
 def check_n_steps(n_steps: Any, name: str = "n_steps") -> int:
@@ -101,7 +138,7 @@ def iterate_states(
     # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being learned
     # consists of tensors already.
     flat = [time for step in nodes for time in step]
-    times: Iterator[Any] = iter(flat if isinstance(grid, Tensor) else z0.new_tensor(flat).unbind())
+    times: Iterator[Any] = iter(flat if isinstance(grid, Tensor) else time_tensor(flat, z0, grid).unbind())
     corrections: Any = g if _is_one_a_step(g) else [g] * len(steps)
     z, history = z0, ()
     for eps, step_nodes, correction in zip(steps, nodes, corrections, strict=True):
@@ -193,7 +230,8 @@ def hypersolve(
     Parameters
     ----------
     f : callable
-        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``; t is a 0-d tensor of z's dtype and device.
+        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``; t is a 0-d tensor on z's device and of its dtype, or of float64 where that
+        does not resolve the span (see :func:`time_dtype`).
     z0 : Tensor of shape (batch, ...)
         Initial state. The result has its dtype and device.
     t_span : pair of float

@@ -14,12 +14,12 @@ from ..modules.seeding import own_generator
 from ..numerics.base_solvers import NONSTATIONARY, BaseStep, Field
 from ..numerics.nonstationary import NONSTATIONARY_ORDER, Nonstationary, compose_tableaus, nonstationary_step
 from ..numerics.row_errors import numbered_rows
-from ..numerics.solve import iterate_states
+from ..numerics.solve import iterate_states, time_dtype
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
 from .batches import Batches
 from .correction_fitting import FitSettings, solve_ends
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed
-from .objectives import check_overflow
+from .objectives import check_overflow, span_units
 
 _ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
 _TINY = 1e-20
@@ -101,7 +101,7 @@ def _highest_orders(n_steps: int) -> list[ButcherTableau]:
 class _CoefficientLoss(nn.Module):
     """Mean log squared terminal error, which weighs all rows alike, whatever their size.
 
-    Squares are in units of the states' own mean square.
+    Squares are those of errors in a unit of the states.
     """
 
     def __init__(self, solver: LearnedCoefficients, neural_ode: NeuralODE, x: Tensor, states: Tensor):
@@ -109,7 +109,7 @@ class _CoefficientLoss(nn.Module):
         self.solver = solver
         # In a tuple, the frozen field stays out of parameters(), state_dict() and train().
         self._frozen: Any = (neural_ode, x, states)
-        self._unit = float(states.pow(2).mean()) or 1.0
+        self._unit = span_units(neural_ode, states)
 
     def errors(self, rows: Tensor, solver: Any = None) -> Tensor:
         """Mean square of the terminal error of every row, in those units."""
@@ -117,9 +117,13 @@ class _CoefficientLoss(nn.Module):
         control = x[rows] if neural_ode.data_controlled else None
         start, end = neural_ode.t_span
         solver = solver or self.solver
-        grid = start + (end - start) * solver.shares() if solver is self.solver else solver.mesh(neural_ode.t_span)
+        if solver is self.solver:
+            grid = start + (end - start) * solver.shares().to(time_dtype(states.dtype, neural_ode.t_span))
+        else:
+            grid = solver.mesh(neural_ode.t_span)
         *_, z = iterate_states(neural_ode.vector_field, states[0][rows], grid, solver, None, control)
-        return flatten_samples(z - states[-1][rows]).pow(2).mean(dim=1) / self._unit
+        # Divided first: the squares of small units underflow.
+        return flatten_samples((z - states[-1][rows]) / self._unit).pow(2).mean(dim=1)
 
     def forward(self, rows: Tensor) -> Tensor:
         """The loss of some rows."""

@@ -27,7 +27,7 @@ from ..numerics.cost import count_macs
 from ..numerics.nonstationary import Nonstationary
 from ..numerics.residuals import Residual, in_own_units
 from ..numerics.row_errors import numbered_rows
-from ..numerics.solve import solver_mesh
+from ..numerics.solve import solver_mesh, time_tensor
 from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
 from .nets import BestWeights, FreshStages, LossNet, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed
 from .objectives import (
@@ -40,6 +40,7 @@ from .objectives import (
     UnrolledSolves,
     base_errors,
     check_overflow,
+    span_units,
     stack_blocks,
 )
 from .references import solve_references
@@ -77,7 +78,7 @@ class FitSettings:
     loss: str
     finetune: str | None
     rtol: float
-    atol: float
+    atol: float | None
     max_epochs: int
     lr: float
     batch_size: int
@@ -130,8 +131,8 @@ class FittedCorrection:
     errors: dict[int, dict[str, float]]
     valid_loss: float
     """The best, of the weights that training started from, too; 1 is the base solver."""
-    relative_error: float
-    """Mean error on held-out rows as a share of the states' mean norm."""
+    relative_errors: dict[str, float]
+    """Mean error on held-out rows as a share of the mean norm: of what, and how much."""
     fitted_range: tuple[float, float]
     interrupted: bool
 
@@ -235,7 +236,7 @@ def fit_correction(
         delta=_delta(correction, sets.exact, solver, valid, sizes.steps),
         errors=errors.table(correction, sizes.steps),
         valid_loss=valid_loss,
-        relative_error=errors.relative(correction),
+        relative_errors=errors.relative(correction, settings.rtol),
         fitted_range=(sizes.low, sizes.high),
         interrupted=net.interrupted_,
     )
@@ -268,11 +269,12 @@ def _residual_sets(
     exact = exact.rows(held_out)  # the float64 states of all rows have done their work
     _check_blocks(blocks, steps, settings)
     solvers = [step.solver for step in steps]
-    held_out_blocks = [Block.of(b, s, held_out) for b, s in zip(blocks, solvers, strict=True)]
-    valid = ReferenceRows(x_device[held_out], times, states[:, held_out], held_out_blocks)
+    unit = span_units(neural_ode, states)
+    held_out_blocks = [Block.of(b, s, held_out, unit) for b, s in zip(blocks, solvers, strict=True)]
+    valid = ReferenceRows(x_device[held_out], times, states[:, held_out], held_out_blocks, unit)
     # Popped one by one, since a block and its copy need not both stay in memory.
-    own = [Block.of(blocks.pop(0), s, fitted) for s in solvers]
-    train = ReferenceRows(x_device[fitted], times, states[:, fitted], own)
+    own = [Block.of(blocks.pop(0), s, fitted, unit) for s in solvers]
+    train = ReferenceRows(x_device[fitted], times, states[:, fitted], own, unit)
     return _Sets(train, valid, train, exact)
 
 
@@ -305,14 +307,15 @@ def _state_sets(
     x = x.to(device)
     n_valid = len(held_out)
     # A copy, which does not keep the states that are for the scales alone.
-    valid = ReferenceRows(x[held_out], times, states[:, :n_valid].clone(), [])
-    train = ReferenceRows(x[fitted], train_times, train_states, [])
+    unit = span_units(neural_ode, train_states)
+    valid = ReferenceRows(x[held_out], times, states[:, :n_valid].clone(), [], unit)
+    train = ReferenceRows(x[fitted], train_times, train_states, [], unit)
     rows = few[n_valid:]
     blocks = residual_blocks(neural_ode, times, states[:, n_valid:], x[rows], steps)
     with numbered_rows(rows.tolist(), len(x)):
         _check_blocks(blocks, steps, settings)
-    own = [Block(block, step.solver, 1.0) for block, step in zip(blocks, steps, strict=True)]
-    scales = ReferenceRows(x[rows], times, states[:, n_valid:], own)
+    own = [Block(block, step.solver, unit) for block, step in zip(blocks, steps, strict=True)]
+    scales = ReferenceRows(x[rows], times, states[:, n_valid:], own, unit)
     return _Sets(train, valid, scales, Exact(neural_ode, valid.states, valid.x))
 
 
@@ -448,7 +451,8 @@ def build_correction(
         return fit_bounded_correction(bind_solver(net, solver), residuals)
     one = sample.z[:1]
     arguments = (one,) if x is None else (one, x[:1])
-    macs = count_macs(neural_ode.vector_field, one.new_tensor(neural_ode.t_span[0]), *arguments)
+    start = time_tensor(neural_ode.t_span[0], one, neural_ode.t_span)
+    macs = count_macs(neural_ode.vector_field, start, *arguments)
     spec = auto_correction(sample.z) if isinstance(spec, str) else spec
     # Asked of specs only where it matters: a user's own need not know of multistep methods.
     startup = {"reads_startup": True} if startup_methods(solver) else {}
@@ -471,7 +475,7 @@ def _delta(
             missing = r.target
             if correction is not None:
                 with torch.no_grad():
-                    missing = missing - correction(r.eps, r.z.new_tensor(r.s), r.z, r.stages, control)
+                    missing = missing - correction(r.eps, r.time(), r.z, r.stages, control)
             missing, unit = in_own_units(flatten_samples(missing))
             norms = torch.linalg.vector_norm(missing, dim=1) * unit
             errors.append(norms * abs(r.eps) ** (r.order - solver.order))

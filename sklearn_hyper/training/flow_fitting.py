@@ -18,7 +18,7 @@ from ..modules.seeding import own_generator
 from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.cost import CountedField
 from ..numerics.reference import solve_dopri5
-from ..numerics.solve import uniform_grid
+from ..numerics.solve import time_dtype, uniform_grid
 from .batches import Batches
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule
 from .neural_ode_fitting import TrainingSettings
@@ -57,7 +57,7 @@ def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None) -> Te
 class FlowMatchingLoss(nn.Module):
     r"""Conditional flow matching on straight paths: no solve in training.
 
-    .. math:: \ell = E \big\| f(t, z_t) - \tfrac{z_1 - z_0}{t_1 - t_0} \big\|^2 / d, \qquad z_t = (1 - s) z_0 + s z_1
+    .. math:: \ell = E \big\| (t_1 - t_0) f(t, z_t) - (z_1 - z_0) \big\|^2 / d, \qquad z_t = (1 - s) z_0 + s z_1
 
     with :math:`t = t_0 + s (t_1 - t_0)`, s uniform on (0, 1), z_0 from the base distribution and z_1 data.
 
@@ -81,8 +81,10 @@ class FlowMatchingLoss(nn.Module):
         s, z0 = self.draw(len(x), z1) if drawn is None else drawn
         z = torch.lerp(z0, z1, s[:, None])
         # A field takes one scalar t a call, and here every row has its own: vmap calls it row by row, in one go.
-        velocity = torch.func.vmap(self._velocity, randomness="different")(start + (end - start) * s, z)
-        return (velocity - (z1 - z0) / (end - start)).pow(2).mean()
+        times = start + (end - start) * s.to(time_dtype(z.dtype, self.flow.t_span))
+        velocity = torch.func.vmap(self._velocity, randomness="different")(times, z)
+        # A velocity times the span, so that the loss has no units of time.
+        return ((end - start) * velocity - (z1 - z0)).pow(2).mean()
 
     def _velocity(self, t: Tensor, z: Tensor) -> Tensor:
         return self.flow.vector_field(t, z[None])[0]
@@ -113,7 +115,9 @@ class LikelihoodLoss(nn.Module):
         if self.penalties:
             # The solve runs from data to base; integrals of squares are meant positive.
             energy, jacobian = state[:, -2:].abs().mean(dim=0).unbind()
-            loss = loss + self.settings.kinetic * energy + self.settings.jacobian * jacobian
+            # Integrals of squared velocities over time: times the span, they have no units of time.
+            span = abs(self.flow.t_span[1] - self.flow.t_span[0])
+            loss = loss + span * (self.settings.kinetic * energy + self.settings.jacobian * jacobian)
         return loss
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -125,8 +129,9 @@ class LikelihoodLoss(nn.Module):
         if fixed is not None:
             return fixed.terminal_state(x)
         counted = CountedField(ode.vector_field)
+        z0, rtol = ode.input_map(x), self.settings.rtol
         state = solve_dopri5(
-            counted, ode.input_map(x), ode.t_span, rtol=self.settings.rtol, atol=self.settings.atol,
+            counted, z0, ode.t_span, rtol=rtol, atol=ode.tolerance(self.settings.atol, rtol, z0),
             x=ode.control(x), adjoint_params=list(self.flow.parameters()) if self.settings.adjoint else None,
             max_evaluations=_MAX_EVALUATIONS,
         )  # fmt: skip

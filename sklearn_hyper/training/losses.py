@@ -1,4 +1,4 @@
-"""Losses of a correction (paper, section 3.2).
+"""Losses of a correction (paper, section 3.2), as differences of which a fit takes the mean norm.
 
 Fits divide each by what the base solver leaves at the same step size: then 1 is the base solver, 0 is exact, large and
 small eps are both served, and terms of different kinds can be added.
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..modules.correction_nets import flatten_samples
-from ..numerics.residuals import Residual
+from ..numerics.residuals import Residual, in_own_units
 
 StateLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Takes a hypersolver's states and the reference's, both (K + 1, batch, ...)."""
+"""Takes a hypersolver's states and the reference's, both (K + 1, batch, ...), and returns what should vanish, by row."""
 
 
 def mean_norm(difference: Tensor) -> Tensor:
@@ -24,28 +24,34 @@ def mean_norm(difference: Tensor) -> Tensor:
     return torch.linalg.vector_norm(flatten_samples(difference), dim=1).mean()
 
 
-def residual_loss(correction: nn.Module, block: Residual, x: Tensor | None, unit: float = 1.0) -> Tensor:
+def mean_size(difference: Tensor, unit: Tensor) -> float:
+    """Mean norm in a unit of the states, of a difference of any size: its squares may leave the range of numbers."""
+    scaled, own = in_own_units(difference / unit)
+    return float(mean_norm(scaled)) * float(own)
+
+
+def residual_loss(correction: nn.Module, block: Residual, x: Tensor | None, unit: Tensor) -> Tensor:
     r"""Residual fitting: :math:`\ell = \|R - g\|_2`, averaged over samples, in units of ``unit``."""
-    g = correction(block.eps, block.z.new_tensor(block.s), block.z, block.stages, x)
+    g = correction(block.eps, block.time(), block.z, block.stages, x)
     # Divided first: R is of the size of span^-p-1, which is not to be squared.
     return mean_norm((block.target - g) / unit)
 
 
 def terminal_loss(states: Tensor, reference: Tensor) -> Tensor:
     r""":math:`\|z(S) - z_K\|_2`, averaged over samples."""
-    return mean_norm(reference[-1] - states[-1])
+    return reference[-1] - states[-1]
 
 
 def trajectory_loss(states: Tensor, reference: Tensor) -> Tensor:
     r"""Trajectory fitting: :math:`\|z(s_k) - z_k\|_2`, averaged over k and samples."""
-    return mean_norm((reference - states)[1:].flatten(0, 1))
+    return (reference - states)[1:].flatten(0, 1)
 
 
 def output_loss(output_map: Callable[[Tensor], Tensor]) -> StateLoss:
     r""":math:`\|h_y(z(S)) - h_y(z_K)\|_2`: the terminal error that the output map lets through."""
 
     def loss(states: Tensor, reference: Tensor) -> Tensor:
-        return mean_norm(output_map(reference[-1]) - output_map(states[-1]))
+        return output_map(reference[-1]) - output_map(states[-1])
 
     return loss
 

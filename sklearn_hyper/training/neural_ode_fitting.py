@@ -34,7 +34,7 @@ class TrainingSettings:
     solver: Any
     n_steps: int
     rtol: float
-    atol: float
+    atol: float | None
     adjoint: bool
     max_epochs: int
     lr: float

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from ..modules.correction_nets import flatten_samples, row_column
+from ..modules.correction_nets import flatten_samples
 from ..modules.neural_ode import NeuralODE
 from ..modules.solver_binding import bind_solver
 from ..numerics.base_solvers import BaseSolver
-from ..numerics.residuals import Residual, in_own_units
+from ..numerics.residuals import Residual
 from ..numerics.row_errors import RowsError, list_rows
 from ..numerics.solve import iterate_states, solver_mesh
+from ..numerics.units import state_units
 from .batches import Batches
-from .losses import StateLoss, mean_norm, residual_loss, terminal_loss, trajectory_loss
+from .losses import StateLoss, mean_norm, mean_size, residual_loss, terminal_loss, trajectory_loss
 from .residual_sets import mesh_indices, select_rows
 
-_TINY = 1e-30
+_TINY = 1e-20
+"""No dtype tells an error of this share of the states from none."""
 _UNIT_ROWS = 256
 _MIXED_STEP_SIZES = 4
 """Parts of a batch of unstacked blocks, each with a step of its own."""
@@ -33,18 +35,20 @@ _STEPS_A_ROW = 4
 
 @dataclass(frozen=True)
 class Block:
-    """A residual block, its base solver, and its unit: the mean norm of its targets, which is the base solver's loss."""
+    """A residual block, its base solver, and its unit: the mean norm of its targets, which is the base solver's loss.
+
+    Shaped as the unit of the states is, which it is a multiple of.
+    """
 
     residual: Residual
     solver: BaseSolver
-    unit: float
+    unit: Tensor
 
     @classmethod
-    def of(cls, residual: Residual, solver: BaseSolver, rows: Any) -> Block:
-        """The block of some rows."""
+    def of(cls, residual: Residual, solver: BaseSolver, rows: Any, unit: Tensor) -> Block:
+        """The block of some rows, for states of that unit."""
         selected = select_rows(residual, rows)
-        target, unit = in_own_units(selected.target)
-        return cls(selected, solver, float(mean_norm(target) * unit) or 1.0)
+        return cls(selected, solver, unit * (mean_size(selected.target, unit) or 1.0))
 
     def share(self, correction: nn.Module, rows: Any, control: Tensor | None) -> Tensor:
         """Residual loss of some of its rows as a share of the base solver's."""
@@ -77,10 +81,9 @@ class BlockStack:
         one = blocks[0]
         like = one.residual.z
         self.solver, self.order, self.n_blocks = one.solver, one.residual.order, len(blocks)
-        self.s, self.eps, self.unit = (
-            like.new_tensor([pick(block) for block in blocks])
-            for pick in (lambda b: b.residual.s, lambda b: b.residual.eps, lambda b: b.unit)
-        )
+        self.s = torch.stack([block.residual.time() for block in blocks])
+        self.eps = like.new_tensor([block.residual.eps for block in blocks])
+        self.unit = torch.stack([block.unit for block in blocks])
         residuals = [block.residual for block in blocks]
         blocks.clear()
         stages = zip(*(r.stages for r in residuals), strict=True)
@@ -106,7 +109,7 @@ class StackRows:
         x = None if control is None else control[self.rows]
         bound = bind_solver(correction, stack.solver)
         g = bound(stack.eps[self.steps], stack.s[self.steps], stack.z[at], [stage[at] for stage in stack.stages], x)
-        return mean_norm((stack.target[at] - g) / row_column(stack.unit[self.steps], g))
+        return mean_norm((stack.target[at] - g) / stack.unit[self.steps].squeeze(1))
 
 
 def stack_blocks(blocks: list[Block]) -> list[BlockStack]:
@@ -126,6 +129,8 @@ class ReferenceRows:
     times: tuple[float, ...]
     states: Tensor
     blocks: list[Block]
+    unit: Tensor
+    """Of the states, by feature: see :func:`sklearn_hyper.numerics.units.state_units`."""
     stacks: list[BlockStack] = field(default_factory=list)
 
     def indices(self, grid: Sequence[float]) -> list[int]:
@@ -140,6 +145,13 @@ class ReferenceRows:
         return torch.stack([self.states[i][rows] for i in self.indices(grid)])
 
 
+def span_units(neural_ode: NeuralODE, states: Tensor) -> Tensor:
+    """Units of states from the start and the end of a span: their squares may leave the range of numbers, but not in these."""
+    if neural_ode.n_unitless and neural_ode.state_size is not None:  # 1 for a flow that scales its data
+        return state_units(states.new_tensor([neural_ode.state_size]), neural_ode.n_unitless)
+    return state_units(torch.cat([states[0], states[-1]]), neural_ode.n_unitless)
+
+
 class Solve(NamedTuple):
     """A way through the span: a base solver in K steps."""
 
@@ -152,7 +164,7 @@ class UnrolledSolves:
 
     def __init__(self, neural_ode: NeuralODE, loss: StateLoss):
         self.neural_ode, self.loss = neural_ode, loss
-        self._units: dict[Solve, float] = {}
+        self._units: dict[Solve, Tensor] = {}
 
     def solve(
         self, data: ReferenceRows, rows: Any, solve: Solve, correction: nn.Module | None
@@ -170,10 +182,13 @@ class UnrolledSolves:
         """Error of some rows as a share of the base solver's on the first rows of ``data``."""
         if solve not in self._units:
             with torch.no_grad():
-                unit = self.loss(*self.solve(data, slice(0, _UNIT_ROWS), solve, None))
-            self._units[solve] = max(float(unit), _TINY)
-        states = self.solve(data, rows, solve, bind_solver(correction, solve.solver))
-        return self.loss(*states) / self._units[solve]
+                states, reference = self.solve(data, slice(0, _UNIT_ROWS), solve, None)
+                difference = self.loss(states, reference)
+                is_of_states = self.loss in (terminal_loss, trajectory_loss)
+                unit = data.unit if is_of_states else state_units(self.neural_ode.output_map(reference[-1]))
+                self._units[solve] = unit * max(mean_size(difference, unit), _TINY)
+        found = self.solve(data, rows, solve, bind_solver(correction, solve.solver))
+        return mean_norm(self.loss(*found) / self._units[solve])
 
 
 def base_errors(neural_ode: NeuralODE, data: ReferenceRows, solve: Solve) -> Tensor:
@@ -183,7 +198,7 @@ def base_errors(neural_ode: NeuralODE, data: ReferenceRows, solve: Solve) -> Ten
     with torch.no_grad():
         for start in range(0, len(data.x), _UNIT_ROWS):
             states, reference = unrolled.solve(data, slice(start, start + _UNIT_ROWS), solve, None)
-            errors.append(torch.linalg.vector_norm(flatten_samples(states[-1] - reference[-1]), dim=1))
+            errors.append(torch.linalg.vector_norm(flatten_samples((states[-1] - reference[-1]) / data.unit), dim=1))
     return torch.cat(errors)
 
 
@@ -219,31 +234,52 @@ class TerminalErrors:
 
     def __init__(self, neural_ode: NeuralODE, data: ReferenceRows, guarded: Solve):
         self._unrolled, self._data = UnrolledSolves(neural_ode, terminal_loss), data
-        self.guarded, self._base = guarded, self._of(guarded, None)
+        self.guarded = guarded
+        self._base = self._norms(*self._ends(guarded, None))
 
-    def _of(self, solve: Solve, correction: nn.Module | None) -> Tensor:
+    def _ends(self, solve: Solve, correction: nn.Module | None) -> tuple[Tensor, Tensor]:
+        """Terminal states, and the reference's."""
         bound = None if correction is None else bind_solver(correction, solve.solver)
         with torch.no_grad():
             states, reference = self._unrolled.solve(self._data, slice(None), solve, bound)
-        return torch.linalg.vector_norm(flatten_samples(states[-1] - reference[-1]), dim=1)
+        return states[-1], reference[-1]
 
-    def relative(self, correction: nn.Module | None) -> float:
-        """Mean error as a share of the mean norm of the states, at the start or the end, where they are larger."""
-        sizes = [mean_norm(self._data.on_grid([time])[0]) for time in self._unrolled.neural_ode.t_span]
-        return float(self._of(self.guarded, correction).mean() / torch.stack(sizes).max().clamp(min=_TINY))
+    def _norms(self, end: Tensor, reference: Tensor) -> Tensor:
+        """Errors in the units of the states, and as they are, in two columns."""
+        scaled = torch.linalg.vector_norm(flatten_samples((end - reference) / self._data.unit), dim=1)
+        return torch.stack([scaled.double(), _plain_norms(end, reference)], dim=1)
+
+    def relative(self, correction: nn.Module | None, rtol: float) -> dict[str, float]:
+        """Mean error of what, as a share of its own mean norm: of the states at the end of the span, and of the outputs.
+
+        Sizes that the reference's tolerance, a share of the states at the start, does not tell from zero are that large.
+        """
+        ode, unit = self._unrolled.neural_ode, self._data.unit
+        end, reference = self._ends(self.guarded, correction)
+        start = mean_norm(self._data.states[0] / unit)
+        size = mean_norm(reference / unit).clamp(min=float(rtol * start) + _TINY)
+        shares = {"the states at the end of t_span": float(self._norms(end, reference)[:, 0].mean() / size)}
+        if not isinstance(ode.output_map, nn.Identity):
+            with torch.no_grad():
+                output, expected = ode.output_map(end), ode.output_map(reference)
+            unit = state_units(expected)
+            error, size = mean_norm((output - expected) / unit), mean_norm(expected / unit)
+            shares["the outputs"] = float(error / size.clamp(min=_TINY))
+        return shares
 
     def guarded_share(self, correction: nn.Module) -> Tensor:
         """Mean error as a share of the base solver's; infinite where the largest one exceeds the base solver's."""
-        own = self._of(self.guarded, correction)
-        within = own.max() <= self._base.max()
-        return own.mean() / self._base.mean().clamp(min=_TINY) if within else own.new_tensor(math.inf)
+        own = self._norms(*self._ends(self.guarded, correction))
+        if not (own.amax(dim=0) <= self._base.amax(dim=0)).all():
+            return own.new_tensor(math.inf)
+        return (own[:, 0].mean() / self._base[:, 0].mean().clamp(min=_TINY)).to(self._data.states.dtype)
 
     def table(self, correction: nn.Module | None, steps: Sequence[int]) -> dict[int, dict[str, float]]:
         """By number of steps, mean and largest error, of the hypersolver and of its base solver."""
         rows = {}
         for k in sorted({*steps, self.guarded.steps}):
             solve = self.guarded._replace(steps=k)
-            own, base = self._of(solve, correction), self._of(solve, None)
+            own, base = (_plain_norms(*self._ends(solve, g)) for g in (correction, None))
             rows[k] = {
                 "mean": float(own.mean()),
                 "max": float(own.max()),
@@ -251,6 +287,11 @@ class TerminalErrors:
                 "base_max": float(base.max()),
             }
         return rows
+
+
+def _plain_norms(end: Tensor, reference: Tensor) -> Tensor:
+    # In float64, where the squares of small units do not underflow.
+    return torch.linalg.vector_norm(flatten_samples(end.double() - reference), dim=1)
 
 
 @dataclass(frozen=True)

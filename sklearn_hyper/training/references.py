@@ -19,6 +19,7 @@ from ..modules.serialization import pack, unpack
 from ..modules.user_code import describe_code
 from ..numerics.reference import ReferenceSolveError, reference_solution
 from ..numerics.row_search import solve_by_row
+from ..numerics.solve import time_tensor
 
 _CHUNK_ELEMENTS = 2**17
 _PROBED_ROWS = 16
@@ -77,7 +78,7 @@ def _probe(neural_ode: NeuralODE, x: Tensor) -> list[np.ndarray]:
             z = probed.input_map(one)
             control = probed.control(one)
             for share, scale in ((0.0, 1.0), (0.37, -0.5), (1.0, 2.0)):
-                t = z.new_tensor(start + share * (end - start))
+                t = time_tensor(start + share * (end - start), z, probed.t_span)
                 arguments = (t, scale * z) if control is None else (t, scale * z, control)
                 values.append(probed.vector_field(*arguments).numpy().copy())
             values.append(z.numpy())
@@ -85,7 +86,7 @@ def _probe(neural_ode: NeuralODE, x: Tensor) -> list[np.ndarray]:
 
 
 def solve_rows(
-    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float
+    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float | None
 ) -> tuple[Tensor, str]:
     """Reference states of one batch, nan for rows that cannot be solved, and what failed there; no gradients.
 
@@ -96,11 +97,12 @@ def solve_rows(
     """
     with torch.no_grad():
         z0, control = neural_ode.input_map(x), neural_ode.control(x)
+        absolute = neural_ode.tolerance(atol, rtol, z0)
 
         def solve(rows: Tensor, limit: int) -> Tensor:
             own = slice(None) if len(rows) == len(x) else rows.to(x.device)
             return reference_solution(
-                neural_ode.vector_field, z0[own], times, rtol=rtol, atol=atol,
+                neural_ode.vector_field, z0[own], times, rtol=rtol, atol=absolute,
                 x=None if control is None else control[own], max_evaluations=limit,
             )  # fmt: skip
 
@@ -108,7 +110,7 @@ def solve_rows(
 
 
 def _solve_chunk(
-    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float, device: str
+    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float | None, device: str
 ) -> tuple[np.ndarray, str]:
     # A worker gets the module on the CPU, whatever its device here.
     neural_ode, x = neural_ode.to(device), x.to(device)
@@ -127,7 +129,7 @@ def _solve_chunks(
     x: np.ndarray,
     times: tuple[float, ...],
     rtol: float,
-    atol: float,
+    atol: float | None,
     device: str,
     n_jobs: int | None,
     progress: bool,
@@ -167,7 +169,7 @@ def solve_references(
     times: Sequence[float],
     *,
     rtol: float,
-    atol: float,
+    atol: float | None,
     double: bool = False,
     memory: Memory | str | None = None,
     n_jobs: int | None = None,
@@ -183,11 +185,13 @@ def solve_references(
     x : Tensor of shape (n, ...)
     times : sequence of float
         Strictly monotone.
-    rtol, atol : float
+    rtol : float
+    atol : float or None
+        None: ``rtol`` times the size of the states.
     double : bool
         Solve in float64 whatever the module's dtype.
     memory : joblib.Memory, str or None
-        Where to cache solves; keyed on the weights, the rows, the times and the tolerances.
+        Where to cache solves; keyed on the weights, the rows, the times, the tolerances and the size that atol=None stands for.
     n_jobs : int or None
         Chunks of rows are solved in parallel by joblib.
     keep_lost : bool
@@ -203,9 +207,10 @@ def solve_references(
     cache = check_memory(memory)
     solve = cache.cache(_solve_chunks, ignore=["neural_ode", "device", "n_jobs", "progress"])
     rows = np.ascontiguousarray(x.detach().cpu().numpy())
-    key = "" if getattr(cache, "location", "") is None else digest(neural_ode, x)
+    key = "" if getattr(cache, "location", "") is None else f"{digest(neural_ode, x)} {neural_ode.state_size}"
     mesh = tuple(float(time) for time in times)
-    states, failed = solve(key, neural_ode, rows, mesh, float(rtol), float(atol), str(device), n_jobs, verbose > 0)
+    absolute = None if atol is None else float(atol)
+    states, failed = solve(key, neural_ode, rows, mesh, float(rtol), absolute, str(device), n_jobs, verbose > 0)
     # What failed is cached with the states: a solve from the cache is refused as well.
     if failed and not keep_lost:
         raise ReferenceSolveError.of(failed, lost_rows(states), len(rows))

@@ -73,7 +73,12 @@ def mesh_indices(times: Sequence[float], wanted: Sequence[float] | np.ndarray) -
     mesh, wanted = np.asarray(times), np.asarray(wanted)
     nearest = np.abs(mesh[:, None] - wanted).argmin(axis=0)
     off = np.abs(mesh[nearest] - wanted)
-    return nearest.tolist() if np.all(off <= _SLACK * abs(mesh[-1] - mesh[0])) else []
+    return nearest.tolist() if np.all(off <= _slack(mesh) * abs(mesh[-1] - mesh[0])) else []
+
+
+def _slack(times: np.ndarray) -> float:
+    """By how much of the span times may differ by rounding: more, the farther from zero it lies."""
+    return float(_SLACK + 16 * np.finfo(float).eps * np.abs(times).max() / abs(times[-1] - times[0]))
 
 
 def past_nodes(times: Sequence[float], start: int, end: int, n_past: int) -> list[int]:
@@ -93,15 +98,16 @@ def choose_steps(
     For a method with ``n_past`` start-up steps these are, first, up to a third: its start-up steps, the first
     ``n_past`` of a solve; then steps whose previous nodes lie on the mesh.
     """
+    slack = _slack(np.asarray(times))
     mesh = (np.asarray(times) - times[0]) / (times[-1] - times[0])
     i, j = np.triu_indices(len(mesh), k=1)
     share = mesh[j] - mesh[i]
-    inside = (share >= sizes.low / (1 + _SLACK)) & (share <= sizes.high * (1 + _SLACK))
+    inside = (share >= sizes.low - slack) & (share <= sizes.high + slack)
     i, j, share = i[inside], j[inside], share[inside]
     if not n_past:
         return _spread_sizes(i, j, share, sizes, n_blocks, rng)
     n_before = mesh[i] / share
-    startup = (n_before < n_past - 0.5) & (np.abs(n_before - n_before.round()) < _SLACK)
+    startup = (n_before < n_past - 0.5) & (np.abs(n_before - n_before.round()) * share < slack)
     full = np.array(
         [bool(past_nodes(times, a, b, n_past)) for a, b in zip(i.tolist(), j.tolist(), strict=True)], dtype=np.bool_
     )
@@ -185,7 +191,7 @@ def _residual_of_rows(
         rows = slice(start, start + _CHUNK)
         (part,) = compute_residuals(
             neural_ode.vector_field, states[:, rows], grid, solver,
-            x=None if x is None else x[rows], n_past=len(grid) - 2,
+            x=None if x is None else x[rows], n_past=len(grid) - 2, t_span=neural_ode.t_span,
         )  # fmt: skip
         parts.append(part)
     if len(parts) == 1:
@@ -220,7 +226,7 @@ def conditioned_blocks(
     solve: Callable[..., Tensor],
     *,
     rtol: float,
-    atol: float,
+    atol: float | None,
 ) -> tuple[Tensor, list[Residual], Exact]:
     """Reference states, residual blocks, and what the targets were made of.
 
@@ -232,10 +238,12 @@ def conditioned_blocks(
     probes = residual_blocks(neural_ode, times, states[:, :_CHUNK], x[:_CHUNK], _smallest_steps(times, steps))
     noise, probe = max(((target_noise(probe, rtol, atol), probe) for probe in probes), key=lambda pair: pair[0])
     if noise > CONDITIONING_LIMIT:
-        tight = max(1e-13, 0.1 * CONDITIONING_LIMIT / noise * min(rtol, atol))
+        tight = max(1e-13, 0.1 * CONDITIONING_LIMIT / noise * rtol)
+        tight_atol = None if atol is None else atol * tight / rtol
+        absolute = "" if atol is None else f" atol={atol:g},"
         what = (
             f"The reference's noise is {100 * noise:.2g} % of the residual at step size {abs(probe.eps):.3g} "
-            f"(order {probe.order}; rtol={rtol:g}, atol={atol:g}, {probe.z.dtype})"
+            f"(order {probe.order}; rtol={rtol:g},{absolute} {probe.z.dtype})"
         )
         try:
             double = copy.deepcopy(neural_ode).double()
@@ -247,7 +255,7 @@ def conditioned_blocks(
                 f"{what}: targets are solved for again in float64 at a tolerance of {tight:.2g}. Scores keep their "
                 "tolerance. A lower order or fewer steps avoid this."
             )
-            exact = Exact(double, solve(rtol=tight, atol=tight, double=True).to(x.device), x.double())
+            exact = Exact(double, solve(rtol=tight, atol=tight_atol, double=True).to(x.device), x.double())
     # One step at a time: the float64 blocks of all need not be alive together.
     blocks = [exact.blocks(times, [step], states.dtype)[0] for step in steps]
     return states, blocks, exact

@@ -153,7 +153,7 @@ def test_the_flow_matching_loss_is_that_of_straight_paths(problem):
     expected = 0.0
     for s, z0, z1 in zip(shares, base, (x - shift) / scale, strict=True):
         velocity = problem.field(start + s * (end - start), ((1 - s) * z0 + s * z1)[None])[0]
-        expected += (velocity - (z1 - z0) / (end - start)).pow(2).mean().item() / 7
+        expected += ((end - start) * velocity - (z1 - z0)).pow(2).mean().item() / 7
     assert loss(x, (shares, base)).item() == pytest.approx(expected, rel=1e-12)
     # One share in each seventh, in any order.
     assert sorted((7 * shares).long().tolist()) == list(range(7))

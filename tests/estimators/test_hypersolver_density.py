@@ -129,6 +129,7 @@ def heun_by_hand(f, trace, z, start, end, n_steps):
 
 
 @some_flows
+@pytest.mark.filterwarnings("ignore:no epoch was better")
 def test_without_a_correction_it_is_the_base_solver_with_its_log_determinant(problem):
     x, z = problem.sample(40), standard_normal(40, 2)
     plain = of_problem(problem, n_steps=3, max_epochs=3).fit(x).without_correction()

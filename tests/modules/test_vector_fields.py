@@ -103,9 +103,10 @@ def test_standardize_centres_and_scales_features_or_channels(shape, generator):
     assert largest(y.std(dim=axes, unbiased=False) - 1) < 1e-12
 
 
-def test_standardize_only_shifts_what_is_constant():
-    y = Standardize.from_data(torch.full((4, 2), 7.0))(torch.tensor([[7.0, 9.0]]))
-    assert y.tolist() == [[0, 2]]
+def test_standardize_shifts_what_is_constant_and_measures_it_by_its_size():
+    y = Standardize.from_data(torch.full((4, 2), 8.0))(torch.tensor([[8.0, 10.0]]))
+    assert y.tolist() == [[0, 0.25]]
+    assert Standardize.from_data(torch.zeros(4, 1))(torch.tensor([[3.0]])).tolist() == [[3]]
 
 
 def test_rescale_is_affine_after_the_inner_map():

@@ -155,7 +155,7 @@ def test_the_evaluation_limit_is_exact():
 
 
 @pytest.mark.parametrize("name", ["rtol", "atol"])
-@pytest.mark.parametrize("value", [0, -1e-6, math.nan, math.inf, "1e-6", True, None])
+@pytest.mark.parametrize("value", [0, -1e-6, math.nan, math.inf, "1e-6", True])
 def test_tolerances_must_be_positive_and_finite(name, value):
     with pytest.raises(ValueError, match=f"{name} must be a positive finite number, got"):
         reference_solution(LOGISTIC.f, LOGISTIC.z0, (0, 1), **{name: value})
