@@ -247,7 +247,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         self._noise = resolve_trace(resolved.trace if self.trace == "auto" else self.trace, self.flow_.n_features)
         self._noise_seed = seed if resolved.noise_seed is None else resolved.noise_seed
         if self.flow_.data_size is None and X is not None:
-            self.flow_.data_size = tuple(feature_sizes(torch.tensor(X)).flatten().tolist())
+            self.flow_.data_size = tuple(feature_sizes(self._to_tensor(X, torch.float64, "cpu")).flatten().tolist())
         return X
 
     def _take_no_X(self, resolved: FittedFlow) -> None:

@@ -183,6 +183,7 @@ def check_solver_grid(
 ) -> tuple[float, ...]:
     """A mesh of the user's own, checked by itself and against a solver that is made for one mesh alone."""
     mesh = check_grid(grid, t_span, n_steps)
+    check_resolution("grid", mesh)
     if owns_mesh(solver):
         solver_mesh(solver, (mesh[0], mesh[-1]), len(mesh) - 1)  # refuses another number of steps
         check_own_mesh(mesh, solver)

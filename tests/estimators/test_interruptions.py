@@ -155,7 +155,7 @@ def test_a_hypersolver_keeps_its_best_epoch(X, make, epoch):
     assert all(parameter.grad is None for parameter in fast.correction_.parameters())
 
 
-@pytest.mark.parametrize("name", ["_solve_rows", "reference_solution"])
+@pytest.mark.parametrize("name", ["_solve_chunk", "reference_solution"])
 def test_a_reference_solve_that_is_interrupted_leaves_no_fit_and_no_cache(X, tmp_path, monkeypatch, name):
     expected = make_regressor().fit(X).predict(X)
     fast = make_regressor(memory=str(tmp_path))

@@ -85,7 +85,6 @@ def hypersolver_cases(rng: random.Random) -> dict[str, Any]:
             "base_solver": base_solver, "n_steps": n_steps, "loss": loss, "finetune": finetune, "batch_size": 8,
             "max_epochs": rng.randint(1, 2), "random_state": rng.randrange(4),
             "correction": rng.choice(("auto", "small")),
-            "mape_floor": 1e-2 * data.unit,
         },
     }  # fmt: skip
 
@@ -168,7 +167,7 @@ def check_classifier(case: dict[str, Any]) -> None:
     field, data, X = case["field"], case["data"], case["data"].make()
     head = ToLogits(int(np.prod(data.shape)), data.unit, field.dtype)
     ode, owned = build_ode(case, head)
-    params = {name: value for name, value in parameters_of(case).items() if name != "mape_floor"}
+    params = parameters_of(case)
     labels = np.array(["a", "b", "c"])
     with nothing_touched(owned, X):
         make = lambda: HypersolverClassifier(ode, classes=labels, **params).fit(X)  # noqa: E731
@@ -409,7 +408,7 @@ def check_units(case: dict[str, Any]) -> None:
     for unit in (1.0, case["factor"]):
         field = FieldCase("module", 2, False, case["dtype"], unit, case["seed"])
         X = unit * np.random.default_rng(case["seed"]).uniform(-1, 1, (16, 2))
-        params = {"max_epochs": 2, "batch_size": 8, "random_state": 0, "mape_floor": 1e-2 * unit}
+        params = {"max_epochs": 2, "batch_size": 8, "random_state": 0}
         f = field.make()[0]
         with quiet():
             fast = HypersolverRegressor(f, base_solver=case["base_solver"], n_steps=2, **params).fit(X)
