@@ -28,14 +28,9 @@ from ..numerics.units import state_units
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
-from ..training.correction_fitting import (
-    FitSettings,
-    FittedCorrection,
-    build_correction,
-    fit_correction,
-    max_rows,
-    solve_ends,
-)
+from ..training.correction_fitting import FittedCorrection, build_correction, fit_correction
+from ..training.fit_sets import max_rows, solve_ends
+from ..training.fit_settings import FitSettings
 from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
@@ -128,20 +123,7 @@ class HypersolverFit(HypersolverBase):
         resolved = resolve_neural_ode(self.neural_ode)
         warm = getattr(self, "correction_", None) if self.warm_start else None
         X = self._take_X(X, resolved.estimator, resolved.preprocess, reset=warm is None)
-        self.device_ = str(device)
-        frozen = self._follow_net(frozen_copy(resolved.module), resolved.net).to(device)
-        self.dtype_ = module_dtype(frozen.dtype, X)
-        few_rows = self._to_tensor(X[:PROBED_ROWS], self.dtype_, device)
-        two_rows = few_rows[:2]
-        z = check_neural_ode(frozen, two_rows)
-        self._check_output(frozen, z, resolved)
-        residuals_alone = self.loss == "residual" and self.finetune is None and self._solver_name(0) != NONSTATIONARY
-        check_saveable(frozen, needed_for=self._pickles_in_fit())
-        settle_parts(frozen, few_rows, differentiates=not residuals_alone)
-        if resolved.checked is not None:
-            self._check_predictions(frozen, self._checked_rows(X), resolved)
-        if y is not None:
-            self._check_y(frozen, X, y)
+        frozen, two_rows, z = self._look_at(resolved, X, y, device)
         solver = self._resolve_solver(z[0].numel())
         if warm is not None:
             solver = self._resume_solver(solver, frozen.t_span)
@@ -172,6 +154,25 @@ class HypersolverFit(HypersolverBase):
         self._n_features_out = z[0].numel()
         self._set_module(frozen, solver, solver_mesh(solver, frozen.t_span, self.n_steps))
         return fitted.interrupted
+
+    def _look_at(
+        self, resolved: FittedNeuralODE, X: np.ndarray, y: Any, device: torch.device
+    ) -> tuple[NeuralODE, Tensor, Tensor]:
+        """A frozen copy of the Neural ODE, found to be one that can be solved and saved; two rows of X, and their states."""
+        self.device_ = str(device)
+        frozen = self._follow_net(frozen_copy(resolved.module), resolved.net).to(device)
+        self.dtype_ = module_dtype(frozen.dtype, X)
+        few_rows = self._to_tensor(X[:PROBED_ROWS], self.dtype_, device)
+        z = check_neural_ode(frozen, few_rows[:2])
+        self._check_output(frozen, z, resolved)
+        check_saveable(frozen, needed_for=self._pickles_in_fit())
+        residuals_alone = self.loss == "residual" and self.finetune is None and self._solver_name(0) != NONSTATIONARY
+        settle_parts(frozen, few_rows, differentiates=not residuals_alone)
+        if resolved.checked is not None:
+            self._check_predictions(frozen, self._checked_rows(X), resolved)
+        if y is not None:
+            self._check_y(frozen, X, y)
+        return frozen, few_rows[:2], z
 
     def _pickles_in_fit(self) -> str | None:
         """The parameter for which a fit pickles the Neural ODE."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..numerics.row_errors import list_rows
 from ..numerics.solve import time_tensor
 from .neural_ode import NeuralODE, VectorFieldError, call_part
 from .serialization import DeviceFreeModule
@@ -208,9 +209,8 @@ def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None) -> None:
                 lost[name] += (first + bad.nonzero().ravel().cpu()).tolist()
     for name, places in lost.items():
         if places:
-            named = [places[i] if rows is None else int(rows[places[i]]) for i in range(min(len(places), 10))]
-            more = f" and {len(places) - 10} more" if len(places) > 10 else ""
+            named = list_rows(places if rows is None else [int(rows[place]) for place in places])
             raise VectorFieldError(
-                f"{name} is not finite (nan or infinite) for {len(places)} of {len(x)} rows of X at the start of t_span: rows "
-                f"{', '.join(map(str, named))}{more}. Leave those rows out, scale the inputs, or mend it."
+                f"{name} is not finite (nan or infinite) for {len(places)} of {len(x)} rows of X ({named}) at the start of "
+                "t_span. Leave those rows out, scale the inputs, or mend it."
             )

@@ -17,7 +17,8 @@ from ..numerics.row_errors import numbered_rows
 from ..numerics.solve import iterate_states, time_dtype
 from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
 from .batches import Batches
-from .correction_fitting import FitSettings, solve_ends
+from .fit_sets import solve_ends
+from .fit_settings import FitSettings
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule, draw_seed
 from .objectives import check_overflow, span_units
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from joblib import Memory
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -22,16 +21,16 @@ from ..modules.corrections import BoundedCorrection, fit_bounded_correction
 from ..modules.neural_ode import NeuralODE
 from ..modules.seeding import own_generator, seeded
 from ..modules.solver_binding import bind_solver, solver_family
-from ..numerics.base_solvers import BaseSolver, owns_mesh, startup_methods
+from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
-from ..numerics.nonstationary import Nonstationary
 from ..numerics.residuals import Residual, in_own_units
 from ..numerics.row_errors import numbered_rows
 from ..numerics.solve import solver_mesh, time_tensor
+from .fit_sets import FitSets, residual_sets, solve_ends, state_sets
+from .fit_settings import FINETUNE_LR, FitSettings
 from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
 from .nets import BestWeights, FreshStages, LossNet, TrainingNet, assemble_callbacks, cosine_schedule, draw_seed
 from .objectives import (
-    Block,
     Curriculum,
     Objective,
     ReferenceRows,
@@ -40,83 +39,23 @@ from .objectives import (
     UnrolledSolves,
     base_errors,
     check_overflow,
-    span_units,
     stack_blocks,
 )
-from .references import solve_references
 from .residual_sets import (
     MAX_BLOCKS,
     Exact,
     Step,
     StepSizes,
-    conditioned_blocks,
     deal_solvers,
     plan_steps,
-    residual_blocks,
 )
 
 _TINY = 1e-30
 _PLAIN_LAYERS = ("torch.nn.modules.activation", "torch.nn.modules.container")
-_MEMORY_BUDGET = 3 * 2**28
-"""Bytes that a training set may take at its largest; with what comes and goes in solves and batches, about one GiB."""
-_FINETUNE_SHARE, _FINETUNE_LR = 0.6, 0.5
 _VALID_ROWS, _VALID_BLOCKS, _VALID_SOLVES = 256, 8, 8
-_SCALE_ROWS, _SCALE_SHARE = 256, 0.2
-"""Rows whose residuals tell the scales of a correction that is not trained on residuals, and their share of the memory."""
 _MAC_SHARE = 0.1
 _ROUNDING = 1e-6
 """By less than this no correction is better than its base solver."""
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """What a fit of a correction is told; names and meaning are those of ``HypersolverRegressor``."""
-
-    n_steps: int
-    fit_n_steps: int | tuple[int, int] | None
-    correction: Any
-    loss: str
-    finetune: str | None
-    rtol: float
-    atol: float | None
-    max_epochs: int
-    lr: float
-    batch_size: int
-    optimizer: Any
-    callbacks: Any
-    validation_fraction: float
-    memory: Memory | str | None
-    device: str
-    n_jobs: int | None
-    random_state: Any
-    verbose: int
-
-    def stages(self) -> list[tuple[int, str]]:
-        """(last epoch, kind) of each stage; the two split ``max_epochs``."""
-        if self.finetune is None or self.max_epochs == 1:
-            return [(self.max_epochs, self.loss)]
-        first = min(self.max_epochs - 1, max(1, round((1 - _FINETUNE_SHARE) * self.max_epochs)))
-        return [(first, self.loss), (self.max_epochs, self.finetune)]
-
-    def over(self, solver: BaseSolver) -> FitSettings:
-        """These settings as they are over a base solver."""
-        if not isinstance(solver, Nonstationary) or self.finetune is None or self.loss != "residual":
-            return self
-        # Learned coefficients let the states between leave the trajectory, which residuals would force them back to.
-        return replace(self, loss=self.finetune, finetune=None, lr=_FINETUNE_LR * self.lr)
-
-    def trains_on(self, what: str) -> bool:
-        """True where a loss of that name ("residual", "trajectory") is one that weights are trained by."""
-        return any(what in kind for _, kind in self.stages())
-
-    def needs_mesh(self, solver: BaseSolver) -> bool:
-        """True where references of all rows are needed at all times; else their ends will do.
-
-        Other base solvers than those with a mesh of their own share one mesh, and its cached solve, with all candidates of a
-        search, whatever their losses.
-        """
-        settings = self.over(solver)
-        return not owns_mesh(solver) or settings.trains_on("residual") or settings.trains_on("trajectory")
 
 
 @dataclass
@@ -135,43 +74,6 @@ class FittedCorrection:
     """Mean error on held-out rows as a share of the mean norm: of what, and how much."""
     fitted_range: tuple[float, float]
     interrupted: bool
-
-
-def max_rows(neural_ode: NeuralODE, x: Tensor, z: Tensor, solver: BaseSolver, settings: FitSettings) -> int:
-    """Rows whose reference states, residual blocks, and what is made of them on the way, stay under one GiB.
-
-    Parameters
-    ----------
-    x, z : Tensor
-        A few rows and their states, for their size.
-    """
-    rng, sizes = np.random.default_rng(0), StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
-    times, pairs = plan_steps(solver, neural_ode.t_span, settings.n_steps, sizes, rng)
-    n_blocks = len(deal_solvers(pairs, solver_family(settings.correction, solver), MAX_BLOCKS, rng))
-    state, one_x, double = z[0].numel() * z.element_size(), x[0].numel() * x.element_size(), 8 / z.element_size()
-    block, n_times = solver.n_stages + 2, len(times)
-    if settings.over(solver).trains_on("residual"):
-        # States beside float64 ones and the blocks made of these; then states, their shuffled copy and blocks; last blocks
-        # beside a stack of a kind of their tensors.
-        most = max(n_times * (1 + double) + 2 * block * double, 2 * n_times, n_times + n_blocks)
-        return max(2, int(_MEMORY_BUDGET / (state * (most + n_blocks * block) + one_x * (2 + double))))
-    n_all = n_times if settings.needs_mesh(solver) else 2
-    per_row = state * (2 * n_all + settings.validation_fraction * n_times) + 2 * one_x
-    return max(2, int((1 - _SCALE_SHARE) * _MEMORY_BUDGET / per_row))
-
-
-def solve_ends(neural_ode: NeuralODE, x: Tensor, settings: FitSettings) -> Tensor:
-    """Reference states of all rows at both ends of the span, in shape (2, n, ...)."""
-    return _solver_of(neural_ode, settings)(x, neural_ode.t_span)
-
-
-def _solver_of(neural_ode: NeuralODE, settings: FitSettings) -> Callable[..., Tensor]:
-    own = {name: getattr(settings, name) for name in ("rtol", "atol", "memory", "n_jobs", "device", "verbose")}
-
-    def solve(x: Tensor, times: Sequence[float], **how: Any) -> Tensor:
-        return solve_references(neural_ode, x, times, **own | how)
-
-    return solve
 
 
 def fit_correction(
@@ -214,11 +116,11 @@ def fit_correction(
     held_out, fitted = shuffled[: min(n_valid, _VALID_ROWS)], shuffled[n_valid:]
     settings = settings.over(solver)
     if settings.trains_on("residual"):
-        sets = _residual_sets(neural_ode, x, times, steps, held_out, fitted, settings)
+        sets = residual_sets(neural_ode, x, times, steps, held_out, fitted, settings)
     else:
         if ends is None and not settings.needs_mesh(solver):
             ends = solve_ends(neural_ode, x, settings)
-        sets = _state_sets(neural_ode, x, times, steps, held_out, fitted, settings, ends)
+        sets = state_sets(neural_ode, x, times, steps, held_out, fitted, settings, ends)
     train, valid = sets.train, sets.valid
     solves = [Solve(member, k) for member in family for k in sizes.steps]
     for one in solves:
@@ -242,103 +144,12 @@ def fit_correction(
     )
 
 
-@dataclass
-class _Sets:
-    """What a fit learns from, is validated on, takes its scales from, and what ``delta_`` is measured on (held out)."""
-
-    train: ReferenceRows
-    valid: ReferenceRows
-    scales: ReferenceRows
-    exact: Exact
-
-
-def _residual_sets(
-    neural_ode: NeuralODE,
-    x: Tensor,
-    times: tuple[float, ...],
-    steps: Sequence[Step],
-    held_out: Tensor,
-    fitted: Tensor,
-    settings: FitSettings,
-) -> _Sets:
-    """Sets for a fit on residuals: blocks of all rows, solved for as tightly as they need."""
-    x_device, solve = x.to(settings.device), _solver_of(neural_ode, settings)
-    states, blocks, exact = conditioned_blocks(
-        neural_ode, times, x_device, steps, lambda **how: solve(x, times, **how), rtol=settings.rtol, atol=settings.atol
-    )
-    exact = exact.rows(held_out)  # the float64 states of all rows have done their work
-    _check_blocks(blocks, steps, settings)
-    solvers = [step.solver for step in steps]
-    unit = span_units(neural_ode, states)
-    held_out_blocks = [Block.of(b, s, held_out, unit) for b, s in zip(blocks, solvers, strict=True)]
-    valid = ReferenceRows(x_device[held_out], times, states[:, held_out], held_out_blocks, unit)
-    # Popped one by one, since a block and its copy need not both stay in memory.
-    own = [Block.of(blocks.pop(0), s, fitted, unit) for s in solvers]
-    train = ReferenceRows(x_device[fitted], times, states[:, fitted], own, unit)
-    return _Sets(train, valid, train, exact)
-
-
-def _state_sets(
-    neural_ode: NeuralODE,
-    x: Tensor,
-    times: tuple[float, ...],
-    steps: Sequence[Step],
-    held_out: Tensor,
-    fitted: Tensor,
-    settings: FitSettings,
-    ends: Tensor | None,
-) -> _Sets:
-    """Sets for a fit through the solver alone: residuals of a few rows tell the scales, at the references' noise.
-
-    With ``ends`` these are what all rows are fitted to, and only those few and the held-out ones are solved on the mesh.
-    """
-    solve, device = _solver_of(neural_ode, settings), settings.device
-    per_row = x.element_size() * _state_numel(neural_ode, x, device) * (len(times) + len(steps) * _block_size(steps))
-    n_scale = min(_SCALE_ROWS, max(2, int(_SCALE_SHARE * _MEMORY_BUDGET / per_row)))
-    few = torch.cat([held_out, fitted[:n_scale]])
-    if ends is None:
-        every = solve(x, times).to(device)
-        states, train_times, train_states = every[:, few], times, every[:, fitted]
-        del every
-    else:
-        with numbered_rows(few.tolist(), len(x)):
-            states = solve(x[few.cpu()], times).to(device)
-        train_times, train_states = neural_ode.t_span, ends.to(device)[:, fitted]
-    x = x.to(device)
-    n_valid = len(held_out)
-    # A copy, which does not keep the states that are for the scales alone.
-    unit = span_units(neural_ode, train_states)
-    valid = ReferenceRows(x[held_out], times, states[:, :n_valid].clone(), [], unit)
-    train = ReferenceRows(x[fitted], train_times, train_states, [], unit)
-    rows = few[n_valid:]
-    blocks = residual_blocks(neural_ode, times, states[:, n_valid:], x[rows], steps)
-    with numbered_rows(rows.tolist(), len(x)):
-        _check_blocks(blocks, steps, settings)
-    own = [Block(block, step.solver, unit) for block, step in zip(blocks, steps, strict=True)]
-    scales = ReferenceRows(x[rows], times, states[:, n_valid:], own, unit)
-    return _Sets(train, valid, scales, Exact(neural_ode, valid.states, valid.x))
-
-
-def _state_numel(neural_ode: NeuralODE, x: Tensor, device: str) -> int:
-    with torch.no_grad():
-        return neural_ode.input_map(x[:1].to(device)).numel()
-
-
-def _block_size(steps: Sequence[Step]) -> int:
-    return max(step.solver.n_stages for step in steps) + 1
-
-
-def _check_blocks(blocks: Sequence[Residual], steps: Sequence[Step], settings: FitSettings) -> None:
-    for block, step in zip(blocks, steps, strict=True):
-        check_overflow(block.target, step.solver.name, settings.n_steps)
-
-
 def _train(
     neural_ode: NeuralODE,
     solver: BaseSolver,
     settings: FitSettings,
     solves: Sequence[Solve],
-    sets: _Sets,
+    sets: FitSets,
     errors: TerminalErrors,
     warm: BoundedCorrection | None,
     seed: int,
@@ -388,7 +199,7 @@ def _train(
     generator = own_generator(seed)
     curriculum = Curriculum(train, settings.batch_size, stages, solves, generator)
     best = BestWeights(validate)
-    peaks = [1.0, _FINETUNE_LR][: len(stages)]
+    peaks = [1.0, FINETUNE_LR][: len(stages)]
     schedule = cosine_schedule(len(curriculum), [end for end, _ in stages], peaks)
     net = LossNet(
         Objective(correction, train, control, unrolled),

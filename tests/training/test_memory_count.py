@@ -9,7 +9,7 @@ import torch
 from sklearn_hyper import HypersolverRegressor
 from sklearn_hyper.estimators import _hypersolver_fit
 from sklearn_hyper.numerics.residuals import Residual
-from sklearn_hyper.training import correction_fitting
+from sklearn_hyper.training import correction_fitting, fit_sets
 from sklearn_hyper.training.objectives import Block, BlockStack
 
 pytestmark = [
@@ -28,7 +28,7 @@ IMAGES = np.random.default_rng(0).normal(size=(300, 2, 8, 8)).astype(np.float32)
 def fit_within(monkeypatch, budget, X=IMAGES, **params):
     """Rows that a fit takes under a budget, and the bytes of the sets that it keeps."""
     kept = []
-    for name in ("_residual_sets", "_state_sets"):
+    for name in ("residual_sets", "state_sets"):
         original = getattr(correction_fitting, name)
 
         def measured(*args, original=original):
@@ -46,7 +46,7 @@ def fit_within(monkeypatch, budget, X=IMAGES, **params):
             return kept[0]
 
         monkeypatch.setattr(correction_fitting, name, measured)
-    monkeypatch.setattr(correction_fitting, "_MEMORY_BUDGET", budget)
+    monkeypatch.setattr(fit_sets, "_MEMORY_BUDGET", budget)
     fast = HypersolverRegressor(wave, max_epochs=1, random_state=0, **params).fit(X)
     return fast.n_samples_fit_, kept[1]
 
@@ -99,8 +99,8 @@ def test_a_larger_state_takes_fewer_rows_and_learned_coefficients_more():
         fast = HypersolverRegressor(wave, **params)
         fast.device_ = "cpu"
         solver = fast._resolve_solver(size)
-        ode = correction_fitting.NeuralODE(wave)
-        return correction_fitting.max_rows(ode, x, x, solver, fast._settings(fast._fit_range()))
+        ode = fit_sets.NeuralODE(wave)
+        return fit_sets.max_rows(ode, x, x, solver, fast._settings(fast._fit_range()))
 
     ab2, learned = {"base_solver": "ab2"}, {"base_solver": "nonstationary", "finetune": None}
     assert rows(4000, **ab2) == pytest.approx(rows(8000, **ab2) * 2, rel=0.02)
