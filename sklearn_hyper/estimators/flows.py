@@ -298,10 +298,10 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             self._check_unused()
             _check_varies(x)
             flow = (self._build(x) if warm is None else warm.to(device)).train()
-            self._check(flow, x)
+            row_times = self._check(flow, x)
             generator = own_generator(seed)
             held_out = None if valid is None else x[valid]
-            net = build_flow_net(flow, self._settings(x.shape[1]), held_out, len(train), generator)
+            net = build_flow_net(flow, self._settings(x.shape[1], row_times), held_out, len(train), generator)
             train_net(net, x[train], None, generator)
             net.module_.generator = None  # drawn from no more, it need not travel with the estimator
         self.net_ = net
@@ -379,21 +379,22 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             )
         return flow
 
-    def _check(self, flow: Flow, x: Tensor) -> None:
+    def _check(self, flow: Flow, x: Tensor) -> bool:
+        """Find what is wrong with the field; whether flow matching may call it with a time of its own for every row."""
         check_base_distribution(flow)
         check_rows_apart(flow)
         ode = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span)
         check_neural_ode(ode, x[:2])
         check_divergence(flow, x[:_CHECKED_ROWS])
-        if self.objective == "flow_matching":
-            check_matching(flow, x[:2])
+        row_times = self.objective != "flow_matching" or check_matching(flow, x[:2])
         settle_parts(ode, x, differentiates=self.objective == "likelihood")
         flow.vector_field = ode.vector_field
         check_saveable(ode)
+        return row_times
 
-    def _settings(self, n_features: int) -> FlowSettings:
+    def _settings(self, n_features: int, row_times: bool) -> FlowSettings:
         return FlowSettings(
-            noise=resolve_trace(self.trace, n_features), device=self.device_, n_steps=check_n_steps(self.n_steps),
+            noise=resolve_trace(self.trace, n_features), row_times=row_times, device=self.device_, n_steps=check_n_steps(self.n_steps),
             **{name: getattr(self, name) for name in (
                 "objective", "kinetic", "jacobian", "solver", "rtol", "atol", "adjoint", "max_epochs", "lr", "batch_size",
                 "optimizer", "callbacks", "verbose",

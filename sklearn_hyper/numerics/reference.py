@@ -223,6 +223,11 @@ def solve_dopri5(
     return _solve(adjoint, f, z0, t_span, rtol, atol, x, max_evaluations)[-1]
 
 
+def gave_up(error: AssertionError) -> bool:
+    """Whether this is torchdiffeq's way to say that the step size underflowed or a state is not finite."""
+    return str(error).startswith(("underflow in dt", "non-finite values"))
+
+
 def _solve(
     solver: Callable[..., Tensor],
     f: Callable[..., Tensor],
@@ -246,8 +251,8 @@ def _solve(
         options |= {"norm": limited.largest_row_rms, "step_t": mesh[1:]}
     try:
         solution = solver(limited, z0, mesh, rtol=rtol, atol=atol, method="dopri5", options=options)
-    except AssertionError as error:  # torchdiffeq's way to say that the step size underflowed or z is not finite
-        if not str(error).startswith(("underflow in dt", "non-finite values")):
+    except AssertionError as error:
+        if not gave_up(error):
             raise  # an assertion in the user's field
         raise limited.failure(f"dopri5 failed ({str(error).split(':')[0].splitlines()[0]})") from error
     if not torch.isfinite(solution).all():

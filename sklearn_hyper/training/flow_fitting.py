@@ -24,6 +24,8 @@ from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated
 from .neural_ode_fitting import TrainingSettings
 
 _VALID_DRAWS = 2048
+_SHARED_TIMES = 16
+"""Times a batch, of a field that cannot have one a row."""
 _VALID_CHUNK = 8
 """Batches that a validation takes at a time: it keeps no graph."""
 _MANY_EVALUATIONS, _GROWTH = 150, 3
@@ -45,6 +47,8 @@ class FlowSettings(TrainingSettings):
     noise: str | None
     kinetic: float
     jacobian: float
+    row_times: bool = True
+    """Whether ``torch.func.vmap`` can call the field, with a time of its own for every row."""
 
 
 def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -66,13 +70,18 @@ class FlowMatchingLoss(nn.Module):
     Lipman et al. (2023), *Flow Matching for Generative Modeling*, ICLR.
     """
 
-    def __init__(self, flow: Flow, generator: torch.Generator | None = None):
+    def __init__(self, flow: Flow, generator: torch.Generator | None = None, row_times: bool = True):
         super().__init__()
-        self.flow, self.generator = flow, generator
+        self.flow, self.generator, self.row_times = flow, generator, row_times
 
     def draw(self, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares s of the span, one in each n-th of it (stratified, for less noise), and base states."""
-        s = (torch.randperm(n, generator=self.generator) + torch.rand(n, generator=self.generator)) / n
+        """Shares s of the span, one in each n-th of it (stratified, for less noise), and base states.
+
+        Without ``row_times`` rows share a few such times.
+        """
+        n_times = n if self.row_times else min(n, _SHARED_TIMES)
+        order = torch.randperm(n_times, generator=self.generator)
+        s = ((order + torch.rand(n_times, generator=self.generator)) / n_times).repeat(-(-n // n_times))[:n]
         return s.to(like), self.flow.sample_base(n, like.dtype, self.generator).to(like)
 
     def forward(self, x: Tensor, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -80,9 +89,15 @@ class FlowMatchingLoss(nn.Module):
         z1 = x if self.flow.scaler is None else self.flow.scaler(x)
         s, z0 = self.draw(len(x), z1) if drawn is None else drawn
         z = torch.lerp(z0, z1, s[:, None])
-        # A field takes one scalar t a call, and here every row has its own: vmap calls it row by row, in one go.
         times = start + (end - start) * s.to(time_dtype(z.dtype, self.flow.t_span))
-        velocity = torch.func.vmap(self._velocity, randomness="different")(times, z)
+        if self.row_times:
+            # A field takes one scalar t a call, and here every row has its own: vmap calls it row by row, in one go.
+            velocity = torch.func.vmap(self._velocity, randomness="different")(times, z)
+        else:
+            velocity = torch.empty_like(z)
+            for t in times.unique():
+                rows = (times == t).nonzero()[:, 0]
+                velocity = velocity.index_copy(0, rows, self.flow.vector_field(t, z[rows]))
         # A velocity times the span, so that the loss has no units of time.
         return ((end - start) * velocity - (z1 - z0)).pow(2).mean()
 
@@ -183,7 +198,7 @@ def build_flow_net(
         What every draw comes from.
     """
     likelihood = settings.objective == "likelihood"
-    loss = LikelihoodLoss(flow, settings, generator) if likelihood else FlowMatchingLoss(flow, generator)
+    loss = LikelihoodLoss(flow, settings, generator) if likelihood else FlowMatchingLoss(flow, generator, settings.row_times)
     best = BestWeights(None if valid is None else _validation(flow, settings, valid, generator))
     schedule = cosine_schedule(len(Batches(n_rows, settings.batch_size)), [settings.max_epochs], [1.0])
     callbacks = assemble_callbacks(best, settings.callbacks, schedule, "training flow", settings.verbose)
@@ -214,7 +229,7 @@ def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, generator: to
         drawn = None if settings.noise is None else draw_noise(settings.noise, valid, generator)
     else:
         valid = valid.repeat(-(-_VALID_DRAWS // len(valid)), 1)
-        drawn = FlowMatchingLoss(flow, generator).draw(len(valid), valid)
+        drawn = FlowMatchingLoss(flow, generator, settings.row_times).draw(len(valid), valid)
 
     def validate(module: nn.Module) -> float:
         size, total = _VALID_CHUNK * settings.batch_size, 0.0
@@ -238,13 +253,15 @@ def check_rows_apart(flow: Flow) -> None:
             )
 
 
-def check_matching(flow: Flow, x: Tensor) -> None:
-    """Compute flow matching's loss once, or say that the field cannot be called row by row."""
-    try:
-        with torch.no_grad():
+def check_matching(flow: Flow, x: Tensor) -> bool:
+    """Compute flow matching's loss once; say whether every row may have a time of its own.
+
+    A field that differentiates inside or branches on values cannot be called by ``torch.func.vmap``: rows then share times.
+    """
+    with torch.no_grad():
+        try:
             FlowMatchingLoss(flow, own_generator(0))(x)
-    except Exception as error:
-        raise VectorFieldError(
-            f"objective='flow_matching' calls vector_field(t, z) through torch.func.vmap, one row and t at a time, which "
-            f"fails: {error}. A field that branches on values cannot be used so; train it with objective='likelihood'."
-        ) from error
+        except Exception:  # what it cannot do is tried otherwise, and raised there
+            FlowMatchingLoss(flow, own_generator(0), row_times=False)(x)
+            return False
+    return True

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..numerics.base_solvers import resolve_base_solver
-from ..numerics.reference import ReferenceSolveError
+from ..numerics.reference import ReferenceSolveError, gave_up
 from ..numerics.solve import uniform_grid
 from .batches import Batches
 from .nets import (
@@ -120,5 +120,13 @@ def train_net(
                 f"{net.lr:g}), clip gradients with a skorch GradientNormClipping callback, or scale the inputs."
             ) from error
         raise
+    except AssertionError as error:
+        if not gave_up(error):
+            raise
+        raise TrainingDivergedError(
+            f"training failed in epoch {len(net.history)}: the adjoint's solve back in time gave up ({error}). It solves the "
+            "field again, so a field that changes from call to call in training (dropout, spectral_norm) has no adjoint. Set "
+            "adjoint=False or a fixed-step solver, or lower lr."
+        ) from error
     net.module_.eval()
     return net

@@ -183,7 +183,7 @@ FUNCTIONS = ("function", "partial of weights")
 """Forms without parameters: weights are tensors that the function was given."""
 KINDS = (*MODULES, *HIDING, *PARAMETRIZED, *FUNCTIONS)
 UNTRAINABLE = {*FUNCTIONS, "constant"}
-MAY_BE_REFUSED = {*HIDING, *PARAMETRIZED}
+MAY_BE_REFUSED = {"closure", "default argument"}
 """Forms that a fit may refuse, if it does so before any work and says what to do."""
 GRADIENTS = {"potential", "functional gradient"}
 

@@ -198,7 +198,9 @@ def training_cases(rng: random.Random, kinds: tuple[str, ...] = OF_TWO_ARGUMENTS
         "y_unit": rng.choice((1.0, 1e-9, 1e9)),
         "n_outputs": rng.choice((1, 2)),
         "params": {
-            "solver": rng.choice(("dopri5", "heun")), "n_steps": 6, "adjoint": rng.random() < 0.5,
+            "solver": rng.choice(("dopri5", "heun")), "n_steps": 6,
+            # In training, spectral_norm changes at every call: such a field has no adjoint.
+            "adjoint": rng.random() < 0.5 and field.kind != "spectral norm",
             "max_epochs": rng.randint(1, 2), "batch_size": 8, "random_state": rng.randrange(4), "lr": 0.02,
             "validation_fraction": rng.choice((None, 0.3)),
         },

@@ -115,7 +115,9 @@ def test_max_samples_of_ones_own_is_taken_as_it_is():
 
 def test_stacking_lets_blocks_go():
     like = torch.arange(6.0).reshape(3, 2)
-    blocks = [Block(Residual(0.1 * i, 0.5, like + i, [like * i], 1, like - i), None, torch.ones(1, 1)) for i in range(4)]
+    blocks = [
+        Block(Residual(0.1 * i, 0.5, like + i, [like * i], 1, like - i), None, torch.ones(1, 1)) for i in range(4)
+    ]
     stack = BlockStack(list(blocks))
     for i in range(4):
         assert torch.equal(stack.z[i], like + i) and torch.equal(stack.target[i], like - i)
