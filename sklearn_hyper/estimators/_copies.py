@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..modules.neural_ode import PARTS, NeuralODE
 from ..modules.serialization import copy_user_code, pack
-from ..modules.user_code import refuse_state_in_functions, walk
+from ..modules.user_code import find_hidden_modules, refuse_state_in_functions, walk
 
 
 def frozen_copy(neural_ode: NeuralODE) -> NeuralODE:
@@ -21,12 +21,17 @@ def frozen_copy(neural_ode: NeuralODE) -> NeuralODE:
         If a function holds a module, which no copy reaches, or something cannot be copied.
     """
     refuse_state_in_functions(neural_ode.parts)
-    copied = copy_user_code(neural_ode, "neural_ode")
-    copied.register_hidden()  # a part may have come by modules since it was built
-    copied.eval().requires_grad_(False)
-    for _, tensor in _trained_tensors(copied):
-        tensor.requires_grad_(False)  # a plain attribute, which modules do not know of
-    return copied
+    return freeze(copy_user_code(neural_ode, "neural_ode"))
+
+
+def freeze(neural_ode: NeuralODE) -> NeuralODE:
+    """Set to eval mode whatever it reaches, and train nothing of it; again, where parts may have come by modules since."""
+    neural_ode.register_hidden()
+    neural_ode.eval().requires_grad_(False)
+    for _, tensor in _trained_tensors(neural_ode):
+        if tensor.is_leaf:  # a plain attribute, which modules do not know of, and no activation that is kept
+            tensor.requires_grad_(False)
+    return neural_ode
 
 
 def trained_copies(*parts: Any) -> tuple[Any, ...]:
@@ -41,10 +46,11 @@ def trained_copies(*parts: Any) -> tuple[Any, ...]:
     given = {name: part for name, part in zip(PARTS, parts, strict=False) if part is not None}
     refuse_state_in_functions(given)
     copied = copy_user_code(parts, "the vector field or a map")
-    modules = [part for part in copied if isinstance(part, nn.Module)]
+    named = {name: part for name, part in zip(PARTS, copied, strict=False) if part is not None}
+    modules = [part for part in copied if isinstance(part, nn.Module)] + find_hidden_modules(named)
     known = {id(parameter) for module in modules for parameter in module.parameters()}
     for path, tensor in _trained_tensors(list(copied)):
-        if id(tensor) not in known and not isinstance(tensor, nn.Parameter):
+        if id(tensor) not in known:
             raise TypeError(
                 f"the vector field or a map holds a tensor that requires gradients and is no parameter ({path}): it would "
                 "never be trained. Make it an nn.Parameter of a module."

@@ -34,7 +34,7 @@ from ..training.fit_settings import FitSettings
 from ..training.objectives import check_overflow
 from ..training.residual_sets import StepSizes
 from ._base import check_device, check_output_map, module_dtype
-from ._copies import check_saveable, frozen_copy
+from ._copies import check_saveable, freeze, frozen_copy
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_base import HypersolverBase
@@ -168,6 +168,7 @@ class HypersolverFit(HypersolverBase):
         check_saveable(frozen, needed_for=self._pickles_in_fit())
         residuals_alone = self.loss == "residual" and self.finetune is None and self._solver_name(0) != NONSTATIONARY
         settle_parts(frozen, few_rows, differentiates=not residuals_alone)
+        freeze(frozen)  # a field may make its layers when it is called first
         if resolved.checked is not None:
             self._check_predictions(frozen, self._checked_rows(X), resolved)
         if y is not None:

@@ -40,6 +40,14 @@ _UNREAD = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl
 """Attributes of a module that are read apart, or not at all: a compiled call is made anew from the module."""
 
 
+_DESCRIPTORS = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    types.WrapperDescriptorType,
+    types.BuiltinFunctionType,
+)
+
+
 class Reached(NamedTuple):
     """Something that a callable reaches."""
 
@@ -125,13 +133,16 @@ class _Walk:
         self._enter_methods(self.instances[-1], self.called)
 
     def _enter_methods(self, instance: Reached, names: Iterable[str]) -> None:
-        """The code of those of an instance's methods that may be called."""
+        """What a class gives its instance under names that may be read: the code of methods, and attributes of the class."""
         for cls in type(instance.value).__mro__:
             if not _is_library(cls.__module__):
                 for name in sorted(set(names) & vars(cls).keys()):
-                    function = _function_of(vars(cls)[name])
+                    path, attribute = f"{instance.path}.{name}", vars(cls)[name]
+                    function = _function_of(attribute)
                     if function is not None:
-                        self._add(f"{instance.path}.{name}", function, instance.in_function)
+                        self._add(path, function, instance.in_function)
+                    elif not isinstance(attribute, _DESCRIPTORS):
+                        self._add(path, attribute, True)  # no copy of the instance copies it
 
     def _enter_function(self, path: str, function: types.FunctionType) -> None:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)

@@ -198,7 +198,11 @@ def build_flow_net(
         What every draw comes from.
     """
     likelihood = settings.objective == "likelihood"
-    loss = LikelihoodLoss(flow, settings, generator) if likelihood else FlowMatchingLoss(flow, generator, settings.row_times)
+    loss = (
+        LikelihoodLoss(flow, settings, generator)
+        if likelihood
+        else FlowMatchingLoss(flow, generator, settings.row_times)
+    )
     best = BestWeights(None if valid is None else _validation(flow, settings, valid, generator))
     schedule = cosine_schedule(len(Batches(n_rows, settings.batch_size)), [settings.max_epochs], [1.0])
     callbacks = assemble_callbacks(best, settings.callbacks, schedule, "training flow", settings.verbose)

@@ -192,6 +192,37 @@ def test_a_trained_tensor_that_is_no_parameter_is_refused(X):
     assert field.weight.requires_grad and field.weight.grad is None
 
 
+def test_a_parameter_outside_of_modules_is_refused_in_training_and_frozen_in_a_hypersolver(X):
+    class Loose:
+        def __init__(self):
+            self.weight = nn.Parameter(torch.eye(2))
+
+        def __call__(self, t, z):
+            return z @ self.weight
+
+    field = Loose()
+    with pytest.raises(TypeError, match=r"no parameter .*weight.*of a module"):
+        NeuralODERegressor(field, input_map=nn.Linear(2, 2)).fit(X, X[:, 0])
+    fast = HypersolverRegressor(field, **FIT).fit(X)
+    assert field.weight.grad is None and not fast.neural_ode_.vector_field.weight.requires_grad
+
+
+def test_layers_that_are_made_when_they_are_called_first_are_frozen(X):
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = None
+
+        def forward(self, t, z):
+            if self.net is None:
+                self.net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+            return self.net(z)
+
+    fast = HypersolverRegressor(Late(), **FIT).fit(X)
+    frozen = fast.neural_ode_.vector_field.net
+    assert not any(p.requires_grad for p in frozen.parameters()) and not frozen[1].training
+
+
 def test_parts_that_share_a_module_share_its_copy(X):
     shared = nn.Linear(2, 2)
     field = Holder(None)

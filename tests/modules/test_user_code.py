@@ -66,6 +66,13 @@ class UsesAGlobal:
         return GLOBAL_NET(z)
 
 
+class OfTheClass(nn.Module):
+    NETS = (nn.Linear(2, 2),)
+
+    def forward(self, t, z):
+        return self.NETS[0](z)
+
+
 class KeepsALambda(nn.Module):
     def __init__(self, net):
         super().__init__()
@@ -153,6 +160,7 @@ IN_FUNCTIONS = {
     "global of a function that is called": (lambda net: calls_another, "GLOBAL_NET"),
     "global of a method": (lambda net: UsesAGlobal(), "GLOBAL_NET"),
     "lambda in a module": (KeepsALambda, "self"),
+    "attribute of a class": (lambda net: OfTheClass(), r"NETS\[0\]"),
     "partial of a function": (lambda net: functools.partial(uses_a_global), "GLOBAL_NET"),
 }
 
@@ -222,11 +230,15 @@ def _described(source):
             "class B:\n  def g(self, z): return z\nclass F(B):\n  def __call__(self, t, z): return self.g(z)\nf = F()",
         ),
         (
+            "class F:\n  rate = 1.0\n  def __call__(self, t, z): return -self.rate * z\nf = F()",
+            "class F:\n  rate = 2.0\n  def __call__(self, t, z): return -self.rate * z\nf = F()",
+        ),
+        (
             "def make(rate):\n  def f(t, z): return -rate * z\n  return f\nf = make(1.0)",
             "def make(rate):\n  def f(t, z): return -rate * z\n  return f\nf = make(2.0)",
         ),
     ],
-    ids=["constant", "helper", "dictionary", "default", "base class", "closure"],
+    ids=["constant", "helper", "dictionary", "default", "base class", "attribute of a class", "closure"],
 )
 def test_descriptions_tell_edits_apart_and_nothing_else(before, after):
     assert _described(before) == _described(before)
