@@ -214,11 +214,21 @@ def solve_dopri5(
             return odeint_adjoint(field, start, mesh, rtol=rtol, atol=atol, adjoint_params=params, **how)
         # In units of the states: the adjoint's gradients, which have the tolerances of the states, have their inverse's.
         unit = (atol / rtol).to(start)
+        # What is an error of the adjoint is told by the gradient that it starts from: it may be of any size.
+        adjoint_atol = torch.full((), rtol, dtype=torch.float64, device=start.device)
 
         def in_units(t: Tensor, u: Tensor) -> Tensor:
             return field(t, u * unit) / unit
 
-        return unit * odeint_adjoint(in_units, start / unit, mesh, rtol=rtol, atol=rtol, adjoint_params=params, **how)
+        def measure(gradient: Tensor) -> None:
+            adjoint_atol.fill_(rtol * float(gradient.abs().amax().clamp(min=torch.finfo(gradient.dtype).tiny)))
+
+        solution = odeint_adjoint(
+            in_units, start / unit, mesh, rtol=rtol, atol=rtol, adjoint_atol=adjoint_atol, adjoint_params=params, **how
+        )  # fmt: skip
+        if solution.requires_grad:
+            solution.register_hook(measure)
+        return unit * solution
 
     return _solve(adjoint, f, z0, t_span, rtol, atol, x, max_evaluations)[-1]
 

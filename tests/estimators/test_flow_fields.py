@@ -49,7 +49,23 @@ class BranchesOnTime(nn.Module):
         return self.layer(z) if t < 0.5 else -self.layer(z)
 
 
-FIELDS = [Potential, OneBuffer, BranchesOnTime]
+class GrowingBuffer(nn.Module):
+    """Allocates its output anew where its shape changes, which it does not see under vmap."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(2, 2).double(), None
+
+    def forward(self, t, z):
+        value = self.layer(z)
+        if self.out is None or self.out.shape != value.shape:
+            self.out = torch.empty_like(value).detach()
+        self.out = self.out.detach()
+        self.out.copy_(value)
+        return self.out
+
+
+FIELDS = [Potential, OneBuffer, GrowingBuffer, BranchesOnTime]
 
 
 @pytest.mark.filterwarnings("ignore::sklearn_hyper.numerics.residuals.ConditioningWarning")
