@@ -128,6 +128,12 @@ class HypersolverBase(TorchEstimator):
                 f"{', '.join(nested)}: the fitted neural_ode cannot be changed through the hypersolver. Fit another "
                 "Neural ODE and search over neural_ode=[FrozenEstimator(...), ...]."
             )
+        inner = [name for name in params if name.startswith("correction__")]
+        if inner and isinstance(params.get("correction", self.correction), str):
+            raise ValueError(
+                f"{', '.join(inner)}: correction='auto' has no parameters; pass correction=MLPCorrection() or ConvCorrection(), "
+                "whose parameters can be set and searched."
+            )
         return super().set_params(**params)
 
     def _clone_parameter(self, name: str, value: Any) -> Any:

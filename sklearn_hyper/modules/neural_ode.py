@@ -261,11 +261,23 @@ def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> 
         return _time_hint(neural_ode, t, z)
     if _works(neural_ode.vector_field, z, like=z):
         return "; with z alone it works: a field takes the time first, also where it does not use it, so wrap it"
+    if _solves_by_itself(neural_ode.vector_field, z):
+        return (
+            "; with z alone it returns a tensor of another shape: if it is a whole model that solves an ODE of its own, pass its "
+            "field, as NeuralODE(model.field, input_map=..., output_map=...)"
+        )
     if not neural_ode.data_controlled and _works(neural_ode.vector_field, t, z, z, like=z):
         return (
             "; with a third argument it works: a field that takes the input too needs NeuralODE(data_controlled=True)"
         )
     return ""
+
+
+def _solves_by_itself(field: Any, z: Tensor) -> bool:
+    try:
+        return isinstance(field(z.clone()), Tensor)
+    except Exception:  # whatever it says, it does not work
+        return False
 
 
 def _time_hint(neural_ode: NeuralODE, t: Tensor, z: Tensor) -> str:

@@ -192,6 +192,14 @@ def test_whole_gradients_are_not(call, x, scale):
     settle_parts(NeuralODE(lambda t, z: scale * torch.sin(z / scale)), scale * x)
 
 
+def test_a_row_far_outside_and_columns_of_other_units_cut_no_gradient(x):
+    far, mixed = x.clone(), x * torch.tensor([1e-3, 1.0, 1e4])
+    far[3, 0] = -9999.0
+    settle_parts(NeuralODE(Field(WHOLE["net"])), far)
+    settle_parts(NeuralODE(lambda t, z: torch.sin(z / torch.tensor([1e-3, 1.0, 1e4]))), mixed)
+    settle_parts(NeuralODE(lambda t, z: torch.sin(z)), torch.zeros_like(x))
+
+
 # ---------------------------------------------------------------------- signatures
 def _swapped(x, t):
     return -x * (1 + t)
@@ -220,6 +228,7 @@ def _refuses(t, z):
         (_needs_rows, r"with \(z, t\), it works: a field takes the time first"),
         (lambda z: -z, r"with z alone it works"),
         (lambda t, z, x: -z, r"takes the input too needs NeuralODE\(data_controlled=True\)"),
+        (nn.Linear(3, 1), r"with z alone it returns a tensor of another shape: if it is a whole model"),
         (_refuses, r"AssertionError: \(no message\)\. It was called with t \(shape \(\), .*z \(shape \(8, 3\)"),
         (lambda t, z: {}["key"], r"KeyError: 'key'"),
     ],
