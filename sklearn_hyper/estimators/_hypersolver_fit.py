@@ -132,10 +132,10 @@ class HypersolverFit(HypersolverBase):
         settings = self._settings(fit_range)
         chosen = self._subsample(len(X), lambda: max_rows(frozen, two_rows, z, solver, settings))
         n_fitted = self._check_n_samples(len(chosen))
-        with numbered_rows(range(len(z)), len(X)):
-            self._check_correction(frozen, z, frozen.control(two_rows), solver, n_fitted)
         rows = self._to_tensor(X if len(chosen) == len(X) else X[chosen], self.dtype_, "cpu")
         check_start(frozen, rows, chosen)
+        with numbered_rows(range(len(z)), len(X)):
+            self._check_correction(frozen, z, frozen.control(two_rows), solver, n_fitted)
         if frozen.state_size is None:
             frozen.measure_size(rows.to(device))
         with numbered_rows(chosen.tolist(), len(X)):

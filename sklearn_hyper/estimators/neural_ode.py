@@ -209,6 +209,7 @@ class _NeuralODEEstimator(TorchEstimator):
         module = module.to(device).eval()
         output = check_output_map(module, check_neural_ode(module, x[:2]))
         settle_parts(module, x)
+        module.register_hidden()  # a part may make its layers when it is called first
         check_saveable(module)
         if output.ndim != 2 or output.shape[1] != self._n_outputs():
             raise ValueError(

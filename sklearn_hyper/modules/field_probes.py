@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..numerics.protection import is_written, shares_memory
 from ..numerics.row_errors import list_rows
 from ..numerics.solve import time_tensor
 from .neural_ode import NeuralODE, VectorFieldError, call_part
 from .serialization import DeviceFreeModule
 
 PROBED_ROWS = 8
+_START_ROWS = 2048
 _APART = 1e-3
 """Share of the largest value by which two evaluations of one row may differ: rounding, and no more."""
-_STEP = 1e-3
+_STEP = 5e-3
 _CUT = 0.2
 """Share of a difference quotient that autograd's derivative may be off by: kinks, and no more."""
 
@@ -86,7 +88,6 @@ def settle_parts(neural_ode: NeuralODE, x: Tensor, *, differentiates: bool = Tru
     finally:
         for module, training in modes.items():
             module.training = training
-    neural_ode.is_settled = True
 
 
 def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> None:
@@ -94,26 +95,63 @@ def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> None:
     if isinstance(part, nn.Identity):
         return
     given = [argument.clone() for argument in arguments]
-    versions = [argument._version for argument in given]
     output = part(*given)
-    writes = [argument._version for argument in given] != versions
     version, first = output._version, output.clone()
-    again = call_part(neural_ode, name, *arguments).clone()
-    if writes or output._version != version or output.requires_grad:  # no gradients are wanted here
+    again = part(*(argument.clone() for argument in arguments))
+    writes = any(is_written(*pair) for pair in zip(given, arguments, strict=True))
+    reuses = output._version != version or shares_memory(again, output)
+    if writes or reuses or output.requires_grad:  # no gradients are wanted here
         setattr(neural_ode, name, CopyingPart(part))
     if _differ(first, again):
         raise VectorFieldError(
             f"{name} is random or keeps a state: two calls with the same arguments give other values. Dropout outside "
             "nn.Dropout goes on in eval mode (functional.dropout needs training=self.training), and noise must be an input."
         )
-    for row in {0, len(output) - 1}:
+    _check_rows(neural_ode, name, first, arguments)
+    _check_graph(neural_ode, name, arguments)
+
+
+def _check_rows(neural_ode: NeuralODE, name: str, output: Tensor, arguments: tuple[Tensor, ...]) -> None:
+    n_rows = len(arguments[-1])
+    if len(output) != n_rows:
+        raise VectorFieldError(f"{name} returns {len(output)} rows for {n_rows}: it must return one for every row.")
+    for row in range(n_rows):
         one = [argument if argument.ndim == 0 else argument[row : row + 1] for argument in arguments]
-        if _differ(call_part(neural_ode, name, *one), first[row : row + 1]):
+        if _differ(call_part(neural_ode, name, *one), output[row : row + 1]):
             raise VectorFieldError(
-                f"{name} mixes the rows of a batch: for row {row} it gives other values alone than beside {len(output) - 1} "
+                f"{name} mixes the rows of a batch: for row {row} it gives other values alone than beside {n_rows - 1} "
                 "more. A row is one sample, which is solved and predicted in any batch. Make what interacts (nodes of a "
                 "graph, particles) one sample of shape (n, ...), or take means over other axes than the first."
             )
+
+
+def _check_graph(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> None:
+    """Refuse parts that use trained tensors which the copy does not hold, by whatever way: autograd's graph knows them."""
+    known = {id(parameter) for parameter in neural_ode.parameters()}
+    with torch.enable_grad():
+        calls = [_find_leaves(call_part(neural_ode, name, *arguments)) for _ in range(2)]
+    # A leaf that the part makes at every call, to differentiate by, is another one each time.
+    foreign = [leaf for i, leaf in calls[0].items() if i in calls[1] and i not in known]
+    if foreign:
+        raise TypeError(
+            f"{name} calls a module, or uses a tensor that requires gradients, of shape {tuple(foreign[0].shape)}, which fit can "
+            "neither copy nor freeze, and would not train: it is reached in a way that is not followed. Pass the module itself, or "
+            "an nn.Module that holds it and whose forward calls it."
+        )
+
+
+def _find_leaves(output: Tensor) -> dict[int, Tensor]:
+    """Tensors that a graph ends in, by their identity."""
+    leaves, seen, queue = {}, set(), [output.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            variable = getattr(node, "variable", None)  # of the nodes that accumulate gradients
+            if variable is not None:
+                leaves[id(variable)] = variable
+            queue += [following for following, _ in node.next_functions]
+    return leaves
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:
@@ -175,17 +213,16 @@ def _check_gradient(neural_ode: NeuralODE, t: Tensor, z: Tensor, *control: Tenso
 
 
 def _usual_sizes(z: Tensor) -> Tensor:
-    """What is usual among the rows for each number of a state, whatever its units: the median magnitude."""
-    usual = z.abs().median(dim=0, keepdim=True).values
+    """By how much each number of a state varies among the rows, whatever its units; where it does not, its magnitude."""
+    spread = (z - z.median(dim=0, keepdim=True).values).abs().median(dim=0, keepdim=True).values
+    size = z.abs().median(dim=0, keepdim=True).values
+    usual = torch.where(spread > 0, spread, size)
     whole = usual.amax()
     return torch.where(usual > 0, usual, whole if whole > 0 else torch.ones_like(whole))
 
 
-_START_ROWS = 2048
-
-
 def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None) -> None:
-    """Name the rows from which the Neural ODE does not even start: where a map or the field is not finite.
+    """Name the rows from which the Neural ODE does not even start: where the input map or the field is not finite.
 
     Parameters
     ----------
@@ -198,7 +235,7 @@ def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None) -> None:
     ------
     VectorFieldError
     """
-    lost: dict[str, list[int]] = {"input_map": [], "vector_field": [], "output_map": []}
+    lost: dict[str, list[int]] = {"input_map": [], "vector_field": []}
     device = next((tensor.device for tensor in (*neural_ode.parameters(), *neural_ode.buffers())), x.device)
     with torch.no_grad():
         for first in range(0, len(x), _START_ROWS):
@@ -207,11 +244,7 @@ def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None) -> None:
             control = neural_ode.control(some)
             t = time_tensor(neural_ode.t_span[0], z, neural_ode.t_span)
             arguments = (t, z.clone()) if control is None else (t, z.clone(), control.clone())
-            values = {
-                "input_map": z,
-                "vector_field": neural_ode.vector_field(*arguments),
-                "output_map": neural_ode.output_map(z.clone()),
-            }
+            values = {"input_map": z, "vector_field": neural_ode.vector_field(*arguments)}
             for name, value in values.items():
                 bad = ~value.reshape(len(value), -1).isfinite().all(dim=1)
                 lost[name] += (first + bad.nonzero().ravel().cpu()).tolist()

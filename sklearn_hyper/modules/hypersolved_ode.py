@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
-from ..numerics.protection import TrustedField
 from ..numerics.solve import all_states, check_solver_grid, last_state
 from .corrections import BoundedCorrection
 from .neural_ode import NeuralODE
@@ -29,11 +28,6 @@ class SolvedODE(DeviceFreeModule):
         self.neural_ode = neural_ode
         self.base_solver = base_solver
         self.grid = check_solver_grid(base_solver, grid)  # once: a check takes as long as a small step
-
-    @property
-    def _field(self) -> Any:
-        field = self.neural_ode.vector_field
-        return TrustedField(field) if self.neural_ode.is_settled else field
 
     @property
     def _g(self) -> Any:
@@ -61,12 +55,12 @@ class SolvedODE(DeviceFreeModule):
     def terminal_state(self, x: Tensor) -> Tensor:
         """z_K (eq. 5)."""
         ode = self.neural_ode
-        return last_state(self._field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x))
+        return last_state(ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x))
 
     def trajectory(self, x: Tensor) -> Tensor:
         """z_0, ..., z_K, time first."""
         ode = self.neural_ode
-        return all_states(self._field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x))
+        return all_states(ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x))
 
     def count_macs(self, x: Tensor) -> float:
         """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where f has none."""
@@ -75,7 +69,7 @@ class SolvedODE(DeviceFreeModule):
             return math.nan
         with torch.no_grad():
             z, control = ode.input_map(x), ode.control(x)
-        return count_macs(last_state, self._field, z, self.grid, self.base_solver, self._g, control)
+        return count_macs(last_state, ode.vector_field, z, self.grid, self.base_solver, self._g, control)
 
 
 class HypersolvedODE(SolvedODE):

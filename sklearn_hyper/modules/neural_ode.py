@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..numerics.cost import count_macs
 from ..numerics.reference import DEFAULT_TOLERANCE, solve_dopri5
@@ -96,8 +97,6 @@ class NeuralODE(DeviceFreeModule):
         self.data_controlled = bool(data_controlled)
         # Plain numbers: they need not move with the module, and leave its dtype to be that of its tensors.
         self.state_size = None if state_size is None else tuple(float(size) for size in state_size)
-        self.is_settled = False
-        """Whether a fit has seen that the parts write into nothing of others and hand out fresh tensors."""
         self.register_hidden()
 
     @property
@@ -219,7 +218,7 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
 def check_precision(neural_ode: NeuralODE) -> None:
     """Refuse weights in half precision: dopri5's tolerances, and residuals even more, lie below their rounding."""
     for name, tensor in (*neural_ode.named_parameters(), *neural_ode.named_buffers()):
-        if tensor.is_floating_point() and tensor.element_size() < 4:
+        if not is_lazy(tensor) and tensor.is_floating_point() and tensor.element_size() < 4:
             raise ValueError(
                 f"neural_ode holds weights of dtype {tensor.dtype} ({name}); a solver needs float32 or float64, since the "
                 "errors that it controls lie below the rounding of half precision. Pass neural_ode.float(), which computes "

@@ -18,6 +18,7 @@ import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from .user_code import find_uncompiled, walk
@@ -195,6 +196,8 @@ def _copy_of_uncopyable(value: Any) -> Any:
         return rebuild(*arguments, device=None)
     if isinstance(value, torch.jit.ScriptFunction):
         return value  # it has no state
+    if isinstance(value, Tensor) and is_lazy(value):
+        return None  # of a lazy layer: it has no values yet
     if isinstance(value, Tensor) and (value.grad_fn is not None or value.is_inference() or _has_no_storage(value)):
         plain = value.detach().clone()
         plain = plain.requires_grad_(value.requires_grad and value.is_leaf)

@@ -58,16 +58,19 @@ class Reached(NamedTuple):
     """Whether a function holds it (in a closure, a default or a global), which no deep copy enters."""
 
 
-def walk(root: Any, name: str) -> Iterator[Reached]:
-    """Everything that ``root`` reaches, itself included: modules, tensors, functions, constants.
+def walk(root: Any, name: str, *, constants: bool = False) -> Iterator[Reached]:
+    """What ``root`` reaches, itself included: modules, tensors, functions, objects, and ``constants`` (numbers, strings).
 
-    Python code is followed from ``__call__`` and ``forward`` on: globals that it loads, and methods whose names it reads.
+    Python code is followed from ``__call__`` and ``forward`` on: globals that it loads, modules that it imports, and methods
+    and attributes of classes whose names it reads. Names that are made when it runs (``getattr`` of a sum of strings) and
+    globals of installed packages are not.
     """
-    return _Walk().run(root, name)
+    return _Walk(constants).run(root, name)
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, constants: bool) -> None:
+        self.constants = constants
         self.queue: deque[Reached] = deque()
         self.seen: dict[tuple[int, bool], Any] = {}  # values are kept alive: an id may be given again otherwise
         self.called = {"__call__", "forward"}  # names of methods that code which has been reached may call
@@ -83,11 +86,14 @@ class _Walk:
     def _add(self, path: str, value: Any, in_function: bool) -> None:
         key = (id(value), in_function)
         # What a function holds has been told already where it was reached without one, and is told again.
-        if key in self.seen or isinstance(value, type):
+        if key in self.seen or isinstance(value, types.ModuleType):
             return
-        if not isinstance(value, types.ModuleType):
-            self.seen[key] = value
-            self.queue.append(Reached(path, value, in_function))
+        if isinstance(value, _LEAVES) and not self.constants:
+            return
+        if isinstance(value, type) and _is_library(value.__module__):
+            return
+        self.seen[key] = value
+        self.queue.append(Reached(path, value, in_function))
 
     def _add_all(self, path: str, items: Iterable[tuple[Any, Any]], in_function: bool) -> None:
         for key, value in items:
@@ -105,7 +111,7 @@ class _Walk:
             self._add_all(f"{path}.args", enumerate(value.args), in_function)
             self._add_all(path, value.keywords.items(), in_function)
         elif isinstance(value, types.MethodType):
-            self.called.add(value.__func__.__name__)
+            self.called.add(getattr(value.__func__, "__name__", "__call__"))
             self._add(f"{path}.__self__", value.__self__, in_function)
             self._add(path, value.__func__, in_function)
         elif isinstance(value, types.FunctionType):
@@ -117,6 +123,8 @@ class _Walk:
             self._add_all(path, enumerate(value), in_function)
         elif isinstance(value, (set, frozenset)):
             self._add_all(path, enumerate(sorted(value, key=repr)), in_function)
+        elif isinstance(value, type):
+            self._enter_class(Reached(path, value, True))
         elif isinstance(value, nn.Module) or not _is_opaque(type(value)):
             self._enter_instance(path, value, in_function)
 
@@ -129,12 +137,16 @@ class _Walk:
         for slot in _slots(type(value)):
             if hasattr(value, slot):
                 self._add(f"{path}.{slot}", getattr(value, slot), in_function)
-        self.instances.append(Reached(path, value, in_function))
-        self._enter_methods(self.instances[-1], self.called)
+        self._enter_class(Reached(path, value, in_function))
+
+    def _enter_class(self, instance: Reached) -> None:
+        self.instances.append(instance)
+        self._enter_methods(instance, self.called)
 
     def _enter_methods(self, instance: Reached, names: Iterable[str]) -> None:
-        """What a class gives its instance under names that may be read: the code of methods, and attributes of the class."""
-        for cls in type(instance.value).__mro__:
+        """What a class, or that of an instance, has under names that may be read: the code of methods, and attributes."""
+        of = instance.value if isinstance(instance.value, type) else type(instance.value)
+        for cls in of.__mro__:
             if not _is_library(cls.__module__):
                 for name in sorted(set(names) & vars(cls).keys()):
                     path, attribute = f"{instance.path}.{name}", vars(cls)[name]
@@ -151,16 +163,32 @@ class _Walk:
         self._add_all(path, (function.__kwdefaults__ or {}).items(), True)
         if _is_library(function.__module__):
             return
-        loaded, read = _names(function.__code__)
-        for name in sorted(loaded & function.__globals__.keys()):
-            value = function.__globals__[name]
-            if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
-                self._add_all(name, ((k, vars(value)[k]) for k in sorted(read & vars(value).keys())), True)
-            self._add(f"{path}.{name}", value, True)
+        names = _names(function.__code__)
+        scope = function.__globals__
+        for name in sorted(names.loaded & scope.keys()):
+            self._enter_module(name, scope[name], names)
+            self._add(f"{path}.{name}", scope[name], True)
+        for name in names.imported & sys.modules.keys():
+            self._enter_module(name, sys.modules[name], names)
+        # What is read of a library's module (torch.log) is no method of the user's of that name.
+        read = {name for first, name in names.read if not _is_library_module(scope.get(first))}
         new = read - self.called
         self.called |= new
         for instance in list(self.instances):
             self._enter_methods(instance, new)
+
+    def _enter_module(self, path: str, value: Any, names: _Names) -> None:
+        """What code reads of a Python module of the user's, and of those inside it."""
+        if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
+            for name in sorted({name for _, name in names.read} & vars(value).keys()):
+                inner = vars(value)[name]
+                if isinstance(inner, types.ModuleType) and inner.__name__.startswith(f"{value.__name__}."):
+                    self._enter_module(f"{path}.{name}", inner, names)
+                self._add(f"{path}.{name}", inner, True)
+
+
+def _is_library_module(value: Any) -> bool:
+    return isinstance(value, types.ModuleType) and _is_library(value.__name__)
 
 
 @functools.cache
@@ -204,21 +232,38 @@ def _default_names(function: types.FunctionType) -> tuple[str, ...]:
     return code.co_varnames[code.co_argcount - n_defaults : code.co_argcount]
 
 
+class _Names(NamedTuple):
+    """Names in code, and in code inside it."""
+
+    loaded: frozenset[str]
+    """As globals."""
+    imported: frozenset[str]
+    """Modules that are imported inside."""
+    read: frozenset[tuple[str, str]]
+    """As attributes, with the global at the front of the chain (``torch`` of ``torch.nn.functional``), if it is one."""
+
+
 @functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """Names that code, and code inside it, loads as globals, and those that it reads as attributes."""
-    loaded, read = set(), set()
+def _names(code: types.CodeType) -> _Names:
+    loaded, imported, read, front = set(), set(), set(), ""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            loaded.add(instruction.argval)
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            read.add(instruction.argval)
+            front = instruction.argval
+            loaded.add(front)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            read.add((front, instruction.argval))
+        elif instruction.opname == "IMPORT_NAME":
+            imported.add(instruction.argval)
+            front = ""
+        elif instruction.opname != "PRECALL":
+            front = ""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            inner_loaded, inner_read = _names(constant)
-            loaded |= inner_loaded
-            read |= inner_read
-    return frozenset(loaded), frozenset(read)
+            inner = _names(constant)
+            loaded |= inner.loaded
+            imported |= inner.imported
+            read |= inner.read
+    return _Names(frozenset(loaded), frozenset(imported), frozenset(read))
 
 
 # ---------------------------------------------------------------------- modules that torch does not see
@@ -274,7 +319,7 @@ def describe_code(parts: dict[str, Any]) -> list[Any]:
     """Code that parts run, and constants that it reads: what pickling by name leaves out. The same in every process."""
     described: list[Any] = []
     for name, part in parts.items():
-        for _, value, in_function in walk(part, name):
+        for _, value, in_function in walk(part, name, constants=True):
             function = getattr(value, "__func__", value)
             if isinstance(function, types.FunctionType):
                 described.append(_describe_function(function.__code__))

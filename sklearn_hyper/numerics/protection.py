@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, is_grad_enabled
 from torch.compiler import is_compiling
 
@@ -47,14 +48,14 @@ class ProtectedField:
                 "vector_field writes into its argument z in some calls and not in others, so that no solver can trust its "
                 "state: return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = z.clone()."
             )
-        self.reuses_output |= self._watched._version != self._version
+        if not self.reuses_output:
+            self.reuses_output = self._watched._version != self._version or shares_memory(output, self._watched)
         return output.clone() if self.reuses_output else output
 
     def _evaluate_first(self, t: Tensor, z: Tensor) -> Tensor:
         given, x = z.clone(), _copy(self.x)
-        versions = given._version, _version(x)
         output = self._evaluate(t, given, x)
-        self.writes_z, self.writes_x = given._version != versions[0], _version(x) != versions[1]
+        self.writes_z, self.writes_x = is_written(given, z), is_written(x, self.x)
         if not isinstance(output, Tensor) or output.is_inference():
             return output
         self._watched, self._version = output, output._version
@@ -66,23 +67,21 @@ class ProtectedField:
         return output.detach() if not is_grad_enabled() and output.requires_grad else output
 
 
-class TrustedField:
-    """A field that is known to need no protection, since a fit has looked.
-
-    Parameters
-    ----------
-    f : callable
-    """
-
-    __slots__ = ("f",)
-
-    def __init__(self, f: Callable[..., Tensor]):
-        self.f = f
-
-
 def _copy(x: Any) -> Any:
     return x.clone() if isinstance(x, Tensor) else x
 
 
-def _version(x: Any) -> int:
-    return x._version if isinstance(x, Tensor) and not x.is_inference() else 0
+def is_written(copied: Any, original: Any) -> bool:
+    """Whether a copy, which was made for one call, has been written to in it."""
+    if not isinstance(copied, Tensor) or copied.is_inference():
+        return False
+    # A fresh copy has the version 0. NumPy and .data write past versions; on a GPU comparing values would wait for it.
+    return copied._version > 0 or (copied.device.type == "cpu" and not torch.equal(copied, original))
+
+
+def shares_memory(one: Any, other: Tensor) -> bool:
+    """Whether two tensors, both alive, begin at one place in memory."""
+    try:
+        return one.data_ptr() == other.data_ptr() != 0
+    except RuntimeError:  # inside a transform of torch.func there is none to compare
+        return False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .base_solvers import BaseSolver, Field, mesh_nodes, owns_mesh, resolve_base_solver
-from .protection import ProtectedField, TrustedField
+from .protection import ProtectedField
 
 Correction: TypeAlias = Callable[..., Tensor]
 """g(eps, s, z, stages, x) -> tensor like z."""
@@ -112,16 +112,13 @@ def check_grid(grid: Sequence[float] | Tensor, t_span: Any = None, n_steps: int 
     return mesh
 
 
-def bind_input(f: Callable[..., Tensor] | TrustedField, x: Any) -> Field:
+def bind_input(f: Callable[..., Tensor], x: Any) -> Field:
     """Bind the input of a data-controlled field, so that the solvers see f(t, z), and keep its writing its own."""
-    if not isinstance(f, TrustedField):
-        return ProtectedField(f, x)
-    field = f.f
-    return field if x is None else lambda t, z: field(t, z, x)
+    return ProtectedField(f, x)
 
 
 def iterate_states(
-    f: Callable[..., Tensor] | TrustedField,
+    f: Callable[..., Tensor],
     z0: Tensor,
     grid: Sequence[float] | Tensor,
     solver: BaseSolver,
@@ -277,7 +274,7 @@ def hypersolve(
 
 
 def last_state(
-    f: Callable[..., Tensor] | TrustedField,
+    f: Callable[..., Tensor],
     z0: Tensor,
     mesh: tuple[float, ...],
     solver: BaseSolver,
@@ -293,7 +290,7 @@ def last_state(
 
 
 def all_states(
-    f: Callable[..., Tensor] | TrustedField,
+    f: Callable[..., Tensor],
     z0: Tensor,
     mesh: tuple[float, ...],
     solver: BaseSolver,

@@ -6,6 +6,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 from small_flows import make_flow, two_blobs
@@ -90,6 +91,12 @@ THREE_WAYS = make_classifier().neural_ode
 # ---------------------------------------------------------------------- threads
 def fits(X, y):
     """What each makes of X after a fit."""
+    # Made here: building a user's own net in a thread would draw from the global generator beside the fits.
+    flow = make_flow(hidden=4, max_epochs=2)
+    likelihood = make_flow(
+        hidden=4, max_epochs=1, objective="likelihood", solver="rk4", n_steps=6, trace="rademacher", batch_size=30
+    )
+    base = make_flow(hidden=4, max_epochs=2, base_distribution=BASE)
     return {
         "regressor": lambda: make_regressor(**DRAWN).fit(X).predict(X),
         "trajectories": lambda: make_regressor(**DRAWN, loss="residual+trajectory").fit(X).predict(X),
@@ -102,11 +109,9 @@ def fits(X, y):
         "classifier": lambda: NeuralODEClassifier(**QUICK).fit(X, y).predict_proba(X),
         "dropout": lambda: NeuralODERegressor(FIELD, input_map=nn.Identity(), **QUICK).fit(X, X).predict(X),
         "partial_fit": lambda: NeuralODEClassifier(**QUICK).partial_fit(X, y).partial_fit(X, y).predict_proba(X),
-        "flow": lambda: make_flow(hidden=4, max_epochs=2).fit(X).score_samples(X),
-        "likelihood": lambda: make_flow(
-            hidden=4, max_epochs=1, objective="likelihood", solver="rk4", n_steps=6, trace="rademacher", batch_size=30
-        ).fit(X).score_samples(X),
-        "base": lambda: make_flow(hidden=4, max_epochs=2, base_distribution=BASE).fit(X).sample(5, random_state=0),
+        "flow": lambda: clone(flow).fit(X).score_samples(X),
+        "likelihood": lambda: clone(likelihood).fit(X).score_samples(X),
+        "base": lambda: clone(base).fit(X).sample(5, random_state=0),
         "built": lambda: ContinuousNormalizingFlow(max_epochs=1, random_state=0).fit(X).sample(5, random_state=0),
     }  # fmt: skip
 

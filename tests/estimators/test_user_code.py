@@ -223,6 +223,13 @@ def test_layers_that_are_made_when_they_are_called_first_are_frozen(X):
     assert not any(p.requires_grad for p in frozen.parameters()) and not frozen[1].training
 
 
+def test_lazy_layers_are_trained(X):
+    lift = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 2))
+    assert np.isfinite(
+        NeuralODERegressor(input_map=lift, max_epochs=1, random_state=0).fit(X, X[:, 0]).score(X, X[:, 0])
+    )
+
+
 def test_parts_that_share_a_module_share_its_copy(X):
     shared = nn.Linear(2, 2)
     field = Holder(None)
@@ -305,6 +312,15 @@ def test_fields_in_place_are_solved_as_those_that_are_not(X):
     module = own.to_module()
     program = torch.export.export(module, (torch.from_numpy(X),))
     torch.testing.assert_close(program.module()(torch.from_numpy(X)), module(torch.from_numpy(X)))
+
+
+def test_a_field_that_works_in_place_on_large_batches_alone(X):
+    def now_and_then(t, z):
+        return z.mul_(-(1 + t)) if len(z) > 16 else z * (-1 - t)
+
+    fast = HypersolverRegressor(now_and_then, base_solver="rk4", **FIT).fit(X)
+    np.testing.assert_allclose(fast.predict(X), X * np.exp(-1.5), atol=5e-3)
+    np.testing.assert_allclose(fast.reference(X), X * np.exp(-1.5), rtol=1e-5)
 
 
 # ---------------------------------------------------------------------- what torch cannot copy
@@ -476,6 +492,16 @@ def test_an_edited_field_is_never_served_stale_solutions(edit, X, tmp_path, monk
     fit(load(before, "1.0")).score(X)
     fast = fit(load(after or before, "3.0"))
     np.testing.assert_allclose(fast.reference(X), X * np.exp(-3.0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_cache_takes_fields_that_refuse_other_states(X, tmp_path):
+    def careful(t, z):
+        if (z.abs() > 1.01).any():
+            raise ValueError("outside of its domain")
+        return -z
+
+    fast = HypersolverRegressor(careful, base_solver="euler", memory=str(tmp_path), **FIT).fit(X)
+    np.testing.assert_allclose(fast.reference(X), np.exp(-X.dtype.type(1)) * X, rtol=1e-5)
 
 
 def test_an_unchanged_field_is_served_from_the_cache(X, tmp_path, monkeypatch):

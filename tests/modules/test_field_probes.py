@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from sklearn_hyper import NeuralODE
-from sklearn_hyper.modules.field_probes import CopyingPart, GradientWarning, settle_parts
+from sklearn_hyper.modules.field_probes import CopyingPart, GradientWarning, check_start, settle_parts
 from sklearn_hyper.modules.neural_ode import VectorFieldError, check_neural_ode, check_precision
 
 
@@ -57,11 +57,25 @@ def test_parts_that_write_or_reuse_work_on_copies(name, part, clean, x):
     before = x.clone()
     settle_parts(ode, x)
     settled = getattr(ode, name)
-    assert isinstance(settled, CopyingPart) and ode.is_settled
+    assert isinstance(settled, CopyingPart)
     arguments = (torch.zeros(()), x) if name == "vector_field" else (x,)
     first, second = settled(*arguments), settled(*arguments)
     assert torch.equal(first, clean(*arguments)) and first.data_ptr() != second.data_ptr()
     assert torch.equal(x, before)
+
+
+def _subtract_one(x):
+    array = x.numpy()
+    array += 1
+    return torch.from_numpy(array) - 1
+
+
+@pytest.mark.parametrize("part", [_subtract_one, lambda x: (x.clone(), x.data.mul_(2))[0]], ids=["NumPy", ".data"])
+def test_writes_that_torch_does_not_count_are_found(part, x):
+    ode, before = NeuralODE(lambda t, z: -z, input_map=part), x.clone()
+    settle_parts(ode, x)
+    torch.testing.assert_close(ode.input_map(x), x)
+    assert torch.equal(x, before) and isinstance(ode.input_map, CopyingPart)
 
 
 def test_a_data_controlled_field_that_writes_into_x_works_on_a_copy(x):
@@ -88,8 +102,9 @@ def test_clean_parts_stay_as_they_are(x):
         lambda net, t, z: z if z.sum() > 1e3 else net(z) * z.norm(),
         lambda net, t, z: (z @ z.T).softmax(dim=1) @ z,
         lambda net, t, z: z.roll(1, dims=0),
+        lambda net, t, z: torch.cat([z[:1], z[1:-1].mean(0, keepdim=True).expand(max(len(z) - 2, 0), -1), z[1:][-1:]]),
     ],
-    ids=["mean field", "softmax over rows", "norm of the batch", "attention over rows", "neighbours"],
+    ids=["mean field", "softmax over rows", "norm of the batch", "attention over rows", "neighbours", "inner rows"],
 )
 def test_rows_that_depend_on_each_other_are_refused(call, x):
     with pytest.raises(VectorFieldError, match=r"vector_field mixes the rows of a batch.*one sample of shape"):
@@ -100,6 +115,41 @@ def test_rows_that_depend_on_each_other_are_refused(call, x):
 def test_maps_that_mix_rows_are_refused(name, x):
     with pytest.raises(VectorFieldError, match=f"{name} mixes the rows"):
         settle_parts(NeuralODE(lambda t, z: -z, **{name: lambda z: z - z.mean(0)}), x)
+
+
+def test_maps_that_lose_rows_are_refused(x):
+    with pytest.raises(VectorFieldError, match="output_map returns 7 rows for 8"):
+        settle_parts(NeuralODE(lambda t, z: -z, output_map=lambda z: z[:7]), x)
+
+
+class Disguised(nn.Module):
+    """Holds its net where nothing looks: behind a name that is made when it is read."""
+
+    def forward(self, t, z):
+        return globals()["HID" + "DEN"](z)
+
+
+HIDDEN = nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize("name", ["vector_field", "input_map", "output_map"])
+def test_trained_tensors_that_are_reached_in_hidden_ways_are_refused(name, x):
+    field = Disguised()
+    part = field if name == "vector_field" else lambda z: field(None, z)
+    with pytest.raises(TypeError, match=rf"{name} calls a module, or uses a tensor that requires gradients, of shape"):
+        settle_parts(NeuralODE(**{"vector_field": lambda t, z: -z} | {name: part}), x)
+
+
+def test_leaves_that_a_field_makes_at_every_call_are_its_own(x):
+    settle_parts(NeuralODE(Field(WHOLE["differentiating"])), x)
+    with pytest.warns(GradientWarning):
+        settle_parts(NeuralODE(Field(CUT["no create_graph"])), x)
+
+
+def test_an_output_map_may_have_a_domain_that_starts_lie_outside_of(x):
+    ode = NeuralODE(lambda t, z: 5 * (5 - z), output_map=torch.log)
+    settle_parts(ode, x)
+    check_start(ode, x)
 
 
 def test_batch_normalisation_mixes_no_rows_once_it_is_settled(x):
@@ -198,6 +248,11 @@ def test_a_row_far_outside_and_columns_of_other_units_cut_no_gradient(x):
     settle_parts(NeuralODE(Field(WHOLE["net"])), far)
     settle_parts(NeuralODE(lambda t, z: torch.sin(z / torch.tensor([1e-3, 1.0, 1e4]))), mixed)
     settle_parts(NeuralODE(lambda t, z: torch.sin(z)), torch.zeros_like(x))
+    settle_parts(NeuralODE(lambda t, z: torch.sin(z)), x + 1000)
+    offset, scale = torch.tensor([300.0, 0.0, 0.0]), torch.tensor([5.0, 0.1, 1.0])
+    settle_parts(NeuralODE(lambda t, z: scale * torch.tanh((z - offset) / scale)), offset + scale * x)
+    stamps = torch.cat([1.7e9 + 1e3 * x[:, :1].double(), x[:, 1:].double()], dim=1)
+    settle_parts(NeuralODE(lambda t, z: torch.sin((z - stamps.mean(0)) / stamps.std(0))), stamps)
 
 
 # ---------------------------------------------------------------------- signatures

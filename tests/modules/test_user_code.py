@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import sys
 import types
 
 import pytest
@@ -71,6 +72,40 @@ class OfTheClass(nn.Module):
 
     def forward(self, t, z):
         return self.NETS[0](z)
+
+
+class Config:
+    """A class that is used as a namespace."""
+
+    net = nn.Linear(2, 2)
+
+    @classmethod
+    def velocity(cls, t, z):
+        return cls.net(z)
+
+
+def uses_a_class(t, z):
+    return Config.net(z)
+
+
+def imports_inside(t, z):
+    import fields_of_a_user.deep
+
+    return fields_of_a_user.deep.net(z)
+
+
+class HasALog(nn.Module):
+    """Its method has the name of a function of torch, and uses a global module."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, t, z):
+        return torch.log(1 + self.layer(z).square())
+
+    def log(self, z):
+        return GLOBAL_NET(z)
 
 
 class KeepsALambda(nn.Module):
@@ -159,6 +194,9 @@ IN_FUNCTIONS = {
     "global namespace": (lambda net: uses_a_namespace, "SPACE.net"),
     "global of a function that is called": (lambda net: calls_another, "GLOBAL_NET"),
     "global of a method": (lambda net: UsesAGlobal(), "GLOBAL_NET"),
+    "class": (lambda net: uses_a_class, r"Config\.net"),
+    "class method": (lambda net: Config.velocity, "net"),
+    "package": (lambda net: imports_inside, r"deep\.net"),
     "lambda in a module": (KeepsALambda, "self"),
     "attribute of a class": (lambda net: OfTheClass(), r"NETS\[0\]"),
     "partial of a function": (lambda net: functools.partial(uses_a_global), "GLOBAL_NET"),
@@ -174,6 +212,15 @@ def test_what_objects_hold_is_registered(make):
     assert {id(p) for p in net.parameters()} <= {id(p) for p in ode.parameters()}
     assert not ode.eval().training and not net.training
     assert ode(torch.zeros(1, 2)).shape == (1, 2)
+
+
+@pytest.fixture(autouse=True)
+def package(monkeypatch):
+    """A package of the user's, with a module inside."""
+    outer, inner = types.ModuleType("fields_of_a_user"), types.ModuleType("fields_of_a_user.deep")
+    outer.deep, inner.net = inner, nn.Linear(2, 2)
+    monkeypatch.setitem(sys.modules, outer.__name__, outer)
+    monkeypatch.setitem(sys.modules, inner.__name__, inner)
 
 
 @pytest.mark.parametrize("make, path", IN_FUNCTIONS.values(), ids=IN_FUNCTIONS)
@@ -198,6 +245,15 @@ def test_names_alone_reach_nothing():
     part = MentionsNothing()
     refuse_state_in_functions({"f": part})
     assert find_hidden_modules({"f": part}) == []
+
+
+def test_a_function_of_a_library_is_no_method_of_that_name():
+    refuse_state_in_functions({"f": HasALog()})
+
+
+def test_a_method_of_a_partial_is_walked():
+    bound = types.MethodType(functools.partial(lambda net, self, t, z: net(t, z), Net()), Holder(None))
+    assert any(isinstance(reached.value, Net) for reached in walk(bound, "f"))
 
 
 def test_registered_modules_are_not_hidden():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from problems import BASE_SOLVERS, MULTISTEP
@@ -52,7 +53,34 @@ class ViewOfABuffer:
         return torch.mul(clean(t, z), 1.0, out=self.buffer[: len(z)])
 
 
+class NumpyBuffer:
+    """One array of NumPy's, which tensors share, past torch's count of writes."""
+
+    def __init__(self):
+        self.buffer = np.empty((64, 2))
+
+    def __call__(self, t, z):
+        out = self.buffer[: len(z)]
+        np.copyto(out, clean(t, z).detach().numpy())
+        return torch.from_numpy(out)
+
+
+def writes_by_numpy(t, z):
+    out = clean(t, z)
+    z.detach().numpy()[...] = 7.0
+    return out
+
+
+def writes_past_autograd(t, z):
+    out = clean(t, z)
+    z.data.zero_()
+    return out
+
+
 MAKERS = {
+    "NumPy's buffer": NumpyBuffer,
+    "NumPy's write": lambda: writes_by_numpy,
+    ".data": lambda: writes_past_autograd,
     "in place on z": lambda: in_place_on_z,
     "inplace=True": InplaceFirstLayer,
     "one buffer": OneBuffer,
