@@ -99,8 +99,12 @@ class TorchEstimator(BaseEstimator):
     def _in_batches(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
         """Apply a tensor function to rows of X, a bounded number at a time."""
         limit = _INFERENCE_FACTOR * self.batch_size
-        # Not inference_mode, the caller's neither: a field may differentiate inside (a Hamiltonian's does), which that forbids.
-        with outside_inference_mode(), torch.no_grad():
+        if (
+            torch.is_inference_mode_enabled()
+        ):  # a field may differentiate inside (a Hamiltonian's does), which that forbids
+            with outside_inference_mode():
+                return self._in_batches(function, X)
+        with torch.no_grad():
             if len(X) <= limit:
                 return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
             parts: list[np.ndarray] = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
-from ..numerics.solve import all_states, check_solver_grid, last_state
+from ..numerics.solve import Itinerary, all_states, check_solver_grid, last_state
 from .corrections import BoundedCorrection
 from .neural_ode import NeuralODE
 from .serialization import DeviceFreeModule
@@ -27,7 +27,9 @@ class SolvedODE(DeviceFreeModule):
         super().__init__()
         self.neural_ode = neural_ode
         self.base_solver = base_solver
-        self.grid = check_solver_grid(base_solver, grid)  # once: a check takes as long as a small step
+        # Once, since both take as long as a small step.
+        self.grid = check_solver_grid(base_solver, grid)
+        self._itinerary = Itinerary.of(base_solver, self.grid)
 
     @property
     def _g(self) -> Any:
@@ -55,12 +57,16 @@ class SolvedODE(DeviceFreeModule):
     def terminal_state(self, x: Tensor) -> Tensor:
         """z_K (eq. 5)."""
         ode = self.neural_ode
-        return last_state(ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x))
+        return last_state(
+            ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x), self._itinerary
+        )
 
     def trajectory(self, x: Tensor) -> Tensor:
         """z_0, ..., z_K, time first."""
         ode = self.neural_ode
-        return all_states(ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x))
+        return all_states(
+            ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x), self._itinerary
+        )
 
     def count_macs(self, x: Tensor) -> float:
         """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where f has none."""

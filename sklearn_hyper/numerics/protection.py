@@ -32,39 +32,40 @@ class ProtectedField:
         self.f, self.x = f, x
         self.writes_z = self.writes_x = self.reuses_output = False
         self._watched: Tensor | None = None
-        self._version = 0
+        self._version, self._is_second = 0, True
 
     def __call__(self, t: Tensor, z: Tensor) -> Tensor:
-        # Neither a compiler's tensors nor those of inference mode tell whether they have been written to.
-        if is_compiling() or z.is_inference():
-            return self._evaluate(t, z.clone(), _copy(self.x)).clone()
-        if self._watched is None:
-            return self._evaluate_first(t, z)
-        version = z._version
+        # Written out, without calls of its own: it runs at every evaluation, and a small field takes few microseconds.
+        watched = self._watched
+        if watched is None or is_compiling() or z.is_inference():
+            return self._evaluate_on_copies(t, z)
+        version, x = z._version, self.x
         given = z.clone() if self.writes_z else z
-        output = self._evaluate(t, given, _copy(self.x) if self.writes_x else self.x)
+        output = self.f(t, given) if x is None else self.f(t, given, x.clone() if self.writes_x else x)
         if z._version != version:
             raise ValueError(
                 "vector_field writes into its argument z in some calls and not in others, so that no solver can trust its "
                 "state: return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = z.clone()."
             )
-        if not self.reuses_output:
-            self.reuses_output = self._watched._version != self._version or shares_memory(output, self._watched)
+        if watched._version != self._version:
+            self.reuses_output = True
+        elif self._is_second:
+            self.reuses_output, self._is_second = shares_memory(output, watched), False
+        if output.requires_grad and not is_grad_enabled():
+            output = output.detach()
         return output.clone() if self.reuses_output else output
 
-    def _evaluate_first(self, t: Tensor, z: Tensor) -> Tensor:
+    def _evaluate_on_copies(self, t: Tensor, z: Tensor) -> Tensor:
+        """The first call of a solve; every one of tensors that do not tell whether they are written to."""
         given, x = z.clone(), _copy(self.x)
-        output = self._evaluate(t, given, x)
-        self.writes_z, self.writes_x = is_written(given, z), is_written(x, self.x)
-        if not isinstance(output, Tensor) or output.is_inference():
+        output: Any = self.f(t, given) if x is None else self.f(t, given, x)
+        if not isinstance(output, Tensor):
             return output
-        self._watched, self._version = output, output._version
-        return output.clone()
-
-    def _evaluate(self, t: Tensor, z: Tensor, x: Any) -> Tensor:
-        output = self.f(t, z) if x is None else self.f(t, z, x)
+        if not (is_compiling() or z.is_inference() or output.is_inference()):
+            self.writes_z, self.writes_x = is_written(given, z), is_written(x, self.x)
+            self._watched, self._version = output, output._version
         # One that differentiates inside may hand out a graph where none is wanted.
-        return output.detach() if not is_grad_enabled() and output.requires_grad else output
+        return (output if is_grad_enabled() else output.detach()).clone()
 
 
 def _copy(x: Any) -> Any:
@@ -76,7 +77,7 @@ def is_written(copied: Any, original: Any) -> bool:
     if not isinstance(copied, Tensor) or copied.is_inference():
         return False
     # A fresh copy has the version 0. NumPy and .data write past versions; on a GPU comparing values would wait for it.
-    return copied._version > 0 or (copied.device.type == "cpu" and not torch.equal(copied, original))
+    return copied._version > 0 or (copied.is_cpu and not torch.equal(copied, original))
 
 
 def shares_memory(one: Any, other: Tensor) -> bool:

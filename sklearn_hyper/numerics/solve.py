@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import Any, TypeAlias
+from itertools import islice, pairwise
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,24 @@ def bind_input(f: Callable[..., Tensor], x: Any) -> Field:
     return ProtectedField(f, x)
 
 
+class Itinerary(NamedTuple):
+    """What a solver does along a mesh, whatever the state."""
+
+    steps: list[Any]
+    """Step sizes."""
+    n_nodes: list[int]
+    """Times at which every step evaluates f: how many."""
+    times: list[Any]
+    """All of them."""
+
+    @classmethod
+    def of(cls, solver: BaseSolver, grid: Sequence[float] | Tensor) -> Itinerary:
+        """Computed once where many solves follow: it takes as long as evaluating a small field."""
+        nodes = mesh_nodes(solver, grid)  # type: ignore[arg-type]
+        steps = [after - before for before, after in pairwise(grid)]
+        return cls(steps, [len(step) for step in nodes], [time for step in nodes for time in step])
+
+
 def iterate_states(
     f: Callable[..., Tensor],
     z0: Tensor,
@@ -124,22 +142,21 @@ def iterate_states(
     solver: BaseSolver,
     g: Correction | Sequence[Correction] | None = None,
     x: Any = None,
+    itinerary: Itinerary | None = None,
 ) -> Iterator[Tensor]:
     """Yield z_1, ..., z_K (eq. 5); g is one for all steps, or a sequence of them, one a step.
 
     Every fixed-step solve of the library runs through this loop.
     """
     field = bind_input(f, x)
-    steps = [after - before for before, after in pairwise(grid)]
-    nodes = mesh_nodes(solver, grid)  # type: ignore[arg-type]
+    steps, n_nodes, flat = itinerary or Itinerary.of(solver, grid)
     # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being learned
     # consists of tensors already.
-    flat = [time for step in nodes for time in step]
     times: Iterator[Any] = iter(flat if isinstance(grid, Tensor) else time_tensor(flat, z0, grid).unbind())
     corrections: Any = g if _is_one_a_step(g) else [g] * len(steps)
     z, history = z0, ()
-    for eps, step_nodes, correction in zip(steps, nodes, corrections, strict=True):
-        step_times = [next(times) for _ in step_nodes]
+    for eps, n_times, correction in zip(steps, n_nodes, corrections, strict=True):
+        step_times = list(islice(times, n_times))
         psi, stages, order, history = solver.step(field, step_times, z, eps, history)
         z_next = _add(z, psi, eps)
         if correction is not None:
@@ -280,11 +297,12 @@ def last_state(
     solver: BaseSolver,
     g: Correction | Sequence[Correction] | None = None,
     x: Any = None,
+    itinerary: Itinerary | None = None,
 ) -> Tensor:
     """z_K of a solve whose solver, mesh and corrections have been checked before: once, where many solves follow."""
     _check_state(z0)
     z = z0
-    for z in iterate_states(f, z0, mesh, solver, g, x):  # noqa: B007 - the last state is the result
+    for z in iterate_states(f, z0, mesh, solver, g, x, itinerary):  # noqa: B007 - the last state is the result
         pass
     return z
 
@@ -296,10 +314,11 @@ def all_states(
     solver: BaseSolver,
     g: Correction | Sequence[Correction] | None = None,
     x: Any = None,
+    itinerary: Itinerary | None = None,
 ) -> Tensor:
     """z_0, ..., z_K, time first, as :func:`last_state` gives the last of them."""
     _check_state(z0)
-    return torch.stack([z0, *iterate_states(f, z0, mesh, solver, g, x)])
+    return torch.stack([z0, *iterate_states(f, z0, mesh, solver, g, x, itinerary)])
 
 
 def hypersolve_trajectory(
