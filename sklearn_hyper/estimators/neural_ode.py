@@ -36,7 +36,9 @@ from ._base import (
     check_device,
     check_output_map,
     dopri5_states,
+    label_indices,
     module_dtype,
+    refuse_no_labels,
     softmax,
 )
 from ._copies import check_saveable, trained_copies
@@ -416,8 +418,13 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         Returns
         -------
         ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If probabilities of some rows are nan; it names them, also in its ``rows``.
         """
-        labels = self._output(X).argmax(axis=1)
+        labels = refuse_no_labels(label_indices(self._output(X)))
         return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -24,7 +24,7 @@ from ..modules.solver_binding import bind_solver, solver_family
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
 from ..numerics.residuals import Residual, in_own_units
-from ..numerics.row_errors import numbered_rows
+from ..numerics.row_errors import numbered_rows, refuse_undefined
 from ..numerics.solve import solver_mesh, time_tensor
 from .fit_sets import FitSets, residual_sets, solve_ends, state_sets
 from .fit_settings import FINETUNE_LR, FitSettings
@@ -122,6 +122,9 @@ def fit_correction(
             ends = solve_ends(neural_ode, x, settings)
         sets = state_sets(neural_ode, x, times, steps, held_out, fitted, settings, ends)
     train, valid = sets.train, sets.valid
+    if settings.trains_on("output"):
+        with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(x)):
+            _check_outputs(neural_ode, torch.cat([train.states[-1], valid.states[-1]]), settings.batch_size)
     solves = [Solve(member, k) for member in family for k in sizes.steps]
     for one in solves:
         with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(x)):
@@ -231,6 +234,16 @@ def _draws_nothing(correction: BoundedCorrection, settings: FitSettings) -> bool
         not settings.callbacks
         and settings.optimizer.__module__.startswith("torch.optim.")
         and all(kind.__module__.startswith(ours) and kind is not nn.RReLU for kind in modules)
+    )
+
+
+def _check_outputs(neural_ode: NeuralODE, ends: Tensor, batch_size: int) -> None:
+    """Refuse rows whose outputs are not finite at the end of the span: the loss of outputs would be nan."""
+    with torch.no_grad():
+        outputs = torch.cat([neural_ode.output_map(z) for z in ends.split(batch_size)])
+    refuse_undefined(
+        outputs,
+        "finetune='output' needs outputs, and the output map of dopri5's states at the end of t_span is not finite",
     )
 
 

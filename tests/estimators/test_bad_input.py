@@ -358,7 +358,9 @@ def test_a_failed_refit_keeps_the_classes(X):
 
 
 def test_auto_has_no_parameters_to_search():
-    with pytest.raises(ValueError, match=r"correction__hidden: correction='auto' has no parameters; pass .*MLPCorrection"):
+    with pytest.raises(
+        ValueError, match=r"correction__hidden: correction='auto' has no parameters; pass .*MLPCorrection"
+    ):
         HypersolverRegressor(lambda t, z: -z).set_params(correction__hidden=8)
     changed = HypersolverRegressor(lambda t, z: -z).set_params(correction=MLPCorrection(), correction__hidden=8)
     assert changed.correction.hidden == 8

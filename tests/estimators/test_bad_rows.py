@@ -245,3 +245,57 @@ def test_the_check_of_a_training_solver_names_rows_of_x():
     with pytest.raises(ReferenceSolveError, match="of 60 rows") as raised:
         slow.set_params(validation_fraction=0.5).fit(spoiled(slice(0, 60, 6), 4.0), X[:, 0])
     assert raised.value.rows and all(row % 6 == 0 for row in raised.value.rows)
+
+
+def shrinking(z):
+    """Finite at the start of z' = z from rows below 20, and at its end from those below 20 / e."""
+    return torch.log(20 - z)
+
+
+@pytest.fixture(scope="module")
+def of_logs():
+    return HypersolverRegressor(NeuralODE(lambda t, z: z, output_map=shrinking), **FIT).fit(X)
+
+
+def test_outputs_that_are_nan_at_the_end_are_named(of_logs):
+    bad = spoiled([4, 31], 9.0)
+    for method in (of_logs.score, of_logs.solver_report, lambda x: neg_mape_scorer(of_logs, x)):
+        with pytest.raises(ValueError, match=r"not finite for 2 of 60 rows of X \(rows 4, 31\)\. Leave") as raised:
+            method(bad)
+        assert raised.value.rows == (4, 31)
+    assert np.isnan(of_logs.reference(bad)[[4, 31]]).all()
+
+
+@pytest.mark.parametrize("base_solver", ["heun", "nonstationary"])
+def test_a_fit_of_outputs_names_those_that_are_nan(base_solver):
+    how = {**FIT, "base_solver": base_solver, "max_epochs": 2, "finetune": "output"}
+    with pytest.raises(ValueError, match=r"finetune='output'.*\(rows 8, 50\)") as raised:
+        HypersolverRegressor(NeuralODE(lambda t, z: z, output_map=shrinking), **how).fit(spoiled([8, 50], 9.0))
+    assert raised.value.rows == (8, 50)
+
+
+def test_no_label_is_made_of_nan():
+    class Logs(nn.Module):
+        def forward(self, z):
+            return torch.log(20 - z)
+
+    fast = HypersolverClassifier(NeuralODE(lambda t, z: z, output_map=Logs()), classes=["a", "b"], **FIT).fit(X)
+    bad = spoiled([0, 7], 9.0)
+    assert np.isnan(fast.predict_proba(bad)).any(axis=1).nonzero()[0].tolist() == [0, 7]
+    for method in (fast.predict, lambda x: fast.score(x, ["a"] * 60), lambda x: agreement_scorer(fast, x)):
+        with pytest.raises(
+            ValueError, match=r"there is no label, since .* gives nan for 2 of 60 .*\(rows 0, 7\)"
+        ) as raised:
+            method(bad)
+        assert raised.value.rows == (0, 7)
+    # An infinite logit is no nan: the least probable class has probability 0.
+    least = HypersolverClassifier(
+        NeuralODE(lambda t, z: 0 * z, output_map=lambda z: z.clamp(min=0).log()), classes=[0, 1], **FIT
+    )
+    assert least.fit(np.abs(X) + 0.1).predict(np.array([[0.0, 0.5], [0.5, 0.0]])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_outputs_in_half_precision_are_refused(dtype):
+    with pytest.raises(ValueError, match=rf"output_map returns {dtype} for states of torch.float64"):
+        HypersolverRegressor(NeuralODE(cubic, output_map=lambda z: z.to(dtype)), **FIT).fit(X)
