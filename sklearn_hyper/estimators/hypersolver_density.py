@@ -66,10 +66,11 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         As in :class:`ContinuousNormalizingFlow`, and "auto" is what that was set to. With Hutchinson's estimate reference
         and hypersolver see the same noise, row by row.
     base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
-        As in :class:`HypersolverRegressor`, for either direction: each has ``max_epochs`` and the same ``callbacks`` (checkpoints
-        are refused, since two nets would share their files), the sampling first; ``max_samples`` base states (2,000 with "auto") and at most as many rows of X. A correction that is
-        an ``nn.Module`` is copied for each and has to take states of n_features and of n_features + 1. One evaluation of
-        (f, trace) counts as one NFE; its matrix products, backward passes included, count in MACs.
+        As in :class:`HypersolverRegressor`, for either direction: each has ``max_epochs`` and the same ``callbacks``
+        (checkpoints are refused, since two nets would share their files), the sampling first; ``max_samples`` base states
+        (2,000 with "auto") and at most as many rows of X. A correction that is an ``nn.Module`` is copied for each and has to
+        take states of n_features and of n_features + 1. One evaluation of (f, trace) counts as one NFE; its matrix
+        products, backward passes included, count in MACs.
 
     Attributes
     ----------
@@ -512,8 +513,9 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         Parameters
         ----------
         direction : {"sampling", "density"}, default "sampling"
-            From base states to data, in the flow's coordinates (``torch.export`` takes its ``fold()``), or from data (with Hutchinson's noise beside it, if the
-            trace is estimated) to log densities; call that one under ``torch.no_grad()``, unless gradients are wanted.
+            From base states to data, in the flow's coordinates (``torch.export`` takes its ``fold()``), or from data (with
+            Hutchinson's noise beside it, if the trace is estimated) to log densities; call that one under
+            ``torch.no_grad()``, unless gradients are wanted.
 
         Returns
         -------
