@@ -143,6 +143,11 @@ class LogDensity(DeviceFreeModule):
     flow : Flow
     """
 
+    n_features: int
+    log_scale: float
+    base_distribution: Any
+    _base_dtype: torch.dtype | None
+
     def __init__(self, solver: SolvedODE, flow: Flow | LogDensity):
         super().__init__()
         self.solver = solver

@@ -299,3 +299,67 @@ def test_no_label_is_made_of_nan():
 def test_outputs_in_half_precision_are_refused(dtype):
     with pytest.raises(ValueError, match=rf"output_map returns {dtype} for states of torch.float64"):
         HypersolverRegressor(NeuralODE(cubic, output_map=lambda z: z.to(dtype)), **FIT).fit(X)
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("kind", [NeuralODERegressor, NeuralODEClassifier])
+def test_training_names_rows_that_cannot_be_solved(kind, adjoint):
+    slow = kind(
+        Cubic(), input_map=nn.Identity(), max_epochs=1, batch_size=20, adjoint=adjoint, validation_fraction=0.3,
+        random_state=0,
+    )  # fmt: skip
+    with pytest.raises(ReferenceSolveError, match=r"of 60 rows \(rows? ") as raised:
+        slow.fit(spoiled([3, 12, 47, 58]), (X[:, 0] > 0).astype(int))
+    assert len(raised.value.rows) > 1 and set(raised.value.rows) <= {3, 12, 47, 58}
+
+
+def test_a_field_that_cannot_be_trained_from_any_row_is_blamed_itself():
+    slow = NeuralODERegressor(Cubic(), input_map=nn.Identity(), max_epochs=1, random_state=0)
+    with pytest.raises(ReferenceSolveError, match=r"the field is stiff or its solution grows .* Loosen rtol"):
+        slow.fit(spoiled(slice(0, 60)), X[:, 0])
+
+
+class Root(nn.Module):
+    """Not a number where the first feature is below -2."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+    def forward(self, *arguments):
+        z = arguments[-1]
+        return self.rate * z * (2 + z[:, :1]).sqrt()
+
+
+@pytest.mark.parametrize("part", ["vector_field", "input_map", "output_map"])
+def test_training_names_rows_where_a_part_is_not_finite(part):
+    identity = {"vector_field": Cubic(-0.1), "input_map": nn.Identity(), "output_map": nn.Linear(2, 1)}
+    if part == "output_map":
+        identity |= {"output_map": nn.Sequential(Root(), nn.Linear(2, 1))}
+    else:
+        identity |= {part: Root()}
+    slow = NeuralODERegressor(**identity, max_epochs=1, random_state=0)
+    bad = spoiled([21, 40], -3.0)
+    with pytest.raises(ValueError, match=rf"{part} is not finite .* for 2 of 60 rows of X \(rows 21, 40\)"):
+        slow.fit(bad, X[:, 0])
+
+
+def test_flows_name_rows_in_training():
+    grows = ContinuousNormalizingFlow(
+        Cubic(-0.1), objective="likelihood", max_epochs=1, batch_size=20, validation_fraction=None, random_state=0
+    )
+    with pytest.raises(ReferenceSolveError, match=r"1 of 60 rows \(row 44\)") as raised:
+        grows.fit(spoiled([44], 40.0))
+    assert raised.value.rows == (44,)
+
+    class Clipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+        def forward(self, t, z):
+            return self.rate * torch.where(z > 4, torch.nan, z)
+
+    for objective in ("flow_matching", "likelihood"):
+        with pytest.raises(ValueError, match=r"vector_field is not finite .* of 60 rows of X \(rows 20, 59\)"):
+            ContinuousNormalizingFlow(Clipped(), objective=objective, max_epochs=1).fit(spoiled([20, 59], 40.0))
