@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -158,30 +158,58 @@ def _train(
     seed: int,
 ) -> tuple[BoundedCorrection, TrainingNet, float]:
     """The trained correction, its net, and the best loss on held-out rows."""
-    train, valid, scales = sets.train, sets.valid, sets.scales
-    control = neural_ode.control(train.x)
-    if warm is None:
-        blocks = [(block.residual, block.solver) for block in scales.blocks]
-        with seeded(seed, settings.device):  # layers initialise themselves by the global generator
-            correction = build_correction(settings.correction, neural_ode, solver, blocks, neural_ode.control(scales.x))
-        del blocks
-    else:
-        correction = copy.deepcopy(warm.for_solver(solver)).to(train.states).requires_grad_(True)
-    if scales is not train:
-        scales.blocks.clear()
+    train = sets.train
+    correction = _start_correction(neural_ode, solver, settings, sets, warm, seed)
     if isinstance(correction.net, MLPCorrectionNet):
         train.stacks = stack_blocks(train.blocks)
     stages = settings.stages()
     unrolled = {kind: UnrolledSolves(neural_ode, _state_loss(kind, neural_ode)) for _, kind in stages}
+    best = BestWeights(_validation(neural_ode, stages[-1][1], unrolled, solves, sets.valid, errors))
+    generator = own_generator(seed)
+    curriculum = Curriculum(train, settings.batch_size, stages, solves, generator)
+    net = _build_net(Objective(correction, train, neural_ode.control(train.x), unrolled), curriculum, best, settings)
+    with nullcontext() if _draws_nothing(correction, settings) else seeded(seed, settings.device):
+        net.train(curriculum, None, generator)
+    return net.module_.release().eval().requires_grad_(False), net, best.best_loss_
 
+
+def _start_correction(
+    neural_ode: NeuralODE,
+    solver: BaseSolver,
+    settings: FitSettings,
+    sets: FitSets,
+    warm: BoundedCorrection | None,
+    seed: int,
+) -> BoundedCorrection:
+    """The correction that training starts from: a new one, or a copy of an earlier one; lets go of the scales' blocks."""
+    scales = sets.scales
+    if warm is None:
+        blocks = [(block.residual, block.solver) for block in scales.blocks]
+        with seeded(seed, settings.device):  # layers initialise themselves by the global generator
+            correction = build_correction(settings.correction, neural_ode, solver, blocks, neural_ode.control(scales.x))
+    else:
+        correction = copy.deepcopy(warm.for_solver(solver)).to(sets.train.states).requires_grad_(True)
+    if scales is not sets.train:
+        scales.blocks.clear()
+    return correction
+
+
+def _validation(
+    neural_ode: NeuralODE,
+    kind: str,
+    unrolled: Mapping[str, UnrolledSolves],
+    solves: Sequence[Solve],
+    valid: ReferenceRows,
+    errors: TerminalErrors,
+) -> Callable[[Objective], float]:
+    """What tells the best weights: the last stage's loss on held-out rows."""
     checked = _spread(solves, _VALID_SOLVES)
 
     def validate(objective: Objective) -> float:
-        """The last stage's loss on held-out rows, a geometric mean over steps and base solvers; 1 is the base solver.
+        """A geometric mean over steps and base solvers; 1 is the base solver.
 
         Infinite where the largest error there exceeds the base solver's: such weights are not to be kept.
         """
-        kind = stages[-1][1]
         share = errors.guarded_share(objective.correction)
         if share.isinf():
             return math.inf
@@ -199,13 +227,15 @@ def _train(
                 ]
         return float((torch.stack(losses) + _TINY).log().mean().exp())
 
-    generator = own_generator(seed)
-    curriculum = Curriculum(train, settings.batch_size, stages, solves, generator)
-    best = BestWeights(validate)
-    peaks = [1.0, FINETUNE_LR][: len(stages)]
-    schedule = cosine_schedule(len(curriculum), [end for end, _ in stages], peaks)
+    return validate
+
+
+def _build_net(objective: Objective, curriculum: Curriculum, best: BestWeights, settings: FitSettings) -> LossNet:
+    """A skorch net around the training module, not yet trained; its learning rate starts anew with every stage."""
+    stage_ends = [end for end, _ in curriculum.stages]
+    schedule = cosine_schedule(len(curriculum), stage_ends, [1.0, FINETUNE_LR][: len(stage_ends)])
     net = LossNet(
-        Objective(correction, train, control, unrolled),
+        objective,
         criterion=nn.Identity,
         optimizer=settings.optimizer,
         lr=settings.lr,
@@ -214,16 +244,13 @@ def _train(
         iterator_train=DataLoader,
         iterator_train__batch_size=None,
         callbacks=[
-            ("fresh_stages", FreshStages([end for end, _ in stages])),
+            ("fresh_stages", FreshStages(stage_ends)),
             *assemble_callbacks(best, settings.callbacks, schedule, "fitting correction", settings.verbose),
         ],
         verbose=settings.verbose,
         device=settings.device,
     )
-    net.initialize()
-    with nullcontext() if _draws_nothing(correction, settings) else seeded(seed, settings.device):
-        net.train(curriculum, None, generator)
-    return net.module_.release().eval().requires_grad_(False), net, best.best_loss_
+    return net.initialize()
 
 
 def _draws_nothing(correction: BoundedCorrection, settings: FitSettings) -> bool:
