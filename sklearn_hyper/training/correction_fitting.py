@@ -122,14 +122,9 @@ def fit_correction(
             ends = solve_ends(neural_ode, x, settings)
         sets = state_sets(neural_ode, x, times, steps, held_out, fitted, settings, ends)
     train, valid = sets.train, sets.valid
-    if settings.trains_on("output"):
-        with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(x)):
-            _check_outputs(neural_ode, torch.cat([train.states[-1], valid.states[-1]]), settings.batch_size)
     solves = [Solve(member, k) for member in family for k in sizes.steps]
-    for one in solves:
-        with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(x)):
-            lost = torch.cat([base_errors(neural_ode, data, one) for data in (train, valid)])
-            check_overflow(lost, one.solver.name, one.steps)
+    with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(x)):
+        _check_bases(neural_ode, sets, solves, settings)
     errors = TerminalErrors(neural_ode, valid, Solve(solver, settings.n_steps))
     trained, net, valid_loss = _train(neural_ode, solver, settings, solves, sets, errors, warm, seed)
     keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or warm is not None)
@@ -264,14 +259,24 @@ def _draws_nothing(correction: BoundedCorrection, settings: FitSettings) -> bool
     )
 
 
-def _check_outputs(neural_ode: NeuralODE, ends: Tensor, batch_size: int) -> None:
-    """Refuse rows whose outputs are not finite at the end of the span: the loss of outputs would be nan."""
-    with torch.no_grad():
-        outputs = torch.cat([neural_ode.output_map(z) for z in ends.split(batch_size)])
-    refuse_undefined(
-        outputs,
-        "finetune='output' needs outputs, and the output map of dopri5's states at the end of t_span is not finite",
-    )
+def _check_bases(neural_ode: NeuralODE, sets: FitSets, solves: Sequence[Solve], settings: FitSettings) -> None:
+    """Refuse rows of training and held-out sets from which losses are not finite: a base solver overflows, or outputs are nan."""
+    needs_outputs, both = settings.trains_on("output"), (sets.train, sets.valid)
+    what = "finetune='output' needs outputs, and the output map is not finite at states that {} reaches"
+    if needs_outputs:
+        ends = torch.cat([data.states[-1] for data in both])
+        with torch.no_grad():
+            expected = torch.cat([neural_ode.output_map(z) for z in ends.split(settings.batch_size)])
+        refuse_undefined(expected, what.format("dopri5"))
+    for one in solves:
+        outputs: list[Tensor] | None = [] if needs_outputs else None
+        check_overflow(
+            torch.cat([base_errors(neural_ode, data, one, outputs) for data in both]), one.solver.name, one.steps
+        )
+        if outputs:
+            refuse_undefined(
+                torch.cat(outputs), what.format(f"base_solver={one.solver.name!r} with n_steps={one.steps}")
+            )
 
 
 def _spread(options: Sequence[Any], at_most: int) -> list[Any]:

@@ -363,3 +363,11 @@ def test_flows_name_rows_in_training():
     for objective in ("flow_matching", "likelihood"):
         with pytest.raises(ValueError, match=r"vector_field is not finite .* of 60 rows of X \(rows 20, 59\)"):
             ContinuousNormalizingFlow(Clipped(), objective=objective, max_epochs=1).fit(spoiled([20, 59], 40.0))
+
+
+def test_a_fit_of_outputs_names_those_that_are_nan_at_the_base_solvers_states():
+    """One Euler step of z' = -3 z goes to -2 z."""
+    how = {**FIT, "base_solver": "euler", "n_steps": 1, "max_epochs": 2, "finetune": "output"}
+    decay = NeuralODE(lambda t, z: -3 * z, output_map=lambda z: (z + 3).sqrt())
+    with pytest.raises(ValueError, match=r"finetune='output'.* base_solver='euler' with n_steps=1 .*\(rows 5, 6\)"):
+        HypersolverRegressor(decay, **how).fit(spoiled([5, 6], 2.0))
