@@ -121,7 +121,7 @@ def fit_correction(
         if ends is None and not settings.needs_mesh(solver):
             ends = solve_ends(neural_ode, x, settings)
         sets = state_sets(neural_ode, x, times, steps, held_out, fitted, settings, ends)
-    train, valid = sets.train, sets.valid
+    valid = sets.valid
     solves = [Solve(member, k) for member in family for k in sizes.steps]
     with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(x)):
         _check_bases(neural_ode, sets, solves, settings)

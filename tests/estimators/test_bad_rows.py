@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier
 from torch import nn
 
 from sklearn_hyper import (
@@ -371,3 +372,36 @@ def test_a_fit_of_outputs_names_those_that_are_nan_at_the_base_solvers_states():
     decay = NeuralODE(lambda t, z: -3 * z, output_map=lambda z: (z + 3).sqrt())
     with pytest.raises(ValueError, match=r"finetune='output'.* base_solver='euler' with n_steps=1 .*\(rows 5, 6\)"):
         HypersolverRegressor(decay, **how).fit(spoiled([5, 6], 2.0))
+
+
+class SquareRoots(nn.Module):
+    """A logit that is nan for a first feature below -1."""
+
+    def __init__(self, n_outputs):
+        super().__init__()
+        self.layer, self.n_outputs = nn.Linear(2, n_outputs), n_outputs
+
+    def forward(self, x):
+        return self.layer(x) + (1 + x[:, :1]).sqrt()
+
+
+@pytest.mark.parametrize("kind", [NeuralNetClassifier, NeuralNetBinaryClassifier])
+def test_no_label_is_made_of_a_nets_nan(kind):
+    n_outputs = 2 if kind is NeuralNetClassifier else 1
+    ode = NeuralODE(lambda t, z: -z, output_map=SquareRoots(n_outputs))
+    criterion = {"criterion": nn.CrossEntropyLoss} if n_outputs == 2 else {}
+    net = kind(ode, train_split=None, max_epochs=1, verbose=0, **criterion)
+    net.fit(X.astype(np.float32), (X[:, 0] > 0).astype(np.int64 if n_outputs == 2 else np.float32))
+    fast = HypersolverClassifier(net, **FIT).fit(X.astype(np.float32))
+    bad = spoiled([2, 58], -9.0).astype(np.float32)
+    for method in (fast.predict, lambda x: agreement_scorer(fast, x)):
+        with pytest.raises(ValueError, match=r"there is no label.*\(rows 2, 58\)"):
+            method(bad)
+
+
+def test_a_trained_classifier_makes_no_label_of_nan():
+    slow = NeuralODEClassifier(
+        Cubic(-0.1), input_map=nn.Identity(), output_map=SquareRoots(2), max_epochs=1, random_state=0
+    ).fit(X, X[:, 0] > 0)
+    with pytest.raises(ValueError, match=r"there is no label, since predict_proba gives nan for 1 of 60 .*\(row 9\)"):
+        slow.score(spoiled([9], -2.0), X[:, 0] > 0)
