@@ -324,8 +324,6 @@ class HypersolverFit(HypersolverBase):
         self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver, n_rows: int = 2
     ) -> None:
         """Build g and call it on two rows, so that a wrong one shows before any solve."""
-        if is_own(self.correction):
-            check_parts(self.correction)
         eps, n_past = (neural_ode.t_span[1] - neural_ode.t_span[0]) / self.n_steps, len(startup_methods(solver))
         grid = [neural_ode.t_span[0] + k * eps for k in range(n_past + 2)]
         with torch.no_grad(), seeded(0, z.device):
@@ -336,6 +334,8 @@ class HypersolverFit(HypersolverBase):
                 check_overflow(sample.target, solver.name, self.n_steps)
             blocks = [(samples[-1], member) for member in solver_family(self.correction, solver)]
             net = build_correction(self.correction, neural_ode, solver, blocks, x).net
+            if is_own(net):
+                check_parts(net)
             for sample in samples[:: len(samples) - 1] if n_past else samples[-1:]:  # a start-up step, and a full one
                 n_stages = len(sample.stages)
                 try:
