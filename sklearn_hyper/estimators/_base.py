@@ -22,6 +22,7 @@ from .. import __version__
 from ..modules.neural_ode import NeuralODE, VectorFieldError, call_part
 from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
 from ..numerics.reference import ReferenceSolveError
+from ..numerics.row_errors import UndefinedOutputError
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 
 _INFERENCE_FACTOR = 8
@@ -250,7 +251,29 @@ def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:
             f"output_map must return a floating-point tensor of shape (batch, ...), got {got} for states of shape "
             f"{tuple(z.shape)}. Return one tensor with a row for every sample (torch.cat of several, dim=1)."
         )
+    if output.element_size() < 4:
+        raise VectorFieldError(
+            f"output_map returns {output.dtype} for states of {z.dtype}, which rounds every output to two or three digits. Return "
+            "float32 or float64: no autocast, no .bfloat16() or .half() inside."
+        )
     return output
+
+
+def label_indices(logits: np.ndarray) -> np.ndarray:
+    """Index of the largest logit by row; -1 where the probabilities are nan, whose argmax would be the first class."""
+    indices = logits.argmax(axis=1)
+    if not np.isfinite(logits).all():
+        indices[np.isnan(softmax(logits)).any(axis=1)] = -1
+    return indices
+
+
+def refuse_no_labels(indices: np.ndarray, whose: str = "predict_proba gives nan") -> np.ndarray:
+    """The indices, or an error that names the rows without a label."""
+    if (indices < 0).any():
+        raise UndefinedOutputError.of(
+            f"there is no label, since {whose}", (indices < 0).nonzero()[0].tolist(), len(indices)
+        )
+    return indices
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -18,13 +18,15 @@ from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..modules.solver_binding import make_view
 from ..numerics.base_solvers import BaseSolver, resolve_base_solver
-from ..numerics.row_errors import list_rows
+from ..numerics.row_errors import list_rows, refuse_undefined
 from ..numerics.solve import check_n_steps, check_t_span, solver_mesh
 from ..training.references import lost_rows, solve_references
 from ._base import UnsolvedRowsWarning, outside_inference_mode
 from ._hypersolver_fit import HypersolverFit
 from ._onnx_export import OnnxExportMixin
 from ._reports import measure_solvers
+
+_UNDEFINED = "the output map of dopri5's states at the end of t_span is not finite"
 
 
 class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportMixin, HypersolverFit):
@@ -142,6 +144,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         reference = self._reference_output(module.neural_ode, X)
+        refuse_undefined(torch.from_numpy(reference), _UNDEFINED)
         return -mean_absolute_percentage_error(
             reference, self._in_batches(module, X), floor=mape_floor(self.mape_floor, reference, sample_weight),
             sample_weight=sample_weight,
@@ -171,11 +174,14 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         ------
         ReferenceSolveError
             If dopri5 cannot solve some rows of X; it names them.
+        ValueError
+            If the output map of dopri5's states is not finite for some rows of X; it names them.
         """
         module = self._require_fitted("module_")
         X = self._prepare_X(X, reset=False)
         rows = self._to_tensor(X, self.dtype_, self.device_)
         states = self._reference_states(module.neural_ode, X).to(self.device_)
+        refuse_undefined(torch.from_numpy(self._map_output(module.neural_ode, states)), _UNDEFINED)
         labels = None if y is None else self._label_indices(y, len(X))
         name = f"{module.base_solver.name} K={module.n_steps}"
         solvers = {name: self.without_correction().module_}

@@ -28,6 +28,7 @@ from ..numerics.units import state_units
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.coefficient_fitting import classical_starts, fit_coefficients
+from ..training.correction_checks import check_calls, check_parts, is_own
 from ..training.correction_fitting import FittedCorrection, build_correction, fit_correction
 from ..training.fit_sets import max_rows, solve_ends
 from ..training.fit_settings import FitSettings
@@ -80,8 +81,9 @@ class HypersolverFit(HypersolverBase):
         ValueError
             If a parameter, X or the span of time does not do, or steps of the base solver overflow from rows of X, which
             are named. If a callback
-            scores predictions, or monitors what no epoch records. If a correction of your own cannot learn from a batch of
-            one row (BatchNorm) and would have to. If y has another length, numbers that are not finite, or labels that are not
+            scores predictions, or monitors what no epoch records. If a correction of your own has nothing to train, holds
+            modules where ``parameters()`` does not find them, is random, mixes rows or writes into its arguments; or cannot learn
+            from a batch of one row (BatchNorm) and would have to. If y has another length, numbers that are not finite, or labels that are not
             those of the Neural ODE, as meta-estimators that recode labels hand over.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong, or a map's; if one of them is random
@@ -321,7 +323,7 @@ class HypersolverFit(HypersolverBase):
     def _check_correction(
         self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver, n_rows: int = 2
     ) -> None:
-        """Build g and call it once on two rows, so that a wrong one shows before any solve."""
+        """Build g and call it on two rows, so that a wrong one shows before any solve."""
         eps, n_past = (neural_ode.t_span[1] - neural_ode.t_span[0]) / self.n_steps, len(startup_methods(solver))
         grid = [neural_ode.t_span[0] + k * eps for k in range(n_past + 2)]
         with torch.no_grad(), seeded(0, z.device):
@@ -332,10 +334,12 @@ class HypersolverFit(HypersolverBase):
                 check_overflow(sample.target, solver.name, self.n_steps)
             blocks = [(samples[-1], member) for member in solver_family(self.correction, solver)]
             net = build_correction(self.correction, neural_ode, solver, blocks, x).net
+            if is_own(net):
+                check_parts(net)
             for sample in samples[:: len(samples) - 1] if n_past else samples[-1:]:  # a start-up step, and a full one
                 n_stages = len(sample.stages)
                 try:
-                    g = net(sample.eps, sample.time(), z, sample.stages, x)
+                    g = net(sample.eps, sample.time(), z.clone(), [stage.clone() for stage in sample.stages], x)
                 except Exception as error:
                     raise ValueError(
                         f"correction={self.correction!r} fails on a step of {solver.name!r} with {n_stages} stages: {error}. "
@@ -347,6 +351,8 @@ class HypersolverFit(HypersolverBase):
                         f"correction={self.correction!r} returns {got} for a state of shape {tuple(z.shape)}, {z.dtype}. "
                         f"{_CONTRACT}"
                     )
+            if is_own(net):
+                check_calls(net, samples[-1], z, x)
             self._check_lone_rows(net, samples[-1], x, n_rows)
 
     def _check_lone_rows(self, net: nn.Module, step: Residual, x: Tensor | None, n_rows: int) -> None:

@@ -15,7 +15,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
-from ..modules.field_probes import settle_parts
+from ..modules.field_probes import check_start, settle_parts
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.seeding import own_generator, seeded
@@ -264,9 +264,10 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             If a feature of X is constant: such data have no density. If a callback scores predictions, or monitors what no
             epoch records.
         VectorFieldError
-            If the field's signature or the shape of its output is wrong, or its divergence is unknown or not finite.
+            If the field's signature or the shape of its output is wrong, or its divergence is unknown or not finite; if it is
+            not finite for some rows of X, which are named.
         ReferenceSolveError
-            If dopri5 cannot solve the field.
+            If dopri5 cannot solve the field from some rows of X; it names them.
         TrainingDivergedError
             If the training loss is no longer finite, or a solve needs more than 3,000 evaluations after training has
             changed the field.
@@ -299,10 +300,14 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             _check_varies(x)
             flow = (self._build(x) if warm is None else warm.to(device)).train()
             row_times = self._check(flow, x)
+            data_end = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span[::-1])
+            check_start(data_end.eval(), x)
+            flow.train()
             generator = own_generator(seed)
             held_out = None if valid is None else x[valid]
             net = build_flow_net(flow, self._settings(x.shape[1], row_times), held_out, len(train), generator)
-            train_net(net, x[train], None, generator)
+            with numbered_rows(train.tolist(), len(X)):
+                train_net(net, x[train], None, generator)
             net.module_.generator = None  # drawn from no more, it need not travel with the estimator
         self.net_ = net
         self.flow_ = flow.eval()

@@ -18,7 +18,7 @@ from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.skorch_nets import NetHead, NetOutput, check_predictions, net_labels, predictions, predicts_labels
-from ._base import check_output_map, softmax
+from ._base import check_output_map, label_indices, refuse_no_labels, softmax
 from ._fitted_neural_ode import FittedNeuralODE
 from ._given_targets import check_agreement, check_given_labels, check_given_targets, spread, warn_of_targets
 from ._hypersolver import Hypersolver
@@ -237,6 +237,8 @@ class HypersolverRegressor(Hypersolver):
         ------
         ReferenceSolveError
             If dopri5 cannot solve some rows of X; it names them.
+        ValueError
+            If the output map of dopri5's states is not finite for some rows of X; it names them.
         """
         return self._neg_mape(X, sample_weight)
 
@@ -361,7 +363,8 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
 
     def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
         model, outputs = resolved.checked, self._in_batches(neural_ode, rows)
-        probabilities, indices = self._probabilities(outputs), self._indices(outputs)
+        # Where the model's probabilities are nan, its argmax is the first class.
+        probabilities, indices = self._probabilities(outputs), np.maximum(self._indices(outputs), 0)
         check_predictions(model, "predict_proba", predictions(model, "predict_proba", rows), probabilities)
         if self.classes is not None:
             return
@@ -384,10 +387,14 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
             return self._head(torch.from_numpy(outputs).to(self.device_)).cpu().numpy()
 
     def _indices(self, outputs: np.ndarray) -> np.ndarray:
-        """Labels of the Neural ODE's outputs, as indices of ``classes_``."""
+        """Labels of the Neural ODE's outputs, as indices of ``classes_``; -1 where their probabilities are nan."""
         if self._head is None:
-            return outputs.argmax(axis=1)
-        return self._head.indices(self._probabilities(outputs))
+            return label_indices(outputs)
+        probabilities = self._probabilities(outputs)
+        indices = self._head.indices(probabilities)
+        if np.isnan(probabilities).any():
+            indices[np.isnan(probabilities).any(axis=1)] = -1
+        return indices
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -415,8 +422,13 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         Returns
         -------
         ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If probabilities of some rows are nan; it names them, also in its ``rows``.
         """
-        labels = self._indices(self._apply("forward", X))
+        labels = refuse_no_labels(self._indices(self._apply("forward", X)))
         return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> np.ndarray:

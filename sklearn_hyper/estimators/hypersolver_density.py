@@ -56,20 +56,21 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     ----------
     neural_ode : estimator, Pipeline, search, NeuralODE or callable
         A fitted :class:`ContinuousNormalizingFlow`; a fitted Pipeline or search that ends in one (its earlier steps are
-        applied frozen to X and undone on samples); ``FrozenEstimator(...)``; or, with ``n_features``, a :class:`NeuralODE`
-        without maps or a bare field ``f(t, z)``, whose ``t_span`` runs from base to data.
+        applied frozen to X and undone on samples); ``FrozenEstimator(...)``; or, with ``n_features``, a
+        :class:`NeuralODE` without maps or a bare field ``f(t, z)``, whose ``t_span`` runs from base to data.
     base_distribution : torch.distributions.Distribution, optional
         p_0 of a bare field, with event shape (n_features,). Missing: the standard normal.
     n_features : int, optional
         Width of the state of a bare field; taken from X where fit gets one.
     trace : {"auto", "exact", "rademacher", "gaussian"}, default "auto"
-        As in :class:`ContinuousNormalizingFlow`, and "auto" is what that was set to. With Hutchinson's estimate reference
-        and hypersolver see the same noise, row by row.
+        As in :class:`ContinuousNormalizingFlow`, and "auto" is what that was set to. With Hutchinson's estimate
+        reference and hypersolver see the same noise, row by row.
     base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
-        As in :class:`HypersolverRegressor`, for either direction: each has ``max_epochs`` and the same ``callbacks`` (checkpoints
-        are refused, since two nets would share their files), the sampling first; ``max_samples`` base states (2,000 with "auto") and at most as many rows of X. A correction that is
-        an ``nn.Module`` is copied for each and has to take states of n_features and of n_features + 1. One evaluation of
-        (f, trace) counts as one NFE; its matrix products, backward passes included, count in MACs.
+        As in :class:`HypersolverRegressor`, for either direction: each has ``max_epochs`` and the same ``callbacks``
+        (checkpoints are refused, since two nets would share their files), the sampling first; ``max_samples`` base
+        states (2,000 with "auto") and at most as many rows of X. A correction that is an ``nn.Module`` is copied for
+        each and has to take states of n_features and of n_features + 1. One evaluation of (f, trace) counts as one NFE;
+        its matrix products, backward passes included, count in MACs.
 
     Attributes
     ----------
@@ -184,7 +185,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         TypeError
             If ``neural_ode`` is none of the accepted forms.
         ValueError
-            If X is not what the flow, or the steps before it, were fitted on: feature names and their order, number of features.
+            If X is not what the flow, or the steps before it, were fitted on: feature names and their order, number of
+            features.
         VectorFieldError
             If the field's signature or output is wrong, or its divergence is unknown or not finite.
         ReferenceSolveError
@@ -512,8 +514,9 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         Parameters
         ----------
         direction : {"sampling", "density"}, default "sampling"
-            From base states to data, in the flow's coordinates (``torch.export`` takes its ``fold()``), or from data (with Hutchinson's noise beside it, if the
-            trace is estimated) to log densities; call that one under ``torch.no_grad()``, unless gradients are wanted.
+            From base states to data, in the flow's coordinates (``torch.export`` takes its ``fold()``), or from data
+            (with Hutchinson's noise beside it, if the trace is estimated) to log densities; call that one under
+            ``torch.no_grad()``, unless gradients are wanted.
 
         Returns
         -------
@@ -531,17 +534,17 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     def export_onnx(self, path: str | os.PathLike[str], *, preprocessed: bool = False) -> Path:
         """Write the sampler as an ONNX file, which runs without torch and without this package.
 
-        The file takes base states ``X`` of shape (n_samples, n_features), draws of the base distribution in ``dtype_``, and gives
-        samples as ``output``. Densities differentiate the field and are not exported. It needs the ``onnx`` extra:
-        ``pip install "sklearn-hyper[onnx]"``.
+        The file takes base states ``X`` of shape (n_samples, n_features), draws of the base distribution in ``dtype_``,
+        and gives samples as ``output``. Densities differentiate the field and are not exported. It needs the ``onnx``
+        extra: ``pip install "sklearn-hyper[onnx]"``.
 
         Parameters
         ----------
         path : str or path
             The file to write; an older one is replaced at once, when the new one is complete.
         preprocessed : bool, default False
-            The steps of a Pipeline that were passed with the flow do not become part of the file. True says that you know:
-            the file then gives what ``preprocess_.inverse_transform`` takes.
+            The steps of a Pipeline that were passed with the flow do not become part of the file. True says that you
+            know: the file then gives what ``preprocess_.inverse_transform`` takes.
 
         Returns
         -------

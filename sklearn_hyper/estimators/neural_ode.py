@@ -18,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from torch import Tensor, nn
 
-from ..modules.field_probes import settle_parts
+from ..modules.field_probes import check_start, settle_parts
 from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
@@ -36,7 +36,9 @@ from ._base import (
     check_device,
     check_output_map,
     dopri5_states,
+    label_indices,
     module_dtype,
+    refuse_no_labels,
     softmax,
 )
 from ._copies import check_saveable, trained_copies
@@ -124,9 +126,10 @@ class _NeuralODEEstimator(TorchEstimator):
             If a layer that takes statistics over a batch (BatchNorm) would have to learn from one row: by ``batch_size=1``,
             or because there is but one. If a callback monitors what no epoch records.
         VectorFieldError
-            If the field's signature, or the shape, dtype or device of its output, is wrong.
+            If the field's signature, or the shape, dtype or device of its output, is wrong; if it or a map is not finite for
+            some rows of X, which are named.
         ReferenceSolveError
-            If dopri5 cannot solve the Neural ODE.
+            If dopri5 cannot solve the Neural ODE from some rows of X; it names them.
         TrainingDivergedError
             If the training loss is no longer finite.
         KeyboardInterrupt
@@ -171,7 +174,9 @@ class _NeuralODEEstimator(TorchEstimator):
             net = self._net(x, t, valid, partial)
             rows = slice(None) if valid is None else valid[0]
             self._check_lone_rows(net, x[rows])
-            train_net(net, x[rows], t[rows], own_generator(seed), epochs=1 if partial else None)
+            check_start(net.module_.neural_ode.eval(), x)
+            with numbered_rows(range(len(X)) if valid is None else rows.tolist(), len(X)):
+                train_net(net, x[rows], t[rows], own_generator(seed), epochs=1 if partial else None)
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
         self.neural_ode_.measure_size(x[rows])
@@ -417,8 +422,13 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         Returns
         -------
         ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If probabilities of some rows are nan; it names them, also in its ``rows``.
         """
-        labels = self._output(X).argmax(axis=1)
+        labels = refuse_no_labels(label_indices(self._output(X)))
         return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> np.ndarray:

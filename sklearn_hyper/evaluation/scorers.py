@@ -12,6 +12,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 from sklearn.pipeline import Pipeline
 
+from ..estimators._base import refuse_no_labels
 from ..estimators._hypersolver import Hypersolver
 from ..estimators._hypersolver_base import HypersolverBase
 from ..estimators.hypersolver_density import HypersolverDensity
@@ -130,7 +131,8 @@ def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
             f"agreement_scorer compares labels and {type(hypersolver).__name__} predicts none; use neg_mape_scorer."
         )
     neural_ode = hypersolver._require_fitted("module_").neural_ode
-    expected = hypersolver._indices(hypersolver._reference_output(neural_ode, hypersolver._prepare_X(X, reset=False)))
+    outputs = hypersolver._reference_output(neural_ode, hypersolver._prepare_X(X, reset=False))
+    expected = refuse_no_labels(hypersolver._indices(outputs), "the output map of dopri5's states gives nan")
     return float(np.mean(hypersolver.predict(X) == hypersolver.classes_[expected]))
 
 

@@ -52,6 +52,7 @@ class Flow(DeviceFreeModule):
 
     data_size: tuple[float, ...] | None = None
     base_size: tuple[float, ...] | None = None
+    _base_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -119,10 +120,7 @@ class Flow(DeviceFreeModule):
 
     def base_log_prob(self, z: Tensor) -> Tensor:
         """Log density of the base distribution, differentiable in z."""
-        if self.base_distribution is None:
-            return -0.5 * (z.pow(2).sum(dim=1) + self.n_features * math.log(2 * math.pi))
-        # Distributions are no modules: they neither move nor change dtype with one.
-        return self.base_distribution.log_prob(z.to("cpu", self._base_dtype)).to(z)
+        return _base_log_prob(z, self.base_distribution, self._base_dtype)
 
     def sample_base(self, n_samples: int, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
         """Draws from the base distribution on the CPU, by torch's global generator where none is given."""
@@ -145,24 +143,39 @@ class LogDensity(DeviceFreeModule):
     flow : Flow
     """
 
-    def __init__(self, solver: SolvedODE, flow: Flow):
+    n_features: int
+    log_scale: float
+    base_distribution: Any
+    _base_dtype: torch.dtype | None
+
+    def __init__(self, solver: SolvedODE, flow: Flow | LogDensity):
         super().__init__()
         self.solver = solver
-        self.flow = flow
+        # Not the flow itself: its field is the solver's, and would be here twice.
+        self.n_features, self.log_scale = flow.n_features, flow.log_scale
+        self.base_distribution, self._base_dtype = flow.base_distribution, flow._base_dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Log density of every row, in nats."""
-        return self.flow.log_prob(self.solver.terminal_state(x))
+        state, d = self.solver.terminal_state(x), self.n_features
+        return _base_log_prob(state[:, :d], self.base_distribution, self._base_dtype) - state[:, d] - self.log_scale
 
     def base_state(self, x: Tensor) -> Tensor:
         """z(t_0) of every row."""
-        return self.solver.terminal_state(x)[:, : self.flow.n_features]
+        return self.solver.terminal_state(x)[:, : self.n_features]
 
     def fold(self) -> LogDensity:
         """The faster module for inference, of a solver that can be trained; see ``HypersolvedODE.fold``."""
-        folded = LogDensity(self.solver.fold(), self.flow)
-        folded.training = self.training  # of this module alone: the flow is shared
+        folded = LogDensity(self.solver.fold(), self)
+        folded.training = self.training  # of this module alone
         return folded
+
+
+def _base_log_prob(z: Tensor, base_distribution: Any, dtype: torch.dtype | None) -> Tensor:
+    if base_distribution is None:
+        return -0.5 * (z.pow(2).sum(dim=1) + z.shape[1] * math.log(2 * math.pi))
+    # Distributions are no modules: they neither move nor change dtype with one.
+    return base_distribution.log_prob(z.to("cpu", dtype)).to(z)
 
 
 def check_base_distribution(flow: Flow) -> None:

@@ -1,7 +1,7 @@
 """Torch's global generators, lent to one thread at a time.
 
-What is ours to draw takes a ``torch.Generator`` of its own. Some code cannot: layers initialise themselves by the global
-generator, dropout and a distribution's ``sample`` draw from it. Such code runs inside :func:`seeded`.
+What is ours to draw takes a ``torch.Generator`` of its own. Some code cannot: layers initialise themselves by the
+global generator, dropout and a distribution's ``sample`` draw from it. Such code runs inside :func:`seeded`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
 
     Fits hold it while nets are built, and all through the training of modules that may be the user's: those of Neural
     ODEs and flows, and corrections of the user's own. Our corrections draw nothing in training, which therefore stays
-    parallel. One thread may enter it again; what runs inside must not wait for a fit in another thread. CUDA's generator is touched for a CUDA device alone.
+    parallel. One thread may enter it again; what runs inside must not wait for a fit in another thread. CUDA's
+    generator is touched for a CUDA device alone.
     """
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with _lock, torch.random.fork_rng(devices=cuda):

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
+from torch import Tensor
+
 _NAMED = 10
 
 
@@ -43,6 +45,24 @@ class RowsError(Exception):
     @classmethod
     def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
         raise NotImplementedError
+
+
+class UndefinedOutputError(RowsError, ValueError):
+    """Outputs of some rows are not numbers: no label or error can be made of them."""
+
+    @classmethod
+    def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
+        return (
+            f"{what} for {len(rows)} of {n_rows} rows of X ({list_rows(rows)}). Leave those rows out, scale the inputs, or mend "
+            "the output map, which may be undefined there (the logarithm or root of a negative number)."
+        )
+
+
+def refuse_undefined(values: Tensor, what: str) -> None:
+    """Raise an :class:`UndefinedOutputError` where a row of ``values`` is not finite."""
+    if not values.isfinite().all():
+        lost = (~values.reshape(len(values), -1).isfinite()).any(dim=1).nonzero()[:, 0].tolist()
+        raise UndefinedOutputError.of(what, lost, len(values))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +24,7 @@ from ..modules.solver_binding import bind_solver, solver_family
 from ..numerics.base_solvers import BaseSolver, startup_methods
 from ..numerics.cost import count_macs
 from ..numerics.residuals import Residual, in_own_units
-from ..numerics.row_errors import numbered_rows
+from ..numerics.row_errors import numbered_rows, refuse_undefined
 from ..numerics.solve import solver_mesh, time_tensor
 from .fit_sets import FitSets, residual_sets, solve_ends, state_sets
 from .fit_settings import FINETUNE_LR, FitSettings
@@ -121,12 +121,10 @@ def fit_correction(
         if ends is None and not settings.needs_mesh(solver):
             ends = solve_ends(neural_ode, x, settings)
         sets = state_sets(neural_ode, x, times, steps, held_out, fitted, settings, ends)
-    train, valid = sets.train, sets.valid
+    valid = sets.valid
     solves = [Solve(member, k) for member in family for k in sizes.steps]
-    for one in solves:
-        with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(x)):
-            lost = torch.cat([base_errors(neural_ode, data, one) for data in (train, valid)])
-            check_overflow(lost, one.solver.name, one.steps)
+    with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(x)):
+        _check_bases(neural_ode, sets, solves, settings)
     errors = TerminalErrors(neural_ode, valid, Solve(solver, settings.n_steps))
     trained, net, valid_loss = _train(neural_ode, solver, settings, solves, sets, errors, warm, seed)
     keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or warm is not None)
@@ -155,30 +153,58 @@ def _train(
     seed: int,
 ) -> tuple[BoundedCorrection, TrainingNet, float]:
     """The trained correction, its net, and the best loss on held-out rows."""
-    train, valid, scales = sets.train, sets.valid, sets.scales
-    control = neural_ode.control(train.x)
-    if warm is None:
-        blocks = [(block.residual, block.solver) for block in scales.blocks]
-        with seeded(seed, settings.device):  # layers initialise themselves by the global generator
-            correction = build_correction(settings.correction, neural_ode, solver, blocks, neural_ode.control(scales.x))
-        del blocks
-    else:
-        correction = copy.deepcopy(warm.for_solver(solver)).to(train.states).requires_grad_(True)
-    if scales is not train:
-        scales.blocks.clear()
+    train = sets.train
+    correction = _start_correction(neural_ode, solver, settings, sets, warm, seed)
     if isinstance(correction.net, MLPCorrectionNet):
         train.stacks = stack_blocks(train.blocks)
     stages = settings.stages()
     unrolled = {kind: UnrolledSolves(neural_ode, _state_loss(kind, neural_ode)) for _, kind in stages}
+    best = BestWeights(_validation(neural_ode, stages[-1][1], unrolled, solves, sets.valid, errors))
+    generator = own_generator(seed)
+    curriculum = Curriculum(train, settings.batch_size, stages, solves, generator)
+    net = _build_net(Objective(correction, train, neural_ode.control(train.x), unrolled), curriculum, best, settings)
+    with nullcontext() if _draws_nothing(correction, settings) else seeded(seed, settings.device):
+        net.train(curriculum, None, generator)
+    return net.module_.release().eval().requires_grad_(False), net, best.best_loss_
 
+
+def _start_correction(
+    neural_ode: NeuralODE,
+    solver: BaseSolver,
+    settings: FitSettings,
+    sets: FitSets,
+    warm: BoundedCorrection | None,
+    seed: int,
+) -> BoundedCorrection:
+    """The correction that training starts from: a new one, or a copy of an earlier one; lets go of the scales' blocks."""
+    scales = sets.scales
+    if warm is None:
+        blocks = [(block.residual, block.solver) for block in scales.blocks]
+        with seeded(seed, settings.device):  # layers initialise themselves by the global generator
+            correction = build_correction(settings.correction, neural_ode, solver, blocks, neural_ode.control(scales.x))
+    else:
+        correction = copy.deepcopy(warm.for_solver(solver)).to(sets.train.states).requires_grad_(True)
+    if scales is not sets.train:
+        scales.blocks.clear()
+    return correction
+
+
+def _validation(
+    neural_ode: NeuralODE,
+    kind: str,
+    unrolled: Mapping[str, UnrolledSolves],
+    solves: Sequence[Solve],
+    valid: ReferenceRows,
+    errors: TerminalErrors,
+) -> Callable[[Objective], float]:
+    """What tells the best weights: the last stage's loss on held-out rows."""
     checked = _spread(solves, _VALID_SOLVES)
 
     def validate(objective: Objective) -> float:
-        """The last stage's loss on held-out rows, a geometric mean over steps and base solvers; 1 is the base solver.
+        """A geometric mean over steps and base solvers; 1 is the base solver.
 
         Infinite where the largest error there exceeds the base solver's: such weights are not to be kept.
         """
-        kind = stages[-1][1]
         share = errors.guarded_share(objective.correction)
         if share.isinf():
             return math.inf
@@ -196,13 +222,15 @@ def _train(
                 ]
         return float((torch.stack(losses) + _TINY).log().mean().exp())
 
-    generator = own_generator(seed)
-    curriculum = Curriculum(train, settings.batch_size, stages, solves, generator)
-    best = BestWeights(validate)
-    peaks = [1.0, FINETUNE_LR][: len(stages)]
-    schedule = cosine_schedule(len(curriculum), [end for end, _ in stages], peaks)
+    return validate
+
+
+def _build_net(objective: Objective, curriculum: Curriculum, best: BestWeights, settings: FitSettings) -> LossNet:
+    """A skorch net around the training module, not yet trained; its learning rate starts anew with every stage."""
+    stage_ends = [end for end, _ in curriculum.stages]
+    schedule = cosine_schedule(len(curriculum), stage_ends, [1.0, FINETUNE_LR][: len(stage_ends)])
     net = LossNet(
-        Objective(correction, train, control, unrolled),
+        objective,
         criterion=nn.Identity,
         optimizer=settings.optimizer,
         lr=settings.lr,
@@ -211,16 +239,13 @@ def _train(
         iterator_train=DataLoader,
         iterator_train__batch_size=None,
         callbacks=[
-            ("fresh_stages", FreshStages([end for end, _ in stages])),
+            ("fresh_stages", FreshStages(stage_ends)),
             *assemble_callbacks(best, settings.callbacks, schedule, "fitting correction", settings.verbose),
         ],
         verbose=settings.verbose,
         device=settings.device,
     )
-    net.initialize()
-    with nullcontext() if _draws_nothing(correction, settings) else seeded(seed, settings.device):
-        net.train(curriculum, None, generator)
-    return net.module_.release().eval().requires_grad_(False), net, best.best_loss_
+    return net.initialize()
 
 
 def _draws_nothing(correction: BoundedCorrection, settings: FitSettings) -> bool:
@@ -232,6 +257,26 @@ def _draws_nothing(correction: BoundedCorrection, settings: FitSettings) -> bool
         and settings.optimizer.__module__.startswith("torch.optim.")
         and all(kind.__module__.startswith(ours) and kind is not nn.RReLU for kind in modules)
     )
+
+
+def _check_bases(neural_ode: NeuralODE, sets: FitSets, solves: Sequence[Solve], settings: FitSettings) -> None:
+    """Refuse rows of training and held-out sets from which losses are not finite: a base solver overflows, or outputs are nan."""
+    needs_outputs, both = settings.trains_on("output"), (sets.train, sets.valid)
+    what = "finetune='output' needs outputs, and the output map is not finite at states that {} reaches"
+    if needs_outputs:
+        ends = torch.cat([data.states[-1] for data in both])
+        with torch.no_grad():
+            expected = torch.cat([neural_ode.output_map(z) for z in ends.split(settings.batch_size)])
+        refuse_undefined(expected, what.format("dopri5"))
+    for one in solves:
+        outputs: list[Tensor] | None = [] if needs_outputs else None
+        check_overflow(
+            torch.cat([base_errors(neural_ode, data, one, outputs) for data in both]), one.solver.name, one.steps
+        )
+        if outputs:
+            refuse_undefined(
+                torch.cat(outputs), what.format(f"base_solver={one.solver.name!r} with n_steps={one.steps}")
+            )
 
 
 def _spread(options: Sequence[Any], at_most: int) -> list[Any]:

@@ -23,6 +23,7 @@ from ..numerics.solve import time_dtype, uniform_grid
 from .batches import Batches
 from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule
 from .neural_ode_fitting import TrainingSettings
+from .references import solve_references
 
 _VALID_DRAWS = 2048
 _SHARED_TIMES = 16
@@ -135,6 +136,13 @@ class LikelihoodLoss(nn.Module):
             span = abs(self.flow.t_span[1] - self.flow.t_span[0])
             loss = loss + span * (self.settings.kinetic * energy + self.settings.jacobian * jacobian)
         return loss
+
+    def solve_ends(self, x: Tensor) -> None:
+        """Solve from all rows as training does, or raise an error that names those from which dopri5 cannot."""
+        if self.settings.noise is not None:
+            x = torch.cat([x, draw_noise(self.settings.noise, x, self.generator)], dim=1)
+        ode, settings = self._solvers[0], self.settings
+        solve_references(ode, x, ode.t_span, rtol=settings.rtol, atol=settings.atol, device=x.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log densities by the training solver; with Hutchinson's trace the noise is beside x."""

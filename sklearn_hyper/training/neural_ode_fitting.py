@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from .nets import (
     assemble_callbacks,
     cosine_schedule,
 )
+from .references import solve_references
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class TrainingForward(nn.Module):
         if self.solve is not None:
             return self.solve[0](x)
         return self.neural_ode(x, **self.adaptive)
+
+    def solve_ends(self, x: Tensor) -> None:
+        """Solve from all rows as training does, or raise an error that names those from which dopri5 cannot."""
+        own: Any = {"rtol": self.adaptive["rtol"], "atol": self.adaptive["atol"], "device": x.device}
+        solve_references(self.neural_ode, x, self.neural_ode.t_span, **own)
 
 
 def build_net(
@@ -107,19 +114,26 @@ def build_net(
 def train_net(
     net: TrainingNet, x: Tensor, y: Tensor | None, generator: torch.Generator, epochs: int | None = None
 ) -> TrainingNet:
-    """Train for some epochs; a Ctrl-C shows in ``net.interrupted_``, and is raised where no epoch has been finished."""
+    """Train for some epochs; a Ctrl-C shows in ``net.interrupted_``, and is raised where no epoch has been finished.
+
+    Where dopri5 cannot solve the field as it was given, the error names rows of x.
+    """
     if epochs is not None:
         net.set_params(max_epochs=epochs)
+    before = copy.deepcopy(net.module_.state_dict())
     try:
         net.train(x, y, generator)
     except ReferenceSolveError as error:
         updated = any("train_loss" in batch for epoch in net.history for batch in epoch["batches"])
-        if updated:  # the field could be solved before the optimizer changed it
+        # By the weights it began with, since a row that was the field's to refuse may come after some updates.
+        net.module_.load_state_dict(before)
+        _name_rows(net, x)
+        if updated:
             raise TrainingDivergedError(
                 f"training diverged in epoch {len(net.history)}: dopri5 can no longer solve the field. Lower lr (now "
                 f"{net.lr:g}), clip gradients with a skorch GradientNormClipping callback, or scale the inputs."
             ) from error
-        raise
+        raise ReferenceSolveError.of(error.what, (), len(x)) from error  # the rows that it knows are those of a batch
     except AssertionError as error:
         if not gave_up(error):
             raise
@@ -130,3 +144,12 @@ def train_net(
         ) from error
     net.module_.eval()
     return net
+
+
+def _name_rows(net: TrainingNet, x: Tensor) -> None:
+    """Raise an error with the rows of x from which dopri5 cannot solve the field, where that is some of them."""
+    try:
+        net.module_.eval().solve_ends(x)
+    except ReferenceSolveError as error:
+        if len(error.rows) < len(x):
+            raise

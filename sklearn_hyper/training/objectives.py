@@ -191,14 +191,21 @@ class UnrolledSolves:
         return mean_norm(self.loss(*found) / self._units[solve])
 
 
-def base_errors(neural_ode: NeuralODE, data: ReferenceRows, solve: Solve) -> Tensor:
-    """Norm of the base solver's terminal error by row: not finite where it leaves the range of numbers."""
+def base_errors(
+    neural_ode: NeuralODE, data: ReferenceRows, solve: Solve, outputs: list[Tensor] | None = None
+) -> Tensor:
+    """Norm of the base solver's terminal error by row: not finite where it leaves the range of numbers.
+
+    The outputs at its states are added to ``outputs``, where that is given.
+    """
     unrolled = UnrolledSolves(neural_ode, terminal_loss)
     errors = []
     with torch.no_grad():
         for start in range(0, len(data.x), _UNIT_ROWS):
             states, reference = unrolled.solve(data, slice(start, start + _UNIT_ROWS), solve, None)
             errors.append(torch.linalg.vector_norm(flatten_samples((states[-1] - reference[-1]) / data.unit), dim=1))
+            if outputs is not None:
+                outputs.append(neural_ode.output_map(states[-1]))
     return torch.cat(errors)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier
 from torch import nn
 
 from sklearn_hyper import (
@@ -245,3 +246,162 @@ def test_the_check_of_a_training_solver_names_rows_of_x():
     with pytest.raises(ReferenceSolveError, match="of 60 rows") as raised:
         slow.set_params(validation_fraction=0.5).fit(spoiled(slice(0, 60, 6), 4.0), X[:, 0])
     assert raised.value.rows and all(row % 6 == 0 for row in raised.value.rows)
+
+
+def shrinking(z):
+    """Finite at the start of z' = z from rows below 20, and at its end from those below 20 / e."""
+    return torch.log(20 - z)
+
+
+@pytest.fixture(scope="module")
+def of_logs():
+    return HypersolverRegressor(NeuralODE(lambda t, z: z, output_map=shrinking), **FIT).fit(X)
+
+
+def test_outputs_that_are_nan_at_the_end_are_named(of_logs):
+    bad = spoiled([4, 31], 9.0)
+    for method in (of_logs.score, of_logs.solver_report, lambda x: neg_mape_scorer(of_logs, x)):
+        with pytest.raises(ValueError, match=r"not finite for 2 of 60 rows of X \(rows 4, 31\)\. Leave") as raised:
+            method(bad)
+        assert raised.value.rows == (4, 31)
+    assert np.isnan(of_logs.reference(bad)[[4, 31]]).all()
+
+
+@pytest.mark.parametrize("base_solver", ["heun", "nonstationary"])
+def test_a_fit_of_outputs_names_those_that_are_nan(base_solver):
+    how = {**FIT, "base_solver": base_solver, "max_epochs": 2, "finetune": "output"}
+    with pytest.raises(ValueError, match=r"finetune='output'.*\(rows 8, 50\)") as raised:
+        HypersolverRegressor(NeuralODE(lambda t, z: z, output_map=shrinking), **how).fit(spoiled([8, 50], 9.0))
+    assert raised.value.rows == (8, 50)
+
+
+def test_no_label_is_made_of_nan():
+    class Logs(nn.Module):
+        def forward(self, z):
+            return torch.log(20 - z)
+
+    fast = HypersolverClassifier(NeuralODE(lambda t, z: z, output_map=Logs()), classes=["a", "b"], **FIT).fit(X)
+    bad = spoiled([0, 7], 9.0)
+    assert np.isnan(fast.predict_proba(bad)).any(axis=1).nonzero()[0].tolist() == [0, 7]
+    for method in (fast.predict, lambda x: fast.score(x, ["a"] * 60), lambda x: agreement_scorer(fast, x)):
+        with pytest.raises(
+            ValueError, match=r"there is no label, since .* gives nan for 2 of 60 .*\(rows 0, 7\)"
+        ) as raised:
+            method(bad)
+        assert raised.value.rows == (0, 7)
+    # An infinite logit is no nan: the least probable class has probability 0.
+    least = HypersolverClassifier(
+        NeuralODE(lambda t, z: 0 * z, output_map=lambda z: z.clamp(min=0).log()), classes=[0, 1], **FIT
+    )
+    assert least.fit(np.abs(X) + 0.1).predict(np.array([[0.0, 0.5], [0.5, 0.0]])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_outputs_in_half_precision_are_refused(dtype):
+    with pytest.raises(ValueError, match=rf"output_map returns {dtype} for states of torch.float64"):
+        HypersolverRegressor(NeuralODE(cubic, output_map=lambda z: z.to(dtype)), **FIT).fit(X)
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("kind", [NeuralODERegressor, NeuralODEClassifier])
+def test_training_names_rows_that_cannot_be_solved(kind, adjoint):
+    slow = kind(
+        Cubic(), input_map=nn.Identity(), max_epochs=1, batch_size=20, adjoint=adjoint, validation_fraction=0.3,
+        random_state=0,
+    )  # fmt: skip
+    with pytest.raises(ReferenceSolveError, match=r"of 60 rows \(rows? ") as raised:
+        slow.fit(spoiled([3, 12, 47, 58]), (X[:, 0] > 0).astype(int))
+    assert len(raised.value.rows) > 1 and set(raised.value.rows) <= {3, 12, 47, 58}
+
+
+def test_a_field_that_cannot_be_trained_from_any_row_is_blamed_itself():
+    slow = NeuralODERegressor(Cubic(), input_map=nn.Identity(), max_epochs=1, random_state=0)
+    with pytest.raises(ReferenceSolveError, match=r"the field is stiff or its solution grows .* Loosen rtol"):
+        slow.fit(spoiled(slice(0, 60)), X[:, 0])
+
+
+class Root(nn.Module):
+    """Not a number where the first feature is below -2."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+    def forward(self, *arguments):
+        z = arguments[-1]
+        return self.rate * z * (2 + z[:, :1]).sqrt()
+
+
+@pytest.mark.parametrize("part", ["vector_field", "input_map", "output_map"])
+def test_training_names_rows_where_a_part_is_not_finite(part):
+    identity = {"vector_field": Cubic(-0.1), "input_map": nn.Identity(), "output_map": nn.Linear(2, 1)}
+    if part == "output_map":
+        identity |= {"output_map": nn.Sequential(Root(), nn.Linear(2, 1))}
+    else:
+        identity |= {part: Root()}
+    slow = NeuralODERegressor(**identity, max_epochs=1, random_state=0)
+    bad = spoiled([21, 40], -3.0)
+    with pytest.raises(ValueError, match=rf"{part} is not finite .* for 2 of 60 rows of X \(rows 21, 40\)"):
+        slow.fit(bad, X[:, 0])
+
+
+def test_flows_name_rows_in_training():
+    grows = ContinuousNormalizingFlow(
+        Cubic(-0.1), objective="likelihood", max_epochs=1, batch_size=20, validation_fraction=None, random_state=0
+    )
+    with pytest.raises(ReferenceSolveError, match=r"1 of 60 rows \(row 44\)") as raised:
+        grows.fit(spoiled([44], 40.0))
+    assert raised.value.rows == (44,)
+
+    class Clipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+        def forward(self, t, z):
+            return self.rate * torch.where(z > 4, torch.nan, z)
+
+    for objective in ("flow_matching", "likelihood"):
+        with pytest.raises(ValueError, match=r"vector_field is not finite .* of 60 rows of X \(rows 20, 59\)"):
+            ContinuousNormalizingFlow(Clipped(), objective=objective, max_epochs=1).fit(spoiled([20, 59], 40.0))
+
+
+def test_a_fit_of_outputs_names_those_that_are_nan_at_the_base_solvers_states():
+    """One Euler step of z' = -3 z goes to -2 z."""
+    how = {**FIT, "base_solver": "euler", "n_steps": 1, "max_epochs": 2, "finetune": "output"}
+    decay = NeuralODE(lambda t, z: -3 * z, output_map=lambda z: (z + 3).sqrt())
+    with pytest.raises(ValueError, match=r"finetune='output'.* base_solver='euler' with n_steps=1 .*\(rows 5, 6\)"):
+        HypersolverRegressor(decay, **how).fit(spoiled([5, 6], 2.0))
+
+
+class SquareRoots(nn.Module):
+    """A logit that is nan for a first feature below -1."""
+
+    def __init__(self, n_outputs):
+        super().__init__()
+        self.layer, self.n_outputs = nn.Linear(2, n_outputs), n_outputs
+
+    def forward(self, x):
+        return self.layer(x) + (1 + x[:, :1]).sqrt()
+
+
+@pytest.mark.parametrize("kind", [NeuralNetClassifier, NeuralNetBinaryClassifier])
+def test_no_label_is_made_of_a_nets_nan(kind):
+    n_outputs = 2 if kind is NeuralNetClassifier else 1
+    ode = NeuralODE(lambda t, z: -z, output_map=SquareRoots(n_outputs))
+    criterion = {"criterion": nn.CrossEntropyLoss} if n_outputs == 2 else {}
+    net = kind(ode, train_split=None, max_epochs=1, verbose=0, **criterion)
+    net.fit(X.astype(np.float32), (X[:, 0] > 0).astype(np.int64 if n_outputs == 2 else np.float32))
+    fast = HypersolverClassifier(net, **FIT).fit(X.astype(np.float32))
+    bad = spoiled([2, 58], -9.0).astype(np.float32)
+    for method in (fast.predict, lambda x: agreement_scorer(fast, x)):
+        with pytest.raises(ValueError, match=r"there is no label.*\(rows 2, 58\)"):
+            method(bad)
+
+
+def test_a_trained_classifier_makes_no_label_of_nan():
+    slow = NeuralODEClassifier(
+        Cubic(-0.1), input_map=nn.Identity(), output_map=SquareRoots(2), max_epochs=1, random_state=0
+    ).fit(X, X[:, 0] > 0)
+    with pytest.raises(ValueError, match=r"there is no label, since predict_proba gives nan for 1 of 60 .*\(row 9\)"):
+        slow.score(spoiled([9], -2.0), X[:, 0] > 0)

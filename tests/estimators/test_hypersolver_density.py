@@ -29,7 +29,7 @@ from small_flows import holding, make_flow, two_blobs
 from torch import nn
 from torch.distributions import Independent, Laplace
 
-from sklearn_hyper import HypersolverDensity, MLPCorrection, NeuralODE
+from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity, MLPCorrection, NeuralODE
 from sklearn_hyper.estimators._fitted_neural_ode import resolve_flow
 from sklearn_hyper.estimators.flows import append_noise
 from sklearn_hyper.modules import Flow
@@ -305,6 +305,18 @@ def test_modules_predict_the_same(fast, blobs):
         np.testing.assert_array_equal(density.fold().base_state(x), fast.transform(blobs))
         torch.testing.assert_close(sampling(z), sampling.fold()(z))
         torch.testing.assert_close(density(x), density.fold()(x))
+
+
+def test_a_density_module_holds_each_weight_once_and_trains_it(blobs):
+    slow = ContinuousNormalizingFlow(max_epochs=1, random_state=0).fit(blobs)
+    module = make_fast(slow, base_solver="heun", n_steps=2, max_epochs=1).fit(blobs).to_module("density")
+    tensors = [tensor for tensor in module.state_dict().values() if tensor.numel()]
+    assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
+    n_field = sum(parameter.numel() for parameter in slow.flow_.vector_field.parameters())
+    assert sum(parameter.numel() for parameter in module.solver.neural_ode.parameters()) == n_field
+    module.requires_grad_(True)(torch.from_numpy(blobs)).mean().backward()
+    assert all(parameter.grad is not None for parameter in module.solver.neural_ode.parameters())
+    assert not any("flow" in name for name in module.state_dict())
 
 
 def test_sampling_exports(fast):

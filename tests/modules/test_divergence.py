@@ -175,9 +175,10 @@ def test_the_log_density_of_a_solve_differentiates_with_respect_to_the_field():
     names, weights = zip(*field.named_parameters(), strict=True)
     flow = Flow(field, n_features=2)
     solver = LogDensity(HypersolvedODE(flow.density(), resolve_base_solver("heun"), None, (1.0, 0.5, 0.0)), flow)
+    prefix = "solver.neural_ode.vector_field.vector_field"
 
     def log_prob(*weights):
-        parameters = {f"flow.vector_field.{name}": weight for name, weight in zip(names, weights, strict=True)}
+        parameters = {f"{prefix}.{name}": weight for name, weight in zip(names, weights, strict=True)}
         return torch.func.functional_call(solver, parameters, (x,))
 
     assert torch.autograd.gradcheck(log_prob, [weight.detach().requires_grad_(True) for weight in weights])
