@@ -332,14 +332,10 @@ class Root(nn.Module):
         return self.rate * z * (2 + z[:, :1]).sqrt()
 
 
-@pytest.mark.parametrize("part", ["vector_field", "input_map", "output_map"])
+@pytest.mark.parametrize("part", ["vector_field", "input_map"])
 def test_training_names_rows_where_a_part_is_not_finite(part):
-    identity = {"vector_field": Cubic(-0.1), "input_map": nn.Identity(), "output_map": nn.Linear(2, 1)}
-    if part == "output_map":
-        identity |= {"output_map": nn.Sequential(Root(), nn.Linear(2, 1))}
-    else:
-        identity |= {part: Root()}
-    slow = NeuralODERegressor(**identity, max_epochs=1, random_state=0)
+    parts = {"vector_field": Cubic(-0.1), "input_map": nn.Identity(), "output_map": nn.Linear(2, 1)} | {part: Root()}
+    slow = NeuralODERegressor(**parts, max_epochs=1, random_state=0)
     bad = spoiled([21, 40], -3.0)
     with pytest.raises(ValueError, match=rf"{part} is not finite .* for 2 of 60 rows of X \(rows 21, 40\)"):
         slow.fit(bad, X[:, 0])
