@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any, Self
@@ -299,9 +300,9 @@ class HypersolverFit(HypersolverBase):
         check_output_map(neural_ode, z)
         self._squeeze_output = resolved.squeeze
 
+    @abstractmethod
     def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
         """Take over what a skorch net makes of its module's outputs."""
-        raise NotImplementedError
 
     def _checked_rows(self, X: np.ndarray) -> np.ndarray:
         """A few rows, in the dtype that a net's module takes."""
@@ -312,13 +313,13 @@ class HypersolverFit(HypersolverBase):
         rtol = max(self.rtol, _ROUGH)
         return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X)
 
+    @abstractmethod
     def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
         """What a net, or an estimator with a predict of its own, predicts must follow from what is taken over of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
         """Nothing is learned from y, but it must be what the Neural ODE predicts."""
-        raise NotImplementedError
 
     def _check_correction(
         self, neural_ode: NeuralODE, z: Tensor, x: Tensor | None, solver: BaseSolver, n_rows: int = 2

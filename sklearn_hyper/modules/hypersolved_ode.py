@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import chain, pairwise, repeat
 from typing import Any
@@ -32,13 +33,13 @@ class SolvedODE(DeviceFreeModule):
         self._itinerary = Itinerary.of(base_solver, self.grid)
 
     @property
+    @abstractmethod
     def _g(self) -> Any:
         """One correction for all steps, a list of one a step, or None."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fold(self) -> FoldedODE:
         """This solve for inference."""
-        raise NotImplementedError
 
     @property
     def has_correction(self) -> bool:

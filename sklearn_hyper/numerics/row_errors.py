@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -43,8 +44,9 @@ class RowsError(Exception):
         return error
 
     @classmethod
+    @abstractmethod
     def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
-        raise NotImplementedError
+        """The message about what failed, and for which rows."""
 
 
 class UndefinedOutputError(RowsError, ValueError):
