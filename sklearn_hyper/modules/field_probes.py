@@ -102,7 +102,7 @@ def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> None:
     reuses = output._version != version or shares_memory(again, output)
     if writes or reuses or output.requires_grad:  # no gradients are wanted here
         setattr(neural_ode, name, CopyingPart(part))
-    if _differ(first, again):
+    if differ(first, again):
         raise VectorFieldError(
             f"{name} is random or keeps a state: two calls with the same arguments give other values. Dropout outside "
             "nn.Dropout goes on in eval mode (functional.dropout needs training=self.training), and noise must be an input."
@@ -117,7 +117,7 @@ def _check_rows(neural_ode: NeuralODE, name: str, output: Tensor, arguments: tup
         raise VectorFieldError(f"{name} returns {len(output)} rows for {n_rows}: it must return one for every row.")
     for row in range(n_rows):
         one = [argument if argument.ndim == 0 else argument[row : row + 1] for argument in arguments]
-        if _differ(call_part(neural_ode, name, *one), output[row : row + 1]):
+        if differ(call_part(neural_ode, name, *one), output[row : row + 1]):
             raise VectorFieldError(
                 f"{name} mixes the rows of a batch: for row {row} it gives other values alone than beside {n_rows - 1} "
                 "more. A row is one sample, which is solved and predicted in any batch. Make what interacts (nodes of a "
@@ -154,7 +154,8 @@ def _find_leaves(output: Tensor) -> dict[int, Tensor]:
     return leaves
 
 
-def _differ(one: Tensor, other: Tensor) -> bool:
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two evaluations of the same rows are further apart than rounding explains; what is not finite is left out."""
     if one.shape != other.shape:
         return True
     finite = one.isfinite() & other.isfinite()

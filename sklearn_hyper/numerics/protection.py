@@ -76,8 +76,12 @@ def is_written(copied: Any, original: Any) -> bool:
     """Whether a copy, which was made for one call, has been written to in it."""
     if not isinstance(copied, Tensor) or copied.is_inference():
         return False
-    # A fresh copy has the version 0. NumPy and .data write past versions; on a GPU comparing values would wait for it.
-    return copied._version > 0 or (copied.is_cpu and not torch.equal(copied, original))
+    if copied._version > 0:  # a fresh copy has the version 0
+        return True
+    # NumPy and .data write past versions. On a GPU, where neither is usual, comparing values would wait for it.
+    if not copied.is_cpu or torch.equal(copied, original):
+        return False
+    return not torch.equal(copied.nan_to_num(), original.nan_to_num())
 
 
 def shares_memory(one: Any, other: Tensor) -> bool:

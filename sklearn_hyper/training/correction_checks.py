@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules.field_probes import differ
 from ..modules.user_code import find_hidden_modules, refuse_state_in_functions
+from ..numerics.protection import is_written
 from ..numerics.residuals import Residual
 
-_APART = 1e-3
-"""Share of the largest value by which two evaluations of one row may differ: rounding, and no more."""
 _PERTURBED = 0.1
 
 
@@ -64,20 +64,19 @@ def check_calls(net: nn.Module, step: Residual, z: Tensor, x: Tensor | None) -> 
     net = _without_zeros(net).eval()
     arguments = [z, *step.stages]
     given = [argument.clone() for argument in arguments]
-    versions = [argument._version for argument in given]
     g = net(step.eps, step.time(), given[0], given[1:], x).clone()
-    for i, (before, after, version) in enumerate(zip(arguments, given, versions, strict=True)):
-        if after._version != version or not torch.equal(before.nan_to_num(), after.nan_to_num()):
+    for i, (before, after) in enumerate(zip(arguments, given, strict=True)):
+        if is_written(after, before):
             raise ValueError(
                 f"{_name(net)} writes in place into {'z' if i == 0 else f'stages[{i - 1}]'}, which the solver goes on with. Clone "
                 "it first (z = z.clone()), or use operations that return a new tensor."
             )
-    if _differ(_alone(net, step, z, x, slice(None)), g):
+    if differ(_alone(net, step, z, x, slice(None)), g):
         raise ValueError(
             f"{_name(net)} is random or keeps a state: two calls in eval mode with the same arguments give other values."
         )
     for row in {0, len(z) - 1}:
-        if _differ(_alone(net, step, z, x, slice(row, row + 1)), g[row : row + 1]):
+        if differ(_alone(net, step, z, x, slice(row, row + 1)), g[row : row + 1]):
             raise ValueError(
                 f"{_name(net)} mixes the rows of a batch: in eval mode it gives other values for row {row} alone than beside "
                 f"{len(z) - 1} more. Rows are solved and predicted in any batch: take means and norms over other axes than the "
@@ -102,11 +101,3 @@ def _without_zeros(net: nn.Module) -> nn.Module:
 def _alone(net: nn.Module, step: Residual, z: Tensor, x: Tensor | None, rows: slice) -> Tensor:
     stages = [stage[rows].clone() for stage in step.stages]
     return net(step.eps, step.time(), z[rows].clone(), stages, None if x is None else x[rows])
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return True
-    finite = one.isfinite() & other.isfinite()
-    apart, size = (torch.where(finite, value.abs(), 0.0) for value in (one - other, other))
-    return bool((apart > _APART * size.amax()).any())
