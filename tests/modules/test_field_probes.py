@@ -35,6 +35,7 @@ class Field(nn.Module):
 
 # ---------------------------------------------------------------------- writing and reuse
 BUFFER = torch.empty(64, 3)
+NOISE = np.random.default_rng(0)
 
 
 def _copied(z):
@@ -165,7 +166,7 @@ def test_batch_normalisation_mixes_no_rows_once_it_is_settled(x):
     [
         lambda net, t, z: functional.dropout(net(z), 0.5),
         lambda net, t, z: net(z) + 0.1 * torch.randn_like(z),
-        lambda net, t, z: net(z) * np.random.default_rng().uniform(1, 2),
+        lambda net, t, z: net(z) * NOISE.uniform(1, 2),
     ],
     ids=["functional dropout", "noise", "NumPy's noise"],
 )
