@@ -1,11 +1,7 @@
-"""Errors against a reference, truncation errors and reports (paper, sections 2 and 4)."""
+"""Errors against a reference and truncation errors (paper, sections 2 and 4)."""
 
 from __future__ import annotations
 
-import html
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +11,7 @@ from sklearn.utils import check_array, check_random_state
 
 from .numerics.cost import CountedField, count_macs, count_nfe, relative_overhead
 from .numerics.units import feature_sizes
+from .reports import SolverReport, SolverRow
 
 __all__ = [
     "CountedField",
@@ -231,146 +228,3 @@ def _wasserstein(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.f
     widths = np.diff(levels, append=n * m) / (n * m)
     steps = np.sort(u, axis=1)[:, levels // m] - np.sort(v, axis=1)[:, levels // n]
     return np.asarray(np.abs(steps) @ widths)
-
-
-@dataclass(frozen=True)
-class SolverRow:
-    """One solver's accuracy and cost; the fields are the columns of :class:`SolverReport`.
-
-    Columns that are nan in every row (the accuracy of a regressor, O_r without a correction) are not shown.
-    """
-
-    solver: str
-    accuracy: float
-    mape: float
-    l2_mean: float
-    l2_p50: float
-    l2_p99: float
-    l2_max: float
-    nfe: int
-    macs: float
-    ms: float
-    speed_up: float
-    relative_overhead: float = math.nan
-
-
-_HEADINGS = {
-    "solver": "solver", "accuracy": "accuracy", "mape": "MAPE", "l2_mean": "rel. L2", "l2_p50": "p50", "l2_p99": "p99",
-    "l2_max": "max", "nfe": "NFE", "macs": "MACs", "ms": "ms/batch", "speed_up": "speed-up", "relative_overhead": "O_r",
-}  # fmt: skip
-
-
-class SolverReport(Sequence[SolverRow]):
-    """A table of solvers: prints as text, displays as HTML, converts to a dict or a DataFrame.
-
-    Reports of several hypersolvers add up (``a + b``); of rows with one name the first is kept.
-
-    Parameters
-    ----------
-    rows : iterable of SolverRow
-    notes : iterable of str
-        What a reader must know, such as why a column is nan.
-
-    Examples
-    --------
-    >>> from sklearn_hyper.metrics import SolverReport, SolverRow
-    >>> row = SolverRow("euler K=2", 0.5, 0.2, 0.1, 0.1, 0.3, 0.4, 2, 2e6, 1.5, 8.0)
-    >>> print(SolverReport([row], notes=["an example"]))
-    solver    accuracy MAPE rel. L2  p50  p99  max NFE  MACs ms/batch speed-up
-    euler K=2    0.500 0.20    0.10 0.10 0.30 0.40   2 2.00M      1.5     8.0x
-    an example
-    """
-
-    def __init__(self, rows: Iterable[SolverRow], notes: Iterable[str] = ()):
-        first: dict[str, SolverRow] = {}
-        for row in rows:
-            first.setdefault(row.solver, row)
-        self.rows = list(first.values())
-        self.notes = list(dict.fromkeys(notes))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[index]
-
-    def __iter__(self) -> Iterator[SolverRow]:
-        return iter(self.rows)
-
-    def __add__(self, other: SolverReport) -> SolverReport:
-        return SolverReport([*self.rows, *other.rows], [*self.notes, *other.notes])
-
-    def _columns(self) -> list[str]:
-        names = [field.name for field in fields(SolverRow)]
-        optional = ("accuracy", "relative_overhead")
-        return [n for n in names if n not in optional or any(not math.isnan(getattr(row, n)) for row in self.rows)]
-
-    def _cells(self) -> list[list[str]]:
-        return [[_format(name, getattr(row, name)) for name in self._columns()] for row in self.rows]
-
-    def __str__(self) -> str:
-        table = [[_HEADINGS[name] for name in self._columns()], *self._cells()]
-        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-        lines = [
-            " ".join(
-                [
-                    line[0].ljust(widths[0]),
-                    *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-                ]
-            )
-            for line in table
-        ]
-        return "\n".join([*lines, *self.notes])
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(_HEADINGS[name])}</th>" for name in self._columns())
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in self._cells()
-        )
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Rows as dicts, by solver.
-
-        Returns
-        -------
-        dict of str to dict
-        """
-        return {row.solver: {key: value for key, value in asdict(row).items() if key != "solver"} for row in self.rows}
-
-    def to_frame(self) -> Any:
-        """Rows as a pandas DataFrame, indexed by solver (needs pandas, extra ``plots``).
-
-        Returns
-        -------
-        pandas.DataFrame
-        """
-        import pandas as pd
-
-        return pd.DataFrame([asdict(row) for row in self.rows]).set_index("solver")
-
-
-def _format(name: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and math.isnan(value):
-        return "nan"
-    if name == "accuracy":
-        return f"{value:.3f}"
-    if name == "nfe":
-        return str(value)
-    if name == "macs":
-        for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-            if value >= size:
-                return f"{value / size:.2f}{unit}"
-        return f"{value:.0f}"
-    if name in ("ms", "speed_up"):
-        text = f"{value:#.2g}" if value < 10 else f"{value:.0f}"
-        return text if name == "ms" else text + "x"
-    if name == "relative_overhead":
-        return f"{value:.2f}"
-    return f"{value:#.2g}"

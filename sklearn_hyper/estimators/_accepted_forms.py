@@ -12,7 +12,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ..training.skorch_nets import is_initialized, is_net, net_module
-from ._hypersolver_base import HypersolverBase
+from ._base import TorchEstimator
 from .flows import ContinuousNormalizingFlow
 from .neural_ode import NeuralODEClassifier, NeuralODERegressor
 
@@ -40,7 +40,7 @@ def refusal(estimator: Any, is_accepted: Callable[[Any], bool], own: Any, expect
     name = type(estimator).__name__
     if isinstance(estimator, type) or not hasattr(estimator, "fit"):
         return TypeError(f"{expected}; got {estimator!r}.")
-    if isinstance(estimator, HypersolverBase):
+    if isinstance(estimator, TorchEstimator) and estimator._model_parameters:
         return TypeError(
             f"neural_ode is a {name}, a hypersolver already: its predictions are fast. Pass the Neural ODE that it was "
             f"made for, its neural_ode, to make another. {expected}."

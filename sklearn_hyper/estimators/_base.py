@@ -19,10 +19,12 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from .. import __version__
+from ..hypersolvers.fitted import FittedHypersolver
 from ..modules.neural_ode import NeuralODE, VectorFieldError, call_part
 from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
+from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 
 _INFERENCE_FACTOR = 8
@@ -66,8 +68,18 @@ class UnsolvedRowsWarning(RuntimeWarning):
     """Dopri5 could not solve the Neural ODE from some rows, whose results are nan."""
 
 
+class Fitting:
+    """What a fit tells at its end."""
+
+    interrupted = False
+    """Whether Ctrl-C ended it early, with something to keep."""
+
+
 class TorchEstimator(BaseEstimator):
     """A BaseEstimator whose fitted state is torch modules."""
+
+    _model_parameters: tuple[str, ...] = ()
+    """Parameters that hold fitted models: cloned by reference, and not to be changed through this estimator."""
 
     # ------------------------------------------------------------------ data in and out
     def _validate_X(self, X: Any, *, reset: bool) -> np.ndarray:
@@ -124,16 +136,21 @@ class TorchEstimator(BaseEstimator):
 
     # ------------------------------------------------------------------ fitting
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """On any exception, Ctrl-C included, leave the estimator as it was. Gradients are on, whatever they are outside."""
-        before = dict(vars(self))
+    def _fitting(self) -> Iterator[Fitting]:
+        """On any exception, Ctrl-C included, leave the estimator as it was. Gradients are on, whatever they are outside.
+
+        A Ctrl-C that leaves something to keep, as the fit says, is passed on once the state is right.
+        """
+        before, fitting = dict(vars(self)), Fitting()
         try:
             with torch.inference_mode(False), torch.enable_grad():
-                yield
+                yield fitting
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
             raise
+        if fitting.interrupted:
+            raise KeyboardInterrupt
 
     def _require_fitted(self, attribute: str) -> Any:
         # hasattr first: check_is_fitted builds the estimator's tags, which costs more than a small solve.
@@ -144,7 +161,56 @@ class TorchEstimator(BaseEstimator):
             )
         return getattr(self, attribute)
 
-    # ------------------------------------------------------------------ copies
+    # ------------------------------------------------------------------ parameters and copies
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of this estimator; those *inside* a fitted model that it is given are not its to set.
+
+        Parameters
+        ----------
+        deep : bool, default True
+            Also the parameters of a correction spec, as ``correction__hidden``.
+
+        Returns
+        -------
+        dict
+        """
+        own = super().get_params(deep=False)
+        if not deep:
+            return own
+        nested = {
+            f"{name}__{key}": inner
+            for name, value in own.items()
+            if name not in self._model_parameters and hasattr(value, "get_params") and not isinstance(value, type)
+            for key, inner in value.get_params().items()
+        }
+        return own | nested
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters; those of a fitted model (``neural_ode__*``) are refused, since changing it would unfit it.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self
+        """
+        for model in self._model_parameters:
+            nested = [name for name in params if name.startswith(f"{model}__")]
+            if nested:
+                raise ValueError(
+                    f"{', '.join(nested)}: the fitted {model} cannot be changed through the hypersolver. Fit another "
+                    f"Neural ODE and search over {model}=[FrozenEstimator(...), ...]."
+                )
+        inner = [name for name in params if name.startswith("correction__")]
+        if inner and isinstance(params.get("correction", vars(self).get("correction")), str):
+            raise ValueError(
+                f"{', '.join(inner)}: correction='auto' has no parameters; pass correction=MLPCorrection() or ConvCorrection(), "
+                "whose parameters can be set and searched."
+            )
+        return super().set_params(**params)
+
     def __sklearn_clone__(self) -> Any:
         params = self.get_params(deep=False)
         copied = type(self)(**{name: self._clone_parameter(name, value) for name, value in params.items()})
@@ -154,9 +220,20 @@ class TorchEstimator(BaseEstimator):
         return copied
 
     def _clone_parameter(self, name: str, value: Any) -> Any:
-        """A copy; sklearn's own refuses modules that hold an activation of their last training step."""
+        """A copy; sklearn's own refuses modules that hold an activation of their last training step.
+
+        A fitted model stays the *same*: sklearn's clone would unfit it, a deep copy would multiply it.
+        """
+        if name in self._model_parameters:
+            return value
         is_code = callable(value) and not isinstance(value, type) and not hasattr(value, "get_params")
         return copy_user_code(value, name) if is_code else clone(value, safe=False)
+
+    def __copy__(self) -> Any:
+        # Shallow, without the trip through pickle that BaseEstimator's state would take.
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
 
     # ------------------------------------------------------------------ persistence
     def __getstate__(self) -> dict[str, Any]:
@@ -194,15 +271,13 @@ class TorchEstimator(BaseEstimator):
             device = torch.device("cpu")
         self.device_ = str(device)
         for value in vars(self).values():
-            if isinstance(value, nn.Module):
+            if isinstance(value, FittedHypersolver):
+                value.move(device)
+            elif isinstance(value, nn.Module):
                 value.to(device)
         net = vars(self).get("net_")
         if net is not None:
-            net.device = self.device_
-            net.module_.to(device)
-            net.criterion_.to(device)
-            # Loading casts the moments to their parameters' device.
-            net.optimizer_.load_state_dict(net.optimizer_.state_dict())
+            move_net(net, device)
 
 
 def _as_array(tensor: Tensor) -> np.ndarray:
@@ -230,6 +305,11 @@ def module_dtype(dtype: torch.dtype | None, X: np.ndarray) -> torch.dtype:
     if dtype is not None:
         return dtype
     return torch.float32 if X.dtype == np.float32 else torch.float64
+
+
+def store_parameters(estimator: Any, parameters: dict[str, Any]) -> None:
+    """Store what ``__init__`` was given, ``locals()``, unchanged: all that scikit-learn lets it do."""
+    vars(estimator).update({name: value for name, value in parameters.items() if name not in ("self", "__class__")})
 
 
 def dopri5_states(neural_ode: NeuralODE, x: Tensor) -> Tensor:

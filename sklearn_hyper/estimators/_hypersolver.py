@@ -1,40 +1,226 @@
-"""What a fitted hypersolver does, but what predict and score mean."""
+"""What the regressor and the classifier share: fit, inference, reports, solver swaps. All numbers are ``fitted_``'s."""
 
 from __future__ import annotations
 
 import copy
+import os
 import warnings
-from typing import Any
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_sample_weight
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..metrics import SolverReport, mape_floor, mean_absolute_percentage_error
+from .. import __version__
+from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
+from ..hypersolvers.fitted import UNDEFINED
+from ..hypersolvers.prepare import prepare_neural_ode
+from ..metrics import mape_floor, mean_absolute_percentage_error
+from ..modules.copies import frozen_copy
+from ..modules.corrections import BoundedCorrection
+from ..modules.field_probes import PROBED_ROWS
 from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
 from ..modules.neural_ode import NeuralODE
-from ..modules.solver_binding import make_view
-from ..numerics.base_solvers import BaseSolver, resolve_base_solver
+from ..modules.onnx_export import FirstOutput, check_target, require_onnx
+from ..numerics.methods import Method
 from ..numerics.row_errors import list_rows, refuse_undefined
-from ..numerics.solve import check_n_steps, check_t_span, solver_mesh
-from ..training.references import lost_rows, solve_references
-from ._base import UnsolvedRowsWarning, outside_inference_mode
-from ._hypersolver_fit import HypersolverFit
-from ._onnx_export import OnnxExportMixin
-from ._reports import measure_solvers
+from ..reports import SolverReport
+from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
+from ..training.references import lost_rows
+from ._base import (
+    TorchEstimator,
+    UnsolvedRowsWarning,
+    check_device,
+    check_output_map,
+    module_dtype,
+    outside_inference_mode,
+)
+from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
+from ._given_targets import spread
+from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
+from ._inputs import prepare_X, take_X
 
-_UNDEFINED = "the output map of dopri5's states at the end of t_span is not finite"
+_CHECKED_ROWS, _PARITY_ROWS = 32, 16
+_ROUGH = 1e-3
 
 
-class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportMixin, HypersolverFit):
-    """Inference, reports and solver swaps, shared by the regressor and the classifier."""
+class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
+    """A hypersolver of a Neural ODE: ``fitted_`` is the product, all else is scikit-learn's conventions around it."""
+
+    _model_parameters = ("neural_ode",)
+    _parameter_constraints: dict = HYPERSOLVER_CONSTRAINTS
+
+    # ------------------------------------------------------------------ fit
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Fit the correction on dopri5 trajectories that start from X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Inputs as the Neural ODE takes them: with its feature names, in its order; of a Pipeline, whatever its steps take.
+            No labels are needed.
+        y : array-like, optional
+            Nothing is learned from it. Where given, it is compared with what the Neural ODE predicts: labels with
+            ``classes_``, targets of the outputs' shape with the outputs.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        NotFittedError
+            If ``neural_ode`` is not fitted.
+        TypeError
+            If ``neural_ode`` is none of the accepted forms, or predicts by a method of its own that cannot be taken over; if a
+            function holds a module, or the Neural ODE cannot be copied.
+        ValueError
+            If a parameter, X or the span of time does not do, or steps of the base solver overflow from rows of X, which
+            are named. If a callback
+            scores predictions, or monitors what no epoch records. If a correction of your own has nothing to train, holds
+            modules where ``parameters()`` does not find them, is random, mixes rows or writes into its arguments; or cannot learn
+            from a batch of one row (BatchNorm) and would have to. If y has another length, numbers that are not finite, or labels that are not
+            those of the Neural ODE, as meta-estimators that recode labels hand over.
+        VectorFieldError
+            If the field's signature, or the shape, dtype or device of its output, is wrong, or a map's; if one of them is random
+            or mixes rows.
+        ReferenceSolveError
+            If dopri5 cannot solve the Neural ODE from some rows of X; it names them.
+        TrainingDivergedError
+            If the training loss is no longer finite.
+        KeyboardInterrupt
+            Ctrl-C is passed on once the state is right: the best weights of the epochs that were finished. Before an epoch
+            of the correction is finished (in reference solves, in learning coefficients) the estimator stays as it was.
+
+        Warns
+        -----
+        GradientWarning
+            If training goes through the field, and autograd's derivative of it is not that of its values.
+        PersistenceWarning
+            If the result could not be pickled.
+        ConvergenceWarning
+            If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states at
+            the end of the span, or than the outputs.
+        UserWarning
+            If one of X and the Neural ODE's estimator has feature names and the other has none; if the Neural ODE's outputs
+            predict y worse than a constant.
+        """
+        with self._fitting() as fitting:
+            self._fit(X, y)
+            fitting.interrupted = self.fitted_.interrupted
+        return self
+
+    def _fit(self, X: Any, y: Any) -> None:
+        refuse_scoring(self.callbacks, "a hypersolver")
+        check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
+        settings = fit_settings(self, check_device(self.device))
+        choose_base_solver(settings, 0)  # a wrong name is an error before anything is solved
+        resolved = resolve_neural_ode(self.neural_ode)
+        previous = self._previous()
+        X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=previous is None)
+        neural_ode, n_state = self._take_neural_ode(resolved, X, y, settings)
+        fitted = fit_hypersolver(Task(neural_ode, self._to_tensor(X, self.dtype_, "cpu")), settings, previous)
+        warn_of_problems(fitted)
+        self.fitted_, self._n_features_out = fitted, n_state
+
+    def _previous(self) -> FittedHypersolver | None:
+        """The fit that a warm start goes on from."""
+        previous = vars(self).get("fitted_") if self.warm_start else None
+        return None if previous is None or previous.correction is None else previous
+
+    def _take_neural_ode(
+        self, resolved: FittedNeuralODE, X: np.ndarray, y: Any, settings: FitSettings
+    ) -> tuple[NeuralODE, int]:
+        """A frozen copy of the Neural ODE, found to be one that can be solved and saved; and the numbers in its state."""
+        self.device_ = settings.device
+        neural_ode = self._follow_net(frozen_copy(resolved.module), resolved.net).to(settings.device)
+        self.dtype_ = module_dtype(neural_ode.dtype, X)
+        few_rows = self._to_tensor(X[:PROBED_ROWS], self.dtype_, settings.device)
+        z = prepare_neural_ode(neural_ode, few_rows, settings, lambda z: self._check_output(neural_ode, z, resolved))
+        if resolved.checked is not None:
+            # A few rows, in the dtype that a net's module takes.
+            rows = self._to_tensor(X[spread(len(X), _CHECKED_ROWS)], self.dtype_, "cpu").numpy()
+            self._check_predictions(neural_ode, rows, resolved)
+        if y is not None:
+            self._check_y(neural_ode, X, y)
+        return neural_ode, z[0].numel()
+
+    def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
+        check_output_map(neural_ode, z)
+        self._squeeze_output = resolved.squeeze
+
+    @abstractmethod
+    def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
+        """Take over what a skorch net makes of its module's outputs."""
+
+    @abstractmethod
+    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+        """What a net, or an estimator with a predict of its own, predicts must follow from what is taken over of it."""
+
+    @abstractmethod
+    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+        """Nothing is learned from y, but it must be what the Neural ODE predicts."""
+
+    def _rough_outputs(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
+        """The Neural ODE's own outputs, as exact as comparing them with y needs."""
+        rtol = max(self.rtol, _ROUGH)
+        return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X)
+
+    # ------------------------------------------------------------------ what the fit has made
+    @property
+    def module_(self) -> FoldedODE:
+        return self.fitted_.module
+
+    @property
+    def correction_(self) -> BoundedCorrection | None:
+        return self.fitted_.correction
+
+    @property
+    def base_solver_(self) -> Method:
+        return self.fitted_.method
+
+    @property
+    def order_(self) -> int:
+        return self.fitted_.method.order
+
+    @property
+    def neural_ode_(self) -> NeuralODE:
+        return self.fitted_.neural_ode
+
+    @property
+    def delta_(self) -> dict[int, dict[str, float]]:
+        return self.fitted_.delta
+
+    @property
+    def errors_(self) -> dict[int, dict[str, float]]:
+        return self.fitted_.errors
+
+    @property
+    def history_(self) -> list[dict[str, Any]]:
+        return self.fitted_.history
+
+    @property
+    def net_(self) -> Any:
+        return self.fitted_.net
+
+    @property
+    def n_samples_fit_(self) -> int:
+        return self.fitted_.n_samples
+
+    # ------------------------------------------------------------------ inference
+    def _require_product(self) -> FittedHypersolver:
+        return self._require_fitted("fitted_")
 
     def _apply(self, method: str, X: Any) -> np.ndarray:
-        module = self._require_fitted("module_")
-        return self._in_batches(getattr(module, method), self._prepare_X(X, reset=False))
+        module = self._require_product().module
+        return self._in_batches(getattr(module, method), prepare_X(self, X))
 
     def transform(self, X: Any) -> np.ndarray:
         """Terminal state z_K of every sample.
@@ -71,14 +257,14 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         -------
         ndarray of shape (n_samples, K + 1, ...)
         """
-        module = self._require_fitted("module_")
+        module = self._require_product().module
         output_map = module.neural_ode.output_map
 
         def states(x: Tensor) -> Tensor:
             z = module.trajectory(x)
             return torch.stack([output_map(step) if output else step for step in z], dim=1)
 
-        result = self._in_batches(states, self._prepare_X(X, reset=False))
+        result = self._in_batches(states, prepare_X(self, X))
         return result[..., 0] if output and self._squeeze_output else result
 
     def reference(self, X: Any) -> np.ndarray:
@@ -104,8 +290,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         UnsolvedRowsWarning
             If dopri5 cannot solve some of the rows; it names them.
         """
-        module = self._require_fitted("module_")
-        states = self._reference_states(module.neural_ode, self._prepare_X(X, reset=False), keep_lost=True)
+        fitted = self._require_product()
+        states = self._reference_states(prepare_X(self, X), keep_lost=True)
         lost = lost_rows(states[None])
         if lost:
             solved = np.setdiff1d(np.arange(len(states)), lost)
@@ -117,38 +303,68 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
                 UnsolvedRowsWarning,
                 stacklevel=2,
             )
-        output = self._map_output(module.neural_ode, states)
+        output = fitted.map_output(states)
         if lost:
             output[lost] = np.nan
         return output[:, 0] if self._squeeze_output else output
 
-    def _reference_states(self, neural_ode: NeuralODE, X: np.ndarray, keep_lost: bool = False) -> Tensor:
+    def _reference_states(self, X: np.ndarray, keep_lost: bool = False) -> Tensor:
         with outside_inference_mode():
+            solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
             rows = self._to_tensor(X, self.dtype_, "cpu")
-            return solve_references(
-                neural_ode, rows, neural_ode.t_span, rtol=self.rtol, atol=self.atol, memory=self.memory,
-                n_jobs=self.n_jobs, device=self.device_, verbose=self.verbose, keep_lost=keep_lost,
-            )[-1]  # fmt: skip
+            return self.fitted_.reference(rows, solving=solving, keep_lost=keep_lost)
 
-    def _reference_output(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
-        return self._map_output(neural_ode, self._reference_states(neural_ode, X))
+    def neg_mape(self, X: Any, sample_weight: Any = None) -> float:
+        """Minus the MAPE of the outputs against dopri5's: a classifier's are its logits. No labels are needed.
 
-    def _map_output(self, neural_ode: NeuralODE, states: Tensor) -> np.ndarray:
-        with torch.no_grad():
-            parts = states.split(self.batch_size)
-            return np.concatenate([neural_ode.output_map(z.to(self.device_)).cpu().numpy() for z in parts])
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        sample_weight : array-like of shape (n_samples,), optional
 
-    def _neg_mape(self, X: Any, sample_weight: Any = None) -> float:
-        module = self._require_fitted("module_")
-        X = self._prepare_X(X, reset=False)
+        Returns
+        -------
+        float
+            Greater is better, 0 is perfect.
+
+        Raises
+        ------
+        ReferenceSolveError, ValueError
+            As :meth:`solver_report`.
+        """
+        fitted = self._require_product()
+        X = prepare_X(self, X)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-        reference = self._reference_output(module.neural_ode, X)
-        refuse_undefined(torch.from_numpy(reference), _UNDEFINED)
+        reference = fitted.map_output(self._reference_states(X))
+        refuse_undefined(torch.from_numpy(reference), UNDEFINED)
         return -mean_absolute_percentage_error(
-            reference, self._in_batches(module, X), floor=mape_floor(self.mape_floor, reference, sample_weight),
+            reference, self._in_batches(fitted.module, X), floor=mape_floor(self.mape_floor, reference, sample_weight),
             sample_weight=sample_weight,
         )  # fmt: skip
+
+    def count_macs(self, X: Any) -> float:
+        """Multiply-accumulates of a solve, f and g, for a sample like the first of X; nan where f has none.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        float
+        """
+        fitted = self._require_product()
+        return fitted.module.count_macs(self._to_tensor(prepare_X(self, X)[:1], self.dtype_, self.device_))
+
+    def count_evaluations(self) -> int:
+        """Evaluations of f in a solve.
+
+        Returns
+        -------
+        int
+        """
+        return self._require_product().module.stepping.count_evaluations()
 
     def solver_report(self, X: Any, y: Any = None, *, tolerance: float = 1e-4, batch_size: int = 256) -> SolverReport:
         """Accuracy and cost of this hypersolver beside its base solver and dopri5.
@@ -177,20 +393,14 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         ValueError
             If the output map of dopri5's states is not finite for some rows of X; it names them.
         """
-        module = self._require_fitted("module_")
-        X = self._prepare_X(X, reset=False)
-        rows = self._to_tensor(X, self.dtype_, self.device_)
-        states = self._reference_states(module.neural_ode, X).to(self.device_)
-        refuse_undefined(torch.from_numpy(self._map_output(module.neural_ode, states)), _UNDEFINED)
+        fitted = self._require_product()
+        X = prepare_X(self, X)
+        states = self._reference_states(X)
         labels = None if y is None else self._label_indices(y, len(X))
-        name = f"{module.base_solver.name} K={module.n_steps}"
-        solvers = {name: self.without_correction().module_}
-        if self.correction_ is not None:
-            solvers[f"hyper-{name}"] = module
         with outside_inference_mode():
-            return measure_solvers(
-                solvers, rows.clone(), states.clone(), labels, indices=self._indices,
-                tolerance=tolerance, floor=self.mape_floor, batch_size=batch_size,
+            return fitted.report(
+                self._to_tensor(X, self.dtype_, self.device_), states.clone(), labels=labels, to_labels=self._indices,
+                tolerance=tolerance, mape_floor=self.mape_floor, batch_size=batch_size,
             )  # fmt: skip
 
     def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
@@ -201,9 +411,10 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         """Labels of outputs, as indices; of a classifier."""
         return outputs.argmax(axis=1)
 
+    # ------------------------------------------------------------------ others like it
     def with_solver(
         self, base_solver: Any = None, n_steps: int | None = None, t_span: tuple[float, float] | None = None
-    ) -> Hypersolver:
+    ) -> Self:
         """A fitted copy with another base solver, number of steps or span, and the same correction (Fig. 6).
 
         Parameters
@@ -232,45 +443,13 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         UserWarning
             If the new step size, or the base solver, lies outside those the correction was fitted at or over.
         """
-        module = self._require_fitted("module_")
-        solver = module.base_solver if base_solver is None else resolve_base_solver(base_solver)
-        steps = check_n_steps(module.n_steps if n_steps is None else n_steps)
-        ode = module.neural_ode
-        if t_span is not None:
-            ode = make_view(ode)
-            ode.t_span = check_t_span(t_span)
-        grid = solver_mesh(solver, ode.t_span, steps)
-        if self.correction_ is not None:
-            self._check_same_family(solver, f"fit another hypersolver with {solver.name!r}")
-            self._warn_outside_fit(solver, abs(grid[1] - grid[0]))
-        copied = copy.copy(self)
+        changed = self._with_product(self._require_product().with_solver(base_solver, n_steps, t_span))
         if base_solver is not None:
-            copied.base_solver, copied.order = base_solver, None
-        copied.n_steps = steps
-        copied.neural_ode_ = ode
-        copied._set_module(ode, solver, grid)
-        return copied
+            changed.base_solver, changed.order = base_solver, None
+        changed.n_steps = changed.fitted_.n_steps
+        return changed
 
-    def _warn_outside_fit(self, solver: BaseSolver, eps: float) -> None:
-        low, high = self._fitted_eps
-        # A step far from zero is the difference of two numbers that are rounded.
-        slack = 1e-6 + 4 * np.finfo(float).eps * max(map(abs, self.neural_ode_.t_span)) / eps
-        if not low * (1 - slack) <= eps <= high * (1 + slack):
-            warnings.warn(
-                f"step size {eps:.3g} lies outside the fitted range [{low:.3g}, {high:.3g}]; check score(X), or fit "
-                "with fit_n_steps=(a, b) to cover it.",
-                UserWarning,
-                stacklevel=3,
-            )
-        if not self.correction_.covers(solver):
-            warnings.warn(
-                f"base_solver {solver.name!r} lies outside the family that the correction was fitted over; check score(X), "
-                "or fit with it among the correction's tableaus.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    def without_correction(self) -> Hypersolver:
+    def without_correction(self) -> Self:
         """A fitted copy that is the base solver alone: what the correction has to beat.
 
         Returns
@@ -279,19 +458,14 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
             Its ``with_solver`` takes any base solver and number of steps; a "nonstationary" one is made for its own
             number alone, so name another with it.
         """
-        module = self._require_fitted("module_")
-        copied = copy.copy(self)
-        copied.correction_ = None
-        copied._set_module(module.neural_ode, module.base_solver, module.grid)
-        return copied
+        return self._with_product(self._require_product().without_correction())
 
-    def _live_module(self) -> HypersolvedODE:
-        module = self._require_fitted("module_")
-        return HypersolvedODE(module.neural_ode, module.base_solver, self.correction_, module.grid).eval()
+    def _with_product(self, fitted: FittedHypersolver) -> Self:
+        changed = copy.copy(self)
+        changed.fitted_ = fitted
+        return changed
 
-    def _copy_folded(self) -> FoldedODE:
-        return copy.deepcopy(self._require_fitted("module_"))
-
+    # ------------------------------------------------------------------ leaving
     def to_module(self) -> HypersolvedODE:
         """A plain ``nn.Module`` that predicts and can be trained further: input map, unrolled steps, output map.
 
@@ -327,7 +501,70 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OnnxExportM
         >>> torch.allclose(deployed(x), module(x))
         True
         """
-        return copy.deepcopy(self._live_module())
+        return self._require_product().to_module()
+
+    def export_onnx(self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False) -> Path:
+        """Write the fitted solver as an ONNX file, which runs without torch and without this package.
+
+        The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, any number of rows. It gives what ``predict`` gives,
+        as ``output``; a classifier's gives ``logits`` and ``probabilities``, and has its ``classes`` as a JSON list among the
+        metadata, in the order of the columns (and the ``threshold`` of a binary skorch net). It needs the ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write; an older one is replaced at once, when the new one is complete.
+        X : array-like of shape (n_samples, ...), optional
+            Rows on which ONNX Runtime is compared with torch before the file is written: at most 1e-4 (float32) or 1e-7
+            (float64) of the largest output apart. Missing: draws of a standard normal.
+        preprocessed : bool, default False
+            The steps of a Pipeline that were passed with the Neural ODE do not become part of the file. True says that you
+            know: the file then takes what ``preprocess_.transform(X)`` returns.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        ImportError
+            If the extra is not installed.
+        ValueError
+            If the field, a map or the correction cannot be traced by torch or run by ONNX Runtime; if there are frozen
+            steps and ``preprocessed`` is False; or if the path's folder does not exist.
+        RuntimeError
+            If ONNX Runtime and torch disagree. No file is written then.
+        """
+        check_target(path)
+        require_onnx()
+        fitted = self._require_product()
+        if self.preprocess_ is not None and not preprocessed:
+            raise ValueError(
+                f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would take "
+                "their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
+            )
+        if X is None:
+            X = np.random.default_rng(0).normal(size=(_PARITY_ROWS, *self._input_shape))
+        else:
+            X = prepare_X(self, X)
+        outputs, metadata = self._onnx_outputs()
+        return fitted.export_onnx(
+            path, self._to_tensor(X, self.dtype_, "cpu"), wrap=self._wrap_for_onnx, outputs=outputs,
+            metadata={"sklearn_hyper_version": __version__, **metadata},
+        )  # fmt: skip
+
+    def _wrap_for_onnx(self, module: nn.Module) -> nn.Module:
+        return FirstOutput(module) if self._squeeze_output else module
+
+    def _onnx_outputs(self) -> tuple[list[str], dict[str, str]]:
+        """The names of a file's outputs, and what it has to say about them."""
+        return ["output"], {}
+
+
+def warn_of_problems(fitted: FittedHypersolver) -> None:
+    """Warn of what a fit has found wrong with its product."""
+    for problem in fitted.problems:
+        warnings.warn(problem, ConvergenceWarning, stacklevel=5)
 
 
 def _wants_frame(estimator: Any) -> str | None:

@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, _fit_context
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from ..modules.copies import check_saveable, trained_copies
 from ..modules.field_probes import check_start, settle_parts
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import MLPVectorField, Standardize
-from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.methods import resolve_base_solver
 from ..numerics.row_errors import numbered_rows
-from ..numerics.solve import check_n_steps
+from ..numerics.times import check_n_steps
 from ..numerics.units import is_constant
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
+from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
     SolverAgreementWarning,
@@ -35,8 +36,8 @@ from ._base import (
     check_device,
     dopri5_states,
     module_dtype,
+    store_parameters,
 )
-from ._copies import check_saveable, trained_copies
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
 _EXACT_UP_TO = 16
@@ -220,28 +221,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         random_state=None,
         verbose=0,
     ):
-        self.vector_field = vector_field
-        self.base_distribution = base_distribution
-        self.t_span = t_span
-        self.objective = objective
-        self.trace = trace
-        self.kinetic = kinetic
-        self.jacobian = jacobian
-        self.solver = solver
-        self.n_steps = n_steps
-        self.rtol = rtol
-        self.atol = atol
-        self.adjoint = adjoint
-        self.max_epochs = max_epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.optimizer = optimizer
-        self.callbacks = callbacks
-        self.validation_fraction = validation_fraction
-        self.warm_start = warm_start
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
+        store_parameters(self, locals())
 
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
@@ -275,10 +255,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             Ctrl-C is passed on once the state is right: the weights of the best finished epoch, by ``valid_loss``
             (``train_loss`` where nothing is held out). Before an epoch is finished the estimator stays as it was.
         """
-        with self._all_or_nothing():
-            interrupted = self._fit(X)
-        if interrupted:
-            raise KeyboardInterrupt
+        with self._fitting() as fitting:
+            fitting.interrupted = self._fit(X)
         return self
 
     def _fit(self, X: Any) -> bool:
@@ -289,7 +267,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         warm = copy.deepcopy(self.flow_) if self.warm_start and hasattr(self, "flow_") else None
         X = self._validate_rows(X, reset=warm is None)
         seed = draw_seed(self.random_state)
-        train, valid = self._split(len(X), seed)
+        if len(X) < 2:
+            raise ValueError(f"a density needs at least 2 samples, got n_samples={len(X)} (1 sample).")
+        train, valid = split_rows(self.validation_fraction, len(X), seed)
         self._check_monitors(valid is not None)
         with seeded(seed, device):
             if warm is None:
@@ -353,19 +333,6 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             )
         return X
 
-    def _split(self, n_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-        n_valid = 0 if self.validation_fraction is None else round(self.validation_fraction * n_samples)
-        if n_samples < 2:
-            raise ValueError(f"a density needs at least 2 samples, got n_samples={n_samples} (1 sample).")
-        if n_valid == 0:
-            return np.arange(n_samples), None
-        if n_samples - n_valid < 1:
-            raise ValueError(
-                f"validation_fraction={self.validation_fraction} of n_samples={n_samples} leaves no row to train on; "
-                "lower it or set it to None."
-            )
-        return tuple(train_test_split(np.arange(n_samples), test_size=n_valid, random_state=seed))
-
     def _build(self, x: Tensor) -> Flow:
         if self.vector_field is None:
             field: Any = MLPVectorField(x.shape[1], hidden=_HIDDEN, depth=_DEPTH, t_span=self.t_span)
@@ -398,13 +365,13 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return row_times
 
     def _settings(self, n_features: int, row_times: bool) -> FlowSettings:
-        return FlowSettings(
-            noise=resolve_trace(self.trace, n_features), row_times=row_times, device=self.device_, n_steps=check_n_steps(self.n_steps),
-            **{name: getattr(self, name) for name in (
-                "objective", "kinetic", "jacobian", "solver", "rtol", "atol", "adjoint", "max_epochs", "lr", "batch_size",
-                "optimizer", "callbacks", "verbose",
-            )},
-        )  # fmt: skip
+        own = {
+            "noise": resolve_trace(self.trace, n_features),
+            "row_times": row_times,
+            "device": self.device_,
+            "n_steps": check_n_steps(self.n_steps),
+        }
+        return FlowSettings.of(self.get_params(deep=False) | own)
 
     def _check_agreement(self, x: Tensor) -> None:
         X = x.cpu().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,42 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from ..metrics import SolverReport
+from .. import __version__
+from ..hypersolvers import FitSettings, FittedHypersolver, Task, choose_base_solver, fit_hypersolver
+from ..hypersolvers.choose import auto_name
+from ..hypersolvers.prepare import prepare_neural_ode
+from ..modules.copies import frozen_copy
+from ..modules.field_probes import PROBED_ROWS
 from ..modules.flow import Flow, LogDensity, check_base_distribution, check_divergence
 from ..modules.hypersolved_ode import FoldedODE
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.seeding import own_generator, seeded
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..numerics.units import feature_sizes
-from ..training.callback_checks import refuse_checkpoints
+from ..reports import SolverReport
+from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_checkpoints, refuse_scoring
+from ..training.correction_checks import check_correction
 from ..training.nets import draw_seed
 from ..training.references import digest
-from ._base import check_device, module_dtype
-from ._copies import frozen_copy
+from ._base import (
+    TorchEstimator,
+    check_device,
+    check_output_map,
+    module_dtype,
+    outside_inference_mode,
+    store_parameters,
+)
 from ._fitted_neural_ode import FittedFlow, resolve_flow
-from ._hypersolver_base import HypersolverBase
-from ._input_contract import take_over
+from ._hypersolver import warn_of_problems
+from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
+from ._inputs import prepare_X, take_over, take_X
 from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
-from .hypersolver import HypersolverRegressor
 
 _BASE_STATES = 2000
-_CHECKED_ROWS = 16
-_OWN = ("neural_ode", "base_distribution", "n_features", "trace", "random_state")
+_CHECKED_ROWS = _PARITY_ROWS = 16
 
 
-class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, HypersolverBase):
+class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, TorchEstimator):
     r"""Makes a fitted flow fast in both directions: samples, and log densities with their log-determinant.
 
     Two corrections are learned for the steps of eq. 5, one a direction:
@@ -76,12 +89,13 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     ----------
     flow_ : Flow
         The frozen flow.
-    sampler_ : HypersolverRegressor
-        Of the sampling direction: predicts data from base states.
-    density_ : HypersolverRegressor or None
+    sampler_ : FittedHypersolver
+        Of the sampling direction: predicts data from base states. Its ``correction``, ``method``, ``errors``, ``delta`` and
+        ``history`` are what :class:`HypersolverRegressor` has as attributes with an underscore.
+    density_ : FittedHypersolver or None
         Of the density direction, on (z, log p); None after ``fit(X=None)``.
     module_ : FoldedODE
-        ``sampler_.module_``.
+        ``sampler_.module``.
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         The fitted flow's; where it has none, or is a Pipeline, those of X.
@@ -114,8 +128,9 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     True
     """
 
+    _model_parameters = ("neural_ode",)
     _parameter_constraints: dict = {
-        **HypersolverBase._parameter_constraints,
+        **HYPERSOLVER_CONSTRAINTS,
         "base_distribution": [None, torch.distributions.Distribution],
         "n_features": [None, Interval(Integral, 1, None, closed="left")],
         "trace": [StrOptions(set(TRACES))],
@@ -152,16 +167,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         random_state=None,
         verbose=0,
     ):
-        super().__init__(
-            neural_ode, base_solver=base_solver, order=order, n_steps=n_steps, fit_n_steps=fit_n_steps,
-            correction=correction, loss=loss, finetune=finetune, rtol=rtol, atol=atol, max_samples=max_samples,
-            max_epochs=max_epochs, lr=lr, batch_size=batch_size, optimizer=optimizer, callbacks=callbacks,
-            validation_fraction=validation_fraction, mape_floor=mape_floor, memory=memory, warm_start=warm_start,
-            device=device, n_jobs=n_jobs, random_state=random_state, verbose=verbose,
-        )  # fmt: skip
-        self.base_distribution = base_distribution
-        self.n_features = n_features
-        self.trace = trace
+        store_parameters(self, locals())
 
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
@@ -195,39 +201,43 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             Ctrl-C is passed on once the state is right: what has been trained is kept, a sampler without its density
             (``density_`` is None then, or with ``warm_start`` and the same flow as it was) included.
         """
-        with self._all_or_nothing():
-            interrupted = self._fit(X)
-        if interrupted:
-            raise KeyboardInterrupt
+        with self._fitting() as fitting:
+            fitting.interrupted = self._fit(X)
         return self
 
     def _fit(self, X: Any) -> bool:
-        check_device(self.device)
         refuse_checkpoints(
             self.callbacks,
             "a HypersolverDensity fits two corrections, whose checkpoints would overwrite each other. Fit them apart, as "
             "HypersolverRegressor(flow.flow_.sampling()) and HypersolverRegressor(flow.flow_.density()), or without it.",
         )
-        seed = draw_seed(self.random_state)
+        refuse_scoring(self.callbacks, "a hypersolver")
+        check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
+        settings, seed = fit_settings(self, check_device(self.device)), draw_seed(self.random_state)
         X = self._set_flow(X, seed)
         flow = self.flow_
         dtype = flow.dtype or (torch.float64 if X is None else module_dtype(None, X))
         rows = None if X is None else append_noise(X, self._noise, self._noise_seed)
         with seeded(seed, "cpu"):
-            self._check(None if rows is None else self._to_tensor(rows[:_CHECKED_ROWS], dtype, "cpu"), dtype)
+            self._check(None if rows is None else self._to_tensor(rows[:_CHECKED_ROWS], dtype, "cpu"), dtype, settings)
         n_base = _BASE_STATES if self.max_samples == "auto" else int(self.max_samples)
         previous = dict(vars(self)) if self.warm_start else {}
         base = draw_base(flow, n_base, dtype, seed)
-        sampler, interrupted = self._fit_direction(flow.sampling(), base, seed, previous.get("sampler_"))
+        settings = replace(settings, random_state=seed)
+        sampler, interrupted = _fit_direction(flow.sampling(), base, settings, flow, previous.get("sampler_"))
         if sampler is None:
             raise KeyboardInterrupt
         density = None
         if rows is not None and not interrupted:
-            density, interrupted = self._fit_direction(self._density_ode(), rows, seed, previous.get("density_"))
+            density_ode, before = self._density_ode(), previous.get("density_")
+            density, interrupted = _fit_direction(density_ode, rows, settings, flow, before)
         if density is None and interrupted:
             density = self._kept_density(previous.get("density_"))
+        for fitted in (sampler, density):
+            if fitted is not None:
+                warn_of_problems(fitted)
         self.sampler_, self.density_ = sampler, density
-        self.dtype_, self.device_ = sampler.dtype_, sampler.device_
+        self.dtype_, self.device_ = dtype, settings.device
         self._n_features_out = flow.n_features
         return interrupted
 
@@ -237,7 +247,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         if X is None:
             self._take_no_X(resolved)
         else:
-            X = self._take_X(X, resolved.estimator, resolved.preprocess, reset=True)
+            X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=True)
             if X.ndim != 2:
                 raise ValueError(
                     f"X must be 2-dimensional, (n_samples, n_features), got shape {X.shape}; flatten images first."
@@ -266,7 +276,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     def _density_ode(self) -> NeuralODE:
         return self.flow_.density(hutchinson=self._noise is not None)
 
-    def _check(self, rows: Tensor | None, dtype: torch.dtype) -> None:
+    def _check(self, rows: Tensor | None, dtype: torch.dtype, settings: FitSettings) -> None:
         """Whatever can be found wrong before the first solve, of both directions."""
         flow = self.flow_
         check_base_distribution(flow)
@@ -275,10 +285,9 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             return
         check_divergence(flow, rows[:, : flow.n_features])
         if isinstance(self.correction, nn.Module):
-            ode = self._density_ode()
-            one = HypersolverRegressor(ode, **self._shared_params())
-            z = ode.input_map(rows)
-            one._check_correction(ode, z, ode.control(rows), one._resolve_solver(z[0].numel()))
+            settings = replace(settings, base_solver=auto_name(settings, flow.n_features))
+            choice = choose_base_solver(settings, flow.n_features + 1)
+            check_correction(Task(self._density_ode(), rows), choice.method, settings)
 
     def _resolve_flow(self, flow: Flow | NeuralODE, X: np.ndarray | None) -> Flow:
         """A frozen copy of a fitted flow, or one made of a bare field, ``base_distribution`` and ``n_features``."""
@@ -308,37 +317,16 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             raise ValueError(f"X has {X.shape[1]} features, but the flow has n_features={flow.n_features}.")
         return flow.eval().requires_grad_(False)
 
-    def _shared_params(self) -> dict[str, Any]:
-        """Parameters of both directions; "auto" stands for one base solver in both, though the density's state is larger."""
-        shared = {name: value for name, value in self.get_params(deep=False).items() if name not in _OWN}
-        name = HypersolverRegressor(None, **shared)._solver_name(self.flow_.n_features)
-        return shared | {"base_solver": name}
-
-    def _fit_direction(
-        self, ode: NeuralODE, rows: np.ndarray, seed: int, previous: HypersolverRegressor | None
-    ) -> tuple[HypersolverRegressor | None, bool]:
-        """Fit one direction, and say whether a Ctrl-C ended it early: before training, there is nothing to keep."""
-        solver = HypersolverRegressor(ode) if previous is None else copy.copy(previous)
-        solver.set_params(neural_ode=ode, **self._shared_params() | {"random_state": seed})
-        if previous is not None and previous.correction_ is not None:
-            solver.set_params(base_solver=self.base_solver)  # "auto" goes on with what it stood for
-        before = vars(solver).get("module_")
-        try:
-            return solver.fit(rows), False
-        except KeyboardInterrupt:
-            return (None if vars(solver).get("module_") is before else solver), True
-
-    def _kept_density(self, previous: HypersolverRegressor | None) -> HypersolverRegressor | None:
+    def _kept_density(self, previous: FittedHypersolver | None) -> FittedHypersolver | None:
         """What a warm start leaves as it was where a Ctrl-C comes before its turn; that of another flow is of no use."""
-        if previous is None or digest(previous.neural_ode_) != digest(frozen_copy(self._density_ode())):
+        if previous is None or digest(previous.neural_ode) != digest(frozen_copy(self._density_ode())):
             return None
         return previous
 
     # ------------------------------------------------------------------ inference
     @property
     def module_(self) -> FoldedODE:
-        """The sampler's."""
-        return self.sampler_.module_
+        return self.sampler_.module
 
     def _require_density(self) -> LogDensity:
         self._require_fitted("sampler_")
@@ -347,10 +335,10 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
                 "this HypersolverDensity was fitted for sampling only, by fit(X=None) or a fit that was interrupted before "
                 "the densities' turn: call fit(X) with data for score_samples, score and transform."
             )
-        return LogDensity(self.density_.module_, self.flow_).eval()
+        return LogDensity(self.density_.module, self.flow_).eval()
 
     def _rows(self, X: Any) -> np.ndarray:
-        return append_noise(self._prepare_X(X, reset=False), self._noise, self._noise_seed)
+        return append_noise(prepare_X(self, X), self._noise, self._noise_seed)
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draw samples: base draws, carried to data by K corrected steps.
@@ -457,10 +445,41 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         """
         if X is not None:
             self._require_density()
-            return self.density_.solver_report(self._rows(X), tolerance=tolerance, batch_size=n_samples)
+            return self._report(self.density_, self._rows(X), tolerance, n_samples)
         flow = self._require_fitted("flow_")
-        base = draw_base(flow, n_samples, self.dtype_, random_state)
-        return self.sampler_.solver_report(base, tolerance=tolerance, batch_size=n_samples)
+        return self._report(self.sampler_, draw_base(flow, n_samples, self.dtype_, random_state), tolerance, n_samples)
+
+    def _report(self, fitted: FittedHypersolver, rows: np.ndarray, tolerance: float, batch_size: int) -> SolverReport:
+        with outside_inference_mode():
+            return fitted.report(
+                self._to_tensor(rows, self.dtype_, self.device_), tolerance=tolerance, mape_floor=self.mape_floor,
+                batch_size=batch_size,
+            )  # fmt: skip
+
+    def count_macs(self, X: Any) -> float:
+        """Multiply-accumulates of a density solve, f and g, for a sample; nan where f has none.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        float
+        """
+        self._require_density()
+        row = self._to_tensor(self._rows(X)[:1], self.dtype_, self.device_)
+        return self.density_.module.count_macs(row)
+
+    def count_evaluations(self) -> int:
+        """Evaluations of (f, trace) in a density solve.
+
+        Returns
+        -------
+        int
+        """
+        self._require_density()
+        return self.density_.module.stepping.count_evaluations()
 
     def with_solver(self, base_solver: Any = None, n_steps: int | None = None) -> HypersolverDensity:
         """A fitted copy with another base solver or number of steps, and the same corrections (Fig. 6).
@@ -529,7 +548,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         if direction == "sampling":
             return self.sampler_.to_module()
         self._require_density()
-        return copy.deepcopy(LogDensity(self.density_._live_module(), self.flow_).eval())
+        return LogDensity(self.density_.to_module(), copy.deepcopy(self.flow_)).eval()
 
     def export_onnx(self, path: str | os.PathLike[str], *, preprocessed: bool = False) -> Path:
         """Write the sampler as an ONNX file, which runs without torch and without this package.
@@ -561,4 +580,26 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
                 f"the steps before the flow, {self.preprocess_!r}, cannot become part of the file, whose samples would be in "
                 "their output's coordinates. Pass preprocessed=True to say that you apply preprocess_.inverse_transform."
             )
-        return self.sampler_.export_onnx(path)
+        rows = np.random.default_rng(0).normal(size=(_PARITY_ROWS, self.flow_.n_features))
+        return self.sampler_.export_onnx(
+            path, self._to_tensor(rows, self.dtype_, "cpu"), metadata={"sklearn_hyper_version": __version__}
+        )
+
+
+def _fit_direction(
+    ode: NeuralODE, rows: np.ndarray, settings: FitSettings, flow: Flow, previous: FittedHypersolver | None
+) -> tuple[FittedHypersolver | None, bool]:
+    """Fit one direction, and say whether a Ctrl-C ended it early: before training, there is nothing to keep."""
+    if previous is None or previous.correction is None:
+        # "auto" stands for one method in both directions, though the density's state is larger.
+        settings, previous = replace(settings, base_solver=auto_name(settings, flow.n_features)), None
+    neural_ode = frozen_copy(ode).to(settings.device)
+    dtype = module_dtype(neural_ode.dtype, rows)
+    x = TorchEstimator._to_tensor(rows, dtype, "cpu")
+    try:
+        few = x[:PROBED_ROWS].to(settings.device, copy=True)
+        prepare_neural_ode(neural_ode, few, settings, lambda z: check_output_map(neural_ode, z))
+        fitted = fit_hypersolver(Task(neural_ode, x), settings, previous)
+    except KeyboardInterrupt:
+        return None, True
+    return fitted, fitted.interrupted

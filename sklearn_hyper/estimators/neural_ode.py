@@ -12,23 +12,24 @@ import numpy as np
 import torch
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from torch import Tensor, nn
 
+from ..modules.copies import check_saveable, trained_copies
 from ..modules.field_probes import check_start, settle_parts
 from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
-from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.methods import resolve_base_solver
 from ..numerics.row_errors import numbered_rows
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
 from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed
-from ..training.neural_ode_fitting import TrainingSettings, build_net, train_net
+from ..training.neural_ode_fitting import TrainingSettings, build_ode_net, train_net
+from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
     SolverAgreementWarning,
@@ -40,8 +41,8 @@ from ._base import (
     module_dtype,
     refuse_no_labels,
     softmax,
+    store_parameters,
 )
-from ._copies import check_saveable, trained_copies
 
 _ADDED_CHANNELS, _ADDED_FEATURES = 7, 8
 _AGREEMENT = 0.005
@@ -84,25 +85,7 @@ class _NeuralODEEstimator(TorchEstimator):
         random_state=None,
         verbose=0,
     ):
-        self.vector_field = vector_field
-        self.input_map = input_map
-        self.output_map = output_map
-        self.t_span = t_span
-        self.solver = solver
-        self.n_steps = n_steps
-        self.rtol = rtol
-        self.atol = atol
-        self.adjoint = adjoint
-        self.max_epochs = max_epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.optimizer = optimizer
-        self.callbacks = callbacks
-        self.validation_fraction = validation_fraction
-        self.warm_start = warm_start
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
+        store_parameters(self, locals())
 
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
@@ -143,10 +126,8 @@ class _NeuralODEEstimator(TorchEstimator):
         return self._run_fit(X, y, classes, partial=True)
 
     def _run_fit(self, X: Any, y: Any, classes: Any, *, partial: bool) -> Any:
-        with self._all_or_nothing():
-            interrupted = self._fit(X, y, classes, partial)
-        if interrupted:
-            raise KeyboardInterrupt
+        with self._fitting() as fitting:
+            fitting.interrupted = self._fit(X, y, classes, partial)
         return self
 
     def _fit(self, X: Any, y: Any, classes: Any, partial: bool) -> bool:
@@ -165,28 +146,27 @@ class _NeuralODEEstimator(TorchEstimator):
         check_consistent_length(X, y)
         target = self._encode_y(y, classes, reset=not going_on)
         seed = draw_seed(self.random_state)
-        valid = None if partial else self._split(target, seed)
+        train, valid = split_rows(None if partial else self.validation_fraction, len(X), seed)
         self._check_monitors(valid is not None, partial)
         with seeded(seed, device):
             if not going_on:
                 self._build(X, device)
             x, t = (self._to_tensor(a, d, device) for a, d in ((X, self.dtype_), (target, self._target_dtype())))
-            net = self._net(x, t, valid, partial)
-            rows = slice(None) if valid is None else valid[0]
-            self._check_lone_rows(net, x[rows])
+            net = self._net(len(train), None if valid is None else (x[valid], t[valid]), partial)
+            self._check_lone_rows(net, x[train])
             check_start(net.module_.neural_ode.eval(), x)
-            with numbered_rows(range(len(X)) if valid is None else rows.tolist(), len(X)):
-                train_net(net, x[rows], t[rows], own_generator(seed), epochs=1 if partial else None)
+            with numbered_rows(train.tolist(), len(X)):
+                train_net(net, x[train], t[train], own_generator(seed), epochs=1 if partial else None)
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
-        self.neural_ode_.measure_size(x[rows])
+        self.neural_ode_.measure_size(x[train])
         self.history_ = [
             {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
         ]
         if valid is not None and self.solver != "dopri5" and not net.interrupted_:
             try:
-                with numbered_rows(valid[1].tolist(), len(X)):
-                    self._check_agreement(x[valid[1]], np.asarray(target)[valid[1]])
+                with numbered_rows(valid.tolist(), len(X)):
+                    self._check_agreement(x[valid], np.asarray(target)[valid])
             except KeyboardInterrupt:  # what has been trained is not lost with a check
                 return True
         return net.interrupted_
@@ -227,22 +207,15 @@ class _NeuralODEEstimator(TorchEstimator):
             )
         self._module = module
 
-    def _net(self, x: Tensor, t: Tensor, valid: tuple[np.ndarray, np.ndarray] | None, partial: bool) -> Any:
-        if partial and getattr(self, "_net_is_partial", False):
+    def _net(self, n_rows: int, valid: tuple[Tensor, Tensor] | None, partial: bool) -> Any:
+        """The net to train, on so many rows."""
+        if partial and vars(self).get("_net_is_partial", False):
             return copy.deepcopy(self.net_)  # a failure leaves the estimator as it was
         self._net_is_partial = partial
-        settings = TrainingSettings(
-            device=self.device_,
-            **{name: getattr(self, name) for name in (
-                "solver", "n_steps", "rtol", "atol", "adjoint", "max_epochs", "lr", "batch_size", "optimizer",
-                "callbacks", "verbose",
-            )},
-        )  # fmt: skip
-        held_out = None if valid is None else (x[valid[1]], t[valid[1]])
-        n_rows = len(x) if valid is None else len(valid[0])
-        module = self.__dict__.pop("_module", None) or copy.deepcopy(self.neural_ode_)
-        return build_net(
-            module, self._criterion(), settings, held_out, n_rows, scheduled=not partial, n_classes=self._n_classes()
+        settings = TrainingSettings.of(self.get_params(deep=False) | {"device": self.device_})
+        module = vars(self).pop("_module", None) or copy.deepcopy(self.neural_ode_)
+        return build_ode_net(
+            module, self._criterion(), settings, valid, n_rows, scheduled=not partial, n_classes=self._n_classes()
         )  # fmt: skip
 
     def _check_lone_rows(self, net: Any, x: Tensor) -> None:
@@ -255,19 +228,6 @@ class _NeuralODEEstimator(TorchEstimator):
         recorded = LOSS_NET_RECORDS if has_valid else [name for name in LOSS_NET_RECORDS if name != "valid_loss"]
         remedy = "partial_fit holds no rows out" if partial else f"validation_fraction={self.validation_fraction}"
         check_monitors(self.callbacks, recorded, f"Monitor one of those ({remedy}).")
-
-    def _split(self, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Row indices (train, valid); None where nothing is held out."""
-        n = len(target)
-        n_valid = 0 if self.validation_fraction is None else round(self.validation_fraction * n)
-        if n_valid == 0:
-            return None
-        if n - n_valid < 1:
-            raise ValueError(
-                f"validation_fraction={self.validation_fraction} of n_samples={n} leaves no row to train on; lower it or "
-                "set it to None."
-            )
-        return tuple(train_test_split(np.arange(n), test_size=n_valid, random_state=seed))
 
     def _check_agreement(self, x: Tensor, y: np.ndarray) -> None:
         with torch.no_grad():

@@ -5,26 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 from sklearn.pipeline import Pipeline
 
-from ..estimators._base import refuse_no_labels
-from ..estimators._hypersolver import Hypersolver
-from ..estimators._hypersolver_base import HypersolverBase
-from ..estimators.hypersolver_density import HypersolverDensity
-from ..modules.hypersolved_ode import SolvedODE
+from ..estimators import HypersolverClassifier, HypersolverDensity, HypersolverRegressor
 
-_KINDS = {
-    Hypersolver: "HypersolverRegressor or HypersolverClassifier",
-    HypersolverBase: "HypersolverRegressor, HypersolverClassifier or HypersolverDensity",
-}
+_PREDICTORS: tuple[type, ...] = (HypersolverRegressor, HypersolverClassifier)
+_ALL = (*_PREDICTORS, HypersolverDensity)
 
 
-def resolve_hypersolver(estimator: Any, X: Any, kind: type[HypersolverBase] = Hypersolver) -> tuple[Any, Any]:
+def resolve_hypersolver(estimator: Any, X: Any, kinds: tuple[type, ...] = _PREDICTORS) -> tuple[Any, Any]:
     """The hypersolver that a pipeline, search or FrozenEstimator ends in, and X as it reaches it.
 
     Raises
@@ -34,19 +26,20 @@ def resolve_hypersolver(estimator: Any, X: Any, kind: type[HypersolverBase] = Hy
     NotFittedError
         If a search or a pipeline's step is not fitted.
     """
-    if isinstance(estimator, kind):
+    if isinstance(estimator, kinds):
         return estimator, X
     if isinstance(estimator, FrozenEstimator):
-        return resolve_hypersolver(estimator.estimator, X, kind)
+        return resolve_hypersolver(estimator.estimator, X, kinds)
     if isinstance(estimator, Pipeline):
         earlier = estimator[:-1]
-        return resolve_hypersolver(estimator.steps[-1][1], earlier.transform(X) if len(earlier) else X, kind)
+        return resolve_hypersolver(estimator.steps[-1][1], earlier.transform(X) if len(earlier) else X, kinds)
     if hasattr(estimator, "best_estimator_"):
-        return resolve_hypersolver(estimator.best_estimator_, X, kind)
+        return resolve_hypersolver(estimator.best_estimator_, X, kinds)
     if isinstance(estimator, (GridSearchCV, RandomizedSearchCV)):
         raise NotFittedError(f"This {type(estimator).__name__} has no best_estimator_: fit it, with refit=True.")
+    names = [kind.__name__ for kind in kinds]
     raise TypeError(
-        f"a {_KINDS[kind]}, or a Pipeline or search that ends in one, is needed, got {type(estimator).__name__}."
+        f"a {', '.join(names[:-1])} or {names[-1]}, or a Pipeline or search that ends in one, is needed, got {type(estimator).__name__}."
     )
 
 
@@ -86,7 +79,7 @@ def neg_mape_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     {'n_steps': 5}
     """
     hypersolver, X = resolve_hypersolver(estimator, X)
-    return float(hypersolver._neg_mape(X))
+    return float(hypersolver.neg_mape(X))
 
 
 def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
@@ -126,14 +119,11 @@ def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     True
     """
     hypersolver, X = resolve_hypersolver(estimator, X)
-    if not hasattr(hypersolver, "predict_proba"):
+    if not isinstance(hypersolver, HypersolverClassifier):
         raise TypeError(
             f"agreement_scorer compares labels and {type(hypersolver).__name__} predicts none; use neg_mape_scorer."
         )
-    neural_ode = hypersolver._require_fitted("module_").neural_ode
-    outputs = hypersolver._reference_output(neural_ode, hypersolver._prepare_X(X, reset=False))
-    expected = refuse_no_labels(hypersolver._indices(outputs), "the output map of dopri5's states gives nan")
-    return float(np.mean(hypersolver.predict(X) == hypersolver.classes_[expected]))
+    return float(hypersolver.agreement(X))
 
 
 def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
@@ -176,29 +166,14 @@ def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     >>> neg_macs_scorer(fast, X) == -report[-1].macs
     True
     """
-    hypersolver, X = _resolve_solve(estimator, X)
-    module = hypersolver._require_fitted("module_")
-    row = hypersolver._prepare_X(X, reset=False)[:1]
-    return -_count_solve_macs(module, hypersolver._to_tensor(row, hypersolver.dtype_, hypersolver.device_))
-
-
-def _resolve_solve(estimator: Any, X: Any) -> tuple[Any, Any]:
-    """The hypersolver whose solve from X is to be counted: of a density, the one that its ``score`` runs."""
-    hypersolver, X = resolve_hypersolver(estimator, X, HypersolverBase)
-    if isinstance(hypersolver, HypersolverDensity):
-        hypersolver._require_density()
-        return hypersolver.density_, hypersolver._rows(X)
-    return hypersolver, X
-
-
-def _count_solve_macs(module: SolvedODE, x: torch.Tensor) -> float:
-    macs = module.count_macs(x)
+    hypersolver, X = resolve_hypersolver(estimator, X, _ALL)
+    macs = hypersolver.count_macs(X)
     if math.isnan(macs):
         raise ValueError(
             "the vector field has no MACs, for it holds no matrix product or convolution: score cost by "
             "neg_nfe_scorer instead of neg_macs_scorer."
         )
-    return macs
+    return -macs
 
 
 def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
@@ -234,6 +209,5 @@ def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     >>> neg_nfe_scorer(fast, X)  # two stages, three steps
     -6.0
     """
-    hypersolver, _ = _resolve_solve(estimator, X)
-    module = hypersolver._require_fitted("module_")
-    return -float(module.base_solver.count_evaluations(module.n_steps))
+    hypersolver, _ = resolve_hypersolver(estimator, X, _ALL)
+    return -float(hypersolver.count_evaluations())

@@ -1,7 +1,15 @@
 """Torch modules: the Neural ODE, fields, corrections, and what a fit makes of them."""
 
-from .correction_specs import ConvCorrection, MLPCorrection
-from .corrections import BoundedCorrection
+from .corrections import (
+    BoundedCorrection,
+    ConvCorrection,
+    CorrectionNet,
+    CorrectionSpec,
+    MLPCorrection,
+    NetInputs,
+    ScaleSample,
+    Units,
+)
 from .divergence import LogDensityField
 from .flow import Flow, LogDensity
 from .hypersolved_ode import FoldedODE, HypersolvedODE
@@ -13,6 +21,8 @@ __all__ = [
     "BoundedCorrection",
     "ConvCorrection",
     "ConvVectorField",
+    "CorrectionNet",
+    "CorrectionSpec",
     "Flow",
     "FoldedODE",
     "HypersolvedODE",
@@ -20,8 +30,11 @@ __all__ = [
     "LogDensityField",
     "MLPCorrection",
     "MLPVectorField",
+    "NetInputs",
     "NeuralODE",
     "Rescale",
+    "ScaleSample",
     "Standardize",
+    "Units",
     "VectorFieldError",
 ]

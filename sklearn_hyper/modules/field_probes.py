@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..numerics.protection import is_written, shares_memory
+from ..numerics.protection import FieldInputs, is_written, shares_memory
 from ..numerics.row_errors import list_rows
-from ..numerics.solve import time_tensor
-from .neural_ode import NeuralODE, VectorFieldError, call_part
+from ..numerics.times import time_tensor
+from .neural_ode import NeuralODE, VectorFieldError, call_field, call_part
 from .serialization import DeviceFreeModule
 
 PROBED_ROWS = 8
@@ -41,12 +42,20 @@ class CopyingPart(DeviceFreeModule):
         super().__init__()
         self.part = part
 
-    def forward(self, *arguments: Tensor) -> Tensor:
-        output = self.part(*(argument.clone() for argument in arguments)).clone()
+    def forward(self, *arguments: Tensor, **condition: Any) -> Tensor:
+        output = self.part(
+            *map(_copied, arguments), **{key: _copied(value) for key, value in condition.items()}
+        ).clone()
         return output if torch.is_grad_enabled() else output.detach()
 
 
-def settle_parts(neural_ode: NeuralODE, x: Tensor, *, differentiates: bool = True) -> None:
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def settle_parts(
+    neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None, *, differentiates: bool = True
+) -> None:
     """Let parts that write into their arguments or reuse their output work on copies; refuse those no solver can use.
 
     Parameters
@@ -55,6 +64,8 @@ def settle_parts(neural_ode: NeuralODE, x: Tensor, *, differentiates: bool = Tru
         Checked by :func:`check_neural_ode`; a copy of the user's, for parts of it may be wrapped. Probed in eval mode.
     x : Tensor of shape (n, ...)
         A few rows of the input.
+    condition : mapping of str to Tensor, optional
+        Keyword arguments of the field, for these rows.
     differentiates : bool, default True
         Whether training goes through the field, so that its gradient matters.
 
@@ -76,29 +87,29 @@ def settle_parts(neural_ode: NeuralODE, x: Tensor, *, differentiates: bool = Tru
         with torch.no_grad():
             _settle(neural_ode, "input_map", x)
             z = neural_ode.input_map(x.clone())
-            control = neural_ode.control(x)
             start, end = neural_ode.t_span
             t = time_tensor(start + 0.4 * (end - start), z, neural_ode.t_span)
-            field = (t, z) if control is None else (t, z, control)
-            _settle(neural_ode, "vector_field", *field)
+            inputs = neural_ode.inputs(x, condition).rows(slice(0, len(x)))
+            _settle(neural_ode, "vector_field", t, z, *inputs.arguments, **inputs.condition)
             _settle(neural_ode, "output_map", z)
-            _check_full_precision(neural_ode, *field)
+            _check_full_precision(neural_ode, t, z, inputs)
         if differentiates:
-            _check_gradient(neural_ode, *field)
+            _check_gradient(neural_ode, t, z, inputs)
     finally:
         for module, training in modes.items():
             module.training = training
 
 
-def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> None:
+def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor, **condition: Any) -> None:
     part = getattr(neural_ode, name)
     if isinstance(part, nn.Identity):
         return
-    given = [argument.clone() for argument in arguments]
-    output = part(*given)
+    given, keywords = [argument.clone() for argument in arguments], {k: _copied(v) for k, v in condition.items()}
+    output = part(*given, **keywords)
     version, first = output._version, output.clone()
-    again = part(*(argument.clone() for argument in arguments))
-    writes = any(is_written(*pair) for pair in zip(given, arguments, strict=True))
+    again = part(*map(_copied, arguments), **{key: _copied(value) for key, value in condition.items()})
+    pairs = [*zip(given, arguments, strict=True), *((keywords[key], value) for key, value in condition.items())]
+    writes = any(is_written(*pair) for pair in pairs)
     reuses = output._version != version or shares_memory(again, output)
     if writes or reuses or output.requires_grad:  # no gradients are wanted here
         setattr(neural_ode, name, CopyingPart(part))
@@ -107,17 +118,20 @@ def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> None:
             f"{name} is random or keeps a state: two calls with the same arguments give other values. Dropout outside "
             "nn.Dropout goes on in eval mode (functional.dropout needs training=self.training), and noise must be an input."
         )
-    _check_rows(neural_ode, name, first, arguments)
-    _check_graph(neural_ode, name, arguments)
+    _check_rows(neural_ode, name, first, arguments, condition)
+    _check_graph(neural_ode, name, arguments, condition)
 
 
-def _check_rows(neural_ode: NeuralODE, name: str, output: Tensor, arguments: tuple[Tensor, ...]) -> None:
+def _check_rows(
+    neural_ode: NeuralODE, name: str, output: Tensor, arguments: tuple[Tensor, ...], condition: Mapping[str, Any]
+) -> None:
     n_rows = len(arguments[-1])
     if len(output) != n_rows:
         raise VectorFieldError(f"{name} returns {len(output)} rows for {n_rows}: it must return one for every row.")
     for row in range(n_rows):
-        one = [argument if argument.ndim == 0 else argument[row : row + 1] for argument in arguments]
-        if differ(call_part(neural_ode, name, *one), output[row : row + 1]):
+        one = [_row_of(argument, row) for argument in arguments]
+        keywords = {key: _row_of(value, row) for key, value in condition.items()}
+        if differ(call_part(neural_ode, name, *one, **keywords), output[row : row + 1]):
             raise VectorFieldError(
                 f"{name} mixes the rows of a batch: for row {row} it gives other values alone than beside {n_rows - 1} "
                 "more. A row is one sample, which is solved and predicted in any batch. Make what interacts (nodes of a "
@@ -125,11 +139,15 @@ def _check_rows(neural_ode: NeuralODE, name: str, output: Tensor, arguments: tup
             )
 
 
-def _check_graph(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> None:
+def _row_of(value: Any, row: int) -> Any:
+    return value[row : row + 1] if isinstance(value, Tensor) and value.ndim else value
+
+
+def _check_graph(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...], condition: Mapping[str, Any]) -> None:
     """Refuse parts that use trained tensors which the copy does not hold, by whatever way: autograd's graph knows them."""
     known = {id(parameter) for parameter in neural_ode.parameters()}
     with torch.enable_grad():
-        calls = [_find_leaves(call_part(neural_ode, name, *arguments)) for _ in range(2)]
+        calls = [_find_leaves(call_part(neural_ode, name, *arguments, **condition)) for _ in range(2)]
     # A leaf that the part makes at every call, to differentiate by, is another one each time.
     foreign = [leaf for i, leaf in calls[0].items() if i in calls[1] and i not in known]
     if foreign:
@@ -164,9 +182,9 @@ def differ(one: Tensor, other: Tensor) -> bool:
     return bool((apart > _APART * size.amax()).any())
 
 
-def _check_full_precision(neural_ode: NeuralODE, t: Tensor, z: Tensor, *control: Tensor) -> None:
+def _check_full_precision(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldInputs) -> None:
     """Refuse fields that compute in half precision inside (autocast): a solver takes their rounding for stiffness."""
-    dz = call_part(neural_ode, "vector_field", t, z * (1 + 1e-3 / 3), *control)
+    dz = call_field(neural_ode, t, z * (1 + 1e-3 / 3), inputs)
     values = dz[dz.isfinite() & (dz != 0)][:64]
     # Fields of round numbers (signs, counts) repeat theirs; rounded to half precision few are the same.
     if len(values.abs().unique()) < max(8, 0.6 * len(values)):
@@ -179,14 +197,14 @@ def _check_full_precision(neural_ode: NeuralODE, t: Tensor, z: Tensor, *control:
             )
 
 
-def _check_gradient(neural_ode: NeuralODE, t: Tensor, z: Tensor, *control: Tensor) -> None:
+def _check_gradient(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldInputs) -> None:
     """Compare a directional derivative by autograd with a difference quotient, and tell where most rows differ."""
     generator = torch.Generator().manual_seed(0)
     direction, weights = (torch.randn(z.shape, generator=generator).to(z) for _ in range(2))
     direction = direction * _usual_sizes(z)
 
     def weighed(state: Tensor) -> Tensor:
-        return (call_part(neural_ode, "vector_field", t, state, *control) * weights).reshape(len(z), -1)
+        return (call_field(neural_ode, t, state, inputs) * weights).reshape(len(z), -1)
 
     with torch.no_grad():
         ahead, behind = weighed(z + _STEP * direction), weighed(z - _STEP * direction)
@@ -222,7 +240,7 @@ def _usual_sizes(z: Tensor) -> Tensor:
     return torch.where(usual > 0, usual, whole if whole > 0 else torch.ones_like(whole))
 
 
-def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None) -> None:
+def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None, condition: Mapping[str, Any] | None = None) -> None:
     """Name the rows from which the Neural ODE does not even start: where the input map or the field is not finite.
 
     Parameters
@@ -231,6 +249,8 @@ def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None) -> None:
     x : Tensor of shape (n, ...)
     rows : sequence of int, optional
         What to call them by; missing: their places in x.
+    condition : mapping of str to Tensor, optional
+        Keyword arguments of the field.
 
     Raises
     ------
@@ -240,12 +260,12 @@ def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None) -> None:
     device = next((tensor.device for tensor in (*neural_ode.parameters(), *neural_ode.buffers())), x.device)
     with torch.no_grad():
         for first in range(0, len(x), _START_ROWS):
-            some = x[first : first + _START_ROWS].to(device)
-            z = neural_ode.input_map(some.clone())
-            control = neural_ode.control(some)
+            some = slice(first, first + _START_ROWS)
+            z = neural_ode.input_map(x[some].to(device, copy=True))
             t = time_tensor(neural_ode.t_span[0], z, neural_ode.t_span)
-            arguments = (t, z.clone()) if control is None else (t, z.clone(), control.clone())
-            values = {"input_map": z, "vector_field": neural_ode.vector_field(*arguments)}
+            inputs = neural_ode.inputs(x, condition).rows(some).each(lambda tensor: tensor.to(device, copy=True))
+            slope = neural_ode.vector_field(t, z.clone(), *inputs.arguments, **inputs.condition)
+            values = {"input_map": z, "vector_field": slope}
             for name, value in values.items():
                 bad = ~value.reshape(len(value), -1).isfinite().all(dim=1)
                 lost[name] += (first + bad.nonzero().ravel().cpu()).tolist()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..numerics.solve import check_t_span, time_tensor
+from ..numerics.times import check_t_span, time_tensor
 from ..numerics.units import feature_sizes
 from .divergence import AppendLogDensity, LogDensityField
 from .hypersolved_ode import SolvedODE

@@ -2,72 +2,73 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from itertools import chain, pairwise, repeat
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..numerics.base_solvers import BaseSolver, startup_methods
+from ..numerics.correction import Correction
 from ..numerics.cost import count_macs
-from ..numerics.solve import Itinerary, all_states, check_solver_grid, last_state
-from .corrections import BoundedCorrection
+from ..numerics.methods import Method
+from ..numerics.stepping import FixedMesh, check_method_grid
+from .corrections.contract import FoldedCorrection, ModuleCorrection, as_module_correction
 from .neural_ode import NeuralODE
 from .serialization import DeviceFreeModule
-from .solver_binding import bind_solver
 
 
 class SolvedODE(DeviceFreeModule):
     """Input map, K steps, output map; what is added to a step is for subclasses to say."""
 
-    def __init__(self, neural_ode: NeuralODE, base_solver: BaseSolver, grid: Sequence[float]):
+    def __init__(self, neural_ode: NeuralODE, stepping: FixedMesh):
         super().__init__()
         self.neural_ode = neural_ode
-        self.base_solver = base_solver
-        # Once, since both take as long as a small step.
-        self.grid = check_solver_grid(base_solver, grid)
-        self._itinerary = Itinerary.of(base_solver, self.grid)
+        self.stepping = stepping
 
     @property
     @abstractmethod
-    def _g(self) -> Any:
-        """One correction for all steps, a list of one a step, or None."""
+    def _correction(self) -> Correction | None:
+        """What the loop runs."""
 
     @abstractmethod
     def fold(self) -> FoldedODE:
         """This solve for inference."""
 
     @property
-    def has_correction(self) -> bool:
-        """False where this is the base solver alone."""
-        return self._g is not None
+    def base_solver(self) -> Method:
+        """The method that takes the steps."""
+        return self.stepping.method
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The mesh s_0, ..., s_K."""
+        return tuple(self.stepping.grid)
 
     @property
     def n_steps(self) -> int:
         """K."""
-        return len(self.grid) - 1
+        return self.stepping.n_steps
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def has_correction(self) -> bool:
+        """False where this is the base solver alone."""
+        return self._correction is not None
+
+    def forward(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
         """Output of the hypersolved Neural ODE, h_y(z_K)."""
-        return self.neural_ode.output_map(self.terminal_state(x))
+        return self.neural_ode.output_map(self.terminal_state(x, condition))
 
-    def terminal_state(self, x: Tensor) -> Tensor:
+    def terminal_state(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
         """z_K (eq. 5)."""
         ode = self.neural_ode
-        return last_state(
-            ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x), self._itinerary
-        )
+        return self.stepping.solve(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
 
-    def trajectory(self, x: Tensor) -> Tensor:
+    def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
         """z_0, ..., z_K, time first."""
         ode = self.neural_ode
-        return all_states(
-            ode.vector_field, ode.input_map(x), self.grid, self.base_solver, self._g, ode.control(x), self._itinerary
-        )
+        return self.stepping.trajectory(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
 
     def count_macs(self, x: Tensor) -> float:
         """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where f has none."""
@@ -75,8 +76,8 @@ class SolvedODE(DeviceFreeModule):
         if math.isnan(ode.count_field_macs(x)):
             return math.nan
         with torch.no_grad():
-            z, control = ode.input_map(x), ode.control(x)
-        return count_macs(last_state, ode.vector_field, z, self.grid, self.base_solver, self._g, control)
+            z, inputs = ode.input_map(x), ode.inputs(x)
+        return count_macs(self.stepping.solve, ode.vector_field, z, self._correction, inputs)
 
 
 class HypersolvedODE(SolvedODE):
@@ -86,10 +87,10 @@ class HypersolvedODE(SolvedODE):
     ----------
     neural_ode : NeuralODE
         Supplies the field and the maps.
-    base_solver : BaseSolver
+    base_solver : Method
         psi and its order.
     correction : nn.Module, optional
-        g, held as its ``for_solver(base_solver)`` where it has that; without one this is the base solver.
+        g: a :class:`BoundedCorrection`, or any module ``g(eps, s, z, stages, x=None)``. Without one this is the base solver.
     grid : sequence of float
         The mesh s_0, ..., s_K.
 
@@ -108,14 +109,14 @@ class HypersolvedODE(SolvedODE):
     tensor([[0.2500]])
     """
 
-    def __init__(
-        self, neural_ode: NeuralODE, base_solver: BaseSolver, correction: nn.Module | None, grid: Sequence[float]
-    ):
-        super().__init__(neural_ode, base_solver, grid)
-        self.correction = None if correction is None else bind_solver(correction, base_solver)
+    correction: ModuleCorrection | None
+
+    def __init__(self, neural_ode: NeuralODE, base_solver: Method, correction: nn.Module | None, grid: Sequence[float]):
+        super().__init__(neural_ode, FixedMesh(base_solver, check_method_grid(base_solver, grid)))
+        self.correction = as_module_correction(correction)
 
     @property
-    def _g(self) -> nn.Module | None:
+    def _correction(self) -> Correction | None:
         return self.correction
 
     def fold(self) -> FoldedODE:
@@ -124,8 +125,8 @@ class HypersolvedODE(SolvedODE):
         Returns
         -------
         FoldedODE
-            Agrees with this one to rounding. Later changes of this module's correction do not reach it; the Neural ODE (field and
-            maps) is shared. Where that is to change too, fold a ``copy.deepcopy`` of this module.
+            Agrees with this one to rounding. Later changes of this module's correction do not reach it; the Neural ODE (field
+            and maps) is shared. Where that is to change too, fold a ``copy.deepcopy`` of this module.
         """
         return FoldedODE(self)
 
@@ -142,26 +143,23 @@ class FoldedODE(SolvedODE):
         Its Neural ODE is shared.
     """
 
+    folded: FoldedCorrection | None
+
     def __init__(self, live: HypersolvedODE):
-        super().__init__(live.neural_ode, live.base_solver, live.grid)
+        super().__init__(live.neural_ode, live.stepping)
         self.training = live.training  # of this module alone: the Neural ODE's own modes stay as they are
-        self.steps = nn.ModuleList(_fold_steps(live.correction, live.base_solver, self.grid)).eval()
+        folded = None if live.correction is None else live.correction.fold(self.stepping.plans)
+        self.folded = None if folded is None else folded.eval()
 
     @property
-    def _g(self) -> list[Any] | None:
-        return list(self.steps._modules.values()) or None
+    def steps(self) -> nn.ModuleList:
+        """The correction in every step; none where this is the base solver alone."""
+        return nn.ModuleList() if self.folded is None else self.folded.steps
+
+    @property
+    def _correction(self) -> Correction | None:
+        return self.folded
 
     def fold(self) -> FoldedODE:
         """Itself, which is folded already."""
         return self
-
-
-def _fold_steps(correction: nn.Module | None, solver: BaseSolver, grid: tuple[float, ...]) -> list[nn.Module]:
-    """The correction at every step."""
-    if correction is None:
-        return []
-    g = copy.deepcopy(correction).requires_grad_(False)
-    if not isinstance(g, BoundedCorrection):
-        return [g] * (len(grid) - 1)
-    methods = chain(startup_methods(solver), repeat(solver))
-    return [g.fold(after - s, s, method.n_stages) for (s, after), method in zip(pairwise(grid), methods, strict=False)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..numerics.cost import count_macs
-from ..numerics.reference import DEFAULT_TOLERANCE, solve_dopri5
-from ..numerics.solve import check_t_span, time_tensor
+from ..numerics.protection import FieldInputs
+from ..numerics.reference import DEFAULT_TOLERANCE, MAX_EVALUATIONS, reference_solution, solve_dopri5
+from ..numerics.times import check_t_span, time_tensor
 from ..numerics.units import absolute_tolerance, feature_sizes
 from .serialization import DeviceFreeModule
 from .user_code import find_hidden_modules
@@ -33,7 +34,8 @@ class NeuralODE(DeviceFreeModule):
     Parameters
     ----------
     vector_field : nn.Module or callable
-        ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``. t is a 0-d tensor on z's device and
+        ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``; keyword arguments are passed to
+        it as a ``condition``. t is a 0-d tensor on z's device and
         of its dtype, or of float64 where that does not resolve ``t_span`` (Unix times in float32, say); z has shape
         (batch, ...), and so has the result. Parameters that vary with depth, theta(s), are just such an f. It may be a bound
         method, a ``functools.partial`` or an object: modules that these hold are found and registered.
@@ -113,12 +115,26 @@ class NeuralODE(DeviceFreeModule):
         if hidden:
             self.reached = nn.ModuleList(hidden)
 
-    def control(self, x: Tensor) -> Tensor | None:
-        """What the field receives as its third argument: x, or None where it takes two."""
-        return x if self.data_controlled else None
+    def with_span(self, t_span: tuple[float, float]) -> NeuralODE:
+        """The same field and maps on another span of time: shared, not copied."""
+        other = NeuralODE(
+            self.vector_field, input_map=self.input_map, output_map=self.output_map, t_span=t_span,
+            data_controlled=self.data_controlled, state_size=self.state_size,
+        )  # fmt: skip
+        other.n_unitless, other.training = self.n_unitless, self.training
+        return other
+
+    def inputs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> FieldInputs:
+        """What the field takes beside t and z: x as its third argument, where it is data-controlled, and the condition."""
+        return FieldInputs(x if self.data_controlled else None, condition or {})
 
     def forward(
-        self, x: Tensor, rtol: float = DEFAULT_TOLERANCE, atol: float | None = None, adjoint: bool = False
+        self,
+        x: Tensor,
+        rtol: float = DEFAULT_TOLERANCE,
+        atol: float | None = None,
+        adjoint: bool = False,
+        condition: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """Solve with torchdiffeq's dopri5 and map the terminal state to the output.
 
@@ -130,23 +146,59 @@ class NeuralODE(DeviceFreeModule):
             In the units of the states. Missing: ``rtol`` times their size, ``state_size``.
         adjoint : bool, default False
             Gradients by the adjoint method instead of backpropagation through the solver.
+        condition : mapping of str to Tensor, optional
+            Keyword arguments of the field, one entry a row.
 
         Returns
         -------
         Tensor of shape (batch, ...)
         """
         params = [p for p in self.parameters() if p.requires_grad] if adjoint else None
+        return self.output_map(self.solve(x, rtol=rtol, atol=atol, adjoint_params=params, condition=condition))
+
+    def solve(
+        self,
+        x: Tensor,
+        *,
+        rtol: float,
+        atol: float | None = None,
+        adjoint_params: Iterable[Tensor] | None = None,
+        condition: Mapping[str, Any] | None = None,
+        field: Callable[..., Tensor] | None = None,
+        max_evaluations: int = MAX_EVALUATIONS,
+    ) -> Tensor:
+        """Terminal state by torchdiffeq's dopri5 as it comes, differentiable: for training and for timing.
+
+        ``field`` stands in for the vector field: one that counts, say. ``adjoint_params`` are tensors whose gradients are to
+        be computed by the adjoint method. Other parameters are those of :meth:`forward`.
+        """
         z0 = self.input_map(x)
-        z = solve_dopri5(
-            self.vector_field,
+        return solve_dopri5(
+            self.vector_field if field is None else field,
             z0,
             self.t_span,
             rtol=rtol,
             atol=self.tolerance(atol, rtol, z0),
-            x=self.control(x),
-            adjoint_params=params,
+            inputs=self.inputs(x, condition),
+            adjoint_params=adjoint_params,
+            max_evaluations=max_evaluations,
         )
-        return self.output_map(z)
+
+    def reference(
+        self,
+        z0: Tensor,
+        inputs: FieldInputs,
+        times: Sequence[float],
+        *,
+        rtol: float,
+        atol: float | Tensor,
+        max_evaluations: int = MAX_EVALUATIONS,
+    ) -> Tensor:
+        """States at some times, each row as accurate as the tolerance whatever its batch: see ``reference_solution``."""
+        return reference_solution(
+            self.vector_field, z0, times, rtol=rtol, atol=atol,
+            x=inputs.x, condition=inputs.condition, max_evaluations=max_evaluations,
+        )  # fmt: skip
 
     def tolerance(self, atol: float | None, rtol: float, z0: Tensor) -> float | Tensor:
         """The absolute tolerance of a solve from z0: ``atol``, or where that is None a share of the states' size."""
@@ -158,13 +210,13 @@ class NeuralODE(DeviceFreeModule):
             z = self.input_map(x[:: -(-len(x) // _MEASURED_ROWS)])
         self.state_size = tuple(feature_sizes(z, self.n_unitless).flatten().tolist())
 
-    def count_field_macs(self, x: Tensor) -> float:
+    def count_field_macs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
         """Multiply-accumulates of one evaluation of f, for the inputs x; nan where it holds no product or convolution."""
         with torch.no_grad():
             z = self.input_map(x)
-        control = self.control(x)
         t = time_tensor(self.t_span[0], z, self.t_span)
-        return count_macs(self.vector_field, t, z, *([] if control is None else [control]))
+        inputs = self.inputs(x, condition)
+        return count_macs(self.vector_field, t, z, *inputs.arguments, **inputs.condition)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -185,7 +237,7 @@ class VectorFieldError(ValueError):
     """A vector field or map does not do what a Neural ODE needs of it."""
 
 
-def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
+def check_neural_ode(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
     """Run the maps and the field once on a few rows; return the initial state or say what is wrong.
 
     Raises
@@ -204,8 +256,7 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor) -> Tensor:
                 f"{_describe(z)} for an input of shape {tuple(x.shape)}."
             )
         t = time_tensor(neural_ode.t_span[0], z, neural_ode.t_span)
-        control = neural_ode.control(x)
-        dz = call_part(neural_ode, "vector_field", t, z, *([] if control is None else [control]))
+        dz = call_field(neural_ode, t, z, neural_ode.inputs(x, condition))
         if not _is_like(dz, z):
             raise VectorFieldError(
                 f"vector_field{_signature(neural_ode)} must return a tensor like z ({_describe(z)}), got {_describe(dz)}"
@@ -226,7 +277,12 @@ def check_precision(neural_ode: NeuralODE) -> None:
             )
 
 
-def call_part(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> Any:
+def call_field(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldInputs) -> Any:
+    """Call the field on copies of its arguments, as :func:`call_part` does."""
+    return call_part(neural_ode, "vector_field", t, z, *inputs.arguments, **inputs.condition)
+
+
+def call_part(neural_ode: NeuralODE, name: str, *arguments: Tensor, **condition: Any) -> Any:
     """Call the field or a map on copies of some arguments, or say what was called, with what, and what came back.
 
     Raises
@@ -235,17 +291,19 @@ def call_part(neural_ode: NeuralODE, name: str, *arguments: Tensor) -> Any:
     """
     part = getattr(neural_ode, name)
     try:
-        return part(*(argument.clone() for argument in arguments))
+        keywords = {key: value.clone() if isinstance(value, Tensor) else value for key, value in condition.items()}
+        return part(*(argument.clone() for argument in arguments), **keywords)
     except Exception as error:
         letters = ("t", "z", "x") if name == "vector_field" else ("x" if name == "input_map" else "z",)
-        called = ", ".join(f"{letter} ({_describe(a)})" for letter, a in zip(letters, arguments, strict=False))
+        called = [f"{letter} ({_describe(a)})" for letter, a in zip(letters, arguments, strict=False)]
+        called += [f"{key} ({_describe(value)})" for key, value in condition.items()]
         kind = "an input" if name == "input_map" else "a state"
         state = arguments[1 if name == "vector_field" else 0]
         text = " ".join(str(error).split()) or "(no message)"
         raise VectorFieldError(
             f"{name}{_signature(neural_ode) if name == 'vector_field' else ''} fails on {kind} of shape "
             f"{tuple(state.shape)} (batch first) and dtype {state.dtype}: {type(error).__name__}: {text}. It was called with "
-            f"{called}{_advise(neural_ode, name, arguments)}."
+            f"{', '.join(called)}{_advise(neural_ode, name, arguments)}."
         ) from error
 
 

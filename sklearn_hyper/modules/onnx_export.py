@@ -95,7 +95,7 @@ def write_onnx(
     content = _export(module, x, outputs, metadata or {})
     for rows in (x[:1], x):
         _compare(module, content, rows)
-    _replace(path, content)
+    replace_file(path, content)
 
 
 def _export(module: nn.Module, x: Tensor, outputs: Sequence[str], metadata: Mapping[str, str]) -> bytes:
@@ -225,7 +225,7 @@ def _one_thread() -> Any:
     return options
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write through a temporary file beside the target, so that no reader ever sees half a file."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

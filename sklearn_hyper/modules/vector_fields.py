@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..numerics.solve import check_t_span
+from ..numerics.times import check_t_span
 from ..numerics.units import is_constant
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

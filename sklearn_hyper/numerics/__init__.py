@@ -1,24 +1,32 @@
 """The numeric core: torch only, importable and useful without scikit-learn or skorch."""
 
-from .base_solvers import AdamsBashforth, BaseSolver, BaseStep, RungeKutta, resolve_base_solver
+from .correction import Correction
 from .cost import CountedField, count_macs, count_nfe, relative_overhead, time_interleaved
-from .nonstationary import Nonstationary
+from .methods import AdamsBashforth, Method, Nonstationary, RungeKutta, Step, StepKind, resolve_base_solver
+from .protection import FieldInputs
 from .reference import ReferenceSolveError, reference_solution
 from .residuals import ConditioningWarning, Residual, compute_residuals
 from .solve import hypersolve, hypersolve_trajectory
+from .stepping import FixedMesh, Stepping, StepPlan
 from .tableaus import ButcherTableau, alpha_family
 
 __all__ = [
     "AdamsBashforth",
-    "BaseSolver",
-    "BaseStep",
     "ButcherTableau",
     "ConditioningWarning",
+    "Correction",
     "CountedField",
+    "FieldInputs",
+    "FixedMesh",
+    "Method",
     "Nonstationary",
     "ReferenceSolveError",
     "Residual",
     "RungeKutta",
+    "Step",
+    "StepKind",
+    "StepPlan",
+    "Stepping",
     "alpha_family",
     "compute_residuals",
     "count_macs",

@@ -1,36 +1,81 @@
-"""Fields of the user's that write into what they are given, or hand out one buffer again and again."""
+"""How a solve calls a user's field: its inputs bound, and neither side able to write into the other's tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
 from torch.compiler import is_compiling
 
-FieldOfState = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class FieldInputs:
+    """What a field takes beside time and state, by row: ``f(t, z)``, ``f(t, z, x)``, ``f(t, z, **condition)`` or both.
+
+    None of it is part of the state, so that no solver steps it.
+
+    Parameters
+    ----------
+    x : Tensor, optional
+        Input of a data-controlled field (eq. 1), its third argument. Corrections read it, too.
+    condition : mapping of str to Tensor, optional
+        Keyword arguments of the field: labels, contexts, guidance weights. A tensor has one entry a row; what is no tensor
+        is the same for all rows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> inputs = FieldInputs(x=torch.ones(3, 2), condition={"label": torch.tensor([0, 1, 2])})
+    >>> inputs.rows(torch.tensor([2, 0])).condition
+    {'label': tensor([2, 0])}
+    """
+
+    x: Any = None
+    condition: Mapping[str, Any] = field(default_factory=dict)
+
+    def rows(self, rows: Any) -> FieldInputs:
+        """The same for some of the rows."""
+        if self.x is None and not self.condition:
+            return self
+        return self.each(lambda tensor: tensor[rows])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> FieldInputs:
+        """The same with every tensor changed, to another device, say."""
+        changed = {key: change(value) if isinstance(value, Tensor) else value for key, value in self.condition.items()}
+        return FieldInputs(change(self.x) if isinstance(self.x, Tensor) else self.x, changed)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What comes after t and z: x, or nothing."""
+        return () if self.x is None else (self.x,)
+
+
+NO_INPUTS = FieldInputs()
+"""Of a field f(t, z)."""
 
 
 class ProtectedField:
-    """A field f(t, z), its input x bound, that neither changes the solver's tensors nor has its own changed.
+    """A field f(t, z), its inputs bound, that neither changes the solver's tensors nor has its own changed.
 
     An in-place activation as the first layer would overwrite the state that the solver goes on from; an ``f`` that returns one
     buffer would overwrite the stages before. The first call of a solve works on copies, and shows whether ``f`` writes into
-    z or x; the second whether it returns one buffer. All calls after that take copies of what needs them, and of nothing else.
-    ``f`` is never called more often than asked.
+    z or its inputs; the second whether it returns one buffer. All calls after that take copies of what needs them, and of
+    nothing else. ``f`` is never called more often than asked.
 
     Parameters
     ----------
     f : callable
-        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``.
-    x : Tensor, optional
-        Input of a data-controlled field.
+        ``f(t, z)``, and what ``inputs`` hold as further arguments.
+    inputs : FieldInputs, optional
     """
 
-    def __init__(self, f: Callable[..., Tensor], x: Any = None):
-        self.f, self.x = f, x
-        self.writes_z = self.writes_x = self.reuses_output = False
+    def __init__(self, f: Callable[..., Tensor], inputs: FieldInputs = NO_INPUTS):
+        self.f, self.inputs = f, inputs
+        self.has_inputs = inputs.x is not None or bool(inputs.condition)
+        self.writes_z = self.writes_inputs = self.reuses_output = False
         self._watched: Tensor | None = None
         self._version, self._is_second = 0, True
 
@@ -39,9 +84,13 @@ class ProtectedField:
         watched = self._watched
         if watched is None or is_compiling() or z.is_inference():
             return self._evaluate_on_copies(t, z)
-        version, x = z._version, self.x
+        version = z._version
         given = z.clone() if self.writes_z else z
-        output = self.f(t, given) if x is None else self.f(t, given, x.clone() if self.writes_x else x)
+        if self.has_inputs:
+            inputs = self.inputs.each(Tensor.clone) if self.writes_inputs else self.inputs
+            output = self.f(t, given, *inputs.arguments, **inputs.condition)
+        else:
+            output = self.f(t, given)
         if z._version != version:
             raise ValueError(
                 "vector_field writes into its argument z in some calls and not in others, so that no solver can trust its "
@@ -57,19 +106,20 @@ class ProtectedField:
 
     def _evaluate_on_copies(self, t: Tensor, z: Tensor) -> Tensor:
         """The first call of a solve; every one of tensors that do not tell whether they are written to."""
-        given, x = z.clone(), _copy(self.x)
-        output: Any = self.f(t, given) if x is None else self.f(t, given, x)
+        given, inputs = z.clone(), self.inputs.each(Tensor.clone)
+        output: Any = self.f(t, given, *inputs.arguments, **inputs.condition)
         if not isinstance(output, Tensor):
             return output
         if not (is_compiling() or z.is_inference() or output.is_inference()):
-            self.writes_z, self.writes_x = is_written(given, z), is_written(x, self.x)
+            self.writes_z, self.writes_inputs = is_written(given, z), _is_any_written(inputs, self.inputs)
             self._watched, self._version = output, output._version
         # One that differentiates inside may hand out a graph where none is wanted.
         return (output if is_grad_enabled() else output.detach()).clone()
 
 
-def _copy(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x
+def _is_any_written(copied: FieldInputs, original: FieldInputs) -> bool:
+    pairs = [(copied.x, original.x), *((copied.condition[key], value) for key, value in original.condition.items())]
+    return any(is_written(*pair) for pair in pairs)
 
 
 def is_written(copied: Any, original: Any) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
+from .protection import NO_INPUTS, FieldInputs, ProtectedField
 from .row_errors import RowsError, list_rows
-from .solve import bind_input, check_grid, check_resolution, time_dtype
+from .stepping import check_state
+from .times import check_grid, check_resolution, time_dtype
 from .units import absolute_tolerance
 
 DEFAULT_TOLERANCE = 1e-6
@@ -137,6 +139,7 @@ def reference_solution(
     rtol: float = DEFAULT_TOLERANCE,
     atol: float | Tensor | None = None,
     x: Any = None,
+    condition: Mapping[str, Any] | None = None,
     max_evaluations: int = MAX_EVALUATIONS,
 ) -> Tensor:
     """Dopri5 states at given times, each as accurate as the tolerance.
@@ -159,6 +162,8 @@ def reference_solution(
         its RMS over the batch by feature or channel.
     x : Tensor, optional
         Input of a data-controlled field.
+    condition : mapping of str to Tensor, optional
+        Keyword arguments of the field.
     max_evaluations : int, default 30,000
         The solve is given up after this many evaluations of f.
 
@@ -181,12 +186,12 @@ def reference_solution(
     >>> abs(z[-1].item() - math.exp(-1)) < 1e-6
     True
     """
-    if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
-        raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
+    check_state(z0)
     mesh = check_grid(times)
     check_resolution("times", mesh)
     with torch.no_grad():
-        return _solve(odeint, f, z0, mesh, rtol, atol, x, max_evaluations, by_row=True)
+        inputs = FieldInputs(x, condition or {})
+        return _solve(odeint, f, z0, mesh, rtol, atol, inputs, max_evaluations, by_row=True)
 
 
 def solve_dopri5(
@@ -196,17 +201,17 @@ def solve_dopri5(
     *,
     rtol: float,
     atol: float | Tensor | None = None,
-    x: Any = None,
+    inputs: FieldInputs = NO_INPUTS,
     adjoint_params: Iterable[Tensor] | None = None,
     max_evaluations: int = MAX_EVALUATIONS,
 ) -> Tensor:
     """Terminal state by torchdiffeq's dopri5 as it comes, differentiable: for training and for timing.
 
-    Parameters are those of :func:`reference_solution`; with ``adjoint_params`` gradients are computed by the
+    Parameters are those of :func:`reference_solution`, ``inputs`` being x and the condition; with ``adjoint_params`` gradients are computed by the
     adjoint method with respect to those tensors (constant memory), otherwise by backpropagation through the solver.
     """
     if adjoint_params is None:
-        return _solve(odeint, f, z0, t_span, rtol, atol, x, max_evaluations)[-1]
+        return _solve(odeint, f, z0, t_span, rtol, atol, inputs, max_evaluations)[-1]
     params = tuple(adjoint_params)
 
     def adjoint(field: Any, start: Tensor, mesh: Tensor, *, rtol: float, atol: Any, **how: Any) -> Tensor:
@@ -230,7 +235,7 @@ def solve_dopri5(
             solution.register_hook(measure)
         return unit * solution
 
-    return _solve(adjoint, f, z0, t_span, rtol, atol, x, max_evaluations)[-1]
+    return _solve(adjoint, f, z0, t_span, rtol, atol, inputs, max_evaluations)[-1]
 
 
 def gave_up(error: AssertionError) -> bool:
@@ -245,7 +250,7 @@ def _solve(
     times: Sequence[float],
     rtol: float,
     atol: float | Tensor | None,
-    x: Any,
+    inputs: FieldInputs,
     max_evaluations: int,
     by_row: bool = False,
 ) -> Tensor:
@@ -254,7 +259,7 @@ def _solve(
     clock = _Clock.of(z0.dtype, times)
     # Times stay in float64 whatever z's dtype: rounding them to float32 would move the mesh.
     mesh = torch.tensor(times if clock is None else clock.shares(times), dtype=torch.float64, device=z0.device)
-    limited = _EvaluationLimit(bind_input(f, x), max_evaluations, clock)
+    limited = _EvaluationLimit(ProtectedField(f, inputs), max_evaluations, clock)
     options: dict[str, Any] = {"dtype": torch.float64}
     if by_row:
         # The last time too: left out, the solver steps past it, evaluates f out there and interpolates back.

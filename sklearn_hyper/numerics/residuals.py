@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .base_solvers import BaseSolver, Field, is_multistep, mesh_nodes, resolve_base_solver, startup_methods
-from .solve import bind_input, check_grid, check_own_mesh, check_resolution, time_tensor
+from .methods import Field, Method, StepKind, resolve_base_solver
+from .protection import FieldInputs, ProtectedField
+from .stepping import FixedMesh
+from .tensors import in_own_units
+from .times import check_grid, check_resolution, time_tensor
 
 CONDITIONING_LIMIT = 0.01
 """Share of RMS(R) that the reference's noise may reach before targets are solved for more tightly."""
@@ -27,10 +30,24 @@ class Residual(NamedTuple):
     eps: float
     z: Tensor
     stages: list[Tensor]
-    order: int
+    kind: StepKind
     target: Tensor
     t_span: tuple[float, float] | None = None
     """Of the solve that the step is one of, where that is known."""
+
+    @property
+    def order(self) -> int:
+        """p of the step."""
+        return self.kind.order
+
+    def rows(self, rows: Any) -> Residual:
+        """The same step for some of the rows."""
+        return self.each(lambda tensor: tensor[rows])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Residual:
+        """The same with every tensor changed."""
+        stages = [change(stage) for stage in self.stages]
+        return self._replace(z=change(self.z), stages=stages, target=change(self.target))
 
     def time(self) -> Tensor:
         """s as f and g get it: a 0-d tensor, in the dtype that resolves the span."""
@@ -44,6 +61,7 @@ def compute_residuals(
     base_solver: Any,
     *,
     x: Any = None,
+    condition: Mapping[str, Any] | None = None,
     n_past: int = 0,
     t_span: tuple[float, float] | None = None,
 ) -> list[Residual]:
@@ -65,19 +83,21 @@ def compute_residuals(
         Reference states on the grid, as :func:`reference_solution` returns them.
     grid : sequence of K + 1 floats
         The mesh, uniform or not, in either direction.
-    base_solver : str, ButcherTableau or base solver
+    base_solver : str, ButcherTableau or Method
     x : Tensor, optional
         Input of a data-controlled field.
+    condition : mapping of str to Tensor, optional
+        Keyword arguments of the field.
     n_past : int, default 0
         So many steps at the front of the grid are only a multistep method's history, at one evaluation of f each; at most
-        as many as it has start-up steps. The step after n_past = p - 1 of them is a full one of order p.
+        as many as it remembers. The step after n_past = p - 1 of them is a full one of order p.
     t_span : pair of float, optional
         Span of the solve that the grid is a part of, which says in which dtype f gets t. Missing: the grid's own.
 
     Returns
     -------
     list of K - n_past :class:`Residual`
-        Each with s, eps (Python floats), the state z, the stages, the order p of the step and the target R.
+        Each with s, eps (Python floats), the state z, the stages, the kind of the step and the target R.
 
     Raises
     ------
@@ -99,55 +119,41 @@ def compute_residuals(
     mesh = check_grid(grid)
     if len(states) != len(mesh):
         raise ValueError(f"states must hold one entry a grid time, got {len(states)} for {len(mesh)} times.")
-    solver = resolve_base_solver(base_solver)
-    check_own_mesh(mesh, solver)
-    field = bind_input(f, x)
-    _check_n_past(n_past, solver, len(mesh) - 1)
+    method = resolve_base_solver(base_solver)
+    method.check_mesh(mesh)
+    _check_n_past(n_past, method, len(mesh) - 1)
     span = (mesh[0], mesh[-1]) if t_span is None else t_span
     check_resolution("grid", span)
+    field = ProtectedField(f, FieldInputs(x, condition or {}))
+    residuals = []
     with torch.no_grad():
-        history = _recall(field, solver, mesh[: n_past + 1], states, span)
-        mesh, states = mesh[n_past:], states[n_past:]
-        nodes = mesh_nodes(solver, mesh, n_past)
-        residuals = []
-        for (s, after), step_nodes, z, z_next in zip(pairwise(mesh), nodes, states, states[1:], strict=False):
-            eps = after - s
-            times = time_tensor(step_nodes, states, span).unbind()
-            psi, stages, order, history = solver.step(field, times, z, eps, history)
-            target = (z_next - z - eps * psi) / eps ** (order + 1)
-            residuals.append(Residual(s, eps, z, stages, order, target, span))
+        state = _recall(field, method, mesh[: n_past + 1], states, span)
+        for plan in FixedMesh(method, mesh).plans[n_past:]:
+            z, z_next, eps = states[plan.k], states[plan.k + 1], plan.eps
+            times = time_tensor(plan.times(), states, span).unbind()
+            direction, stages, state, _ = method.step(field, times, z, eps, state)
+            target = (z_next - z - eps * direction) / eps ** (plan.kind.order + 1)
+            residuals.append(Residual(plan.s, eps, z, stages, plan.kind, target, span))
     return residuals
 
 
-def _check_n_past(n_past: int, solver: BaseSolver, n_steps: int) -> None:
-    most = min(len(startup_methods(solver)), n_steps - 1)
+def _check_n_past(n_past: int, method: Method, n_steps: int) -> None:
+    most = min(method.memory, n_steps - 1)
     if n_past not in range(most + 1):
         raise ValueError(
-            f"n_past must be an integer from 0 to {most} (for base_solver={solver.name!r} and a grid of {n_steps} steps), "
+            f"n_past must be an integer from 0 to {most} (for base_solver={method.name!r} and a grid of {n_steps} steps), "
             f"got {n_past!r}."
         )
 
 
 def _recall(
-    field: Field, solver: BaseSolver, grid: Sequence[float], states: Tensor, span: tuple[float, float]
+    field: Field, method: Method, grid: Sequence[float], states: Tensor, span: tuple[float, float]
 ) -> tuple[Any, ...]:
-    """The history of a solver that has come along the grid."""
-    history: tuple[Any, ...] = ()
-    if not is_multistep(solver):
-        return history
+    """What a method remembers that has come along the grid."""
+    remembered: tuple[Any, ...] = ()
     for (s, after), z in zip(pairwise(grid), states, strict=False):
-        history = solver.remember(history, after - s, field(time_tensor(s, states, span), z))
-    return history
-
-
-def in_own_units(t: Tensor, dim: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-    """A tensor divided by its largest magnitude over ``dim`` (all axes), and that magnitude, 1 where all is zero.
-
-    Targets are of the size of the span to the power of -p-1: in many units of time their squares leave float32's range.
-    """
-    unit = t.abs().amax(dim=dim, keepdim=dim != ())
-    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
-    return t / unit, unit
+        remembered = method.remember(remembered, after - s, field(time_tensor(s, states, span), z))
+    return remembered
 
 
 def target_noise(residual: Residual, rtol: float, atol: float | None) -> float:

@@ -1,13 +1,27 @@
-"""Which rows a step of the optimizer learns from, and what cannot learn from a single one."""
+"""Which rows a step of the optimizer learns from, in what order, and what cannot learn from a single one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from ..modules.corrections import BoundedCorrection
+from ..numerics.protection import FieldInputs
+from .plan import Run
+from .settings import Phase
+from .targets import Target, TargetStack
+
+_MIXED_STEPS = 4
+"""Parts of a batch of single targets, each with a step of its own."""
+_STEPS_A_ROW = 4
+"""Steps that a row of a batch of stacked targets draws."""
 
 
 class Batches:
@@ -28,6 +42,114 @@ class Batches:
         if len(parts) > len(self):
             parts = (*parts[:-2], torch.cat(parts[-2:]))
         yield from (part.tolist() for part in parts)
+
+
+class TargetPart(NamedTuple):
+    """Some rows of a batch, and the residuals that they learn from."""
+
+    targets: Target | TargetStack
+    rows: Tensor
+    steps: Tensor | None = None
+    """Of a stack: a step for every row."""
+
+    def loss(self, correction: BoundedCorrection, inputs: FieldInputs) -> Tensor:
+        """Their residual loss as a share of the base solver's."""
+        arguments = () if self.steps is None else (self.steps,)
+        return self.targets.loss(correction, inputs, self.rows, *arguments)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimizer step learns from: rows of residuals, a solve, or both; all of one task."""
+
+    loss: str
+    task: int
+    rows: Tensor
+    parts: Sequence[TargetPart]
+    run: Run | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class TaskBatches:
+    """What batches of one task are drawn from.
+
+    Parameters
+    ----------
+    n_rows : int
+    targets : list of Target or of TargetStack
+        Residuals of all rows. From stacks every row draws some steps of its own; otherwise a few parts of the rows have one
+        each.
+    runs : list of Run
+        What unrolled solves are drawn from.
+    """
+
+    n_rows: int
+    targets: Sequence[Target] | Sequence[TargetStack]
+    runs: Sequence[Run]
+
+    def draw(self, task: int, rows: Tensor, loss: str, generator: torch.Generator) -> Batch:
+        """A batch of these rows."""
+        parts = self._parts(rows, generator) if "residual" in loss else ()
+        return Batch(loss, task, rows, parts, None if loss == "residual" else _draw(self.runs, generator))
+
+    def _parts(self, rows: Tensor, generator: torch.Generator) -> list[TargetPart]:
+        stacks = [targets for targets in self.targets if isinstance(targets, TargetStack)]
+        if not stacks:
+            n_parts = max(1, min(_MIXED_STEPS, len(self.targets), len(rows) // 8))
+            return [TargetPart(_draw(self.targets, generator), part) for part in rows.chunk(n_parts)]
+        *ends, n_steps = accumulate(stack.n_steps for stack in stacks)
+        repeated = rows.repeat(min(_STEPS_A_ROW, n_steps))
+        shares = repeated.tensor_split([round(len(repeated) * end / n_steps) for end in ends])
+        return [
+            TargetPart(stack, own, torch.randint(stack.n_steps, (len(own),), generator=generator))
+            for stack, own in zip(stacks, shares, strict=True)
+            if len(own)
+        ]
+
+
+def _draw(options: Sequence[Any], generator: torch.Generator) -> Any:
+    return options[int(torch.randint(len(options), (), generator=generator))]
+
+
+class Curriculum(IterableDataset[tuple[Batch, int]]):
+    """Batches, epoch by epoch; an epoch is one pass over the training rows of all tasks, which take turns.
+
+    A residual batch mixes step sizes: with one alone the gradient is noisier from batch to batch. A solve has one method and
+    one number of steps.
+
+    Parameters
+    ----------
+    tasks : sequence of TaskBatches
+    batch_size : int
+    phases : sequence of Phase
+    generator : torch.Generator
+        What every draw comes from.
+    """
+
+    def __init__(
+        self, tasks: Sequence[TaskBatches], batch_size: int, phases: Sequence[Phase], generator: torch.Generator
+    ):
+        self.tasks, self.phases, self.generator = tasks, phases, generator
+        self.batches = [Batches(task.n_rows, batch_size, generator) for task in tasks]
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return sum(len(batches) for batches in self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Batch, int]]:
+        loss = next((phase.loss for phase in self.phases if self.epoch < phase.last_epoch), self.phases[-1].loss)
+        self.epoch += 1
+        waiting = {i: iter(batches) for i, batches in enumerate(self.batches)}
+        while waiting:
+            for i, batches in list(waiting.items()):
+                rows = next(batches, None)
+                if rows is None:
+                    del waiting[i]
+                else:
+                    yield self.tasks[i].draw(i, torch.tensor(rows), loss, self.generator), 0
 
 
 def check_lone_rows(

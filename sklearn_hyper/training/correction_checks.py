@@ -1,4 +1,4 @@
-"""What a fit finds out about a correction of the user's own before it starts: what would be trained wrongly, or not at all."""
+"""What a fit finds out about a correction before it starts: what would be trained wrongly, or not at all."""
 
 from __future__ import annotations
 
@@ -8,17 +8,91 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules.corrections import CorrectionNet, ScaleSample, build_net, resolve_spec, user_part
 from ..modules.field_probes import differ
+from ..modules.seeding import seeded
 from ..modules.user_code import find_hidden_modules, refuse_state_in_functions
+from ..numerics.methods import Method
 from ..numerics.protection import is_written
-from ..numerics.residuals import Residual
+from ..numerics.residuals import Residual, compute_residuals
+from .batches import check_lone_rows
+from .correction_fit import net_inputs
+from .errors import check_overflow
+from .settings import FitSettings
+from .tasks import Task
 
 _PERTURBED = 0.1
+_CONTRACT = (
+    "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z; start-up steps of 'ab2' to 'ab4' and "
+    "'nonstationary' hand it fewer stages."
+)
 
 
-def is_own(net: Any) -> bool:
-    """Whether a net is the user's, not of this package."""
-    return isinstance(net, nn.Module) and not type(net).__module__.startswith("sklearn_hyper.")
+def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: int = 2) -> None:
+    """Build g and call it on a few rows, so that a wrong one shows before any solve.
+
+    Parameters
+    ----------
+    task : Task
+        Of a few rows, on the device of the fit.
+    method : Method
+    settings : FitSettings
+    n_rows : int
+        Rows that the fit will train on.
+
+    Raises
+    ------
+    ValueError
+        If the correction fails, returns something else than a tensor like z, has nothing to train, holds modules where
+        ``parameters()`` does not find them, is random, mixes rows, writes into its arguments, or cannot learn from a batch
+        of one row and would have to.
+    """
+    with torch.no_grad(), seeded(0, task.x.device):
+        steps = _first_steps(task, method, settings.n_steps)
+        for step in steps:
+            check_overflow(step.target, method.name, settings.n_steps)
+        last = steps[-1]
+        spec = resolve_spec(settings.correction, last.z)
+        scales = [last._replace(kind=member.main_kind) for member in spec.method_family(method)]
+        x = task.inputs.x
+        sample = ScaleSample(scales, x, task.neural_ode.t_span)
+        net = build_net(spec, net_inputs(task, sample, method.kinds)).with_scales(sample)
+        own = user_part(net)
+        if own is not None:
+            check_parts(own)
+        for step in steps[:: len(steps) - 1] if method.memory else steps[-1:]:  # a start-up step, and a full one
+            _check_output(net, step, x, method, settings.correction)
+        if own is not None:
+            check_calls(net, own, last, x)
+        arguments = (last.eps, last.time(), *_rows_of(last, x, slice(0, 1)), last.kind)
+        check_lone_rows(net, lambda module: module(*arguments), n_rows, settings.batch_size, "correction")
+
+
+def _first_steps(task: Task, method: Method, n_steps: int) -> list[Residual]:
+    """The first steps of a solve, up to one of the main kind; all from the initial states."""
+    ode, inputs = task.neural_ode, task.inputs
+    z = ode.input_map(task.x.clone())
+    grid = method.mesh(ode.t_span, n_steps)[: method.memory + 2]
+    return compute_residuals(
+        ode.vector_field, torch.stack([z] * len(grid)), grid, method,
+        x=inputs.x, condition=inputs.condition, t_span=ode.t_span,
+    )  # fmt: skip
+
+
+def _check_output(net: CorrectionNet, step: Residual, x: Tensor | None, method: Method, correction: Any) -> None:
+    z = step.z
+    try:
+        g = net(step.eps, step.time(), z.clone(), [stage.clone() for stage in step.stages], x, step.kind)
+    except Exception as error:
+        raise ValueError(
+            f"correction={correction!r} fails on a step of {method.name!r} with {len(step.stages)} stages: {error}. "
+            f"{_CONTRACT}"
+        ) from error
+    if not isinstance(g, Tensor) or (g.shape, g.dtype, g.device) != (z.shape, z.dtype, z.device):
+        got = f"shape {tuple(g.shape)}, {g.dtype}" if isinstance(g, Tensor) else type(g).__name__
+        raise ValueError(
+            f"correction={correction!r} returns {got} for a state of shape {tuple(z.shape)}, {z.dtype}. {_CONTRACT}"
+        )
 
 
 def check_parts(net: nn.Module) -> None:
@@ -41,17 +115,19 @@ def check_parts(net: nn.Module) -> None:
     refuse_state_in_functions({"correction": net})
 
 
-def check_calls(net: nn.Module, step: Residual, z: Tensor, x: Tensor | None) -> None:
+def check_calls(net: CorrectionNet, own: nn.Module, step: Residual, x: Tensor | None) -> None:
     """Refuse a net that has nothing to train, writes into its arguments, is random, or mixes the rows of a batch.
 
     Parameters
     ----------
-    net : nn.Module
-        Checked to keep the contract of a correction.
+    net : CorrectionNet
+        Found to keep the contract of a correction.
+    own : nn.Module
+        The user's part of it, which errors name.
     step : Residual
-        Whose step size, time and stages it is called with.
-    z, x : Tensor
-        States of a few rows, and the input of a data-controlled field.
+        The step that it is called with.
+    x : Tensor or None
+        Input of a data-controlled field.
 
     Raises
     ------
@@ -59,26 +135,26 @@ def check_calls(net: nn.Module, step: Residual, z: Tensor, x: Tensor | None) -> 
     """
     if not any(True for _ in net.parameters()):
         raise ValueError(
-            f"{_name(net)} has no parameters: there is nothing to fit. Give it layers or nn.Parameter attributes."
+            f"{_name(own)} has no parameters: there is nothing to fit. Give it layers or nn.Parameter attributes."
         )
-    net = _without_zeros(net).eval()
+    net, z = _without_zeros(net).eval(), step.z
     arguments = [z, *step.stages]
     given = [argument.clone() for argument in arguments]
-    g = net(step.eps, step.time(), given[0], given[1:], x).clone()
+    g = net(step.eps, step.time(), given[0], given[1:], x, step.kind).clone()
     for i, (before, after) in enumerate(zip(arguments, given, strict=True)):
         if is_written(after, before):
             raise ValueError(
-                f"{_name(net)} writes in place into {'z' if i == 0 else f'stages[{i - 1}]'}, which the solver goes on with. Clone "
+                f"{_name(own)} writes in place into {'z' if i == 0 else f'stages[{i - 1}]'}, which the solver goes on with. Clone "
                 "it first (z = z.clone()), or use operations that return a new tensor."
             )
-    if differ(_alone(net, step, z, x, slice(None)), g):
+    if differ(_alone(net, step, x, slice(None)), g):
         raise ValueError(
-            f"{_name(net)} is random or keeps a state: two calls in eval mode with the same arguments give other values."
+            f"{_name(own)} is random or keeps a state: two calls in eval mode with the same arguments give other values."
         )
     for row in {0, len(z) - 1}:
-        if differ(_alone(net, step, z, x, slice(row, row + 1)), g[row : row + 1]):
+        if differ(_alone(net, step, x, slice(row, row + 1)), g[row : row + 1]):
             raise ValueError(
-                f"{_name(net)} mixes the rows of a batch: in eval mode it gives other values for row {row} alone than beside "
+                f"{_name(own)} mixes the rows of a batch: in eval mode it gives other values for row {row} alone than beside "
                 f"{len(z) - 1} more. Rows are solved and predicted in any batch: take means and norms over other axes than the "
                 "first."
             )
@@ -88,7 +164,7 @@ def _name(net: nn.Module) -> str:
     return f"correction, a {type(net).__name__},"
 
 
-def _without_zeros(net: nn.Module) -> nn.Module:
+def _without_zeros(net: CorrectionNet) -> CorrectionNet:
     """A copy in which no parameter is all zero: a net that begins at zero would hide what it does."""
     net = copy.deepcopy(net)
     with torch.no_grad():
@@ -98,6 +174,10 @@ def _without_zeros(net: nn.Module) -> nn.Module:
     return net
 
 
-def _alone(net: nn.Module, step: Residual, z: Tensor, x: Tensor | None, rows: slice) -> Tensor:
-    stages = [stage[rows].clone() for stage in step.stages]
-    return net(step.eps, step.time(), z[rows].clone(), stages, None if x is None else x[rows])
+def _alone(net: CorrectionNet, step: Residual, x: Tensor | None, rows: slice) -> Tensor:
+    z, stages, x = _rows_of(step, x, rows)
+    return net(step.eps, step.time(), z.clone(), [stage.clone() for stage in stages], x, step.kind)
+
+
+def _rows_of(step: Residual, x: Tensor | None, rows: slice) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    return step.z[rows], [stage[rows] for stage in step.stages], None if x is None else x[rows]

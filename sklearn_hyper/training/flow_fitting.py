@@ -16,14 +16,14 @@ from ..modules.flow import Flow
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import VectorFieldError
 from ..modules.seeding import own_generator
-from ..numerics.base_solvers import resolve_base_solver
 from ..numerics.cost import CountedField
-from ..numerics.reference import solve_dopri5
-from ..numerics.solve import time_dtype, uniform_grid
+from ..numerics.methods import resolve_base_solver
+from ..numerics.times import time_dtype, uniform_grid
 from .batches import Batches
-from .nets import BestWeights, LossNet, TensorRows, assemble_callbacks, collated, cosine_schedule
+from .nets import TENSOR_ROWS, BestWeights, LossNet, build_net, cosine_schedule
 from .neural_ode_fitting import TrainingSettings
-from .references import solve_references
+from .references import solve_ends
+from .tasks import Task
 
 _VALID_DRAWS = 2048
 _SHARED_TIMES = 16
@@ -141,8 +141,7 @@ class LikelihoodLoss(nn.Module):
         """Solve from all rows as training does, or raise an error that names those from which dopri5 cannot."""
         if self.settings.noise is not None:
             x = torch.cat([x, draw_noise(self.settings.noise, x, self.generator)], dim=1)
-        ode, settings = self._solvers[0], self.settings
-        solve_references(ode, x, ode.t_span, rtol=settings.rtol, atol=settings.atol, device=x.device)
+        solve_ends(Task(self._solvers[0], x), self.settings.solving(x.device))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log densities by the training solver; with Hutchinson's trace the noise is beside x."""
@@ -153,11 +152,10 @@ class LikelihoodLoss(nn.Module):
         if fixed is not None:
             return fixed.terminal_state(x)
         counted = CountedField(ode.vector_field)
-        z0, rtol = ode.input_map(x), self.settings.rtol
-        state = solve_dopri5(
-            counted, z0, ode.t_span, rtol=rtol, atol=ode.tolerance(self.settings.atol, rtol, z0),
-            x=ode.control(x), adjoint_params=list(self.flow.parameters()) if self.settings.adjoint else None,
-            max_evaluations=_MAX_EVALUATIONS,
+        params = list(self.flow.parameters()) if self.settings.adjoint else None
+        state = ode.solve(
+            x, rtol=self.settings.rtol, atol=self.settings.atol, adjoint_params=params,
+            field=counted, max_evaluations=_MAX_EVALUATIONS,
         )  # fmt: skip
         if self.training:
             # Read here, before the adjoint's own solve adds to it.
@@ -214,25 +212,12 @@ def build_flow_net(
     )
     best = BestWeights(None if valid is None else _validation(flow, settings, valid, generator))
     schedule = cosine_schedule(len(Batches(n_rows, settings.batch_size)), [settings.max_epochs], [1.0])
-    callbacks = assemble_callbacks(best, settings.callbacks, schedule, "training flow", settings.verbose)
-    if likelihood and settings.solver == "dopri5":
-        callbacks.insert(0, ("evaluations", _EvaluationWatch()))
-    net = LossNet(
-        loss,
-        criterion=nn.Identity,
-        optimizer=settings.optimizer,
-        lr=settings.lr,
-        max_epochs=settings.max_epochs,
-        batch_size=settings.batch_size,
-        dataset=TensorRows,
-        iterator_train__shuffle=True,
-        iterator_train__collate_fn=collated,
-        train_split=None,
-        callbacks=callbacks,
-        verbose=settings.verbose,
-        device=settings.device,
-    )
-    return net.initialize()
+    watches = likelihood and settings.solver == "dopri5"
+    return build_net(
+        LossNet, loss, settings, best, "training flow", schedule=schedule,
+        first=[("evaluations", _EvaluationWatch())] if watches else [],
+        batch_size=settings.batch_size, **TENSOR_ROWS,
+    )  # fmt: skip
 
 
 def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, generator: torch.Generator) -> Any:

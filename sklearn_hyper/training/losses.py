@@ -9,32 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
-from ..modules.correction_nets import flatten_samples
-from ..numerics.residuals import Residual, in_own_units
+from ..numerics.residuals import Residual
+from ..numerics.tensors import mean_norm
 
 StateLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Takes a hypersolver's states and the reference's, both (K + 1, batch, ...), and returns what should vanish, by row."""
 
 
-def mean_norm(difference: Tensor) -> Tensor:
-    """Mean over samples of the 2-norm, the norm of both losses of section 3.2."""
-    return torch.linalg.vector_norm(flatten_samples(difference), dim=1).mean()
-
-
-def mean_size(difference: Tensor, unit: Tensor) -> float:
-    """Mean norm in a unit of the states, of a difference of any size: its squares may leave the range of numbers."""
-    scaled, own = in_own_units(difference / unit)
-    return float(mean_norm(scaled)) * float(own)
-
-
-def residual_loss(correction: nn.Module, block: Residual, x: Tensor | None, unit: Tensor) -> Tensor:
+def residual_loss(correction: nn.Module, residual: Residual, x: Tensor | None, unit: Tensor) -> Tensor:
     r"""Residual fitting: :math:`\ell = \|R - g\|_2`, averaged over samples, in units of ``unit``."""
-    g = correction(block.eps, block.time(), block.z, block.stages, x)
+    g = correction(residual.eps, residual.time(), residual.z, residual.stages, x, residual.kind)
     # Divided first: R is of the size of span^-p-1, which is not to be squared.
-    return mean_norm((block.target - g) / unit)
+    return mean_norm((residual.target - g) / unit)
 
 
 def terminal_loss(states: Tensor, reference: Tensor) -> Tensor:

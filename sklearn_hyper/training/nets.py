@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from skorch.callbacks import (
     PrintLog,
 )
 from skorch.dataset import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..modules.serialization import DeviceFree
@@ -104,24 +104,29 @@ class BestWeights(Callback):
             self.validate = _released
 
 
+def best_loss(net: NeuralNet) -> float:
+    """The loss that the net's best weights were found by."""
+    return float(dict(net.callbacks_)["best_weights"].best_loss_)
+
+
 def _released(module: Any) -> float:
     raise RuntimeError("the validation data of a finished fit has been released; fit again.")
 
 
-class FreshStages(Callback):
-    """Clears the optimizer's memory where a new stage begins: another loss has gradients of another size.
+class FreshPhases(Callback):
+    """Clears the optimizer's memory where a new phase begins: another loss has gradients of another size.
 
     Parameters
     ----------
-    stage_ends : sequence of int
-        Epoch at which each stage ends.
+    ends : sequence of int
+        Epoch at which each phase ends.
     """
 
-    def __init__(self, stage_ends: Sequence[int]):
-        self.stage_ends = stage_ends
+    def __init__(self, ends: Sequence[int]):
+        self.ends = ends
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        if len(net.history) - 1 in self.stage_ends:
+        if len(net.history) - 1 in self.ends:
             net.optimizer_.state.clear()
 
 
@@ -239,19 +244,19 @@ class LossNet(TrainingNet):
         return y_pred
 
 
-def cosine_schedule(n_batches: int, stage_ends: Sequence[int], peaks: Sequence[float]) -> LRScheduler:
-    """Cosine decay to zero within each stage, after a warm-up over its first twentieth.
+def cosine_schedule(n_batches: int, phase_ends: Sequence[int], peaks: Sequence[float]) -> LRScheduler:
+    """Cosine decay to zero within each phase, after a warm-up over its first twentieth.
 
     Parameters
     ----------
     n_batches : int
         Batches an epoch.
-    stage_ends : sequence of int
-        Epoch at which each stage ends.
+    phase_ends : sequence of int
+        Epoch at which each phase ends.
     peaks : sequence of float
-        Highest learning rate of each stage as a share of ``lr``.
+        Highest learning rate of each phase as a share of ``lr``.
     """
-    ends = [n_batches * end for end in stage_ends]
+    ends = [n_batches * end for end in phase_ends]
     starts = [0, *ends[:-1]]
 
     def factor(step: int) -> float:
@@ -262,6 +267,76 @@ def cosine_schedule(n_batches: int, stage_ends: Sequence[int], peaks: Sequence[f
         return 0.0
 
     return LRScheduler(policy=torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor, step_every="batch")
+
+
+class NetSettings(Protocol):
+    """What every training is told."""
+
+    @property
+    def optimizer(self) -> Any: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def max_epochs(self) -> int: ...
+    @property
+    def callbacks(self) -> Any: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def verbose(self) -> int: ...
+
+
+Net = TypeVar("Net", bound=TrainingNet)
+
+
+def build_net(
+    kind: type[Net],
+    module: nn.Module,
+    settings: NetSettings,
+    best: BestWeights,
+    description: str,
+    *,
+    schedule: LRScheduler | None,
+    first: Sequence[tuple[str, Callback]] = (),
+    **arguments: Any,
+) -> Net:
+    """A skorch net around a module, initialized and not yet trained: the only place where one is made.
+
+    Parameters
+    ----------
+    kind : type
+        Class of the net.
+    best : BestWeights
+    description : str
+        Of the progress bar.
+    schedule : LRScheduler or None
+        Of the learning rate; a schedule among the user's callbacks replaces it.
+    first : sequence of (str, Callback)
+        Callbacks that come before all others.
+    **arguments
+        Of skorch's net.
+    """
+    callbacks = assemble_callbacks(best, settings.callbacks, schedule, description, settings.verbose)
+    defaults: dict[str, Any] = {"criterion": nn.Identity, "train_split": None}
+    net = kind(
+        module,
+        **defaults | arguments,
+        optimizer=settings.optimizer,
+        lr=settings.lr,
+        max_epochs=settings.max_epochs,
+        callbacks=[*first, *callbacks],
+        verbose=settings.verbose,
+        device=settings.device,
+    )
+    return net.initialize()
+
+
+TENSOR_ROWS: dict[str, Any] = {
+    "dataset": TensorRows,
+    "iterator_train__shuffle": True,
+    "iterator_train__collate_fn": collated,
+}
+"""Arguments of a net that trains on rows of one tensor."""
 
 
 def assemble_callbacks(
@@ -277,3 +352,12 @@ def assemble_callbacks(
     if verbose > 1:
         callbacks.append(("print_log", PrintLog()))
     return callbacks + named
+
+
+def move_net(net: TrainingNet, device: torch.device) -> None:
+    """Move a trained skorch net to another device, in place."""
+    net.device = str(device)
+    net.module_.to(device)
+    net.criterion_.to(device)
+    # Loading casts the moments to their parameters' device.
+    net.optimizer_.load_state_dict(net.optimizer_.state_dict())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from skorch.dataset import Dataset
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
-from ..numerics.base_solvers import resolve_base_solver
+from ..numerics.methods import resolve_base_solver
 from ..numerics.reference import ReferenceSolveError, gave_up
-from ..numerics.solve import uniform_grid
+from ..numerics.times import uniform_grid
 from .batches import Batches
 from .nets import (
     BestWeights,
@@ -23,10 +24,12 @@ from .nets import (
     RegressorNet,
     TrainingDivergedError,
     TrainingNet,
-    assemble_callbacks,
+    build_net,
     cosine_schedule,
 )
-from .references import solve_references
+from .references import solve_ends
+from .settings import SolveSettings
+from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class TrainingSettings:
     device: str
     verbose: int
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From a mapping that holds these settings and others: parameters of an estimator."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def solving(self, device: Any) -> SolveSettings:
+        """How to solve as training does."""
+        return SolveSettings(rtol=self.rtol, atol=self.atol, device=str(device))
+
 
 class TrainingForward(nn.Module):
     """The forward pass that training differentiates: dopri5, or a fixed-step solver of K steps."""
@@ -58,20 +70,20 @@ class TrainingForward(nn.Module):
             grid = uniform_grid(neural_ode.t_span, settings.n_steps)
             # In a tuple: the same parameters must not be registered twice.
             self.solve = (HypersolvedODE(neural_ode, resolve_base_solver(settings.solver), None, grid),)
-        self.adaptive = {"rtol": settings.rtol, "atol": settings.atol, "adjoint": settings.adjoint}
+        self.settings = settings
 
     def forward(self, x: Tensor) -> Tensor:
         if self.solve is not None:
             return self.solve[0](x)
-        return self.neural_ode(x, **self.adaptive)
+        settings = self.settings
+        return self.neural_ode(x, rtol=settings.rtol, atol=settings.atol, adjoint=settings.adjoint)
 
     def solve_ends(self, x: Tensor) -> None:
         """Solve from all rows as training does, or raise an error that names those from which dopri5 cannot."""
-        own: Any = {"rtol": self.adaptive["rtol"], "atol": self.adaptive["atol"], "device": x.device}
-        solve_references(self.neural_ode, x, self.neural_ode.t_span, **own)
+        solve_ends(Task(self.neural_ode, x), self.settings.solving(x.device))
 
 
-def build_net(
+def build_ode_net(
     neural_ode: NeuralODE,
     criterion: nn.Module,
     settings: TrainingSettings,
@@ -92,23 +104,17 @@ def build_net(
     n_batches = len(Batches(n_rows, settings.batch_size))
     schedule = cosine_schedule(n_batches, [settings.max_epochs], [1.0]) if scheduled else None
     # Classes are those of the encoded labels: a batch of partial_fit need not hold them all.
+    kind: type[TrainingNet]
+    classes: Any
     kind, classes = (RegressorNet, {}) if n_classes is None else (ClassifierNet, {"classes": list(range(n_classes))})
-    return kind(
-        TrainingForward(neural_ode, settings),
+    return build_net(
+        kind, TrainingForward(neural_ode, settings), settings, BestWeights(), "training Neural ODE", schedule=schedule,
         criterion=criterion,
-        optimizer=settings.optimizer,
-        lr=settings.lr,
-        max_epochs=settings.max_epochs,
+        train_split=None if valid is None else predefined_split(Dataset(*valid)),
         batch_size=settings.batch_size,
         iterator_train__shuffle=True,
-        train_split=None if valid is None else predefined_split(Dataset(*valid)),
-        callbacks=assemble_callbacks(
-            BestWeights(), settings.callbacks, schedule, "training Neural ODE", settings.verbose
-        ),
-        verbose=settings.verbose,
-        device=settings.device,
         **classes,
-    ).initialize()
+    )  # fmt: skip
 
 
 def train_net(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import joblib
 import numpy as np
 import torch
-from joblib import Memory, Parallel, delayed
+from joblib import Parallel, delayed
 from sklearn.utils.validation import check_memory
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,9 +17,12 @@ from tqdm.auto import tqdm
 from ..modules.neural_ode import NeuralODE
 from ..modules.serialization import pack, unpack
 from ..modules.user_code import describe_code
-from ..numerics.reference import ReferenceSolveError, reference_solution
+from ..numerics.protection import FieldInputs
+from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_search import solve_by_row
-from ..numerics.solve import time_tensor
+from ..numerics.times import time_tensor
+from .settings import SolveSettings
+from .tasks import Task
 
 _CHUNK_ELEMENTS = 2**17
 _PROBED_ROWS = 16
@@ -32,29 +35,7 @@ def chunk_rows(state_numel: int) -> int:
     return min(8192, max(32, _CHUNK_ELEMENTS // state_numel))
 
 
-SHARED_STEPS = 10
-"""Up to here the mesh holds every uniform grid, whatever is asked for."""
-_IRREGULAR_TIMES = 16
-_GOLDEN_RATIO = (1 + 5**0.5) / 2
-
-
-def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float, ...]:
-    """Times a fit needs: every uniform grid of ``steps``, and irregular times between.
-
-    Up to ten steps the mesh is the Farey sequence F_10 (all k / K with K <= 10: 33 times), whatever K is asked for, so
-    that a grid search over ``n_steps`` shares one cached solve, whatever its random_state. The irregular times (one in
-    each sixteenth, at offsets of the golden ratio) make the set of step sizes all but continuous.
-    """
-    ks = range(1, SHARED_STEPS + 1) if max(steps) <= SHARED_STEPS else [1, *steps]
-    fractions = {Fraction(k, n) for n in ks for k in range(n + 1)}
-    cells = np.arange(_IRREGULAR_TIMES)
-    jitter = (cells + 0.1 + 0.8 * (cells * _GOLDEN_RATIO % 1)) / _IRREGULAR_TIMES
-    start, end = t_span
-    shares = sorted({float(share) for share in fractions} | set(jitter.tolist()))
-    return tuple(end if share == 1 else start + (end - start) * share for share in shares)
-
-
-def digest(neural_ode: NeuralODE, x: Tensor | None = None) -> str:
+def digest(neural_ode: NeuralODE, x: Tensor | None = None, condition: Mapping[str, Any] | None = None) -> str:
     """Fingerprint of what a Neural ODE computes: not its address or device.
 
     It holds the weights and attributes, the code of what is called, by whatever name, with the constants that it reads, and
@@ -62,25 +43,25 @@ def digest(neural_ode: NeuralODE, x: Tensor | None = None) -> str:
     """
     # Once there and back: equal strings that are one object before pickling may be two after, which changes the bytes.
     packed = pack(unpack(pack(neural_ode)))
-    values = [] if x is None else _probe(neural_ode, x)
+    values = [] if x is None else _probe(neural_ode, x, condition)
     return str(joblib.hash((packed, describe_code(neural_ode.parts), values)))
 
 
-def _probe(neural_ode: NeuralODE, x: Tensor) -> list[np.ndarray]:
+def _probe(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None) -> list[np.ndarray]:
     """States and values of f at a few rows and times, computed on the CPU and row by row, which rounds alike everywhere."""
     probed = copy.deepcopy(neural_ode).cpu()
     start, end = probed.t_span
     values = []
     with torch.no_grad():
-        for row in torch.linspace(0, len(x) - 1, min(len(x), _PROBED_ROWS)).long():
+        for row in torch.linspace(0, len(x) - 1, min(len(x), _PROBED_ROWS)).long().tolist():
             one = x[row : row + 1].clone()
             z = probed.input_map(one)
-            control = probed.control(one)
+            inputs = probed.inputs(one, FieldInputs(condition=condition or {}).rows(slice(row, row + 1)).condition)
             for share, scale in ((0.0, 1.0), (0.37, -0.5), (1.0, 2.0)):
                 t = time_tensor(start + share * (end - start), z, probed.t_span)
-                arguments = (t, scale * z) if control is None else (t, scale * z, control)
                 try:
-                    values.append(probed.vector_field(*arguments).detach().numpy().copy())
+                    value = probed.vector_field(t, scale * z, *inputs.arguments, **inputs.condition)
+                    values.append(value.detach().numpy().copy())
                 except Exception as error:  # a field may refuse states that no solve comes by
                     values.append(np.array(type(error).__name__))
             values.append(z.detach().numpy())
@@ -88,7 +69,12 @@ def _probe(neural_ode: NeuralODE, x: Tensor) -> list[np.ndarray]:
 
 
 def solve_rows(
-    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float | None
+    neural_ode: NeuralODE,
+    x: Tensor,
+    times: Sequence[float],
+    rtol: float,
+    atol: float | None,
+    condition: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, str]:
     """Reference states of one batch, nan for rows that cannot be solved, and what failed there; no gradients.
 
@@ -98,26 +84,32 @@ def solve_rows(
         If none can be solved.
     """
     with torch.no_grad():
-        z0, control = neural_ode.input_map(x), neural_ode.control(x)
+        z0, inputs = neural_ode.input_map(x), neural_ode.inputs(x, condition)
         absolute = neural_ode.tolerance(atol, rtol, z0)
 
         def solve(rows: Tensor, limit: int) -> Tensor:
             own = slice(None) if len(rows) == len(x) else rows.to(x.device)
-            return reference_solution(
-                neural_ode.vector_field, z0[own], times, rtol=rtol, atol=absolute,
-                x=None if control is None else control[own], max_evaluations=limit,
-            )  # fmt: skip
+            return neural_ode.reference(
+                z0[own], inputs.rows(own), times, rtol=rtol, atol=absolute, max_evaluations=limit
+            )
 
         return solve_by_row(solve, len(x))
 
 
 def _solve_chunk(
-    neural_ode: NeuralODE, x: Tensor, times: Sequence[float], rtol: float, atol: float | None, device: str
+    neural_ode: NeuralODE,
+    x: Tensor,
+    condition: Mapping[str, Any],
+    times: Sequence[float],
+    rtol: float,
+    atol: float | None,
+    device: str,
 ) -> tuple[np.ndarray, str]:
     # A worker gets the module on the CPU, whatever its device here.
     neural_ode, x = neural_ode.to(device), x.to(device)
+    condition = FieldInputs(condition=condition).each(lambda tensor: tensor.to(device)).condition
     try:
-        states, failed = solve_rows(neural_ode, x, times, rtol, atol)
+        states, failed = solve_rows(neural_ode, x, times, rtol, atol, condition)
     except ReferenceSolveError as error:  # other chunks may be solved
         with torch.no_grad():
             z0, failed = neural_ode.input_map(x), error.what
@@ -129,6 +121,7 @@ def _solve_chunks(
     key: str,
     neural_ode: NeuralODE,
     x: np.ndarray,
+    condition: Mapping[str, Any],
     times: tuple[float, ...],
     rtol: float,
     atol: float | None,
@@ -136,13 +129,15 @@ def _solve_chunks(
     n_jobs: int | None,
     progress: bool,
 ) -> tuple[np.ndarray, str]:
+    rows, given = torch.from_numpy(x), FieldInputs(condition=condition)
     with torch.no_grad():
-        z0 = neural_ode.input_map(torch.from_numpy(x[:1]).to(device))
+        z0 = neural_ode.input_map(rows[:1].to(device))
     size = chunk_rows(z0.numel())
-    chunks = [torch.from_numpy(x[i : i + size]) for i in range(0, len(x), size)]
+    chunks = [slice(i, i + size) for i in range(0, len(x), size)]
     # return_as: results are written in order as they come, and the bar moves with them.
     jobs = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_solve_chunk)(neural_ode, chunk, times, rtol, atol, device) for chunk in chunks
+        delayed(_solve_chunk)(neural_ode, rows[chunk], given.rows(chunk).condition, times, rtol, atol, device)
+        for chunk in chunks
     )
     bar = tqdm(jobs, total=len(chunks), desc="dopri5 reference", disable=not progress, leave=False)
     states, failed, n_solved = np.empty((0,)), "", 0
@@ -166,36 +161,29 @@ def lost_rows(states: np.ndarray | Tensor) -> list[int]:
 
 
 def solve_references(
-    neural_ode: NeuralODE,
-    x: Tensor,
+    task: Task,
     times: Sequence[float],
+    settings: SolveSettings,
     *,
-    rtol: float,
-    atol: float | None,
+    rtol: float | None = None,
+    atol: float | None = None,
     double: bool = False,
-    memory: Memory | str | None = None,
-    n_jobs: int | None = None,
-    device: str | torch.device = "cpu",
-    verbose: int = 0,
     keep_lost: bool = False,
 ) -> Tensor:
-    """Dopri5 states of every row of ``x`` at ``times``, in shape (T, n, ...), on the CPU.
+    """Dopri5 states of every row of a task at ``times``, in shape (T, n, ...), on the CPU.
 
     Parameters
     ----------
-    neural_ode : NeuralODE
-    x : Tensor of shape (n, ...)
+    task : Task
     times : sequence of float
         Strictly monotone.
-    rtol : float
-    atol : float or None
-        None: ``rtol`` times the size of the states.
+    settings : SolveSettings
+        With ``memory``, solves are cached: keyed on the weights, the rows, the times, the tolerances and the size that
+        atol=None stands for. With ``n_jobs``, chunks of rows are solved in parallel by joblib.
+    rtol, atol : float, optional
+        In place of the settings' tolerances. Missing: those; an atol of None there is ``rtol`` times the size of the states.
     double : bool
         Solve in float64 whatever the module's dtype.
-    memory : joblib.Memory, str or None
-        Where to cache solves; keyed on the weights, the rows, the times, the tolerances and the size that atol=None stands for.
-    n_jobs : int or None
-        Chunks of rows are solved in parallel by joblib.
     keep_lost : bool
         Return nan for rows that cannot be solved, where that is not all of them.
 
@@ -204,16 +192,33 @@ def solve_references(
     ReferenceSolveError
         If rows cannot be solved; its ``rows`` are all of those.
     """
+    if rtol is None:
+        rtol, atol = settings.rtol, settings.atol
     if double:
-        neural_ode, x = copy.deepcopy(neural_ode).double(), x.double()
-    cache = check_memory(memory)
-    solve = cache.cache(_solve_chunks, ignore=["neural_ode", "device", "n_jobs", "progress"])
-    rows = np.ascontiguousarray(x.detach().cpu().numpy())
-    key = "" if getattr(cache, "location", "") is None else f"{digest(neural_ode, x)} {neural_ode.state_size}"
+        task = Task(copy.deepcopy(task.neural_ode).double(), task.x, task.condition).to(dtype=torch.float64)
+    cache = check_memory(settings.memory)
+    solve = cache.cache(_solve_chunks, ignore=["neural_ode", "condition", "device", "n_jobs", "progress"])
+    rows = np.ascontiguousarray(task.x.detach().cpu().numpy())
+    key = "" if getattr(cache, "location", "") is None else _key(task)
     mesh = tuple(float(time) for time in times)
     absolute = None if atol is None else float(atol)
-    states, failed = solve(key, neural_ode, rows, mesh, float(rtol), absolute, str(device), n_jobs, verbose > 0)
+    states, failed = solve(
+        key, task.neural_ode, rows, task.condition, mesh, float(rtol), absolute,
+        str(settings.device), settings.n_jobs, settings.verbose > 0,
+    )  # fmt: skip
     # What failed is cached with the states: a solve from the cache is refused as well.
     if failed and not keep_lost:
         raise ReferenceSolveError.of(failed, lost_rows(states), len(rows))
     return torch.from_numpy(states)
+
+
+def _key(task: Task) -> str:
+    """What a solve depends on beside the rows of x, which joblib hashes itself."""
+    own = digest(task.neural_ode, task.x, task.condition)
+    condition = f" {joblib.hash(pack(dict(task.condition)))}" if task.condition else ""
+    return f"{own} {task.neural_ode.state_size}{condition}"
+
+
+def solve_ends(task: Task, settings: SolveSettings) -> Tensor:
+    """Reference states of all rows at both ends of the span, in shape (2, n, ...)."""
+    return solve_references(task, task.neural_ode.t_span, settings)

@@ -34,7 +34,7 @@ from sklearn_hyper.datasets import VanDerPol
 from sklearn_hyper.metrics import local_truncation_error, mape_floor, mean_absolute_percentage_error
 from sklearn_hyper.modules import HypersolvedODE, MLPVectorField
 from sklearn_hyper.numerics import compute_residuals, count_macs, hypersolve, reference_solution
-from sklearn_hyper.training.residual_sets import ConditioningWarning
+from sklearn_hyper.training.plan import ConditioningWarning
 
 TIGHT = {"fit_n_steps": 1, "rtol": 1e-7, "atol": 1e-7, "random_state": 0}
 A = np.array([[-0.5, 2.0], [-2.0, -0.5]])

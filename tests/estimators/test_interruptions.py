@@ -11,7 +11,7 @@ from small_flows import make_flow, two_blobs
 from small_hypersolvers import make_classifier, make_regressor
 
 from sklearn_hyper import HypersolverDensity, NeuralODEClassifier, NeuralODERegressor
-from sklearn_hyper.training import coefficient_fitting, references
+from sklearn_hyper.training import coefficients, references
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_reference_solve_that_is_interrupted_leaves_no_fit_and_no_cache(X, tmp
 
 def test_learning_coefficients_that_is_interrupted_leaves_no_fit(X, monkeypatch):
     fast = make_regressor(base_solver="nonstationary")
-    monkeypatch.setattr(coefficient_fitting.LossNet, "train_step", _interrupted)
+    monkeypatch.setattr(coefficients.LossNet, "train_step", _interrupted)
     interrupt(fast, X)
     assert not [name for name in vars(fast) if name.endswith("_")]
 

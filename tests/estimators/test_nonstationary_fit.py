@@ -8,7 +8,7 @@ from torch import nn
 
 from sklearn_hyper import HypersolverRegressor
 from sklearn_hyper.numerics import Nonstationary, hypersolve
-from sklearn_hyper.training import coefficient_fitting
+from sklearn_hyper.training import coefficients
 
 
 class Bend(nn.Module):
@@ -58,7 +58,7 @@ def test_the_mesh_is_its_own_and_the_solver_works_alone(fitted, X):
 
 @pytest.mark.parametrize("n_steps", range(1, 13))
 def test_every_start_makes_as_many_evaluations_as_there_are_steps(n_steps):
-    starts = coefficient_fitting.classical_starts(n_steps)
+    starts = coefficients.classical_starts(n_steps)
     assert [start.n_steps for start in starts] == [n_steps] * len(starts)
     assert len(starts) == 2 + (n_steps % 2 == 0) + (n_steps > 2)
 
@@ -128,7 +128,7 @@ def test_an_interruption_while_coefficients_are_learned_leaves_no_fit(X, monkeyp
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(coefficient_fitting.LossNet, "train_step", interrupt)
+    monkeypatch.setattr(coefficients.LossNet, "train_step", interrupt)
     hyper = make_regressor(Bend(), base_solver="nonstationary", n_steps=3)
     with pytest.raises(KeyboardInterrupt):
         hyper.fit(X)

@@ -19,7 +19,7 @@ from sklearn_hyper.numerics import (
     hypersolve_trajectory,
     resolve_base_solver,
 )
-from sklearn_hyper.numerics.base_solvers import CANONICAL
+from sklearn_hyper.numerics.methods import CANONICAL
 from sklearn_hyper.numerics.tableaus import TABLEAUS
 
 

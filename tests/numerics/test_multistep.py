@@ -17,7 +17,7 @@ from sklearn_hyper.numerics import (
     hypersolve_trajectory,
     resolve_base_solver,
 )
-from sklearn_hyper.numerics.multistep import adams_bashforth_weights
+from sklearn_hyper.numerics.methods import adams_bashforth_weights
 
 DOUBLE = torch.float64
 STARTERS = {2: "euler", 3: "midpoint", 4: "rk3"}

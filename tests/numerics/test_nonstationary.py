@@ -7,7 +7,7 @@ from problems import FORCED, LOGISTIC, largest, log_slope, named
 
 from sklearn_hyper.numerics import CountedField, Nonstationary, compute_residuals, hypersolve, hypersolve_trajectory
 from sklearn_hyper.numerics import resolve_base_solver as resolve
-from sklearn_hyper.numerics.nonstationary import compose_tableaus
+from sklearn_hyper.numerics.methods import compose_tableaus
 from sklearn_hyper.numerics.tableaus import TABLEAUS
 
 ODD = Nonstationary([(1.0,), (-0.3, 1.3), (0.2, -0.4, 1.2)], (0.0, 0.2, 0.7, 1.0))

@@ -21,7 +21,7 @@ from sklearn_hyper import (
 from sklearn_hyper.modules import MLPVectorField, VectorFieldError
 from sklearn_hyper.numerics import compute_residuals, hypersolve, hypersolve_trajectory, reference_solution
 from sklearn_hyper.numerics.reference import solve_dopri5
-from sklearn_hyper.numerics.solve import check_t_span, time_dtype, time_tensor, uniform_grid
+from sklearn_hyper.numerics.times import check_t_span, time_dtype, time_tensor, uniform_grid
 
 FAR = 1.7e9
 """Seconds since 1970: float32 has one number every 128 of them."""

@@ -9,7 +9,7 @@ import torch
 from sklearn_hyper import HypersolverRegressor
 from sklearn_hyper.estimators import _hypersolver_fit
 from sklearn_hyper.numerics.residuals import Residual
-from sklearn_hyper.training import correction_fitting, fit_sets
+from sklearn_hyper.training import correction_fit, targets
 from sklearn_hyper.training.objectives import Block, BlockStack
 
 pytestmark = [

@@ -14,9 +14,9 @@ from problems import FORCED, LOGISTIC, MULTISTEP, named
 from sklearn_hyper import NeuralODE, alpha_family
 from sklearn_hyper.numerics import ConditioningWarning, compute_residuals, resolve_base_solver
 from sklearn_hyper.numerics.residuals import target_noise
-from sklearn_hyper.numerics.solve import uniform_grid
-from sklearn_hyper.training.references import mesh_times
-from sklearn_hyper.training.residual_sets import (
+from sklearn_hyper.numerics.times import uniform_grid
+from sklearn_hyper.training.plan import mesh_times
+from sklearn_hyper.training.plan import (
     Step,
     StepSizes,
     choose_steps,

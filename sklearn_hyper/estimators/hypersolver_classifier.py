@@ -1,0 +1,261 @@
+"""HypersolverClassifier: a fitted Neural ODE classifier in, a fast one out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import column_or_1d
+from torch import Tensor, nn
+
+from ..modules.neural_ode import NeuralODE
+from ..modules.onnx_export import WithProbabilities
+from ..numerics.reference import DEFAULT_TOLERANCE
+from ..training.skorch_nets import NetHead, check_predictions, net_labels, predictions, predicts_labels
+from ._base import check_output_map, label_indices, refuse_no_labels, softmax, store_parameters
+from ._fitted_neural_ode import FittedNeuralODE
+from ._given_targets import check_agreement, check_given_labels, spread
+from ._hypersolver import Hypersolver
+from ._inputs import prepare_X
+
+
+class HypersolverClassifier(ClassifierMixin, Hypersolver):
+    """Makes a fitted Neural ODE classifier fast; predicts its labels.
+
+    Everything but what predict and score mean is as in :class:`HypersolverRegressor`, whose parameters and attributes
+    these are.
+
+    Parameters
+    ----------
+    neural_ode : estimator, Pipeline, search, skorch net or NeuralODE
+        A fitted :class:`NeuralODEClassifier` in any form that :class:`HypersolverRegressor` takes. The output map gives
+        logits; of a skorch net, whatever its criterion and ``predict_nonlinearity`` say, and labels and probabilities are those
+        that the net predicts (a binary net's ``threshold`` included).
+    classes : array-like of shape (n_classes,), optional
+        Labels in the order of the logits. Needed for a bare module, which has none.
+    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, \
+batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
+        See :class:`HypersolverRegressor`.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    module_, correction_, base_solver_, order_, neural_ode_, delta_, errors_, history_, net_, n_samples_fit_, n_features_in_
+        See :class:`HypersolverRegressor`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_hyper import HypersolverClassifier, NeuralODEClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> slow = NeuralODEClassifier(max_epochs=10, random_state=0).fit(X, y)
+    >>> fast = HypersolverClassifier(slow, n_steps=2, max_epochs=20, random_state=0).fit(X)  # no labels needed
+    >>> bool((fast.predict(X) == slow.predict(X)).mean() > 0.97)
+    True
+    """
+
+    _parameter_constraints: dict = {**Hypersolver._parameter_constraints, "classes": [None, "array-like"]}
+
+    def __init__(
+        self,
+        neural_ode,
+        *,
+        classes=None,
+        base_solver="auto",
+        order=None,
+        n_steps=10,
+        fit_n_steps=None,
+        correction="auto",
+        loss="residual",
+        finetune="terminal",
+        rtol=DEFAULT_TOLERANCE,
+        atol=None,
+        max_samples="auto",
+        max_epochs=120,
+        lr=2e-2,
+        batch_size=128,
+        optimizer=torch.optim.Adam,
+        callbacks=None,
+        validation_fraction=0.1,
+        mape_floor=1e-2,
+        memory=None,
+        warm_start=False,
+        device="cpu",
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        store_parameters(self, locals())
+
+    def _check_output(self, neural_ode: NeuralODE, z: Tensor, resolved: FittedNeuralODE) -> None:
+        super()._check_output(neural_ode, z, resolved)
+        with torch.no_grad():
+            outputs = check_output_map(neural_ode, z)
+            probabilities = outputs if self._head is None else self._head(outputs)
+        classes = resolved.classes if self.classes is None else np.asarray(self.classes)
+        if classes is None and resolved.net is not None and predicts_labels(resolved.net):
+            classes = np.arange(probabilities.shape[-1])
+        if classes is None:
+            raise ValueError(
+                "classes=None: neural_ode brings no labels (it is no fitted classifier); pass classes=[...] in the "
+                "order of the logits, or use HypersolverRegressor."
+            )
+        if probabilities.ndim != 2 or probabilities.shape[1] != len(classes):
+            raise ValueError(
+                f"the output map must return logits of shape (n_samples, {len(classes)}), one a class, got "
+                f"{tuple(outputs.shape)}."
+            )
+        self.classes_ = classes
+
+    def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
+        self._head = None if net is None else NetHead(net).to(self.device_)
+        return neural_ode
+
+    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+        model, outputs = resolved.checked, self._in_batches(neural_ode, rows)
+        # Where the model's probabilities are nan, its argmax is the first class.
+        probabilities, indices = self._probabilities(outputs), np.maximum(self._indices(outputs), 0)
+        check_predictions(model, "predict_proba", predictions(model, "predict_proba", rows), probabilities)
+        if self.classes is not None:
+            return
+        if resolved.net is not None:
+            self.classes_ = net_labels(model, rows, indices, probabilities.shape[1])
+        else:
+            check_predictions(model, "predict", predictions(model, "predict", rows), self.classes_[indices])
+
+    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+        y = check_given_labels(y, self.classes_, len(X))
+        rows, lacks_some = spread(len(X)), len(np.unique(y)) < len(self.classes_)
+        indices = self._indices(self._rough_outputs(neural_ode, X[rows]))
+        check_agreement(y[rows], self.classes_[indices], self.classes_, lacks_some=lacks_some)
+
+    def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Probabilities of the Neural ODE's outputs: their softmax, or what a skorch net makes of them."""
+        if self._head is None:
+            return softmax(outputs)
+        with torch.no_grad():
+            return self._head(torch.from_numpy(outputs).to(self.device_)).cpu().numpy()
+
+    def _indices(self, outputs: np.ndarray) -> np.ndarray:
+        """Labels of the Neural ODE's outputs, as indices of ``classes_``; -1 where their probabilities are nan."""
+        if self._head is None:
+            return label_indices(outputs)
+        probabilities = self._probabilities(outputs)
+        indices = self._head.indices(probabilities)
+        if np.isnan(probabilities).any():
+            indices[np.isnan(probabilities).any(axis=1)] = -1
+        return indices
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = False
+        return tags
+
+    def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
+        y = column_or_1d(y)
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(y) != n_samples or len(unknown):
+            raise ValueError(
+                f"y must hold one of classes_ {self.classes_.tolist()} for each of the {n_samples} rows of X, got "
+                f"{len(y)} labels, of which {unknown.tolist()} are not among the classes."
+            )
+        order = np.argsort(self.classes_)  # classes= may come in any order, that of the logits
+        return order[np.searchsorted(self.classes_, y, sorter=order)]
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Label with the largest logit; what the net's own ``predict`` gives, where the Neural ODE was a skorch net's.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            If probabilities of some rows are nan; it names them, also in its ``rows``.
+        """
+        labels = refuse_no_labels(self._indices(self._apply("forward", X)))
+        return self.classes_[labels]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Softmax of the logits; what the net's own ``predict_proba`` gives, where the Neural ODE was a skorch net's.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        return self._probabilities(self._apply("forward", X))
+
+    def _wrap_for_onnx(self, module: nn.Module) -> nn.Module:
+        return WithProbabilities(module, copy.deepcopy(self._head))
+
+    def _onnx_outputs(self) -> tuple[list[str], dict[str, str]]:
+        metadata = {"classes": json.dumps(np.asarray(self.classes_).tolist(), default=str)}
+        if self._head is not None and self._head.threshold is not None:
+            metadata["threshold"] = repr(self._head.threshold)
+        return ["logits", "probabilities"], metadata
+
+    def agreement(self, X: Any) -> float:
+        """Share of labels on which this hypersolver and its dopri5 reference agree.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        float
+            1 where the hypersolver changes no prediction.
+
+        Raises
+        ------
+        ReferenceSolveError
+            If dopri5 cannot solve some rows of X; it names them.
+        ValueError
+            If probabilities of some rows are nan; it names them.
+        """
+        fitted = self._require_product()
+        outputs = fitted.map_output(self._reference_states(prepare_X(self, X)))
+        expected = refuse_no_labels(self._indices(outputs), "the output map of dopri5's states gives nan")
+        return float(np.mean(self.predict(X) == self.classes_[expected]))
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy on labels y.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError
+            Without labels: use a label-free scorer, ``sklearn_hyper.evaluation.neg_mape_scorer`` or ``agreement_scorer``.
+            A search without y and ``scoring`` turns this error into nan for every candidate, warns of each, and keeps
+            the first one; with ``error_score="raise"`` it stops here.
+        """
+        if y is None:
+            raise ValueError(
+                "HypersolverClassifier.score needs labels y, got None. To score without labels, against dopri5, pass "
+                "scoring=sklearn_hyper.evaluation.neg_mape_scorer or agreement_scorer. (A search's default error_score "
+                "turns this error into nan scores, and its choice means nothing then.)"
+            )
+        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))

@@ -1,0 +1,18 @@
+"""Fit hypersolvers and use them, on tensors: what the estimators delegate to. No scikit-learn estimator is made here."""
+
+from ..training.settings import FitSettings, SolveSettings
+from ..training.tasks import Task
+from .choose import choose_base_solver
+from .fit import fit_hypersolver, fit_hypersolvers, refit_hypersolver
+from .fitted import FittedHypersolver
+
+__all__ = [
+    "FitSettings",
+    "FittedHypersolver",
+    "SolveSettings",
+    "Task",
+    "choose_base_solver",
+    "fit_hypersolver",
+    "fit_hypersolvers",
+    "refit_hypersolver",
+]

@@ -1,0 +1,268 @@
+"""Fit hypersolvers: choose the base method, check all that can be checked, learn coefficients, and fit the correction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..modules.field_probes import check_start
+from ..modules.neural_ode import NeuralODE
+from ..numerics.methods import Method
+from ..numerics.row_errors import numbered_rows
+from ..numerics.units import state_units
+from ..training.correction_checks import check_correction
+from ..training.correction_fit import CorrectionFit, FittedCorrection
+from ..training.nets import draw_seed
+from ..training.plan import StepSizes
+from ..training.references import solve_ends
+from ..training.settings import FitSettings
+from ..training.splits import count_held_out
+from ..training.targets import max_rows
+from ..training.tasks import Task
+from .choose import BaseSolverChoice, check_same_family, choose_base_solver
+from .fitted import FittedHypersolver
+
+_MAX_SAMPLES = 2000
+
+
+def fit_hypersolver(task: Task, settings: FitSettings, previous: FittedHypersolver | None = None) -> FittedHypersolver:
+    """Fit a hypersolver for one Neural ODE.
+
+    Parameters
+    ----------
+    task : Task
+        A Neural ODE in eval mode, on the device of the settings, and rows in its dtype.
+    settings : FitSettings
+    previous : FittedHypersolver, optional
+        Start from its correction, and go on with its method where ``base_solver`` is "auto".
+
+    Returns
+    -------
+    FittedHypersolver
+        Also after Ctrl-C in training, with ``interrupted`` set and the best weights so far.
+
+    Raises
+    ------
+    ValueError, VectorFieldError, ReferenceSolveError, TrainingDivergedError, KeyboardInterrupt
+        As :meth:`HypersolverRegressor.fit`.
+    """
+    return fit_hypersolvers([task], settings, None if previous is None else [previous])[0]
+
+
+def fit_hypersolvers(
+    tasks: Sequence[Task],
+    settings: FitSettings,
+    previous: Sequence[FittedHypersolver] | None = None,
+    *,
+    refit_units: bool = False,
+) -> list[FittedHypersolver]:
+    """Fit one correction over several Neural ODEs: a hypersolver for each, whose nets share their weights.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        Of fields whose states are of one shape.
+    settings : FitSettings
+    previous : sequence of FittedHypersolver, optional
+        Start from their corrections, one a task.
+    refit_units : bool, default False
+        Take scales, caps and floors of previous corrections anew: for fields that have changed since.
+
+    Returns
+    -------
+    list of FittedHypersolver
+        One a task. Learned coefficients are those of the first task.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper import NeuralODE
+    >>> from sklearn_hyper.hypersolvers import FitSettings, Task, fit_hypersolvers
+    >>> x = torch.linspace(0.5, 1, 40)[:, None]
+    >>> tasks = [Task(NeuralODE(lambda t, z, rate=rate: -rate * z).eval(), x) for rate in (1.0, 2.0)]
+    >>> one, other = fit_hypersolvers(tasks, FitSettings(n_steps=2, max_epochs=40, random_state=0))
+    >>> one.correction.net.weights is other.correction.net.weights
+    True
+    """
+    starts = [_initial_states(task, settings) for task in tasks]
+    choice = choose_base_solver(settings, starts[0][0].numel())
+    if previous is not None and any(one.correction is None for one in previous):
+        previous = None  # there is nothing to start from
+    if previous is not None:
+        choice = _resume(choice, previous[0].method, tasks[0], settings)
+    sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
+    chosen = []
+    for task, z in zip(tasks, starts, strict=True):
+        _check_range(task.neural_ode, z, choice.method, sizes)
+        chosen.append(_draw_rows(task, z, choice.method, settings))
+    n_rows = [len(task) for task in tasks]
+    tasks = [
+        _checked(task, z, rows, choice.method, settings) for task, z, rows in zip(tasks, starts, chosen, strict=True)
+    ]
+    # Of several tasks, errors name the rows of the one that they are about, as they were drawn.
+    numbering = numbered_rows(chosen[0].tolist(), n_rows[0]) if len(tasks) == 1 else nullcontext()
+    with numbering:
+        method, fitted = _fit(tasks, choice, settings, previous, refit_units)
+    return [_product(task, method, one, settings) for task, one in zip(tasks, fitted, strict=True)]
+
+
+def refit_hypersolver(
+    previous: FittedHypersolver, x: Tensor, neural_ode: NeuralODE | None = None, **changes: Any
+) -> FittedHypersolver:
+    """Fit again from a correction: on other rows, or for a field that has changed since.
+
+    Units (scales, caps and floors) are measured anew, and the method's coefficients are kept.
+
+    Parameters
+    ----------
+    previous : FittedHypersolver
+    x : Tensor of shape (n, ...)
+    neural_ode : NeuralODE, optional
+        In eval mode. Missing: the one it was fitted for.
+    **changes
+        Settings to change, ``max_epochs`` say: a warm start needs fewer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper import NeuralODE
+    >>> from sklearn_hyper.hypersolvers import FitSettings, Task, fit_hypersolver, refit_hypersolver
+    >>> x = torch.linspace(0.5, 1, 40)[:, None]
+    >>> settings = FitSettings(n_steps=2, max_epochs=30, random_state=0)
+    >>> fast = fit_hypersolver(Task(NeuralODE(lambda t, z: -z).eval(), x), settings)
+    >>> moved = NeuralODE(lambda t, z: -1.2 * z).eval()
+    >>> again = refit_hypersolver(fast, x, moved, max_epochs=5)
+    >>> bool((again.solve(x) - again.reference(x)).abs().max() < 1e-2)
+    True
+    """
+    task = Task(previous.neural_ode if neural_ode is None else neural_ode, x)
+    return fit_hypersolvers([task], replace(previous.settings, **changes), [previous], refit_units=True)[0]
+
+
+def _fit(
+    tasks: Sequence[Task],
+    choice: BaseSolverChoice,
+    settings: FitSettings,
+    previous: Sequence[FittedHypersolver] | None,
+    refit_units: bool,
+) -> tuple[Method, list[FittedCorrection]]:
+    """Learn coefficients, if the base method has some to learn, and corrections over them."""
+    method, ends = choice.method, None
+    if len(tasks) == 1 and not settings.needs_mesh(method):
+        # One solve of the ends serves both; where the states between are needed too, their mesh is not yet known.
+        ends = solve_ends(tasks[0], settings)
+    if choice.coefficients is not None:
+        method = choice.coefficients.fit(tasks[0], ends)
+    warm = None if previous is None else [one.correction for one in previous if one.correction is not None]
+    fit = CorrectionFit(tasks, method, settings, warm=warm, refit_units=refit_units, ends=ends)
+    return method, fit.prepare().run().product()
+
+
+def _resume(choice: BaseSolverChoice, fitted: Method, task: Task, settings: FitSettings) -> BaseSolverChoice:
+    """The method that a warm start goes on with: one of the fitted kind; "auto" stays what it stood for.
+
+    A correction that goes on belongs to the coefficients it was fitted on.
+    """
+    if (settings.base_solver == "auto" and settings.order is None) or choice.coefficients is not None:
+        choice = BaseSolverChoice(fitted)
+        choice.check_steps(settings)
+        fitted.mesh(task.neural_ode.t_span, settings.n_steps)  # learned coefficients refuse another number of steps
+    check_same_family(choice.method, fitted, "fit another one, with warm_start=False")
+    return choice
+
+
+# ---------------------------------------------------------------------- before any solve
+def _initial_states(task: Task, settings: FitSettings) -> Tensor:
+    """States of two rows, on the device of the fit."""
+    with torch.no_grad():
+        return task.neural_ode.input_map(task.x[:2].to(settings.device, copy=True))
+
+
+def _check_range(neural_ode: NeuralODE, z: Tensor, method: Method, sizes: StepSizes) -> None:
+    """Refuse units of time in which residuals are out of the range of the states' dtype."""
+    span = abs(neural_ode.t_span[1] - neural_ode.t_span[0])
+    size = float(state_units(z, neural_ode.n_unitless).max())
+    power = method.order + 1
+    largest = math.log10(torch.finfo(z.dtype).max) - 2
+    powers = [power * math.log10(share * span) for share in (sizes.low, sizes.high)]
+    if max(abs(log - offset) for log in powers for offset in (0, math.log10(size))) > largest:
+        raise ValueError(
+            f"neural_ode.t_span={neural_ode.t_span} with base_solver={method.name!r}: eq. 6 divides by eps^{power}, with eps "
+            f"from {sizes.low * span:.3g} to {sizes.high * span:.3g} and states of size {size:.3g}, which leaves the range of "
+            f"{z.dtype}. Measure time in units that make t_span about one long, take a base solver of lower order, or fit in "
+            "float64."
+        )
+
+
+def _draw_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> np.ndarray:
+    """Indices of the rows to fit on: all, or as many as ``max_samples`` says, drawn at random."""
+    n_samples = len(task)
+    limit = settings.max_samples
+    if isinstance(limit, str):
+        limit = min(_MAX_SAMPLES, max_rows(task.rows(slice(0, 2)), z, method, settings))
+    if n_samples <= limit:
+        return np.arange(n_samples)
+    seed = None if settings.random_state is None else draw_seed(settings.random_state)
+    return np.sort(np.random.default_rng(seed).choice(n_samples, limit, replace=False))
+
+
+def _checked(task: Task, z: Tensor, chosen: np.ndarray, method: Method, settings: FitSettings) -> Task:
+    """The task of the chosen rows, found to start and to suit the correction; its states' size is measured."""
+    n_rows, rows = len(task), torch.from_numpy(chosen)
+    n_fitted = len(chosen) - count_held_out(settings.validation_fraction, len(chosen), at_least=1)
+    few = task.rows(slice(0, len(z))).to(settings.device)
+    task = task if len(chosen) == n_rows else task.rows(rows)
+    check_start(task.neural_ode, task.x, chosen, task.condition)
+    with numbered_rows(range(len(z)), n_rows):
+        check_correction(few, method, settings, n_fitted)
+    if task.neural_ode.state_size is None:
+        task.neural_ode.measure_size(task.x.to(settings.device))
+    return task
+
+
+# ---------------------------------------------------------------------- afterwards
+def _product(task: Task, method: Method, fitted: FittedCorrection, settings: FitSettings) -> FittedHypersolver:
+    low, high = fitted.fitted_range
+    return FittedHypersolver(
+        neural_ode=task.neural_ode,
+        method=method,
+        correction=fitted.correction,
+        n_steps=settings.n_steps,
+        settings=settings,
+        fitted_eps=(low * task.span, high * task.span),
+        errors=fitted.errors,
+        delta=fitted.delta,
+        history=fitted.history,
+        net=fitted.net,
+        n_samples=len(task),
+        problems=tuple(_problems(fitted, method, settings)),
+        interrupted=fitted.interrupted,
+    )
+
+
+def _problems(fitted: FittedCorrection, method: Method, settings: FitSettings) -> list[str]:
+    """What a user should know of a fit, in sentences."""
+    found = []
+    if fitted.correction is None:
+        found.append(
+            "no epoch was better than the base solver on held-out rows without exceeding its largest error there (best "
+            f"valid_loss {fitted.valid_loss:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is None. "
+            "Lower lr, raise max_epochs, or give more rows."
+        )
+    large = [
+        f"{share:.3g} times the size of {what}" for what, share in fitted.relative_errors.items() if not share <= 1
+    ]
+    if large:
+        found.append(
+            f"the fit ends with errors of {' and '.join(large)} on held-out rows: steps of "
+            f"base_solver={method.name!r} with n_steps={settings.n_steps} are too long for this field. Raise n_steps, or take "
+            "a base solver of higher order."
+        )
+    return found

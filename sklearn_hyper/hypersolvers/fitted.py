@@ -1,0 +1,300 @@
+"""What a fit of a hypersolver makes: a value that solves, measures, swaps its solver, and leaves as a module or a file."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..modules.corrections import BoundedCorrection
+from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
+from ..modules.neural_ode import NeuralODE
+from ..modules.onnx_export import check_target, replace_file, require_onnx, write_onnx
+from ..modules.serialization import DeviceFree, pack, unpack
+from ..numerics.methods import Method, resolve_base_solver
+from ..numerics.row_errors import refuse_undefined
+from ..numerics.times import check_n_steps, check_t_span
+from ..reports import SolverReport
+from ..training.nets import TrainingNet, move_net
+from ..training.references import solve_references
+from ..training.settings import FitSettings, SolveSettings
+from ..training.tasks import Task
+from .choose import check_same_family
+from .report import measure_solvers
+
+UNDEFINED = "the output map of dopri5's states at the end of t_span is not finite"
+"""What is wrong with rows that an error names."""
+
+
+@dataclass(frozen=True, eq=False)
+class FittedHypersolver(DeviceFree):
+    """A fitted hypersolver, on tensors and without scikit-learn: what estimators delegate to.
+
+    A value: methods that change something return another one, which shares weights with this one.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+        Frozen, in eval mode.
+    method : Method
+        The base method, its coefficients learned.
+    correction : BoundedCorrection or None
+        g. None: this is the base method alone.
+    n_steps : int
+        K.
+    settings : FitSettings
+        What the fit was told.
+    fitted_eps : pair of float
+        Smallest and largest step size that the correction was fitted at.
+    errors, delta : dict
+        By fitted K: see ``errors_`` and ``delta_`` of :class:`~sklearn_hyper.HypersolverRegressor`.
+    history : list of dict
+        One row an epoch.
+    net : skorch net
+        The net that trained g.
+    n_samples : int
+        Rows that the fit has used.
+    problems : tuple of str
+        What a user should be warned of.
+    interrupted : bool
+        Whether Ctrl-C ended the training early.
+
+    Attributes
+    ----------
+    module : FoldedODE
+        Input map, corrected steps and output map: what every method runs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper import NeuralODE
+    >>> from sklearn_hyper.hypersolvers import FitSettings, Task, fit_hypersolver
+    >>> decay = NeuralODE(lambda t, z: -z).eval()
+    >>> x = torch.linspace(-1, 1, 50)[:, None]
+    >>> fast = fit_hypersolver(Task(decay, x), FitSettings(n_steps=2, max_epochs=30, random_state=0))
+    >>> bool((fast.solve(x) - fast.reference(x)).abs().max() < 1e-2)
+    True
+    >>> fast.with_solver(n_steps=3).method.count_evaluations(3)
+    3
+    """
+
+    neural_ode: NeuralODE
+    method: Method
+    correction: BoundedCorrection | None
+    n_steps: int
+    settings: FitSettings
+    fitted_eps: tuple[float, float]
+    errors: dict[int, dict[str, float]] = field(repr=False)
+    delta: dict[int, dict[str, float]] = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
+    net: TrainingNet = field(repr=False)
+    n_samples: int
+    problems: tuple[str, ...] = ()
+    interrupted: bool = False
+    module: FoldedODE = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "module", self._live().fold())
+
+    def _live(self) -> HypersolvedODE:
+        grid = self.method.mesh(self.neural_ode.t_span, self.n_steps)
+        return HypersolvedODE(self.neural_ode, self.method, self.correction, grid).eval()
+
+    # ------------------------------------------------------------------ solve
+    def solve(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Terminal state z_K of every row of x, a tensor in the Neural ODE's dtype and on its device."""
+        with torch.no_grad():
+            return self.module.terminal_state(x, condition)
+
+    def predict(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Output of the hypersolved Neural ODE, h_y(z_K)."""
+        with torch.no_grad():
+            return self.module(x, condition)
+
+    def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """z_0, ..., z_K, time first."""
+        with torch.no_grad():
+            return self.module.trajectory(x, condition)
+
+    def reference(
+        self,
+        x: Tensor,
+        condition: Mapping[str, Any] | None = None,
+        *,
+        solving: SolveSettings | None = None,
+        keep_lost: bool = False,
+    ) -> Tensor:
+        """Terminal states by dopri5, on the CPU.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, ...)
+        condition : mapping of str to Tensor, optional
+        solving : SolveSettings, optional
+            Tolerances, cache and jobs. Missing: those of the fit.
+        keep_lost : bool, default False
+            Return nan for rows that dopri5 cannot solve.
+
+        Raises
+        ------
+        ReferenceSolveError
+            If dopri5 cannot solve some rows; it names them.
+        """
+        task = Task(self.neural_ode, x, condition or {})
+        t_span = self.neural_ode.t_span
+        return solve_references(task, t_span, solving or self.settings, keep_lost=keep_lost)[-1]
+
+    def report(
+        self,
+        x: Tensor,
+        reference: Tensor | None = None,
+        *,
+        tolerance: float = 1e-4,
+        mape_floor: float = 1e-2,
+        batch_size: int = 256,
+        labels: np.ndarray | None = None,
+        to_labels: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> SolverReport:
+        """Accuracy and cost beside the base method and dopri5; see :meth:`HypersolverRegressor.solver_report`.
+
+        ``labels`` are indices of a classifier's labels, ``to_labels`` makes such of its outputs.
+        """
+        reference = (self.reference(x.cpu()) if reference is None else reference).to(x.device)
+        refuse_undefined(torch.from_numpy(self.map_output(reference)), UNDEFINED)
+        name = f"{self.method.name} K={self.n_steps}"
+        solvers = {name: self.without_correction().module}
+        if self.correction is not None:
+            solvers[f"hyper-{name}"] = self.module
+        return measure_solvers(
+            solvers, x, reference, labels, to_labels=to_labels or _largest,
+            tolerance=tolerance, floor=mape_floor, batch_size=batch_size,
+        )  # fmt: skip
+
+    def map_output(self, states: Tensor) -> np.ndarray:
+        """Outputs h_y of terminal states, in batches."""
+        with torch.no_grad():
+            parts = states.split(self.settings.batch_size)
+            return np.concatenate([self.neural_ode.output_map(z.to(self.settings.device)).cpu().numpy() for z in parts])
+
+    # ------------------------------------------------------------------ others like it
+    def with_solver(
+        self, base_solver: Any = None, n_steps: int | None = None, t_span: tuple[float, float] | None = None
+    ) -> FittedHypersolver:
+        """Another method, number of steps or span, with the same correction (Fig. 6).
+
+        Raises
+        ------
+        ValueError
+            If the order or number of stages differs, naming both, or learned coefficients are asked for another number of
+            steps.
+
+        Warns
+        -----
+        UserWarning
+            If the step size, or the method, lies outside those that the correction was fitted at or over.
+        """
+        method = self.method if base_solver is None else resolve_base_solver(base_solver)
+        n_steps = check_n_steps(self.n_steps if n_steps is None else n_steps)
+        neural_ode = self.neural_ode
+        if t_span is not None:
+            neural_ode = neural_ode.with_span(check_t_span(t_span))
+        grid = method.mesh(neural_ode.t_span, n_steps)
+        if self.correction is not None:
+            check_same_family(method, self.method, f"fit another hypersolver with {method.name!r}")
+            self._warn_outside_fit(method, abs(grid[1] - grid[0]))
+        return replace(self, neural_ode=neural_ode, method=method, n_steps=n_steps)
+
+    def _warn_outside_fit(self, method: Method, eps: float) -> None:
+        low, high = self.fitted_eps
+        # A step far from zero is the difference of two numbers that are rounded.
+        slack = 1e-6 + 4 * np.finfo(float).eps * max(map(abs, self.neural_ode.t_span)) / eps
+        if not low * (1 - slack) <= eps <= high * (1 + slack):
+            warnings.warn(
+                f"step size {eps:.3g} lies outside the fitted range [{low:.3g}, {high:.3g}]; check score(X), or fit "
+                "with fit_n_steps=(a, b) to cover it.",
+                UserWarning,
+                stacklevel=4,
+            )
+        if self.correction is not None and not self.correction.covers(method):
+            warnings.warn(
+                f"base_solver {method.name!r} lies outside the family that the correction was fitted over; check score(X), "
+                "or fit with it among the correction's tableaus.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def without_correction(self) -> FittedHypersolver:
+        """The base method alone: what the correction has to beat."""
+        return replace(self, correction=None)
+
+    # ------------------------------------------------------------------ leaving
+    def to_module(self) -> HypersolvedODE:
+        """A plain module that predicts and can be trained further; see :meth:`HypersolverRegressor.to_module`."""
+        return copy.deepcopy(self._live())
+
+    def export_onnx(
+        self,
+        path: str | os.PathLike[str],
+        x: Tensor,
+        *,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        outputs: Sequence[str] = ("output",),
+        metadata: Mapping[str, str] | None = None,
+    ) -> Path:
+        """Write an ONNX file, once ONNX Runtime and torch agree on the rows of x.
+
+        Parameters
+        ----------
+        path : str or path
+        x : Tensor of shape (n, ...)
+        wrap : callable, optional
+            What the file's outputs are made by, around the module.
+        outputs : sequence of str
+            Their names.
+        metadata : mapping of str to str, optional
+
+        Raises
+        ------
+        ImportError, ValueError, RuntimeError
+            As :meth:`HypersolverRegressor.export_onnx`.
+        """
+        target = check_target(path)
+        require_onnx()
+        module: nn.Module = copy.deepcopy(self.module)
+        module = module if wrap is None else wrap(module)
+        write_onnx(module.cpu().eval(), x.cpu(), target, outputs=outputs, metadata=metadata)
+        return target
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a file that :meth:`load` reads, on any device; an older file is replaced only when it is complete."""
+        target = check_target(path)
+        replace_file(target, pack(self))
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FittedHypersolver:
+        """Read what :meth:`save` has written, onto the CPU. Unpickles: load files that you trust."""
+        loaded = unpack(Path(path).read_bytes())
+        if not isinstance(loaded, cls):
+            raise ValueError(f"path={str(path)!r} holds a {type(loaded).__name__}, not a {cls.__name__}.")
+        return loaded
+
+    def move(self, device: torch.device) -> None:
+        """Move all tensors, those of the net included, to another device, in place."""
+        for module in (self.neural_ode, self.correction, self.module):
+            if module is not None:
+                module.to(device)
+        object.__setattr__(self, "settings", replace(self.settings, device=str(device)))
+        move_net(self.net, device)
+
+
+def _largest(outputs: np.ndarray) -> np.ndarray:
+    return np.asarray(outputs.argmax(axis=1))

@@ -1,0 +1,104 @@
+"""Measures solvers of one Neural ODE side by side: errors, evaluations, MACs and milliseconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..metrics import mape_floor, mean_absolute_percentage_error, relative_l2
+from ..modules.hypersolved_ode import SolvedODE
+from ..modules.neural_ode import NeuralODE
+from ..numerics.cost import CountedField, relative_overhead, time_interleaved
+from ..reports import SolverReport, SolverRow
+
+
+def measure_solvers(
+    solvers: Mapping[str, SolvedODE],
+    x: Tensor,
+    reference: Tensor,
+    labels: np.ndarray | None,
+    *,
+    to_labels: Callable[[np.ndarray], np.ndarray],
+    tolerance: float,
+    floor: float,
+    batch_size: int,
+) -> SolverReport:
+    """Report on dopri5 at ``tolerance`` and on every solver, against the reference's terminal states."""
+    ode = next(iter(solvers.values())).neural_ode
+    batches = x.split(batch_size)
+    notes = [f"Errors against the reference; milliseconds for a batch of {len(batches[0])}."]
+    macs_f = ode.count_field_macs(x[:1])
+    if math.isnan(macs_f):
+        notes.append("MACs are nan: the field holds no matrix product or convolution, so compare NFE and milliseconds.")
+
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        f"dopri5 {tolerance:g}": lambda rows: _dopri5(ode, rows, tolerance)[0]
+    }
+    calls.update({name: solver.terminal_state for name, solver in solvers.items()})
+    with torch.no_grad():
+        states = {name: torch.cat([call(rows) for rows in batches]) for name, call in calls.items()}
+        outputs = {name: _outputs(ode, z, batch_size) for name, z in states.items()}
+        expected = _outputs(ode, reference, batch_size)
+        ms = time_interleaved({name: (lambda call=call: call(batches[0])) for name, call in calls.items()})
+        slow, *fast = calls
+        evaluations = _dopri5(ode, batches[0], tolerance)[1]
+        costs = {slow: _Cost(evaluations, evaluations * macs_f, ms[slow], 1.0, math.nan)}
+        for name in fast:
+            costs[name] = _cost(solvers[name], macs_f, x[:1], ms[name], ms[slow] / ms[name])
+    accuracy = dict.fromkeys(calls, math.nan)
+    if labels is not None:
+        accuracy = {name: float(np.mean(to_labels(outputs[name]) == labels)) for name in calls}
+    rows = [
+        _row(name, states[name], outputs[name], reference, expected, accuracy[name], floor, costs[name])
+        for name in calls
+    ]
+    return SolverReport(rows, notes)
+
+
+class _Cost(NamedTuple):
+    nfe: int
+    macs: float
+    ms: float
+    speed_up: float
+    relative_overhead: float
+
+
+def _cost(solver: SolvedODE, macs_f: float, x: Tensor, ms: float, speed_up: float) -> _Cost:
+    nfe = solver.stepping.count_evaluations()
+    if not solver.has_correction:
+        return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
+    macs = solver.count_macs(x)
+    macs_g = (macs - nfe * macs_f) / solver.n_steps  # of a step, on average: those of start-up steps may differ
+    return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs_g, nfe / solver.n_steps))
+
+
+def _row(
+    name: str, z: Tensor, output: np.ndarray, reference: Tensor, expected: np.ndarray, accuracy: float,
+    floor: float, cost: _Cost,
+) -> SolverRow:  # fmt: skip
+    errors = relative_l2(reference.cpu().numpy(), z.cpu().numpy())
+    p50, p99 = np.quantile(errors, [0.5, 0.99])
+    return SolverRow(
+        solver=name,
+        accuracy=accuracy,
+        mape=mean_absolute_percentage_error(expected, output, floor=mape_floor(floor, expected)),
+        l2_mean=float(errors.mean()),
+        l2_p50=float(p50),
+        l2_p99=float(p99),
+        l2_max=float(errors.max()),
+        **cost._asdict(),
+    )
+
+
+def _outputs(ode: NeuralODE, z: Tensor, batch_size: int) -> np.ndarray:
+    return np.concatenate([ode.output_map(rows).cpu().numpy() for rows in z.split(batch_size)])
+
+
+def _dopri5(ode: NeuralODE, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
+    counted = CountedField(ode.vector_field)
+    return ode.solve(x, rtol=tolerance, field=counted), counted.n_evaluations

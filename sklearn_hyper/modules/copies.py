@@ -1,0 +1,101 @@
+"""Copies of what the user brings: frozen, for a fit that only reads it, or to be trained."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from .neural_ode import PARTS, NeuralODE
+from .serialization import copy_user_code, pack
+from .user_code import find_hidden_modules, refuse_state_in_functions, walk
+
+
+def frozen_copy(neural_ode: NeuralODE) -> NeuralODE:
+    """A copy in eval mode of which nothing is trained: what a fit works on, the user's own being left as it is.
+
+    Raises
+    ------
+    TypeError
+        If a function holds a module, which no copy reaches, or something cannot be copied.
+    """
+    refuse_state_in_functions(neural_ode.parts)
+    return freeze(copy_user_code(neural_ode, "neural_ode"))
+
+
+def freeze(neural_ode: NeuralODE) -> NeuralODE:
+    """Set to eval mode whatever it reaches, and train nothing of it; again, where parts may have come by modules since."""
+    neural_ode.register_hidden()
+    neural_ode.eval().requires_grad_(False)
+    for _, tensor in _trained_tensors(neural_ode):
+        if tensor.is_leaf:  # a plain attribute, which modules do not know of, and no activation that is kept
+            tensor.requires_grad_(False)
+    return neural_ode
+
+
+def trained_copies(*parts: Any) -> tuple[Any, ...]:
+    """Copies of a field and maps, to be trained; what they share stays shared, and what is None stays None.
+
+    Raises
+    ------
+    TypeError
+        If a function holds a module, which no copy reaches; if a tensor that requires gradients is no parameter of a module,
+        and so would not be trained; or if something cannot be copied.
+    """
+    given = {name: part for name, part in zip(PARTS, parts, strict=False) if part is not None}
+    refuse_state_in_functions(given)
+    copied = copy_user_code(parts, "the vector field or a map")
+    named = {name: part for name, part in zip(PARTS, copied, strict=False) if part is not None}
+    modules = [part for part in copied if isinstance(part, nn.Module)] + find_hidden_modules(named)
+    known = {id(parameter) for module in modules for parameter in module.parameters()}
+    for path, tensor in _trained_tensors(list(copied)):
+        if id(tensor) not in known:
+            raise TypeError(
+                f"the vector field or a map holds a tensor that requires gradients and is no parameter ({path}): it would "
+                "never be trained. Make it an nn.Parameter of a module."
+            )
+    return copied
+
+
+class PersistenceWarning(UserWarning):
+    """What is being fitted cannot be saved."""
+
+
+def check_saveable(neural_ode: NeuralODE, *, needed_for: str | None = None) -> None:
+    """Say before a fit, not after it, that what it makes cannot be pickled.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+    needed_for : str, optional
+        A parameter that pickles it in the fit itself, which then is an error.
+
+    Raises
+    ------
+    ValueError
+        With ``needed_for``.
+
+    Warns
+    -----
+    PersistenceWarning
+        Without.
+    """
+    try:
+        pack(neural_ode)
+    except Exception as error:
+        what = (
+            f"the field or a map cannot be pickled ({type(error).__name__}: {error}). Open files, locks, generators and modules "
+            "of torch.export are what usually cannot: pass the Python module, or define __getstate__ on the class that holds them"
+        )
+        if needed_for is not None:
+            raise ValueError(f"{needed_for} needs to pickle neural_ode, and {what}.") from error
+        warnings.warn(
+            f"{what}. The fit goes on, but its result can be neither saved nor sent to another process.",
+            PersistenceWarning,
+            stacklevel=6,
+        )
+
+
+def _trained_tensors(root: Any) -> list[tuple[str, Tensor]]:
+    return [(r.path, r.value) for r in walk(root, "") if isinstance(r.value, Tensor) and r.value.requires_grad]

@@ -1,0 +1,196 @@
+"""Corrections as fits make them: a net, scaled to the units of one task's residuals and bounded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...numerics.methods import Method, StepKind
+from ...numerics.residuals import Residual
+from ...numerics.stepping import StepPlan
+from ...numerics.tensors import in_own_units, per_row, sample_norm
+from .contract import CorrectionNet, FoldedCorrection, ModuleCorrection, UserNet
+
+_CAP_MARGIN, _FLOOR_SHARE = 2, 0.1
+
+
+class Units(nn.Module):
+    """Sizes of one task's residuals and stages, which its correction is measured in.
+
+    Parameters
+    ----------
+    kinds : sequence of StepKind
+        One of every family of steps that the task's method takes.
+    scales : sequence of Tensor
+        For each kind the RMS of its targets by feature or channel, broadcastable to z. The net's output is multiplied by
+        it, never shifted.
+    cap : float
+        c of :class:`BoundedCorrection`, from the fitted data.
+    floor : float
+        rho, for f may vanish where the residual does not.
+    """
+
+    def __init__(self, kinds: Sequence[StepKind], scales: Sequence[Tensor], *, cap: float, floor: float):
+        super().__init__()
+        if not cap > 0:
+            raise ValueError(
+                f"cap must be positive, got {cap!r}; without a correction a hypersolver is its base solver."
+            )
+        self.kinds, self.cap, self.floor = tuple(kinds), float(cap), float(floor)
+        for i, scale in enumerate(scales):
+            self.register_buffer(f"scale_{i}", scale)
+        self._buffer_names = {kind.family: f"scale_{i}" for i, kind in enumerate(self.kinds)}
+
+    def scale(self, kind: StepKind) -> Tensor:
+        """Scale of the residuals of a kind of step."""
+        name = self._buffer_names.get(kind.family)
+        if name is None:
+            fitted = ", ".join(f"order {order} with {n} stages" for order, n in self._buffer_names)
+            raise ValueError(
+                f"the correction is fitted for steps of {fitted}; it cannot run in a step of order {kind.order} with "
+                f"{kind.n_stages} stages. Fit a hypersolver with that base solver."
+            )
+        return self._buffers[name]  # type: ignore[return-value]
+
+    def kind_of(self, n_stages: int) -> StepKind:
+        """The fitted kind of step that hands out so many stages."""
+        return next(kind for kind in self.kinds if kind.n_stages == n_stages)
+
+
+class BoundedCorrection(ModuleCorrection):
+    r"""Scales a net to the targets' units and caps its share of a step.
+
+    The per-sample norm of the step's correction is capped:
+
+    .. math::
+
+        \|\epsilon^{p+1} g\| \le c\,|\epsilon| \max\big(\max_i \|r_i\|,\; \rho\big)
+
+    so that a few states unlike the fitted ones cannot throw a whole batch off. For eps -> 0 the cap on g itself grows
+    like :math:`|\epsilon|^{-p}`: it is inactive there and the order p survives.
+
+    Parameters
+    ----------
+    net : nn.Module
+        A :class:`CorrectionNet`, or a module with the contract ``forward(eps, s, z, stages, x=None)``. Several
+        corrections may share one.
+    units : Units
+        Of the task that it is fitted for: c, rho and scales.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.modules import BoundedCorrection, Units
+    >>> from sklearn_hyper.numerics import resolve_base_solver
+    >>> class Wild(torch.nn.Module):
+    ...     def forward(self, eps, s, z, stages, x=None):
+    ...         return 1e6 * torch.ones_like(z)
+    >>> units = Units(resolve_base_solver("euler").kinds, [torch.ones(2)], cap=0.5, floor=0.0)
+    >>> g = BoundedCorrection(Wild(), units)
+    >>> r = torch.tensor([[3.0, 4.0]])
+    >>> step = 0.1**2 * g(0.1, torch.tensor(0.0), torch.zeros(1, 2), [r])
+    >>> round(step.norm().item(), 4)  # 0.5 * 0.1 * ||r||
+    0.25
+    """
+
+    def __init__(self, net: nn.Module, units: Units):
+        super().__init__()
+        self.net = net if isinstance(net, CorrectionNet) else UserNet(net)
+        self.units = units
+
+    def covers(self, method: Method) -> bool:
+        return self.net.covers(method)
+
+    def forward(
+        self,
+        eps: float | Tensor,
+        s: Tensor,
+        z: Tensor,
+        stages: Sequence[Tensor],
+        x: Tensor | None = None,
+        kind: StepKind | None = None,
+    ) -> Tensor:
+        """Return g, scaled and capped; a missing kind is the fitted one that has so many stages."""
+        kind = self.units.kind_of(len(stages)) if kind is None else kind
+        cap = per_row(self.units.cap * abs(eps) ** -kind.order, z)  # type: ignore[operator]
+        return _bound(
+            self.net(eps, s, z, stages, x, kind) * (self.units.scale(kind) / cap), stages, cap, self.units.floor
+        )
+
+    def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None) -> Tensor:
+        return self(plan.eps, s, z, stages, x, plan.kind)
+
+    def fold(self, plans: Sequence[StepPlan]) -> FoldedCorrection:
+        frozen = copy.deepcopy(self).requires_grad_(False).eval()
+        return FoldedCorrection([frozen.fold_step(plan) for plan in plans])
+
+    def fold_step(self, plan: StepPlan) -> BoundedStep:
+        """What is left of it in one step. It may share this one's weights."""
+        cap = self.units.cap * abs(plan.eps) ** -plan.kind.order
+        return BoundedStep(self.net.fold(plan, self.units.scale(plan.kind) / cap), cap, self.units.floor)
+
+
+class BoundedStep(nn.Module):
+    """A bounded correction in one step: the folded net, in units of the cap on g at its step size, and that cap."""
+
+    def __init__(self, net: nn.Module, cap: float, floor: float):
+        super().__init__()
+        self.net, self.cap, self.floor = net, cap, floor
+
+    def forward(self, eps: float, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None = None) -> Tensor:
+        """Return g, scaled and capped."""
+        return _bound(self.net(eps, s, z, stages, x), stages, self.cap, self.floor)
+
+
+def _bound(share: Tensor, stages: Sequence[Tensor], cap: float | Tensor, floor: float) -> Tensor:
+    # g comes in units of cap, which makes its norm that of a stage: g itself is of the size of span^-p-1, and its square may
+    # be out of float32's range. Tiny, not zero, keeps 0 / 0 out where g and all stages vanish.
+    excess = sample_norm(share) / largest_stage_norm(stages).clamp(min=max(floor, torch.finfo(share.dtype).tiny))
+    return share / (excess.clamp(min=1) * (1 / cap))  # a number over a tensor would be two operations
+
+
+def largest_stage_norm(stages: Sequence[Tensor]) -> Tensor:
+    """max_i ||r_i|| of every sample, over axes of length one."""
+    norms = [sample_norm(stage) for stage in stages]
+    largest = norms[0]
+    for norm in norms[1:]:
+        largest = torch.maximum(largest, norm)
+    return largest
+
+
+def fit_units(residuals: Sequence[Residual]) -> Units:
+    """Take scales, cap and floor from a sample of one task's residuals.
+
+    The cap is twice the largest share that the true residual takes of a step on the fitted data; the floor a tenth
+    of the training RMS of the stages' norms.
+    """
+    # In float64, where the squares of small units do not underflow.
+    norms = torch.cat([largest_stage_norm([stage.double() for stage in r.stages]).flatten() for r in residuals])
+    floor = float(_FLOOR_SHARE * norms.pow(2).mean().sqrt())
+    cap = _CAP_MARGIN * max(_largest_share(r, floor or 1.0) for r in residuals)
+    families: dict[tuple[int, int], list[Residual]] = {}
+    for residual in residuals:
+        families.setdefault(residual.kind.family, []).append(residual)
+    # Both are zero only where f is: then the correction has nothing to correct and stays at zero.
+    return Units(
+        [members[0].kind for members in families.values()],
+        [_target_scale(members) for members in families.values()],
+        cap=cap or 1.0,
+        floor=floor or 1.0,
+    )
+
+
+def _largest_share(residual: Residual, floor: float) -> float:
+    """What the true residual takes of a step, at most."""
+    target, unit = in_own_units(residual.target)
+    share = sample_norm(target) / largest_stage_norm(residual.stages).clamp(min=floor)
+    return float(share.max()) * (float(unit) * abs(residual.eps) ** residual.order)
+
+
+def _target_scale(residuals: Sequence[Residual]) -> Tensor:
+    """RMS of the targets, per feature or channel."""
+    targets, unit = in_own_units(torch.cat([r.target for r in residuals]))
+    return targets.pow(2).mean(dim=[0, *range(2, targets.ndim)], keepdim=True).sqrt()[0] * unit

@@ -1,0 +1,179 @@
+"""The library's own nets for a correction g: features of a step in, a correction and weights of the stages out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ...numerics.methods import Method, StepKind
+from ...numerics.residuals import Residual
+from ...numerics.stepping import StepPlan
+from ...numerics.tensors import flatten_samples, in_own_units, per_row
+from .contract import CorrectionNet, ScaleSample
+from .folded import FoldedNet
+from .layers import GATE_BOUND, CorrectionLayout, StepWeights, multiply_matrices, weigh_stages
+from .scales import ErrorRanges, InputScales
+
+
+class GatedNet(CorrectionNet):
+    """Shared by both nets: scaled features in, raw output and gate out. Starts at zero.
+
+    Features are z, x where the field has one, the first stage, and for every further stage the difference quotient
+    (r_i - r_1) / (c_i eps), which stays O(1) as eps -> 0 and tells the net the derivative of f along the step, whatever
+    c_i is. All weights are linear in s and eps (:class:`StepWeights`).
+
+    Fitted over a family of methods, they are linear in the method's leading error too, for R is as eps -> 0. Steps of other
+    kinds than the main one have weights of their own; the (scaled) features that they lack are zero.
+
+    Parameters
+    ----------
+    layout : CorrectionLayout
+    weights : StepWeights
+    activations : nn.ModuleList
+        One between any two layers.
+    scales : InputScales
+    """
+
+    takes_row_steps = True
+
+    def __init__(self, layout: CorrectionLayout, weights: StepWeights, activations: nn.ModuleList, scales: InputScales):
+        super().__init__()
+        self.layout, self.weights, self.activations, self.scales = layout, weights, activations, scales
+
+    @classmethod
+    def from_layers(cls, layout: CorrectionLayout, layers: Sequence[nn.Linear | nn.Conv2d]) -> Self:
+        """A new net, whose weights start as those of these layers."""
+        activations = nn.ModuleList(layout.activation() for _ in layers[1:])
+        return cls(layout, StepWeights(layout.n_terms, layers), activations, InputScales(layout.n_in))
+
+    def covers(self, method: Method) -> bool:
+        return not self.layout.reads_tableau or self.scales.errors.cover(method.main_kind)
+
+    # ------------------------------------------------------------------ scales
+    def with_scales(self, sample: ScaleSample) -> Self:
+        scales = InputScales(self.layout.n_in).to(self.scales.shift)
+        kinds = [residual.kind for residual in sample.residuals]
+        if self.layout.reads_tableau:
+            scales.errors = ErrorRanges.of(kinds)
+        scales.eps_max = max(abs(r.eps) for r in sample.residuals)
+        start, end = sample.t_span
+        scales.middle, scales.per_half = (start + end) / 2, 2 / abs(end - start)
+        # Start-up steps lack features. A few steps' tell the scales; those of all would double the memory of the set.
+        full = [r for r in sample.residuals if r.kind.n_stages == self.layout.n_stages]
+        few = (full or [sample.residuals[0]])[:: max(1, len(full) // 8)]
+        self._measure(scales, few, sample.x)
+        return type(self)(self.layout, self.weights, self.activations, scales)
+
+    def _measure(self, scales: InputScales, residuals: Sequence[Residual], x: Tensor | None) -> None:
+        """Take shift and scale from the features in some steps."""
+        stacked = torch.cat([self._join(self._features(r.eps, r.z, r.stages, x, r.kind)) for r in residuals])
+        axes = [0, *range(2, stacked.ndim)]
+        known = stacked.shape[1]
+        stacked, unit = in_own_units(stacked, tuple(axes))
+        unit = unit.flatten()
+        scales.shift[:known] = self._center(stacked.mean(dim=axes) * unit)
+        deviation = stacked.std(dim=axes, unbiased=False) * unit
+        size = stacked.pow(2).mean(dim=axes).sqrt() * unit
+        # Equal stages have quotients of their rounding, which is that of the first one over eps.
+        n, quotients = self.layout.n_state, self.layout.n_before + self.layout.n_state
+        smallest = min(abs(r.eps) for r in residuals)
+        size[quotients:] = (size[quotients - n : quotients] / smallest).repeat((known - quotients) // n)
+        # What varies by no more than rounding is constant: in units of its size, that stays as small as it is.
+        rounding = 32 * torch.finfo(size.dtype).eps
+        spread = torch.where(deviation > rounding * size, deviation, size)
+        scales.scale[:known] = 1 / torch.where(spread > 0, spread, torch.ones_like(spread))
+
+    # ------------------------------------------------------------------ g
+    def forward(
+        self, eps: Any, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None, kind: StepKind
+    ) -> Tensor:
+        h = self.scales.normalize(self._join(self._features(eps, z, stages, x, kind)))
+        first, *others = self.weights.layers(self.terms(eps, s, kind))
+        out = first(h)
+        for activation, layer in zip(self.activations, others, strict=True):
+            out = layer(activation(out))
+        return self._combine(out, h[:, self.layout.n_before :]).reshape(z.shape)
+
+    def _combine(self, out: Tensor, stages: Tensor) -> Tensor:
+        """Split the last layer's output into correction and gate; weigh the (scaled) stages by the gate."""
+        n = self.layout.n_state
+        g = out[:, :n]
+        if not self.layout.n_gate:
+            return g
+        if self.layout.has_matrix_gate:
+            # R is (f_t + J f) / 2 to leading order: a matrix that depends on the state, times the first stage.
+            return g + multiply_matrices(GATE_BOUND * torch.tanh(out[:, n:] / GATE_BOUND), stages)
+        return weigh_stages(g, torch.tanh(out[:, n:]), stages.split(n, dim=1))
+
+    def _features(
+        self, eps: Any, z: Tensor, stages: Sequence[Tensor], x: Tensor | None, kind: StepKind
+    ) -> list[Tensor]:
+        first, *others = stages
+        eps = per_row(eps, z)
+        quotients = [(stage - first) / (c * eps) for stage, c in zip(others, kind.spacings, strict=True)]
+        return [z, first, *quotients] if x is None else [z, x, first, *quotients]
+
+    def terms(self, eps: Any, s: Tensor, kind: StepKind) -> Tensor:
+        """1, and what the weights are linear in: one number each, or a row of them for every row."""
+        share = self.scales.time_share(s)
+        terms: list[Any] = [1.0, share, eps / self.scales.eps_max]
+        if self.layout.reads_tableau:
+            terms += self.scales.errors.scale(kind)
+        terms += [float(kind.family == family) for family in self.layout.other_families]
+        return torch.stack([t if isinstance(t, Tensor) else torch.full_like(share, t) for t in terms], dim=-1)
+
+    def fold(self, plan: StepPlan, scale: Tensor) -> nn.Module:
+        terms = self.terms(plan.eps, self.scales.shift.new_tensor(plan.s, dtype=torch.float64), plan.kind)
+        # A stage's feature: its difference from the first one (the first: itself) times a slope.
+        slopes = [1.0, *(1 / (spacing * plan.eps) for spacing in plan.kind.spacings)]
+        scales = self.scales.scale, self.scales.shift
+        return FoldedNet(self.layout, self.weights.at(terms), self.activations, scales, slopes, scale)
+
+    @abstractmethod
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Features side by side."""
+
+    @abstractmethod
+    def _center(self, mean: Tensor) -> Tensor:
+        """What to take off the features, given their mean."""
+
+
+class MLPCorrectionNet(GatedNet):
+    """A fully connected net; states of any shape are flattened."""
+
+    @classmethod
+    def build(cls, layout: CorrectionLayout) -> Self:
+        """A new net of this layout."""
+        widths = [layout.n_in, *[layout.hidden] * layout.depth, layout.n_out]
+        return cls.from_layers(layout, [nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths)])
+
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([flatten_samples(part) for part in parts], dim=1)
+
+    def _center(self, mean: Tensor) -> Tensor:
+        return mean
+
+
+class ConvCorrectionNet(GatedNet):
+    """A convolutional net for image states."""
+
+    takes_row_steps = False
+    """A convolution's weights by row would be as many convolutions."""
+
+    @classmethod
+    def build(cls, layout: CorrectionLayout, kernel_size: int) -> Self:
+        """A new net of this layout."""
+        widths = [layout.n_in, *[layout.hidden] * layout.depth, layout.n_out]
+        return cls.from_layers(layout, [nn.Conv2d(n_in, n_out, kernel_size) for n_in, n_out in pairwise(widths)])
+
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts), dim=1)
+
+    def _center(self, mean: Tensor) -> Tensor:
+        # Not shifted: convolutions pad with zeros, so that a shift could not move into their biases.
+        return torch.zeros_like(mean)

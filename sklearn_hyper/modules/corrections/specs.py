@@ -1,0 +1,229 @@
+"""What a user sets of a correction g: specs with scikit-learn's parameter protocol, which build the nets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...numerics.methods import Method, RungeKutta, resolve_base_solver
+from .contract import CorrectionSpec, NetInputs, OwnModule
+from .layers import CorrectionLayout
+from .nets import ConvCorrectionNet, MLPCorrectionNet
+
+_MATRIX_GATE = 4
+"""Up to this many dimensions the gate is a matrix a stage, above it one number."""
+_GATE_SHARE = 0.5
+"""Of the width, what a gate that is a matrix has to leave within the budget of MACs."""
+_ACTIVATIONS = {"silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "prelu": nn.PReLU}
+
+
+@dataclass
+class _GatedSpec(CorrectionSpec):
+    """What both kinds have in common."""
+
+    hidden: int | None = None
+    depth: int = 3
+    activation: str = "silu"
+    gate: bool = True
+    tableaus: Sequence[Any] | None = None
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def method_family(self, method: Method) -> list[Method]:
+        """The base method, then those of ``tableaus``."""
+        if self.tableaus is None:
+            return [method]
+        name = f"{type(self).__name__}.tableaus"
+        if not isinstance(self.tableaus, (list, tuple)) or not self.tableaus:
+            raise ValueError(f"{name} must be None or a list of names and ButcherTableaus, got {self.tableaus!r}.")
+        family = [method]
+        for tableau in self.tableaus:
+            member = _resolve_member(tableau, method, name)
+            if member not in family:
+                family.append(member)
+        for member in family:
+            if not isinstance(member, RungeKutta):
+                raise ValueError(
+                    f"base_solver {member.name!r} has no Butcher tableau, and a correction fitted over tableaus needs to "
+                    "know it; pass a ButcherTableau, or fit with tableaus=None."
+                )
+        return family
+
+    def _check(self) -> None:
+        for name in ("hidden", "depth"):
+            value = getattr(self, name)
+            if not (value is None and name == "hidden") and (not isinstance(value, Integral) or value < 1):
+                raise ValueError(f"{type(self).__name__}.{name} must be an integer >= 1, got {value!r}.")
+        if self.activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"{type(self).__name__}.activation must be one of {sorted(_ACTIVATIONS)}, got {self.activation!r}."
+            )
+
+    def _layout(self, inputs: NetInputs, n_state: int, n_input: int, **sizes: Any) -> CorrectionLayout:
+        main = inputs.main_kind
+        return CorrectionLayout(
+            state_shape=tuple(inputs.z.shape[1:]),
+            n_state=n_state,
+            n_stages=main.n_stages,
+            n_input=n_input,
+            depth=self.depth,
+            activation=_ACTIVATIONS[self.activation],
+            reads_tableau=self.tableaus is not None,
+            other_families=tuple(kind.family for kind in inputs.kinds if kind.family != main.family),
+            **sizes,
+        )
+
+
+def _resolve_member(tableau: Any, method: Method, name: str) -> Method:
+    try:
+        member = resolve_base_solver(tableau)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} holds {tableau!r}: {error}") from error
+    if member.main_kind.family != method.main_kind.family:
+        raise ValueError(
+            f"{name} holds {member.name!r} (order {member.order}, {member.n_stages} stages), but base_solver is "
+            f"{method.name!r} (order {method.order}, {method.n_stages} stages); a correction covers base solvers of "
+            "one order and number of stages."
+        )
+    return member
+
+
+@dataclass
+class MLPCorrection(_GatedSpec):
+    """A fully connected correction for vector states (other shapes are flattened).
+
+    All its weights are linear in s and eps, which a batch shares: that costs no product a sample.
+
+    Parameters
+    ----------
+    hidden : int, optional
+        Width of the hidden layers. None: the widest that keeps MAC_g within the budget (a tenth of MAC_f), 1 to 64;
+        32 where the field has no MACs to compare with.
+    depth : int, default 3
+        Number of hidden layers.
+    activation : {"silu", "tanh", "softplus", "prelu"}, default "silu"
+    gate : bool, default True
+        Whether the net also emits bounded, state-dependent weights on the stages it reads: a matrix a stage for states of
+        up to four dimensions where the budget of MACs lets it, else one number a stage.
+    tableaus : list of str and ButcherTableau, optional
+        Fit over these base solvers too, all of the fitted one's order and number of stages. The net is then told which one
+        it runs with, so that ``with_solver`` can swap one of them, or one between them, for another.
+
+    Examples
+    --------
+    >>> from sklearn_hyper import MLPCorrection, alpha_family
+    >>> MLPCorrection(hidden=16).set_params(depth=1).get_params()
+    {'hidden': 16, 'depth': 1, 'activation': 'silu', 'gate': True, 'tableaus': None}
+    >>> family = MLPCorrection(tableaus=[alpha_family(0.1), "midpoint", "heun"])
+    """
+
+    def build(self, inputs: NetInputs) -> nn.Module:
+        """Build the net for such states, stages and inputs."""
+        self._check()
+        n, n_stages = inputs.z[0].numel(), inputs.main_kind.n_stages
+        n_input = 0 if inputs.x is None else inputs.x[0].numel()
+        n_in = n * (1 + n_stages) + n_input
+
+        def width(n_gate: int, product: int = 0) -> int:
+            n_out = n + n_gate * n_stages
+            return self.hidden or _widest(
+                inputs.max_macs, 32, lambda h: h * (n_in + n_out) + (self.depth - 1) * h * h + product
+            )  # fmt: skip
+
+        n_gate, has_matrix_gate = int(self.gate), False
+        hidden = width(n_gate)
+        if self.gate and n <= _MATRIX_GATE:
+            # What the folded net's matrix gate costs: spreading every stage, and adding up.
+            narrower = width(n * n, n**3 * n_stages * (1 + n_stages))
+            if narrower >= _GATE_SHARE * hidden:
+                n_gate, has_matrix_gate, hidden = n * n, True, narrower
+        sizes = {"n_gate": n_gate, "has_matrix_gate": has_matrix_gate, "hidden": hidden}
+        return MLPCorrectionNet.build(self._layout(inputs, n, n_input, **sizes))
+
+
+@dataclass
+class ConvCorrection(_GatedSpec):
+    """A convolutional correction for image states (channels, height, width).
+
+    All its weights are linear in s and eps, as those of :class:`MLPCorrection` are.
+
+    Parameters
+    ----------
+    hidden : int, optional
+        Channels of the hidden layers. None: the widest that keeps MAC_g within the budget (a tenth of MAC_f), 1 to 64;
+        16 where the field has no MACs to compare with.
+    depth : int, default 1
+        Number of hidden layers.
+    activation : {"silu", "tanh", "softplus", "prelu"}, default "silu"
+    gate : bool, default True
+        Whether the net also emits bounded, state-dependent weights (one a position) on the stages it reads.
+    tableaus : list of str and ButcherTableau, optional
+        Fit over these base solvers too; see :class:`MLPCorrection`.
+    kernel_size : int, default 3
+        Odd.
+
+    Examples
+    --------
+    >>> from sklearn_hyper import ConvCorrection
+    >>> ConvCorrection(hidden=8).hidden
+    8
+    """
+
+    depth: int = 1
+    kernel_size: int = 3
+
+    def build(self, inputs: NetInputs) -> nn.Module:
+        """Build the net for such states, stages and inputs."""
+        self._check()
+        z, x, n_stages = inputs.z, inputs.x, inputs.main_kind.n_stages
+        if z.ndim != 4:
+            raise ValueError(f"ConvCorrection needs states of shape (c, h, w), got {tuple(z.shape[1:])}.")
+        if self.kernel_size % 2 != 1:
+            raise ValueError(f"ConvCorrection.kernel_size must be odd, got {self.kernel_size}.")
+        c, area, k2 = z.shape[1], z[0, 0].numel(), self.kernel_size**2
+        n_input = 0 if x is None else _image_channels(x, z)
+        n_in, n_out = c * (1 + n_stages) + n_input, c + n_stages * self.gate
+        hidden = self.hidden or _widest(
+            inputs.max_macs, 16, lambda h: area * k2 * (h * (n_in + n_out) + (self.depth - 1) * h * h)
+        )  # fmt: skip
+        sizes = {"n_gate": int(self.gate), "has_matrix_gate": False, "hidden": hidden}
+        return ConvCorrectionNet.build(self._layout(inputs, c, n_input, **sizes), self.kernel_size)
+
+
+def _image_channels(x: Tensor, z: Tensor) -> int:
+    if x.ndim != 4 or x.shape[2:] != z.shape[2:]:
+        raise ValueError(
+            f"ConvCorrection reads the input x beside the state, so x must be an image of the state's height and width "
+            f"{tuple(z.shape[2:])}, got x of shape {tuple(x.shape[1:])}; pass a correction module of your own."
+        )
+    return int(x.shape[1])
+
+
+def _widest(max_macs: float, default: int, macs: Any) -> int:
+    if math.isnan(max_macs):
+        return default
+    return max((h for h in range(1, 65) if macs(h) <= max_macs), default=1)
+
+
+def resolve_spec(correction: Any, z: Tensor) -> CorrectionSpec:
+    """The spec that a user's ``correction`` stands for.
+
+    ========================  ==========================================================
+    ``correction``            spec
+    ========================  ==========================================================
+    "auto", states (c, h, w)  :class:`ConvCorrection`
+    "auto", other states      :class:`MLPCorrection`
+    a spec                    itself
+    an ``nn.Module``          a copy of the module, started as it is
+    ========================  ==========================================================
+    """
+    if isinstance(correction, str):
+        return ConvCorrection() if z.ndim == 4 else MLPCorrection()
+    return correction if isinstance(correction, CorrectionSpec) else OwnModule(correction)

@@ -1,0 +1,24 @@
+"""Fixed-step methods: one file a family, and the contract that they keep."""
+
+from .adams_bashforth import AdamsBashforth, adams_bashforth_weights
+from .method import Field, Method, Step, StepKind
+from .nonstationary import NONSTATIONARY, Nonstationary, compose_tableaus
+from .resolve import CANONICAL, DEFAULT, resolve_base_solver
+from .runge_kutta import RungeKutta, leading_error
+
+__all__ = [
+    "CANONICAL",
+    "DEFAULT",
+    "NONSTATIONARY",
+    "AdamsBashforth",
+    "Field",
+    "Method",
+    "Nonstationary",
+    "RungeKutta",
+    "Step",
+    "StepKind",
+    "adams_bashforth_weights",
+    "compose_tableaus",
+    "leading_error",
+    "resolve_base_solver",
+]

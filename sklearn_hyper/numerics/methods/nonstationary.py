@@ -1,0 +1,169 @@
+"""Solvers whose coefficients and mesh are made for one number of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from ..tableaus import ButcherTableau
+from ..tensors import weighted_sum
+from ..times import check_n_steps, check_t_span
+from .method import Field, Method, Step, StepKind
+
+NONSTATIONARY = "nonstationary"
+"""Names a method whose coefficients a fit learns."""
+NONSTATIONARY_ORDER = 1
+_OFFSETS = (0.0, -1.0)
+"""A correction reads f here and at the mesh point before: offsets on a uniform mesh."""
+_LAST_STAGE = 0.9
+
+
+@dataclass(frozen=True)
+class Nonstationary(Method):
+    r"""Explicit method with coefficients of its own in every step, for one K and one mesh.
+
+    .. math:: z_{k+1} = z_k + \epsilon_k \sum_{j \le k} w_{kj} f(s_j, z_j), \qquad \sum_j w_{kj} = 1
+
+    Every explicit method that evaluates f once a step and whose steps are consistent is one of these: Euler, and the
+    Adams-Bashforth methods that start with it, too. It has order 1, and is defined for its K alone. Estimators learn one
+    with ``base_solver="nonstationary"``.
+
+    Parameters
+    ----------
+    weights : sequence of K sequences of float
+        Row k holds w_k0, ..., w_kk.
+    shares : sequence of K + 1 floats
+        The mesh as shares of the span, from 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If a row has a wrong length or does not sum to 1, or the shares do not rise from 0 to 1.
+
+    References
+    ----------
+    Shaul et al. (2024), *Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models*, ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_hyper.numerics import Nonstationary, hypersolve
+    >>> ab2 = Nonstationary([(1.0,), (-0.5, 1.5)], (0.0, 0.5, 1.0))
+    >>> hypersolve(lambda t, z: -z, torch.ones(1, 1), (0.0, 1.0), 2, ab2)
+    tensor([[0.3750]])
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    shares: tuple[float, ...]
+
+    def __init__(self, weights: Sequence[Sequence[float]], shares: Sequence[float]):
+        rows, mesh = tuple(tuple(map(float, row)) for row in weights), tuple(map(float, shares))
+        for k, row in enumerate(rows):
+            if len(row) != k + 1 or not math.isclose(sum(row), 1, abs_tol=1e-5):
+                raise ValueError(f"weights[{k}] must hold {k + 1} numbers that sum to 1, got {row}.")
+        rises = all(after > before for before, after in pairwise(mesh))
+        if not rows or len(mesh) != len(rows) + 1 or (mesh[0], mesh[-1]) != (0.0, 1.0) or not rises:
+            raise ValueError(f"shares must be {len(rows) + 1} numbers that rise from 0 to 1, got {mesh}.")
+        object.__setattr__(self, "weights", rows)
+        object.__setattr__(self, "shares", mesh)
+
+    name = NONSTATIONARY
+    order = NONSTATIONARY_ORDER
+    follows_trajectory = False
+    """Learned coefficients let the states between leave the trajectory where that serves the end."""
+
+    @property
+    def n_steps(self) -> int:  # type: ignore[override]
+        """The K that it is made for."""
+        return len(self.weights)
+
+    @property
+    def memory(self) -> int:  # type: ignore[override]
+        """Every step remembers all that came before."""
+        return self.n_steps - 1
+
+    def kind(self, index: int) -> StepKind:
+        return nonstationary_kind(index)
+
+    def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: float, state: tuple[Any, ...]) -> Step:
+        stages = (*state, f(times[0], z))
+        return nonstationary_step(weighted_sum(self.weights[len(state)], stages), stages)
+
+    def remember(self, state: tuple[Tensor, ...], eps: float, stage: Tensor) -> tuple[Tensor, ...]:
+        return (*state, stage)
+
+    def mesh(self, t_span: Any, n_steps: int) -> tuple[float, ...]:
+        if self.n_steps != check_n_steps(n_steps):
+            raise ValueError(
+                f"base_solver={self.name!r} is made for n_steps={self.n_steps} alone, got n_steps={n_steps}; "
+                "fit it anew, or fit a base solver that takes any number of steps (base_solver='ab2', or 'auto' with "
+                "fit_n_steps=(a, b))."
+            )
+        start, end = check_t_span(t_span)
+        return (start, *(start + (end - start) * share for share in self.shares[1:-1]), end)
+
+    def check_mesh(self, mesh: Sequence[float]) -> None:
+        n = min(len(mesh), len(self.shares))
+        span = (mesh[n - 1] - mesh[0]) / self.shares[n - 1]
+        off = [abs(s - mesh[0] - span * share) for s, share in zip(mesh, self.shares, strict=False)]
+        if len(mesh) > len(self.shares) or max(off) > 1e-6 * max(abs(span), abs(mesh[0]), abs(mesh[-1])):
+            raise ValueError(
+                f"grid={tuple(mesh)} is not the mesh that base_solver={self.name!r} is made for, {self.shares} as shares of "
+                "the span; leave grid=None, or take another base solver, such as 'ab2'."
+            )
+
+
+def nonstationary_kind(index: int) -> StepKind:
+    """Euler's kind for the first step; the later ones read the stage before, too."""
+    return StepKind(NONSTATIONARY_ORDER, (0.0,), _OFFSETS[: index + 1])
+
+
+def nonstationary_step(direction: Tensor, stages: tuple[Tensor, ...]) -> Step:
+    """A step after f here (the last of ``stages``) and at all mesh points before."""
+    return Step(direction, list(stages[: -len(_OFFSETS) - 1 : -1]), stages)
+
+
+def compose_tableaus(tableaus: Sequence[ButcherTableau]) -> Nonstationary:
+    r"""One step of each Runge-Kutta method in turn, as a nonstationary method; spans go by the number of stages.
+
+    Its states are those that the stages are evaluated at, so that a step leads from one stage's state to the next one's.
+
+    Parameters
+    ----------
+    tableaus : sequence of ButcherTableau
+        With stages at different times, in their order. A last stage at the end of the step, where the next one begins, is
+        moved to nine tenths of it, which costs such a method its full order.
+
+    Returns
+    -------
+    Nonstationary
+        Its K is the number of all stages.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.numerics.methods import compose_tableaus
+    >>> from sklearn_hyper.numerics.tableaus import MIDPOINT
+    >>> compose_tableaus([MIDPOINT]).weights
+    ((1.0,), (-1.0, 2.0))
+    """
+    n = sum(tableau.n_stages for tableau in tableaus)
+    rows: list[list[float]] = []
+    shares: list[float] = []
+    for tableau in tableaus:
+        start = len(rows)
+        at_end = tableau.c[-1] == 1
+        scales = [*[1.0] * (tableau.n_stages - 1), _LAST_STAGE if at_end else 1.0]
+        states = [[scale * a for a in row] for scale, row in zip(scales, tableau.a, strict=True)] + [list(tableau.b)]
+        nodes = [scale * c for scale, c in zip(scales, tableau.c, strict=True)] + [1.0]
+        for i in range(tableau.n_stages):
+            step = [
+                (after - before) / (nodes[i + 1] - nodes[i]) for before, after in zip(*states[i : i + 2], strict=True)
+            ]
+            rows.append([*[0.0] * start, *step[: i + 1]])
+            shares.append((start + nodes[i] * tableau.n_stages) / n)
+    return Nonstationary(rows, [*shares, 1.0])

@@ -1,0 +1,92 @@
+"""Which method a name, a tableau or an order stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..tableaus import TABLEAUS, ButcherTableau
+from .adams_bashforth import AdamsBashforth
+from .method import Method
+from .nonstationary import NONSTATIONARY
+from .runge_kutta import RungeKutta
+
+CANONICAL = {1: "euler", 2: "midpoint", 3: "rk3", 4: "rk4"}
+"""The method that ``base_solver="auto"`` stands for, by order."""
+
+DEFAULT = "ab2"
+"""The method that ``base_solver="auto"`` stands for without an order: one evaluation of f a step, the first Euler's."""
+
+MULTISTEP: dict[str, Method] = {method.name: method for method in map(AdamsBashforth, (2, 3, 4))}
+"""Methods that have no tableau, by name."""
+
+_NAMES = (*sorted(TABLEAUS), *MULTISTEP)
+
+
+def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> Method:
+    """Turn what a user may pass as ``base_solver`` and ``order`` into a method.
+
+    Parameters
+    ----------
+    base_solver : str, ButcherTableau or Method
+        ``"auto"`` is the canonical method of ``order``: euler, midpoint, rk3, rk4 for 1 to 4; without one, ``"ab2"``.
+        ``"ab2"``, ``"ab3"`` and ``"ab4"`` are :class:`AdamsBashforth`, the other names tableaus.
+    order : int, optional
+        Chooses with ``"auto"``; otherwise it must agree with the method.
+
+    Returns
+    -------
+    Method
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or ``order`` contradicts the method.
+    TypeError
+        If ``base_solver`` is none of the accepted kinds.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.numerics import resolve_base_solver
+    >>> resolve_base_solver("auto", order=2).name
+    'midpoint'
+    """
+    if order is not None and (isinstance(order, bool) or order not in range(1, 6)):
+        raise ValueError(f"order must be None or an integer from 1 to 5, got {order!r}.")
+    if isinstance(base_solver, str):
+        name = DEFAULT if base_solver == "auto" and order is None else base_solver
+        method: Method = MULTISTEP.get(name) or RungeKutta(_named_tableau(name, order))
+    elif isinstance(base_solver, ButcherTableau):
+        method = RungeKutta(base_solver)
+    elif isinstance(base_solver, Method):
+        method = base_solver
+    else:
+        raise TypeError(
+            f"base_solver must be a name ({', '.join(_NAMES)}, auto), a ButcherTableau or a numerics.Method, "
+            f"got {type(base_solver).__name__}."
+        )
+    if order is not None and order != method.order:
+        raise ValueError(
+            f"order={order} contradicts base_solver={method.name!r}, which has order {method.order}; "
+            "leave order=None, or search over a list of dicts, one per solver."
+        )
+    return method
+
+
+def _named_tableau(name: str, order: int | None) -> ButcherTableau:
+    if name == "auto":
+        if order not in CANONICAL:
+            raise ValueError(
+                f"base_solver='auto' knows orders {sorted(CANONICAL)}, got order={order}; pass a ButcherTableau instead."
+            )
+        name = CANONICAL[order]
+    if name == NONSTATIONARY:
+        raise ValueError(
+            f"base_solver={NONSTATIONARY!r} is learned by an estimator's fit; here pass its base_solver_, or a "
+            "Nonstationary."
+        )
+    if name not in TABLEAUS:
+        raise ValueError(
+            f"base_solver={name!r} is unknown; valid names are {', '.join(_NAMES)}, 'auto' and, for estimators, "
+            f"{NONSTATIONARY!r}; or pass a ButcherTableau (alpha_family(0.7), say)."
+        )
+    return TABLEAUS[name]

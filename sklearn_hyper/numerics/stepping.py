@@ -1,0 +1,166 @@
+"""The stepping loop (paper, eqs. 2, 4 and 5): how a method is driven over a span of time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .correction import Correction
+from .methods.method import Method, StepKind
+from .protection import NO_INPUTS, FieldInputs, ProtectedField
+from .times import check_grid, check_resolution, time_tensor
+
+
+class StepPlan(NamedTuple):
+    """A step before it is taken: all that is known whatever the state."""
+
+    k: int
+    """How many steps of the solve come before."""
+    s: Any
+    """Where it starts: a float (a 0-d tensor where the mesh is being learned)."""
+    eps: Any
+    """How long it is, signed: a float, or a 0-d tensor likewise."""
+    kind: StepKind
+
+    def times(self) -> list[Any]:
+        """When it evaluates f."""
+        return [self.s + node * self.eps for node in self.kind.nodes]
+
+
+class Stepping(ABC):
+    """A policy that drives a method over a span: which steps are taken, of what size.
+
+    :class:`FixedMesh` is told its steps beforehand. A policy that chooses them as it goes would read
+    :attr:`~sklearn_hyper.numerics.methods.Step.error`.
+    """
+
+    method: Method
+
+    @abstractmethod
+    def iterate(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> Iterator[Tensor]:
+        """Yield the state after every step, z_1, z_2, ..."""
+
+    @abstractmethod
+    def count_evaluations(self) -> int:
+        """Evaluations of f in a solve."""
+
+    def solve(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> Tensor:
+        """Return the state at the end of the span."""
+        check_state(z0)
+        z = z0
+        for z in self.iterate(f, z0, correction, inputs):  # noqa: B007 - the last state is the result
+            pass
+        return z
+
+    def trajectory(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> Tensor:
+        """Return z_0 and the state after every step, time first."""
+        check_state(z0)
+        return torch.stack([z0, *self.iterate(f, z0, correction, inputs)])
+
+
+class FixedMesh(Stepping):
+    """Steps from one time of a mesh to the next.
+
+    All that does not depend on states is computed here once, for it takes as long as evaluating a small field.
+
+    Parameters
+    ----------
+    method : Method
+    grid : sequence of float
+        The mesh s_0, ..., s_K, checked: see :func:`check_method_grid`. A tensor where it is being learned.
+    """
+
+    def __init__(self, method: Method, grid: Sequence[float] | Tensor):
+        self.method, self.grid = method, grid
+        self.plans = [StepPlan(k, s, after - s, method.kind(k)) for k, (s, after) in enumerate(pairwise(grid))]
+        self._times = [time for plan in self.plans for time in plan.times()]
+
+    @classmethod
+    def of(cls, method: Method, t_span: Any, n_steps: int) -> FixedMesh:
+        """The mesh that a method takes for so many steps of a span: equal steps, or its own."""
+        return cls(method, method.mesh(t_span, n_steps))
+
+    @property
+    def n_steps(self) -> int:
+        """K."""
+        return len(self.plans)
+
+    def count_evaluations(self) -> int:
+        return len(self._times)
+
+    def iterate(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> Iterator[Tensor]:
+        """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop."""
+        field = ProtectedField(f, inputs)
+        # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being learned
+        # consists of tensors already.
+        times: Iterator[Any]
+        if isinstance(self.grid, Tensor):
+            times = iter(self._times)
+        else:
+            times = iter(time_tensor(self._times, z0, self.grid).unbind())
+        z, state, step = z0, (), self.method.step
+        for plan in self.plans:
+            eps, kind = plan.eps, plan.kind
+            step_times = list(islice(times, len(kind.nodes)))
+            if correction is None:
+                direction, _, state, _ = step(field, step_times, z, eps, state)
+                z = _add(z, direction, eps)
+            else:
+                direction, stages, state, _ = step(correction.field(field, plan), step_times, z, eps, state)
+                g = correction.term(plan, step_times[0], z, stages, inputs.x)
+                z = _add(z, direction, eps)
+                if g is not None:
+                    z = _add(z, g, eps ** (kind.order + 1))
+            yield z
+
+
+def _add(z: Tensor, direction: Tensor, scale: float | Tensor) -> Tensor:
+    # alpha takes numbers only, and is one operation where they are.
+    return z + scale * direction if isinstance(scale, Tensor) else z.add(direction, alpha=scale)
+
+
+def check_state(z0: Any) -> None:
+    """Refuse what is no floating-point tensor with a batch axis."""
+    if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
+        raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
+
+
+def check_method_grid(
+    method: Method, grid: Sequence[float] | Tensor, t_span: Any = None, n_steps: int | None = None
+) -> tuple[float, ...]:
+    """Check a mesh of the user's own, by itself and against a method that is made for one mesh alone."""
+    mesh = check_grid(grid, t_span, n_steps)
+    check_resolution("grid", mesh)
+    if method.n_steps is not None:
+        method.mesh((mesh[0], mesh[-1]), len(mesh) - 1)  # refuses another number of steps
+    method.check_mesh(mesh)
+    return mesh

@@ -1,0 +1,62 @@
+"""Shapes and norms of batches of states: axis 0 is the batch, whatever the state's own shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def flatten_samples(t: Tensor) -> Tensor:
+    """Turn (batch, ...) into (batch, n). A state may have no axis but the batch's."""
+    return t if t.ndim == 2 else t.reshape(t.shape[0], -1)
+
+
+def per_row(value: Any, like: Tensor) -> Any:
+    """Shape one number a row so that it multiplies a batch of states. Leave a number for all rows as it is."""
+    return value.reshape(-1, *[1] * (like.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
+
+
+def sample_norm(t: Tensor) -> Tensor:
+    """Return the 2-norm of every sample, over axes of length one."""
+    axes = list(range(1, t.ndim))
+    return torch.linalg.vector_norm(t, dim=axes, keepdim=True) if axes else t.abs()
+
+
+def row_norms(t: Tensor) -> Tensor:
+    """Return the 2-norm of every sample, in shape (batch,)."""
+    return torch.linalg.vector_norm(flatten_samples(t), dim=1)
+
+
+def mean_norm(t: Tensor) -> Tensor:
+    """Return the mean over samples of the 2-norm: the norm of both losses of section 3.2."""
+    return row_norms(t).mean()
+
+
+def in_own_units(t: Tensor, dim: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Divide a tensor by its largest magnitude over ``dim`` (all axes); return that magnitude too, 1 where all is zero.
+
+    Targets are of the size of the span to the power of -p-1: in many units of time their squares leave float32's range.
+    """
+    unit = t.abs().amax(dim=dim, keepdim=dim != ())
+    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+    return t / unit, unit
+
+
+def mean_size(t: Tensor, unit: Tensor) -> float:
+    """Return the mean norm in a unit of the states. The tensor may be of any size: its squares may leave the range of numbers."""
+    scaled, own = in_own_units(t / unit)
+    return float(mean_norm(scaled)) * float(own)
+
+
+def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """Sum tensors by weights, in as few operations as it takes. At least one weight is not zero."""
+    terms = [(weight, tensor) for weight, tensor in zip(weights, tensors, strict=True) if weight]
+    weight, total = terms[0]
+    if weight != 1:
+        total = total * weight
+    for weight, tensor in terms[1:]:
+        total = total.add(tensor, alpha=weight)
+    return total

@@ -1,0 +1,221 @@
+"""Learn the coefficients and the mesh of a nonstationary method, before a correction is fitted on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modules.seeding import own_generator
+from ..numerics.methods import NONSTATIONARY, Field, Method, Nonstationary, Step, StepKind, compose_tableaus
+from ..numerics.methods.nonstationary import NONSTATIONARY_ORDER, nonstationary_kind, nonstationary_step
+from ..numerics.row_errors import numbered_rows
+from ..numerics.stepping import FixedMesh
+from ..numerics.tableaus import MIDPOINT, RK4_38, ButcherTableau
+from ..numerics.tensors import flatten_samples
+from ..numerics.times import time_dtype
+from .batches import Batches
+from .errors import check_overflow
+from .nets import TENSOR_ROWS, BestWeights, LossNet, build_net, cosine_schedule, draw_seed
+from .references import solve_ends
+from .settings import FitSettings
+from .targets import span_units
+from .tasks import Task
+
+_ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
+_TINY = 1e-20
+# Ralston (1962). Unlike Kutta's, its last stage is not at the end of the step.
+_RALSTON3 = ButcherTableau(
+    "ralston3", 3, ((0, 0, 0), (1 / 2, 0, 0), (0, 3 / 4, 0)), (2 / 9, 1 / 3, 4 / 9), (0, 1 / 2, 3 / 4)
+)
+
+
+@dataclass(frozen=True)
+class LearnedCoefficients:
+    """Learns a :class:`Nonstationary` method of K steps on terminal states of dopri5.
+
+    It starts as the classical method that does best on held-out rows, and keeps its best epoch: on them it is never worse.
+
+    Parameters
+    ----------
+    settings : FitSettings
+        Of the whole fit; this part takes ``max_epochs``, at most 120, passes over its few hundred rows, and an optimizer and
+        learning rate of its own: since coefficients start at a classical method, these ask for no tuning.
+    """
+
+    settings: FitSettings
+
+    @property
+    def start(self) -> Nonstationary:
+        """A method of this form, to plan with: Euler's."""
+        return classical_starts(self.settings.n_steps)[0]
+
+    def fit(self, task: Task, ends: Tensor | None = None) -> Nonstationary:
+        """Learn the method for a task.
+
+        Parameters
+        ----------
+        task : Task
+            Some tens of numbers are learned, so a few hundred of its rows are used.
+        ends : Tensor, optional
+            What :func:`solve_ends` gives for the task; where missing, the few hundred rows are solved.
+
+        Raises
+        ------
+        BaseSolverOverflowError
+            If not even Euler's method stays in the range of numbers.
+        KeyboardInterrupt
+            On Ctrl-C: without a correction yet, there is nothing to keep.
+        """
+        n_rows = len(task)
+        few = torch.linspace(0, n_rows - 1, min(n_rows, _ROWS + _VALID_ROWS)).long()
+        task = task.rows(few)
+        with numbered_rows(few.tolist(), n_rows):
+            states = solve_ends(task, self.settings) if ends is None else ends[:, few]
+            return self._fit(task.to(self.settings.device), states.to(self.settings.device))
+
+    def _fit(self, task: Task, states: Tensor) -> Nonstationary:
+        generator = own_generator(draw_seed(self.settings.random_state))
+        shuffled = torch.randperm(len(task), generator=generator)
+        n_valid = min(_VALID_ROWS, max(1, len(task) // 5))
+        held_out, fitted = (rows.to(self.settings.device) for rows in (shuffled[:n_valid], shuffled[n_valid:]))
+        starts = classical_starts(self.settings.n_steps)
+        loss = _CoefficientLoss(task, states)
+        with torch.no_grad():
+            # In batches: a step holds the stages of all steps before it.
+            batches = shuffled.to(self.settings.device).split(_BATCH)
+            errors = [torch.cat([loss.errors(rows, start) for rows in batches]) for start in starts]
+        # Where none is finite, Euler's method tells which rows are to blame.
+        finite = [i for i, error in enumerate(errors) if error.isfinite().all()]
+        if not finite:
+            with numbered_rows(shuffled.tolist(), len(task)):
+                check_overflow(errors[0], NONSTATIONARY, self.settings.n_steps)
+        best_start = starts[min(finite, key=lambda i: float((errors[i][:n_valid] + _TINY).log().mean()))]
+        if self.settings.n_steps == 1:
+            return best_start
+        loss.method = TrainableCoefficients(best_start).to(states)
+        return self._train(loss, fitted, held_out, generator)
+
+    def _train(
+        self, loss: _CoefficientLoss, fitted: Tensor, held_out: Tensor, generator: torch.Generator
+    ) -> Nonstationary:
+        def validate(module: nn.Module) -> float:
+            with torch.no_grad():
+                return float(module(held_out))
+
+        n_epochs = min(_EPOCHS, self.settings.max_epochs)
+        settings = replace(
+            self.settings, optimizer=torch.optim.Adam, lr=_LR, max_epochs=n_epochs, callbacks=None, batch_size=_BATCH
+        )
+        schedule = cosine_schedule(len(Batches(len(fitted), _BATCH)), [n_epochs], [1.0])
+        net = build_net(
+            LossNet, loss, settings, BestWeights(validate), "learning coefficients", schedule=schedule,
+            batch_size=_BATCH, **TENSOR_ROWS,
+        )  # fmt: skip
+        net.train(fitted, None, generator)
+        if net.interrupted_:
+            raise KeyboardInterrupt
+        return net.module_.method.freeze()
+
+
+class TrainableCoefficients(nn.Module, Method):
+    """A nonstationary method whose coefficients and mesh are parameters; runs in the one stepping loop."""
+
+    name, order = NONSTATIONARY, NONSTATIONARY_ORDER
+
+    def __init__(self, start: Nonstationary):
+        super().__init__()
+        n = start.n_steps
+        below = torch.zeros(n, n)
+        for k, row in enumerate(start.weights):
+            below[k, :k] = torch.tensor(row[:k])
+        self.below = nn.Parameter(below)
+        self.log_steps = nn.Parameter(torch.tensor(start.shares).diff().log())
+
+    def shares(self) -> Tensor:
+        """The mesh, as shares of the span."""
+        steps = self.log_steps.softmax(0)
+        return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+
+    def row(self, k: int) -> list[Tensor]:
+        """Coefficients of step k; the newest makes their sum 1."""
+        earlier = self.below[k, :k]
+        return [*earlier.unbind(), 1 - earlier.sum()]
+
+    def kind(self, index: int) -> StepKind:
+        return nonstationary_kind(index)
+
+    def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: Any, state: tuple[Any, ...]) -> Step:
+        stages = (*state, f(times[0], z))
+        direction = sum(weight * stage for weight, stage in zip(self.row(len(state)), stages, strict=True))
+        return nonstationary_step(direction, stages)
+
+    def freeze(self) -> Nonstationary:
+        """The method as it is now, in plain numbers."""
+        with torch.no_grad():
+            n = len(self.log_steps)
+            shares = self.shares().double()
+            rows = [torch.stack(self.row(k)).double() for k in range(n)]
+        return Nonstationary([(row / row.sum()).tolist() for row in rows], [0.0, *shares[1:-1].tolist(), 1.0])
+
+
+def classical_starts(n_steps: int) -> list[Nonstationary]:
+    """Classical methods of n_steps evaluations: Euler, Adams-Bashforth of order 2, and Runge-Kutta steps.
+
+    Those are of the midpoint method where n_steps is even, and of as high an order as n_steps lets all of them be.
+    """
+    uniform = [k / n_steps for k in range(n_steps + 1)]
+    euler, ab2 = [[1.0]], [[1.0]]
+    for k in range(1, n_steps):
+        zeros = [0.0] * (k - 1)
+        euler.append([*zeros, 0.0, 1.0])
+        ab2.append([*zeros, -0.5, 1.5])
+    starts = [Nonstationary(rows, uniform) for rows in (euler, ab2)]
+    if n_steps % 2 == 0:
+        starts.append(compose_tableaus([MIDPOINT] * (n_steps // 2)))
+    if n_steps > 2:
+        starts.append(compose_tableaus(_highest_orders(n_steps)))
+    return starts
+
+
+def _highest_orders(n_steps: int) -> list[ButcherTableau]:
+    """Methods of four, three and, where it has to be, two stages that make n_steps evaluations."""
+    n_fours = next((n for n in range(n_steps // 4, -1, -1) if (n_steps - 4 * n) % 3 == 0), 0)
+    n_threes, rest = divmod(n_steps - 4 * n_fours, 3)
+    return [RK4_38] * n_fours + [_RALSTON3] * n_threes + [MIDPOINT] * (rest // 2)
+
+
+class _CoefficientLoss(nn.Module):
+    """Mean log squared terminal error, which weighs all rows alike, whatever their size.
+
+    Squares are those of errors in a unit of the states.
+    """
+
+    method: TrainableCoefficients
+
+    def __init__(self, task: Task, states: Tensor):
+        super().__init__()
+        # In a tuple, the frozen field stays out of parameters(), state_dict() and train().
+        self._frozen: Any = (task, states)
+        self._unit = span_units(task.neural_ode, states)
+
+    def errors(self, rows: Tensor, start: Nonstationary | None = None) -> Tensor:
+        """Mean square of the terminal error of every row, in those units: of the coefficients as they are, or of a start."""
+        task, states = self._frozen
+        ode = task.neural_ode
+        if start is None:
+            first, last = ode.t_span
+            grid = first + (last - first) * self.method.shares().to(time_dtype(states.dtype, ode.t_span))
+            mesh = FixedMesh(self.method, grid)
+        else:
+            mesh = FixedMesh.of(start, ode.t_span, start.n_steps)
+        *_, z = mesh.iterate(ode.vector_field, states[0][rows], None, task.inputs.rows(rows))
+        # Divided first: the squares of small units underflow.
+        return flatten_samples((z - states[-1][rows]) / self._unit).pow(2).mean(dim=1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The loss of some rows."""
+        return (self.errors(rows) + _TINY).log().mean()

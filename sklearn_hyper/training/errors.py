@@ -1,0 +1,231 @@
+"""Solves of a fixed Neural ODE along whole spans, and their errors: what a fit trains through, and is guarded by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modules.neural_ode import NeuralODE
+from ..numerics.correction import Correction
+from ..numerics.protection import FieldInputs
+from ..numerics.row_errors import RowsError, list_rows, refuse_undefined
+from ..numerics.stepping import FixedMesh
+from ..numerics.tensors import flatten_samples, mean_norm, mean_size, row_norms
+from ..numerics.units import state_units
+from .losses import StateLoss, terminal_loss, trajectory_loss
+from .plan import Run, mesh_indices
+from .tasks import Task
+
+_TINY = 1e-20
+"""No dtype tells an error of this share of the states from none."""
+_UNIT_ROWS = 256
+
+
+@dataclass
+class References:
+    """Reference states of some rows of a task, on the mesh shared by all."""
+
+    task: Task
+    times: tuple[float, ...]
+    states: Tensor
+    unit: Tensor
+    """Of the states, by feature: see :func:`sklearn_hyper.numerics.units.state_units`."""
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    @property
+    def inputs(self) -> FieldInputs:
+        """What the field takes beside t and z, by row."""
+        return self.task.inputs
+
+    def indices(self, grid: Sequence[float]) -> list[int]:
+        """Where the mesh holds the times of a grid."""
+        found = mesh_indices(self.times, grid)
+        if not found:
+            raise KeyError(f"references are on {self.times}, which lacks times of {grid}")
+        return found
+
+    def on_grid(self, grid: Sequence[float], rows: Any = slice(None)) -> Tensor:
+        """States at the times of a grid that the mesh contains."""
+        return torch.stack([self.states[i][rows] for i in self.indices(grid)])
+
+
+class UnrolledSolves:
+    """Solves of a fixed Neural ODE, and their errors as shares of the base solver's."""
+
+    def __init__(self, neural_ode: NeuralODE, loss: StateLoss):
+        self.neural_ode, self.loss = neural_ode, loss
+        self._units: dict[Run, Tensor] = {}
+        self._meshes: dict[Run, FixedMesh] = {}
+
+    def mesh(self, run: Run) -> FixedMesh:
+        """The steps of a run, planned once."""
+        if run not in self._meshes:
+            self._meshes[run] = FixedMesh.of(run.method, self.neural_ode.t_span, run.n_steps)
+        return self._meshes[run]
+
+    def solve(
+        self, references: References, rows: Any, run: Run, correction: Correction | None
+    ) -> tuple[Tensor, Tensor]:
+        """States that the loss looks at, and the reference's."""
+        mesh = self.mesh(run)
+        every_step = self.loss is trajectory_loss
+        grid = tuple(mesh.grid)
+        reference = references.on_grid(grid if every_step else (grid[0], grid[-1]), rows)
+        z0 = reference[0]
+        inputs = references.inputs.rows(rows)
+        states = [z0, *mesh.iterate(self.neural_ode.vector_field, z0, correction, inputs)]
+        return torch.stack(states if every_step else [z0, states[-1]]), reference
+
+    def share(self, references: References, rows: Any, run: Run, correction: Correction) -> Tensor:
+        """Error of some rows as a share of the base solver's on the first rows of ``references``."""
+        if run not in self._units:
+            with torch.no_grad():
+                states, reference = self.solve(references, slice(0, _UNIT_ROWS), run, None)
+                difference = self.loss(states, reference)
+                is_of_states = self.loss in (terminal_loss, trajectory_loss)
+                unit = references.unit if is_of_states else state_units(self.neural_ode.output_map(reference[-1]))
+                self._units[run] = unit * max(mean_size(difference, unit), _TINY)
+        found = self.solve(references, rows, run, correction)
+        return mean_norm(self.loss(*found) / self._units[run])
+
+
+class BaseSolverOverflowError(RowsError, ValueError):
+    """A base solver leaves the range of numbers from some rows, where dopri5 does not."""
+
+    @classmethod
+    def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
+        return (
+            f"{what} overflows from {len(rows)} of {n_rows} rows of X ({list_rows(rows)}), where dopri5 does not: its steps are "
+            "too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base solver of higher order, "
+            "or leave those rows out."
+        )
+
+
+def check_overflow(values: Tensor, name: str, n_steps: int) -> None:
+    """Raise a ValueError where what a base solver made of a row is not finite: no correction can be trained through that."""
+    lost = (~flatten_samples(values).isfinite()).any(dim=1).nonzero()[:, 0].tolist()
+    if lost:
+        raise BaseSolverOverflowError.of(f"base_solver={name!r} with n_steps={n_steps}", lost, len(values))
+
+
+def check_runs(
+    neural_ode: NeuralODE, both: Sequence[References], runs: Sequence[Run], batch_size: int, needs_outputs: bool
+) -> None:
+    """Refuse rows from which losses are not finite: a base solver overflows, or outputs are nan.
+
+    Parameters
+    ----------
+    both : sequence of References
+        Of the rows trained on and of those held out.
+    needs_outputs : bool
+        Whether outputs are part of a loss.
+    """
+    what = "finetune='output' needs outputs, and the output map is not finite at states that {} reaches"
+    if needs_outputs:
+        ends = torch.cat([references.states[-1] for references in both])
+        with torch.no_grad():
+            expected = torch.cat([neural_ode.output_map(z) for z in ends.split(batch_size)])
+        refuse_undefined(expected, what.format("dopri5"))
+    for run in runs:
+        outputs: list[Tensor] | None = [] if needs_outputs else None
+        errors = torch.cat([_base_errors(neural_ode, references, run, outputs) for references in both])
+        check_overflow(errors, run.method.name, run.n_steps)
+        if outputs:
+            refuse_undefined(
+                torch.cat(outputs), what.format(f"base_solver={run.method.name!r} with n_steps={run.n_steps}")
+            )
+
+
+def _base_errors(neural_ode: NeuralODE, references: References, run: Run, outputs: list[Tensor] | None) -> Tensor:
+    """Norm of the base solver's terminal error by row: not finite where it leaves the range of numbers.
+
+    The outputs at its states are added to ``outputs``, where that is given.
+    """
+    unrolled = UnrolledSolves(neural_ode, terminal_loss)
+    errors = []
+    with torch.no_grad():
+        for start in range(0, len(references), _UNIT_ROWS):
+            states, reference = unrolled.solve(references, slice(start, start + _UNIT_ROWS), run, None)
+            errors.append(row_norms((states[-1] - reference[-1]) / references.unit))
+            if outputs is not None:
+                outputs.append(neural_ode.output_map(states[-1]))
+    return torch.cat(errors)
+
+
+class TerminalErrors:
+    r"""Errors :math:`\|z(S) - z_K\|_2` on held-out rows, beside the base solver's: what guards a fit.
+
+    Parameters
+    ----------
+    references : References
+    guarded : Run
+        The one that predictions will take.
+    """
+
+    def __init__(self, references: References, guarded: Run):
+        self._neural_ode = references.task.neural_ode
+        self._unrolled, self._references = UnrolledSolves(self._neural_ode, terminal_loss), references
+        self.guarded = guarded
+        self._base = self._norms(*self._ends(guarded, None))
+
+    def _ends(self, run: Run, correction: Correction | None) -> tuple[Tensor, Tensor]:
+        """Terminal states, and the reference's."""
+        with torch.no_grad():
+            states, reference = self._unrolled.solve(self._references, slice(None), run, correction)
+        return states[-1], reference[-1]
+
+    def _norms(self, end: Tensor, reference: Tensor) -> Tensor:
+        """Errors in the units of the states, and as they are, in two columns."""
+        scaled = row_norms((end - reference) / self._references.unit)
+        return torch.stack([scaled.double(), _plain_norms(end, reference)], dim=1)
+
+    def relative(self, correction: Correction | None, rtol: float) -> dict[str, float]:
+        """Mean error of what, as a share of its own mean norm: of the states at the end of the span, and of the outputs.
+
+        Sizes that the reference's tolerance, a share of the states at the start, does not tell from zero are that large.
+        """
+        unit, output_map = self._references.unit, self._neural_ode.output_map
+        end, reference = self._ends(self.guarded, correction)
+        start = mean_norm(self._references.states[0] / unit)
+        size = mean_norm(reference / unit).clamp(min=float(rtol * start) + _TINY)
+        shares = {"the states at the end of t_span": float(self._norms(end, reference)[:, 0].mean() / size)}
+        if not isinstance(output_map, nn.Identity):
+            with torch.no_grad():
+                output, expected = output_map(end), output_map(reference)
+            unit = state_units(expected)
+            error, size = mean_norm((output - expected) / unit), mean_norm(expected / unit)
+            shares["the outputs"] = float(error / size.clamp(min=_TINY))
+        return shares
+
+    def guarded_share(self, correction: Correction) -> Tensor:
+        """Mean error as a share of the base solver's; infinite where the largest one exceeds the base solver's."""
+        own = self._norms(*self._ends(self.guarded, correction))
+        if not (own.amax(dim=0) <= self._base.amax(dim=0)).all():
+            return own.new_tensor(math.inf)
+        return (own[:, 0].mean() / self._base[:, 0].mean().clamp(min=_TINY)).to(self._references.states.dtype)
+
+    def table(self, correction: Correction | None, steps: Sequence[int]) -> dict[int, dict[str, float]]:
+        """By number of steps, mean and largest error, of the hypersolver and of its base solver."""
+        rows = {}
+        for k in sorted({*steps, self.guarded.n_steps}):
+            run = self.guarded._replace(n_steps=k)
+            own, base = (_plain_norms(*self._ends(run, g)) for g in (correction, None))
+            rows[k] = {
+                "mean": float(own.mean()),
+                "max": float(own.max()),
+                "base_mean": float(base.mean()),
+                "base_max": float(base.max()),
+            }
+        return rows
+
+
+def _plain_norms(end: Tensor, reference: Tensor) -> Tensor:
+    # In float64, where the squares of small units do not underflow.
+    return row_norms(end.double() - reference)

@@ -1,0 +1,178 @@
+"""Train corrections: the module whose output is the loss, what tells its best weights, and the net that trains it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..modules.corrections import BoundedCorrection
+from ..modules.neural_ode import NeuralODE
+from ..modules.seeding import own_generator, seeded
+from .batches import Batch, Curriculum, TaskBatches
+from .errors import TerminalErrors, UnrolledSolves
+from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
+from .nets import BestWeights, FreshPhases, LossNet, build_net, cosine_schedule
+from .plan import Run
+from .settings import FINETUNE_LR, FitSettings, Phase
+from .targets import TaskSet, stack_targets
+
+_TINY = 1e-30
+_VALID_STEPS, _VALID_RUNS = 8, 8
+_PLAIN_LAYERS = ("torch.nn.modules.activation", "torch.nn.modules.container")
+
+
+@dataclass(frozen=True)
+class TaskLosses:
+    """Losses of one task: unrolled solves by the name of their loss, its data, and what guards it."""
+
+    data: TaskSet
+    unrolled: dict[str, UnrolledSolves]
+    errors: TerminalErrors
+
+    @classmethod
+    def of(cls, data: TaskSet, errors: TerminalErrors, phases: Sequence[Phase]) -> TaskLosses:
+        neural_ode = data.train.task.neural_ode
+        unrolled = {phase.loss: UnrolledSolves(neural_ode, _state_loss(phase.loss, neural_ode)) for phase in phases}
+        return cls(data, unrolled, errors)
+
+    def of_batch(self, correction: BoundedCorrection, batch: Batch) -> Tensor:
+        """A batch's loss, in units of the base solver's; two terms add up with equal weight."""
+        losses = [part.loss(correction, self.data.train.inputs) for part in batch.parts]
+        terms = [torch.stack(losses).mean()] if losses else []
+        if batch.run is not None:
+            terms.append(self.unrolled[batch.loss].share(self.data.train, batch.rows, batch.run, correction))
+        return torch.stack(terms).sum()
+
+    def held_out(self, correction: BoundedCorrection, loss: str) -> Tensor:
+        """Losses on held-out rows, one a step or a run; infinite where the largest error exceeds the base solver's.
+
+        Such weights are not to be kept.
+        """
+        share = self.errors.guarded_share(correction)
+        if share.isinf():
+            return share[None]
+        valid = self.data.valid
+        with torch.no_grad():
+            if loss == "residual":
+                some = self.data.valid_targets[:: max(1, len(self.data.valid_targets) // _VALID_STEPS)]
+                return torch.stack([target.loss(correction, valid.inputs, slice(None)) for target in some])
+            return torch.stack(
+                [
+                    share
+                    if (loss, run) == ("terminal", self.errors.guarded)  # solved already
+                    else self.unrolled[loss].share(valid, slice(None), run, correction)
+                    for run in _spread(self.data.plan.runs, _VALID_RUNS)
+                ]
+            )
+
+
+class Objective(nn.Module):
+    """The training module: its parameters are the corrections' alone, its output is the loss.
+
+    Parameters
+    ----------
+    corrections : sequence of BoundedCorrection
+        One a task; their nets may share weights.
+    losses : sequence of TaskLosses
+    """
+
+    def __init__(self, corrections: Sequence[BoundedCorrection], losses: Sequence[TaskLosses]):
+        super().__init__()
+        self.corrections = nn.ModuleList(corrections)
+        # In a tuple, the frozen fields stay out of parameters(), state_dict() and train().
+        self._frozen: Any = (tuple(losses),)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The batch's loss."""
+        return self._frozen[0][batch.task].of_batch(self.corrections[batch.task], batch)
+
+    def held_out_loss(self, loss: str) -> float:
+        """A geometric mean over steps, runs and tasks; 1 is the base solver. Infinite where one of them is."""
+        losses = [
+            one.held_out(correction, loss) for correction, one in zip(self.corrections, self._frozen[0], strict=True)
+        ]
+        every = torch.cat(losses)
+        return math.inf if every.isinf().any() else float((every + _TINY).log().mean().exp())
+
+    def release(self) -> list[BoundedCorrection]:
+        """Let go of the training data, which must not travel with a fitted estimator; return the corrections."""
+        self._frozen = None
+        corrections: Any = self.corrections
+        return [correction.eval().requires_grad_(False) for correction in corrections]
+
+
+def train_corrections(
+    corrections: Sequence[BoundedCorrection],
+    tasks: Sequence[TaskSet],
+    errors: Sequence[TerminalErrors],
+    settings: FitSettings,
+    seed: int,
+) -> LossNet:
+    """Train corrections, one a task, and return the net that did, its best weights in place.
+
+    The targets of the tasks are used up.
+    """
+    phases = settings.phases
+    losses = [TaskLosses.of(data, one, phases) for data, one in zip(tasks, errors, strict=True)]
+    generator = own_generator(seed)
+    batches = []
+    for correction, data in zip(corrections, tasks, strict=True):
+        stacked = correction.net.takes_row_steps and data.targets
+        batches.append(
+            TaskBatches(len(data.train), stack_targets(data.targets) if stacked else data.targets, data.plan.runs)
+        )
+    curriculum = Curriculum(batches, settings.batch_size, phases, generator)
+    net = _build_net(Objective(corrections, losses), curriculum, settings)
+    draws_nothing = all(_draws_nothing(correction, settings) for correction in corrections)
+    with nullcontext() if draws_nothing else seeded(seed, settings.device):
+        net.train(curriculum, None, generator)
+    return net
+
+
+def _build_net(objective: Objective, curriculum: Curriculum, settings: FitSettings) -> LossNet:
+    """A skorch net around the training module, not yet trained; its learning rate starts anew with every phase."""
+    phases = settings.phases
+    ends = [phase.last_epoch for phase in phases]
+    best = BestWeights(_validation(phases[-1].loss))
+    return build_net(
+        LossNet, objective, settings, best, "fitting correction",
+        schedule=cosine_schedule(len(curriculum), ends, [1.0, FINETUNE_LR][: len(ends)]),
+        first=[("fresh_phases", FreshPhases(ends))],
+        iterator_train=DataLoader, iterator_train__batch_size=None,
+    )  # fmt: skip
+
+
+def _validation(loss: str) -> Callable[[Objective], float]:
+    """What tells the best weights: the last phase's loss on held-out rows."""
+    return lambda objective: objective.held_out_loss(loss)
+
+
+def _draws_nothing(correction: BoundedCorrection, settings: FitSettings) -> bool:
+    """Whether training is all ours, and so leaves torch's global generators alone: other fits may then train meanwhile."""
+    ours = ("sklearn_hyper.", "torch.nn.modules.linear", "torch.nn.modules.conv", *_PLAIN_LAYERS)
+    modules = [type(module) for module in correction.modules()]
+    return (
+        not settings.callbacks
+        and settings.optimizer.__module__.startswith("torch.optim.")
+        and all(kind.__module__.startswith(ours) and kind is not nn.RReLU for kind in modules)
+    )
+
+
+def _state_loss(loss: str, neural_ode: NeuralODE) -> StateLoss:
+    if loss == "output":
+        return output_loss(neural_ode.output_map)
+    return trajectory_loss if "trajectory" in loss else terminal_loss
+
+
+def _spread(options: Sequence[Run], at_most: int) -> list[Run]:
+    """Evenly spread ones, the first and the last among them."""
+    chosen = np.linspace(0, len(options) - 1, min(len(options), at_most)).round().astype(int)
+    return [options[i] for i in chosen]

@@ -1,0 +1,206 @@
+"""Which times a fit needs references at, and which steps it learns from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from ..numerics.methods import Method
+
+MAX_STEPS = 48
+"""Steps that a fit learns from."""
+_SLACK = 1e-9
+_SHARED_STEPS = 10
+"""Up to here the mesh holds every uniform grid, whatever is asked for."""
+_IRREGULAR_TIMES = 16
+_GOLDEN_RATIO = (1 + 5**0.5) / 2
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Which step sizes a fit covers, as shares of the span: [low, high], and the K that stand for them."""
+
+    low: float
+    high: float
+    steps: tuple[int, ...]
+
+    @classmethod
+    def from_parameters(cls, n_steps: int, fit_n_steps: int | tuple[int, int] | None) -> StepSizes:
+        """None: around n_steps (half to one and a half steps); an int: exactly one; a pair: log-uniform between."""
+        if fit_n_steps is None:
+            return cls(1 / (1.5 * n_steps), min(1.0, 1.5 / n_steps), (n_steps,))
+        if isinstance(fit_n_steps, tuple):
+            fewest, most = fit_n_steps
+            spread = np.geomspace(fewest, most, 5)
+            return cls(1 / most, 1 / fewest, tuple(sorted({round(float(k)) for k in spread})))
+        return cls(1 / fit_n_steps, 1 / fit_n_steps, (fit_n_steps,))
+
+    def grids(self, method: Method) -> tuple[int, ...]:
+        """K of the uniform grids that the mesh of references has to hold.
+
+        A multistep method takes a full step where its previous nodes are on the mesh. Where :func:`mesh_times` does not hold
+        all small grids, some more are needed, or the fitted range would be one of ``steps`` alone.
+        """
+        if not method.memory or max(self.steps) <= _SHARED_STEPS:
+            return self.steps
+        between = np.geomspace(1 / self.high, 1 / self.low, 5)
+        return tuple(sorted({*self.steps, *(round(float(k)) for k in between)}))
+
+
+class PlannedStep(NamedTuple):
+    """A step to learn from: mesh indices of its ends, and the method that takes it.
+
+    A multistep method takes it with its full order where the mesh holds the previous nodes, else as a start-up step.
+    """
+
+    start: int
+    end: int
+    method: Method
+
+    def past(self, times: Sequence[float]) -> list[int]:
+        """Mesh indices of the nodes that a solve has come by before, oldest first, as far as the method remembers."""
+        if self.method.n_steps is not None:  # it takes the steps of its own mesh alone, which this mesh is
+            return list(range(self.start))
+        return past_nodes(times, self.start, self.end, self.method.memory)
+
+
+class Run(NamedTuple):
+    """A way through the span: a method in K steps."""
+
+    method: Method
+    n_steps: int
+
+
+def mesh_indices(times: Sequence[float], wanted: Sequence[float] | np.ndarray) -> list[int]:
+    """Where the mesh holds these times, to rounding and whatever their units; empty where it lacks one."""
+    mesh, wanted = np.asarray(times), np.asarray(wanted)
+    nearest = np.abs(mesh[:, None] - wanted).argmin(axis=0)
+    off = np.abs(mesh[nearest] - wanted)
+    return nearest.tolist() if np.all(off <= _slack(mesh) * abs(mesh[-1] - mesh[0])) else []
+
+
+def _slack(times: np.ndarray) -> float:
+    """By how much of the span times may differ by rounding: more, the farther from zero it lies."""
+    return float(_SLACK + 16 * np.finfo(float).eps * np.abs(times).max() / abs(times[-1] - times[0]))
+
+
+def past_nodes(times: Sequence[float], start: int, end: int, n_past: int) -> list[int]:
+    """Mesh indices of the ``n_past`` nodes that equal steps would have come by, oldest first; none where one is missing.
+
+    None is missing but to start-up steps: the previous nodes of these would lie before the span.
+    """
+    mesh = np.asarray(times)
+    return mesh_indices(times, mesh[start] - (mesh[end] - mesh[start]) * np.arange(n_past, 0, -1))
+
+
+def choose_steps(
+    times: Sequence[float], sizes: StepSizes, n_steps: int, rng: np.random.Generator, n_past: int = 0
+) -> list[tuple[int, int]]:
+    """Pairs (i, j) of mesh indices whose distance lies in the fitted range, spread evenly over log eps.
+
+    For a method with ``n_past`` start-up steps these are, first, up to a third: its start-up steps, the first
+    ``n_past`` of a solve; then steps whose previous nodes lie on the mesh.
+    """
+    slack = _slack(np.asarray(times))
+    mesh = (np.asarray(times) - times[0]) / (times[-1] - times[0])
+    i, j = np.triu_indices(len(mesh), k=1)
+    share = mesh[j] - mesh[i]
+    inside = (share >= sizes.low - slack) & (share <= sizes.high + slack)
+    i, j, share = i[inside], j[inside], share[inside]
+    if not n_past:
+        return _spread_sizes(i, j, share, sizes, n_steps, rng)
+    n_before = mesh[i] / share
+    startup = (n_before < n_past - 0.5) & (np.abs(n_before - n_before.round()) * share < slack)
+    full = np.array(
+        [bool(past_nodes(times, a, b, n_past)) for a, b in zip(i.tolist(), j.tolist(), strict=True)], dtype=np.bool_
+    )
+    n_startup = n_steps // 3
+    return [
+        pair
+        for kind, n in ((startup, n_startup), (full, n_steps - n_startup))
+        for pair in _spread_sizes(i[kind], j[kind], share[kind], sizes, n, rng)
+    ]
+
+
+def _spread_sizes(
+    i: np.ndarray, j: np.ndarray, share: np.ndarray, sizes: StepSizes, n_steps: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    if len(i) <= n_steps:
+        return list(zip(i.tolist(), j.tolist(), strict=True))
+    # One step of each slice of log eps; slices that the mesh leaves empty take their nearest.
+    edges = np.linspace(math.log(sizes.low), math.log(sizes.high), n_steps)
+    distance = np.abs(np.log(share)[None, :] - edges[:, None]) + rng.uniform(0, 0.15, (n_steps, len(share)))
+    chosen = np.unique(distance.argmin(axis=1))
+    # Steps from the start are the ones every solve takes.
+    first = np.flatnonzero(i == 0)
+    chosen = np.union1d(chosen, first[np.linspace(0, len(first) - 1, min(len(first), n_steps // 4 + 1)).astype(int)])
+    return [(int(i[k]), int(j[k])) for k in chosen]
+
+
+def deal_methods(
+    pairs: Sequence[tuple[int, int]], family: Sequence[Method], n_steps: int, rng: np.random.Generator
+) -> list[PlannedStep]:
+    """Steps of a family of methods: each pair with all of them, or with as many as ``n_steps`` in all allow."""
+    if len(family) == 1:
+        return [PlannedStep(*pair, family[0]) for pair in pairs]
+    n_each = min(len(family), max(1, n_steps // len(pairs)))
+    # From shuffled copies of the family: all methods come equally often, and with steps of all sizes.
+    n_copies = -(-n_each * len(pairs) // len(family))
+    dealt = iter(np.concatenate([rng.permutation(len(family)) for _ in range(n_copies)]))
+    return [PlannedStep(*pair, family[next(dealt)]) for pair in pairs for _ in range(n_each)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit does on one span of time.
+
+    Parameters
+    ----------
+    times : tuple of float
+        The mesh that references are needed on.
+    steps : list of PlannedStep
+        Steps along it to learn from.
+    runs : list of Run
+        Ways through the span to train through, and to measure errors on.
+    """
+
+    times: tuple[float, ...]
+    steps: list[PlannedStep]
+    runs: list[Run]
+
+
+def make_plan(
+    family: Sequence[Method], t_span: tuple[float, float], n_steps: int, sizes: StepSizes, rng: np.random.Generator
+) -> Plan:
+    """Plan the fit of a correction over a family of methods, the first of which will predict in ``n_steps``."""
+    method = family[0]
+    runs = [Run(member, k) for member in family for k in sizes.steps]
+    if method.n_steps is not None:  # made for one mesh, it takes no other steps
+        times = method.mesh(t_span, n_steps)
+        pairs = list(pairwise(range(len(times))))
+    else:
+        times = mesh_times(t_span, sizes.grids(method))
+        pairs = choose_steps(times, sizes, MAX_STEPS, rng, method.memory)
+    return Plan(times, deal_methods(pairs, family, MAX_STEPS, rng), runs)
+
+
+def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float, ...]:
+    """Times a fit needs: every uniform grid of ``steps``, and irregular times between.
+
+    Up to ten steps the mesh is the Farey sequence F_10 (all k / K with K <= 10: 33 times), whatever K is asked for, so
+    that a grid search over ``n_steps`` shares one cached solve, whatever its random_state. The irregular times (one in
+    each sixteenth, at offsets of the golden ratio) make the set of step sizes all but continuous.
+    """
+    ks = range(1, _SHARED_STEPS + 1) if max(steps) <= _SHARED_STEPS else [1, *steps]
+    fractions = {Fraction(k, n) for n in ks for k in range(n + 1)}
+    cells = np.arange(_IRREGULAR_TIMES)
+    jitter = (cells + 0.1 + 0.8 * (cells * _GOLDEN_RATIO % 1)) / _IRREGULAR_TIMES
+    start, end = t_span
+    shares = sorted({float(share) for share in fractions} | set(jitter.tolist()))
+    return tuple(end if share == 1 else start + (end - start) * share for share in shares)

@@ -1,0 +1,92 @@
+"""What a fit of a correction is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from joblib import Memory
+
+from ..numerics.methods import Method
+from ..numerics.reference import DEFAULT_TOLERANCE
+
+_FINETUNE_SHARE, FINETUNE_LR = 0.6, 0.5
+"""Share of the epochs that fine-tuning takes, and its learning rate as a share of ``lr``."""
+
+
+class Phase(NamedTuple):
+    """A part of a training, with one loss."""
+
+    last_epoch: int
+    loss: str
+
+    def includes(self, loss: str) -> bool:
+        """Whether a loss ("residual", "trajectory", ...) is a term of this phase's."""
+        return loss in self.loss
+
+
+@dataclass(frozen=True)
+class SolveSettings:
+    """How references are solved; names and meaning are those of ``HypersolverRegressor``."""
+
+    rtol: float = DEFAULT_TOLERANCE
+    atol: float | None = None
+    memory: Memory | str | None = None
+    device: str = "cpu"
+    n_jobs: int | None = None
+    verbose: int = 0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From a mapping that holds these settings and others: parameters of an estimator."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+@dataclass(frozen=True)
+class FitSettings(SolveSettings):
+    """All that a fit of a correction is told; names, defaults and meaning are those of ``HypersolverRegressor``."""
+
+    base_solver: Any = "auto"
+    order: int | None = None
+    n_steps: int = 10
+    fit_n_steps: int | tuple[int, int] | None = None
+    correction: Any = "auto"
+    loss: str = "residual"
+    finetune: str | None = "terminal"
+    max_samples: int | str = "auto"
+    max_epochs: int = 120
+    lr: float = 2e-2
+    batch_size: int = 128
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+    callbacks: Any = None
+    validation_fraction: float = 0.1
+    random_state: Any = None
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The parts of the training, which split ``max_epochs``."""
+        if self.finetune is None or self.max_epochs == 1:
+            return [Phase(self.max_epochs, self.loss)]
+        first = min(self.max_epochs - 1, max(1, round((1 - _FINETUNE_SHARE) * self.max_epochs)))
+        return [Phase(first, self.loss), Phase(self.max_epochs, self.finetune)]
+
+    def over(self, method: Method) -> FitSettings:
+        """These settings as they are over a method."""
+        if method.follows_trajectory or self.finetune is None or self.loss != "residual":
+            return self
+        # States between may have left the trajectory, which residuals would force them back to.
+        return replace(self, loss=self.finetune, finetune=None, lr=FINETUNE_LR * self.lr)
+
+    def trains_on(self, loss: str) -> bool:
+        """Whether some phase trains on that loss ("residual", "trajectory", "output")."""
+        return any(phase.includes(loss) for phase in self.phases)
+
+    def needs_mesh(self, method: Method) -> bool:
+        """Whether references of all rows are needed at all times; else their ends will do.
+
+        Methods that take any mesh share one, and its cached solve, with all candidates of a search, whatever their losses.
+        """
+        settings = self.over(method)
+        return method.n_steps is None or settings.trains_on("residual") or settings.trains_on("trajectory")

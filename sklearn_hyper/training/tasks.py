@@ -1,0 +1,58 @@
+"""What a fit is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modules.neural_ode import NeuralODE
+from ..numerics.protection import FieldInputs
+
+
+@dataclass(frozen=True)
+class Task:
+    """One frozen Neural ODE, and rows to fit on. It knows nothing of solvers.
+
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+        In eval mode, parameters frozen, on the device of the fit.
+    x : Tensor of shape (n, ...)
+        Inputs; the reference trajectories that start from them are what a correction learns from.
+    condition : mapping of str to Tensor, optional
+        Keyword arguments of the field, one entry a row of x.
+    """
+
+    neural_ode: NeuralODE
+    x: Tensor
+    condition: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, rows: Any) -> Task:
+        """The same for some of the rows."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Task:
+        """The same with its rows on another device, or its floating-point rows in another dtype."""
+        return self._each(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+
+    def _each(self, change: Any) -> Task:
+        condition = FieldInputs(condition=self.condition).each(change).condition
+        return Task(self.neural_ode, change(self.x), condition)
+
+    @property
+    def inputs(self) -> FieldInputs:
+        """What the field takes beside t and z, by row."""
+        return self.neural_ode.inputs(self.x, self.condition)
+
+    @property
+    def span(self) -> float:
+        """|S|, the length of the span."""
+        start, end = self.neural_ode.t_span
+        return abs(end - start)
