@@ -153,6 +153,9 @@ def _recall(
     remembered: tuple[Any, ...] = ()
     for (s, after), z in zip(pairwise(grid), states, strict=False):
         remembered = method.remember(remembered, after - s, field(time_tensor(s, states, span), z))
+    n_past = len(grid) - 1
+    if n_past and method.kind(n_past).nodes[0] != 0:
+        remembered = method.arrive(remembered, field(time_tensor(grid[-1], states, span), states[n_past]))
     return remembered
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,11 @@ class StepPlan(NamedTuple):
     def times(self) -> list[Any]:
         """When it evaluates f."""
         return [self.s + node * self.eps for node in self.kind.nodes]
+
+    @property
+    def evaluates_start(self) -> bool:
+        """Whether its first evaluation is at its start."""
+        return self.kind.nodes[0] == 0
 
 
 class Stepping(ABC):
@@ -96,7 +101,14 @@ class FixedMesh(Stepping):
     def __init__(self, method: Method, grid: Sequence[float] | Tensor):
         self.method, self.grid = method, grid
         self.plans = [StepPlan(k, s, after - s, method.kind(k)) for k, (s, after) in enumerate(pairwise(grid))]
-        self._times = [time for plan in self.plans for time in plan.times()]
+        # The start of every step, which the correction reads, and then its nodes, but for one that is the start.
+        self._times: list[Any] = []
+        self._places: list[tuple[StepPlan, int, slice]] = []
+        for plan in self.plans:
+            start = len(self._times)
+            self._times += plan.times() if plan.evaluates_start else [plan.s, *plan.times()]
+            end = len(self._times)
+            self._places.append((plan, start, slice(end - len(plan.kind.nodes), end)))
 
     @classmethod
     def of(cls, method: Method, t_span: Any, n_steps: int) -> FixedMesh:
@@ -109,7 +121,7 @@ class FixedMesh(Stepping):
         return len(self.plans)
 
     def count_evaluations(self) -> int:
-        return len(self._times)
+        return sum(len(plan.kind.nodes) for plan in self.plans)
 
     def iterate(
         self,
@@ -122,24 +134,19 @@ class FixedMesh(Stepping):
         field = ProtectedField(f, inputs)
         # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being learned
         # consists of tensors already.
-        times: Iterator[Any]
-        if isinstance(self.grid, Tensor):
-            times = iter(self._times)
-        else:
-            times = iter(time_tensor(self._times, z0, self.grid).unbind())
+        times: Any = self._times if isinstance(self.grid, Tensor) else time_tensor(self._times, z0, self.grid).unbind()
         z, state, step = z0, (), self.method.step
-        for plan in self.plans:
-            eps, kind = plan.eps, plan.kind
-            step_times = list(islice(times, len(kind.nodes)))
+        for plan, start, nodes in self._places:
+            eps = plan.eps
             if correction is None:
-                direction, _, state, _ = step(field, step_times, z, eps, state)
+                direction, _, state, _ = step(field, times[nodes], z, eps, state)
                 z = _add(z, direction, eps)
             else:
-                direction, stages, state, _ = step(correction.field(field, plan), step_times, z, eps, state)
-                g = correction.term(plan, step_times[0], z, stages, inputs.x)
+                direction, stages, state, _ = step(correction.field(field, plan), times[nodes], z, eps, state)
+                g = correction.term(plan, times[start], z, stages, inputs.x)
                 z = _add(z, direction, eps)
                 if g is not None:
-                    z = _add(z, g, eps ** (kind.order + 1))
+                    z = _add(z, g, eps ** (plan.kind.order + 1))
             yield z
 
 

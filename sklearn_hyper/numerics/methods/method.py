@@ -139,6 +139,13 @@ class Method(ABC):
         """What a step of size eps leaves behind, from a point where f is ``stage``: how a past is rebuilt."""
         return state
 
+    def arrive(self, state: tuple[Any, ...], stage: Tensor) -> tuple[Any, ...]:
+        """What the last step leaves behind that has already evaluated f where the next one starts: ``stage``.
+
+        Asked only of methods whose main kind has no node at its start.
+        """
+        return state
+
     def mesh(self, t_span: Any, n_steps: int) -> tuple[float, ...]:
         """The mesh of a solve in so many steps: equal ones, or the method's own."""
         return uniform_grid(t_span, n_steps)
