@@ -8,6 +8,7 @@ from ..tableaus import TABLEAUS, ButcherTableau
 from .adams_bashforth import AdamsBashforth
 from .method import Method
 from .nonstationary import NONSTATIONARY
+from .predictor_corrector import PredictorCorrector
 from .runge_kutta import RungeKutta
 
 CANONICAL = {1: "euler", 2: "midpoint", 3: "rk3", 4: "rk4"}
@@ -16,7 +17,9 @@ CANONICAL = {1: "euler", 2: "midpoint", 3: "rk3", 4: "rk4"}
 DEFAULT = "ab2"
 """The method that ``base_solver="auto"`` stands for without an order: one evaluation of f a step, the first Euler's."""
 
-MULTISTEP: dict[str, Method] = {method.name: method for method in map(AdamsBashforth, (2, 3, 4))}
+MULTISTEP: dict[str, Method] = {
+    method.name: method for method in (*map(AdamsBashforth, (2, 3, 4)), *map(PredictorCorrector, (1, 2)))
+}
 """Methods that have no tableau, by name."""
 
 _NAMES = (*sorted(TABLEAUS), *MULTISTEP)
@@ -29,7 +32,8 @@ def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> 
     ----------
     base_solver : str, ButcherTableau or Method
         ``"auto"`` is the canonical method of ``order``: euler, midpoint, rk3, rk4 for 1 to 4; without one, ``"ab2"``.
-        ``"ab2"``, ``"ab3"`` and ``"ab4"`` are :class:`AdamsBashforth`, the other names tableaus.
+        ``"ab2"``, ``"ab3"`` and ``"ab4"`` are :class:`AdamsBashforth`, ``"abm2"`` and ``"abm2_pec"`` its predictor-corrector
+        of two evaluations and of one; the other names are tableaus.
     order : int, optional
         Chooses with ``"auto"``; otherwise it must agree with the method.
 
