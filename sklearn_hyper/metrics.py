@@ -53,7 +53,8 @@ def mean_absolute_percentage_error(
     y_true, y_pred : array-like of shape (n_samples, ...)
         The reference and what approximates it.
     floor : float or array, default 1e-2
-        Smallest denominator, in the units of y; an array broadcasts to it. Estimators take a share of the outputs' size.
+        Smallest denominator, in the units of y; an array broadcasts to it. Estimators take a share of the outputs'
+        size.
     sample_weight : array-like of shape (n_samples,), optional
 
     Returns

@@ -13,14 +13,15 @@ import sklearn_hyper
 ROOT = Path(sklearn_hyper.__file__).parent
 PACKAGE = "sklearn_hyper"
 
-# What each part may import of the others. The rings come in order; metrics, datasets and _versions are leaves.
+# What each part may import of the others. The rings come in order; metrics, reports, datasets and _versions are leaves.
 # Nothing imports evaluation, and nothing but tests and examples needs datasets.
-RINGS = ["numerics", "modules", "training", "estimators", "evaluation"]
+RINGS = ["numerics", "modules", "training", "hypersolvers", "estimators", "evaluation"]
 ALLOWED = {ring: {*RINGS[: i + 1], "__version__"} for i, ring in enumerate(RINGS)}
-for ring in ("training", "estimators", "evaluation"):
-    ALLOWED[ring].add("metrics")
+for ring in ("training", "hypersolvers", "estimators", "evaluation"):
+    ALLOWED[ring] |= {"metrics", "reports"}
 ALLOWED |= {
-    "metrics": {"numerics", "metrics"},
+    "metrics": {"numerics", "metrics", "reports"},
+    "reports": set(),
     "datasets": {"numerics", "modules", "datasets"},
     "_versions": {"__version__"},
     "__init__": set(),
@@ -106,6 +107,11 @@ def test_numerics_needs_torch_alone(module):
     assert roots <= sys.stdlib_module_names | {PACKAGE, "torch", "torchdiffeq"}
 
 
+@pytest.mark.parametrize("module", [module for module in PATHS if _part(module) == "hypersolvers"])
+def test_hypersolvers_are_fitted_without_scikit_learn(module):
+    assert not [name for name in IMPORTS[module] if _within(name, "sklearn") or _within(name, "skorch")]
+
+
 def test_numerics_loads_neither_sklearn_nor_skorch():
     code = "import sys, sklearn_hyper.numerics; print(sorted({'sklearn', 'skorch', 'torch'} & sys.modules.keys()))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
@@ -127,3 +133,81 @@ def test_an_unknown_public_name_is_an_attribute_error():
 def test_no_function_has_its_modules_name(module):
     functions = {node.name for node in TREES[module].body if isinstance(node, ast.FunctionDef)}
     assert module.rpartition(".")[2] not in functions
+
+
+# ---------------------------------------------------------------------- contracts
+@pytest.mark.parametrize("ring", ["numerics", "training", "hypersolvers"])
+def test_protocols_are_base_classes_and_never_probed(ring):
+    """The few probes left ask what a user's object is, not which of our protocols it keeps."""
+    allowed = {"numerics.reference": ["__float__"]}  # of a tolerance: anything that float() takes
+    for module in PATHS:
+        if _part(module) == ring:
+            probes = [attribute for function, attribute in _probes(TREES[module]) if function == "hasattr"]
+            assert probes == allowed.get(module.removeprefix(f"{PACKAGE}."), []), module
+
+
+@pytest.mark.parametrize("module", [module for module in PATHS if "corrections" in module or "hypersolved" in module])
+def test_corrections_probe_nothing(module):
+    assert not list(_probes(TREES[module], names=("hasattr",)))
+
+
+def _probes(tree, names=("hasattr", "getattr")):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            attribute = node.args[1] if len(node.args) > 1 else None
+            yield node.func.id, attribute.value if isinstance(attribute, ast.Constant) else None
+
+
+@pytest.mark.parametrize("name", ["HypersolverRegressor", "HypersolverClassifier", "HypersolverDensity"])
+def test_a_hypersolver_has_at_most_two_project_ancestors(name):
+    ancestors = [kind for kind in getattr(sklearn_hyper, name).__mro__[1:] if kind.__module__.startswith(PACKAGE)]
+    assert len(ancestors) <= 2, ancestors
+
+
+@each_module
+def test_functions_fit_on_a_screen(module):
+    lengths = {node.name: _code_lines(node) for node in ast.walk(TREES[module]) if isinstance(node, ast.FunctionDef)}
+    assert not {name: lines for name, lines in lengths.items() if lines > 50}
+
+
+def _code_lines(function):
+    """Lines of a function without its docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is not None:
+        lines -= first.end_lineno - first.lineno + 1
+    return lines
+
+
+def test_one_place_solves_a_neural_ode_by_dopri5():
+    """All others ask NeuralODE.solve or NeuralODE.reference."""
+    users = {
+        module
+        for module, names in IMPORTS.items()
+        if any(name.endswith((".solve_dopri5", ".reference_solution")) for name in names)
+    }
+    assert users == {f"{PACKAGE}.modules.neural_ode", f"{PACKAGE}.numerics"}
+
+
+def test_one_place_builds_the_nets_that_train():
+    builders = {
+        module
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "initialize"
+    }
+    assert builders <= {f"{PACKAGE}.training.nets", f"{PACKAGE}.training.callback_checks"}
+
+
+def test_the_loop_is_one():
+    """A method's step is called by the stepping loop, by residuals, and by methods that start as another."""
+    callers = {
+        module
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr == "step"
+        and isinstance(node.value, (ast.Attribute, ast.Name))
+        and "method" in ast.unparse(node.value)
+    }
+    assert callers == {f"{PACKAGE}.numerics.stepping", f"{PACKAGE}.numerics.residuals"}

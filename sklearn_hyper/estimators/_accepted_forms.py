@@ -53,7 +53,8 @@ def refusal(estimator: Any, is_accepted: Callable[[Any], bool], own: Any, expect
         return TypeError(f"{expected}; got {estimator!r}.")
     if "cv_results_" in vars(estimator):
         return NotFittedError(
-            f"neural_ode is a {name} that was fitted with refit=False and keeps no fitted estimator; fit it with refit=True."
+            f"neural_ode is a {name} that was fitted with refit=False and keeps no fitted estimator; fit it with "
+            "refit=True."
         )
     if isinstance(estimator, ContinuousNormalizingFlow):
         return TypeError(f"neural_ode is a {name}, a flow, which HypersolverDensity takes. {expected}.")
@@ -73,7 +74,8 @@ def _refused_fitted(estimator: Any, is_accepted: Callable[[Any], bool], expected
         )
     others = f" (also {', '.join(held[1:_SHOWN])}{', ...' * (len(held) > _SHOWN)})" if len(held) > 1 else ""
     return TypeError(
-        f"neural_ode is a {name} that is fitted, but none of the accepted forms: what it predicts is not the output of its "
+        f"neural_ode is a {name} that is fitted, but none of the accepted forms: what it predicts is not the output of "
+        "its "
         f"Neural ODE alone. Pass the {name}'s {held[0]}{others}, and do what the {name} does around it to the "
         "hypersolver's outputs yourself."
     )
@@ -83,7 +85,8 @@ def _refused_net(net: Any) -> Exception:
     name = type(net).__name__
     if not is_initialized(net):
         return NotFittedError(
-            f"neural_ode is a {name}, a skorch net that is not initialized: call fit, or initialize() and load_params(). If it "
+            f"neural_ode is a {name}, a skorch net that is not initialized: call fit, or initialize() and "
+            "load_params(). If it "
             "was, scikit-learn's clone has undone it: wrap it in sklearn.frozen.FrozenEstimator."
         )
     return TypeError(
@@ -94,7 +97,8 @@ def _refused_net(net: Any) -> Exception:
 
 def _not_fitted(estimator: Any) -> NotFittedError:
     return NotFittedError(
-        f"neural_ode is a {type(estimator).__name__} that is not fitted. Fit it first (a search with refit=True); if it was "
+        f"neural_ode is a {type(estimator).__name__} that is not fitted. Fit it first (a search with refit=True); if "
+        "it was "
         "fitted, scikit-learn's clone has unfitted it (as a grid over neural_ode=[...] does): wrap it in "
         "sklearn.frozen.FrozenEstimator."
     )

@@ -105,8 +105,8 @@ class TorchEstimator(BaseEstimator):
 
     @staticmethod
     def _to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-        # A copy, since a map may work in place on what it is given. (torch.from_numpy also warns of read-only memory and
-        # refuses negative strides.)
+        # A copy, since a map may work in place on what it is given. (torch.from_numpy also warns of read-only memory
+        # and refuses negative strides.)
         return torch.from_numpy(array.copy()).to(device=device, dtype=dtype)
 
     def _in_batches(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
@@ -206,7 +206,8 @@ class TorchEstimator(BaseEstimator):
         inner = [name for name in params if name.startswith("correction__")]
         if inner and isinstance(params.get("correction", vars(self).get("correction")), str):
             raise ValueError(
-                f"{', '.join(inner)}: correction='auto' has no parameters; pass correction=MLPCorrection() or ConvCorrection(), "
+                f"{', '.join(inner)}: correction='auto' has no parameters; pass correction=MLPCorrection() or "
+                "ConvCorrection(), "
                 "whose parameters can be set and searched."
             )
         return super().set_params(**params)
@@ -333,7 +334,8 @@ def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:
         )
     if output.element_size() < 4:
         raise VectorFieldError(
-            f"output_map returns {output.dtype} for states of {z.dtype}, which rounds every output to two or three digits. Return "
+            f"output_map returns {output.dtype} for states of {z.dtype}, which rounds every output to two or three "
+            "digits. Return "
             "float32 or float64: no autocast, no .bfloat16() or .half() inside."
         )
     return output

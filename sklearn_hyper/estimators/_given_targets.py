@@ -11,10 +11,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples, assert_all_finite, check_array, column_or_1d
 
 _RECODED = (
-    "Its labels are those of the fitted Neural ODE: meta-estimators that recode labels for their members (VotingClassifier, "
-    "StackingClassifier, BaggingClassifier, OneVsRestClassifier, OneVsOneClassifier, ClassifierChain and others) cannot fit one. "
-    "Fit it first, without them: VotingClassifier(voting='soft') and StackingClassifier take FrozenEstimator(hypersolver). "
-    "Those that train a classifier for each label, or pair, take the Neural ODE's own classifier, for whose members hypersolvers "
+    "Its labels are those of the fitted Neural ODE: meta-estimators that recode labels for their members "
+    "(VotingClassifier, "
+    "StackingClassifier, BaggingClassifier, OneVsRestClassifier, OneVsOneClassifier, ClassifierChain and others) "
+    "cannot fit one. "
+    "Fit it first, without them: VotingClassifier(voting='soft') and StackingClassifier take "
+    "FrozenEstimator(hypersolver). "
+    "Those that train a classifier for each label, or pair, take the Neural ODE's own classifier, for whose members "
+    "hypersolvers "
     "are fitted then. Or leave out y."
 )
 
@@ -45,7 +49,8 @@ def check_given_labels(y: Any, classes: np.ndarray, n_samples: int) -> np.ndarra
     unknown = sorted(set(y.tolist()) - set(classes.tolist()), key=str)
     if unknown:
         raise ValueError(
-            f"y holds labels {_few(unknown)} that are not among classes_ {_few(classes.tolist())} of the hypersolver. {_RECODED}"
+            f"y holds labels {_few(unknown)} that are not among classes_ {_few(classes.tolist())} of the hypersolver. "
+            f"{_RECODED}"
         )
     return y
 
@@ -53,9 +58,10 @@ def check_given_labels(y: Any, classes: np.ndarray, n_samples: int) -> np.ndarra
 def check_agreement(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray, *, lacks_some: bool) -> None:
     """Refuse labels that say something else than the Neural ODE does.
 
-    Labels that lack some of the classes are what one-vs-rest makes of others: they must agree with its predictions at least
-    as often as the most frequent one would. Where y has all classes, the model may be badly trained: only what agrees less
-    than half as often as chance is another problem's (MultiOutputClassifier's second, say). One label alone says too little.
+    Labels that lack some of the classes are what one-vs-rest makes of others: they must agree with its predictions at
+    least as often as the most frequent one would. Where y has all classes, the model may be badly trained: only what
+    agrees less than half as often as chance is another problem's (MultiOutputClassifier's second, say). One label alone
+    says too little.
 
     Raises
     ------
@@ -66,8 +72,10 @@ def check_agreement(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray, *
     agreement, most = float(np.mean(predicted == y)), float(counts.max() / len(y))
     if len(labels) > 1 and agreement < (most if lacks_some else 0.5 / len(classes)):
         raise ValueError(
-            f"y holds {_few(labels.tolist())} of classes_ {_few(classes.tolist())}, and the Neural ODE's own predictions agree with "
-            f"{agreement:.0%} of it, always predicting {labels.tolist()[counts.argmax()]!r} with {most:.0%}: these seem to be other labels "
+            f"y holds {_few(labels.tolist())} of classes_ {_few(classes.tolist())}, and the Neural ODE's own "
+            "predictions agree with "
+            f"{agreement:.0%} of it, always predicting {labels.tolist()[counts.argmax()]!r} with {most:.0%}: these "
+            "seem to be other labels "
             f"of the same names. {_RECODED}"
         )
 
@@ -102,7 +110,8 @@ def warn_of_targets(y: np.ndarray, outputs: np.ndarray) -> None:
     if score < 0:
         warnings.warn(
             f"nothing is learned from y, and the Neural ODE's own outputs have R2 = {score:.3g} against it. If a "
-            "TransformedTargetRegressor transforms y here, it will transform predictions back that never were transformed: "
+            "TransformedTargetRegressor transforms y here, it will transform predictions back that never were "
+            "transformed: "
             "wrap the Neural ODE in it instead, and pass its regressor_ to the hypersolver. Or leave out y.",
             UserWarning,
             stacklevel=7,

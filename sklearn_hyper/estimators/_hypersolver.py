@@ -64,8 +64,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Inputs as the Neural ODE takes them: with its feature names, in its order; of a Pipeline, whatever its steps take.
-            No labels are needed.
+            Inputs as the Neural ODE takes them: with its feature names, in its order; of a Pipeline, whatever its steps
+            take. No labels are needed.
         y : array-like, optional
             Nothing is learned from it. Where given, it is compared with what the Neural ODE predicts: labels with
             ``classes_``, targets of the outputs' shape with the outputs.
@@ -79,25 +79,26 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         NotFittedError
             If ``neural_ode`` is not fitted.
         TypeError
-            If ``neural_ode`` is none of the accepted forms, or predicts by a method of its own that cannot be taken over; if a
-            function holds a module, or the Neural ODE cannot be copied.
+            If ``neural_ode`` is none of the accepted forms, or predicts by a method of its own that cannot be taken
+            over; if a function holds a module, or the Neural ODE cannot be copied.
         ValueError
-            If a parameter, X or the span of time does not do, or steps of the base solver overflow from rows of X, which
-            are named. If a callback
-            scores predictions, or monitors what no epoch records. If a correction of your own has nothing to train, holds
-            modules where ``parameters()`` does not find them, is random, mixes rows or writes into its arguments; or cannot learn
-            from a batch of one row (BatchNorm) and would have to. If y has another length, numbers that are not finite, or labels that are not
-            those of the Neural ODE, as meta-estimators that recode labels hand over.
+            If a parameter, X or the span of time does not do, or steps of the base solver overflow from rows of X,
+            which are named. If a callback scores predictions, or monitors what no epoch records. If a correction of
+            your own has nothing to train, holds modules where ``parameters()`` does not find them, is random, mixes
+            rows or writes into its arguments; or cannot learn from a batch of one row (BatchNorm) and would have to. If
+            y has another length, numbers that are not finite, or labels that are not those of the Neural ODE, as
+            meta-estimators that recode labels hand over.
         VectorFieldError
-            If the field's signature, or the shape, dtype or device of its output, is wrong, or a map's; if one of them is random
-            or mixes rows.
+            If the field's signature, or the shape, dtype or device of its output, is wrong, or a map's; if one of them
+            is random or mixes rows.
         ReferenceSolveError
             If dopri5 cannot solve the Neural ODE from some rows of X; it names them.
         TrainingDivergedError
             If the training loss is no longer finite.
         KeyboardInterrupt
-            Ctrl-C is passed on once the state is right: the best weights of the epochs that were finished. Before an epoch
-            of the correction is finished (in reference solves, in learning coefficients) the estimator stays as it was.
+            Ctrl-C is passed on once the state is right: the best weights of the epochs that were finished. Before an
+            epoch of the correction is finished (in reference solves, in learning coefficients) the estimator stays as
+            it was.
 
         Warns
         -----
@@ -106,11 +107,11 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         PersistenceWarning
             If the result could not be pickled.
         ConvergenceWarning
-            If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the states at
-            the end of the span, or than the outputs.
+            If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the
+            states at the end of the span, or than the outputs.
         UserWarning
-            If one of X and the Neural ODE's estimator has feature names and the other has none; if the Neural ODE's outputs
-            predict y worse than a constant.
+            If one of X and the Neural ODE's estimator has feature names and the other has none; if the Neural ODE's
+            outputs predict y worse than a constant.
         """
         with self._fitting() as fitting:
             self._fit(X, y)
@@ -244,8 +245,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def trajectory(self, X: Any, output: bool = False) -> np.ndarray:
         """States at every step of the solve.
 
-        A "nonstationary" base solver, which "auto" may stand for, makes only the last of them a state of the Neural ODE;
-        fit with ``finetune="trajectory"`` or another base solver where those between matter.
+        A "nonstationary" base solver, which "auto" may stand for, makes only the last of them a state of the Neural
+        ODE; fit with ``finetune="trajectory"`` or another base solver where those between matter.
 
         Parameters
         ----------
@@ -277,8 +278,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Returns
         -------
         ndarray of shape (n_samples, ...)
-            Logits, where the Neural ODE is a classifier's; of a skorch net what its module gives, logits or probabilities; nan
-            for rows that dopri5 cannot solve.
+            Logits, where the Neural ODE is a classifier's; of a skorch net what its module gives, logits or
+            probabilities; nan for rows that dopri5 cannot solve.
 
         Raises
         ------
@@ -297,8 +298,10 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             solved = np.setdiff1d(np.arange(len(states)), lost)
             states[lost] = states[solved[0]].clone()  # for the output map, which may not take nan
             warnings.warn(
-                f"dopri5 cannot solve the Neural ODE from {len(lost)} of {len(states)} rows of X ({list_rows(lost)}), whose "
-                "references are nan: the field is stiff or its solution grows without bound from there. Leave those rows "
+                f"dopri5 cannot solve the Neural ODE from {len(lost)} of {len(states)} rows of X ({list_rows(lost)}), "
+                "whose "
+                "references are nan: the field is stiff or its solution grows without bound from there. Leave those "
+                "rows "
                 "out of score and solver_report.",
                 UnsolvedRowsWarning,
                 stacklevel=2,
@@ -376,7 +379,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         y : array-like of shape (n_samples,), optional
             Labels: adds the accuracy of a classifier. A regressor ignores it.
         tolerance : float, default 1e-4
-            rtol of the dopri5 that is timed and listed, relative to the states' size; errors are against ``reference(X)``.
+            rtol of the dopri5 that is timed and listed, relative to the states' size; errors are against
+            ``reference(X)``.
         batch_size : int, default 256
             Rows of the batch that is timed.
 
@@ -424,8 +428,9 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             to tell, unless it has been fitted over a family of base solvers (``tableaus`` of
             :class:`~sklearn_hyper.MLPCorrection`).
         n_steps : int, optional
-            Learned coefficients ("nonstationary", which "auto" stands for with states of more than four numbers) are made for
-            one number of steps: where others are wanted, fit with ``fit_n_steps=(a, b)``, for which "auto" is "ab2".
+            Learned coefficients ("nonstationary", which "auto" stands for with states of more than four numbers) are
+            made for one number of steps: where others are wanted, fit with ``fit_n_steps=(a, b)``, for which "auto" is
+            "ab2".
         t_span : pair of float, optional
 
         Returns
@@ -436,7 +441,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Raises
         ------
         ValueError
-            If the order or number of stages differs, naming both, or learned coefficients are asked for another number of steps.
+            If the order or number of stages differs, naming both, or learned coefficients are asked for another number
+            of steps.
 
         Warns
         -----
@@ -475,8 +481,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Returns
         -------
         HypersolvedODE
-            A copy in eval mode with frozen weights, on this estimator's device; tensors of ``dtype_`` in, tensors out. Equal to
-            predict up to rounding, its ``fold()`` bit for bit.
+            A copy in eval mode with frozen weights, on this estimator's device; tensors of ``dtype_`` in, tensors out.
+            Equal to predict up to rounding, its ``fold()`` bit for bit.
 
         Examples
         --------
@@ -506,9 +512,10 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def export_onnx(self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False) -> Path:
         """Write the fitted solver as an ONNX file, which runs without torch and without this package.
 
-        The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, any number of rows. It gives what ``predict`` gives,
-        as ``output``; a classifier's gives ``logits`` and ``probabilities``, and has its ``classes`` as a JSON list among the
-        metadata, in the order of the columns (and the ``threshold`` of a binary skorch net). It needs the ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
+        The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, any number of rows. It gives what ``predict``
+        gives, as ``output``; a classifier's gives ``logits`` and ``probabilities``, and has its ``classes`` as a JSON
+        list among the metadata, in the order of the columns (and the ``threshold`` of a binary skorch net). It needs
+        the ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
 
         Parameters
         ----------
@@ -518,8 +525,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             Rows on which ONNX Runtime is compared with torch before the file is written: at most 1e-4 (float32) or 1e-7
             (float64) of the largest output apart. Missing: draws of a standard normal.
         preprocessed : bool, default False
-            The steps of a Pipeline that were passed with the Neural ODE do not become part of the file. True says that you
-            know: the file then takes what ``preprocess_.transform(X)`` returns.
+            The steps of a Pipeline that were passed with the Neural ODE do not become part of the file. True says that
+            you know: the file then takes what ``preprocess_.transform(X)`` returns.
 
         Returns
         -------
@@ -540,7 +547,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         fitted = self._require_product()
         if self.preprocess_ is not None and not preprocessed:
             raise ValueError(
-                f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would take "
+                f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would "
+                "take "
                 "their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
             )
         if X is None:

@@ -78,8 +78,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Hutchinson's estimate :math:`e^\top J e` (one), with the noise e of that kind fixed over a solve. "auto" is
         exact up to 16 features and "rademacher" above. ``set_params(trace="exact")`` works on a fitted flow, too.
     kinetic, jacobian : float, default 0.0
-        Weights of RNODE's penalties in the likelihood, :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2` with time as a share of
-        the span: fields that need fewer evaluations. Only used by ``objective="likelihood"``.
+        Weights of RNODE's penalties in the likelihood, :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2` with time as a
+        share of the span: fields that need fewer evaluations. Only used by ``objective="likelihood"``.
     solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
         What the likelihood differentiates. With a fixed-step solver, fit compares held-out likelihoods with dopri5's
         and warns when they differ by more than 0.02 nats.
@@ -88,7 +88,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Samples and densities use 1e-6 in float32 and 1e-8 in float64.
     atol : float, optional
-        Absolute tolerance in training, in the field's coordinates (standardised data). Missing: ``rtol`` times the size of the states, 1.
+        Absolute tolerance in training, in the field's coordinates (standardised data). Missing: ``rtol`` times the size
+        of the states, 1.
     adjoint : bool, default False
         Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
     max_epochs : int, default 200
@@ -121,8 +122,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         From base to data: what sampling solves.
     net_ : skorch net
     history_ : list of dict
-        One row an epoch: ``train_loss``, ``valid_loss`` where rows are held out, ``dur`` in seconds; with the likelihood
-        through dopri5 also ``nfe``, evaluations of (f, trace) a training solve (an adjoint's own solve not counted).
+        One row an epoch: ``train_loss``, ``valid_loss`` where rows are held out, ``dur`` in seconds; with the
+        likelihood through dopri5 also ``nfe``, evaluations of (f, trace) a training solve (an adjoint's own solve not
+        counted).
     n_features_in_ : int
     feature_names_in_ : ndarray of str
         Where X has names of features.
@@ -130,7 +132,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     Warns
     -----
     StiffFlowWarning
-        If evaluations a solve explode during likelihood training: more than 150, and three times those of the first epoch.
+        If evaluations a solve explode during likelihood training: more than 150, and three times those of the first
+        epoch.
     SolverAgreementWarning
         If a fixed-step training solver gives another held-out likelihood than dopri5.
 
@@ -144,9 +147,10 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     :math:`\log p_X(x) = \log p_Y(y) - \sum_i \log s_i`. A Pipeline's ``score_samples`` is log p_Y. The flow standardises by
     itself and accounts for it, so no scaler is needed.
 
-    Nothing is lost when a long training run is interrupted. Ctrl-C keeps the best weights so far, and ``warm_start=True`` lets
-    the next fit go on from them. Against a crash, a checkpoint is written in every epoch that lowers the held-out loss,
-    and the next fit, in another process too, loads it where there is one; its ``max_epochs`` come on top:
+    Nothing is lost when a long training run is interrupted. Ctrl-C keeps the best weights so far, and
+    ``warm_start=True`` lets the next fit go on from them. Against a crash, a checkpoint is written in every epoch that
+    lowers the held-out loss, and the next fit, in another process too, loads it where there is one; its ``max_epochs``
+    come on top:
 
     >>> import tempfile
     >>> from skorch.callbacks import Checkpoint, LoadInitState
@@ -166,8 +170,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     References
     ----------
-    Chen et al. (2018), *Neural Ordinary Differential Equations*; Grathwohl et al. (2019), *FFJORD*; Finlay et al. (2020),
-    *How to Train Your Neural ODE*; Lipman et al. (2023), *Flow Matching for Generative Modeling*.
+    Chen et al. (2018), *Neural Ordinary Differential Equations*; Grathwohl et al. (2019), *FFJORD*; Finlay et al.
+    (2020), *How to Train Your Neural ODE*; Lipman et al. (2023), *Flow Matching for Generative Modeling*.
 
     Examples
     --------
@@ -241,11 +245,11 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Raises
         ------
         ValueError
-            If a feature of X is constant: such data have no density. If a callback scores predictions, or monitors what no
-            epoch records.
+            If a feature of X is constant: such data have no density. If a callback scores predictions, or monitors what
+            no epoch records.
         VectorFieldError
-            If the field's signature or the shape of its output is wrong, or its divergence is unknown or not finite; if it is
-            not finite for some rows of X, which are named.
+            If the field's signature or the shape of its output is wrong, or its divergence is unknown or not finite; if
+            it is not finite for some rows of X, which are named.
         ReferenceSolveError
             If dopri5 cannot solve the field from some rows of X; it names them.
         TrainingDivergedError
@@ -320,7 +324,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         unused = [name for name in ("kinetic", "jacobian", "adjoint") if getattr(self, name) and not likelihood]
         if unused:
             raise ValueError(
-                f"{' and '.join(unused)}: only used by objective='likelihood'; flow matching solves nothing in training."
+                f"{' and '.join(unused)}: only used by objective='likelihood'; flow matching solves nothing in "
+                "training."
             )
         if self.adjoint and self.solver != "dopri5":
             raise ValueError(f"adjoint=True needs solver='dopri5', got solver={self.solver!r}.")
@@ -346,7 +351,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         ).to(device=x.device, dtype=x.dtype)  # fmt: skip
         if not any(parameter.requires_grad for parameter in flow.parameters()):
             raise ValueError(
-                f"vector_field={self.vector_field!r} holds no trainable parameters: there is nothing to fit. Pass an nn.Module "
+                f"vector_field={self.vector_field!r} holds no trainable parameters: there is nothing to fit. Pass an "
+                "nn.Module "
                 "with parameters that require gradients, or None for a field made to the data's width."
             )
         return flow
@@ -417,8 +423,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Returns
         -------
         ndarray of shape (n_samples,)
-            Exact up to the solver's tolerance, or, with Hutchinson's trace, unbiased: its noise is drawn from the
-            seed of the fit by a row's position, so that the same X gives the same densities, and a row at another position
+            Exact up to the solver's tolerance, or, with Hutchinson's trace, unbiased: its noise is drawn from the seed
+            of the fit by a row's position, so that the same X gives the same densities, and a row at another position
             in X another estimate. Compare means over many rows, or single rows with ``trace="exact"``.
         """
         self._require_fitted("flow_")

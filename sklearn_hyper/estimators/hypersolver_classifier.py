@@ -34,18 +34,19 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
     ----------
     neural_ode : estimator, Pipeline, search, skorch net or NeuralODE
         A fitted :class:`NeuralODEClassifier` in any form that :class:`HypersolverRegressor` takes. The output map gives
-        logits; of a skorch net, whatever its criterion and ``predict_nonlinearity`` say, and labels and probabilities are those
-        that the net predicts (a binary net's ``threshold`` included).
+        logits; of a skorch net, whatever its criterion and ``predict_nonlinearity`` say, and labels and probabilities
+        are those that the net predicts (a binary net's ``threshold`` included).
     classes : array-like of shape (n_classes,), optional
         Labels in the order of the logits. Needed for a bare module, which has none.
     base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, \
-batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
+batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state,
+verbose
         See :class:`HypersolverRegressor`.
 
     Attributes
     ----------
-    classes_ : ndarray of shape (n_classes,)
-    module_, correction_, base_solver_, order_, neural_ode_, delta_, errors_, history_, net_, n_samples_fit_, n_features_in_
+    classes_ : ndarray of shape (n_classes,) module_, correction_, base_solver_, order_, neural_ode_, delta_, errors_,
+    history_, net_, n_samples_fit_, n_features_in_
         See :class:`HypersolverRegressor`.
 
     Examples
@@ -248,9 +249,9 @@ batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_
         Raises
         ------
         ValueError
-            Without labels: use a label-free scorer, ``sklearn_hyper.evaluation.neg_mape_scorer`` or ``agreement_scorer``.
-            A search without y and ``scoring`` turns this error into nan for every candidate, warns of each, and keeps
-            the first one; with ``error_score="raise"`` it stops here.
+            Without labels: use a label-free scorer, ``sklearn_hyper.evaluation.neg_mape_scorer`` or
+            ``agreement_scorer``. A search without y and ``scoring`` turns this error into nan for every candidate,
+            warns of each, and keeps the first one; with ``error_score="raise"`` it stops here.
         """
         if y is None:
             raise ValueError(

@@ -78,7 +78,9 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     trace : {"auto", "exact", "rademacher", "gaussian"}, default "auto"
         As in :class:`ContinuousNormalizingFlow`, and "auto" is what that was set to. With Hutchinson's estimate
         reference and hypersolver see the same noise, row by row.
-    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state, verbose
+    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr,
+    batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state,
+    verbose
         As in :class:`HypersolverRegressor`, for either direction: each has ``max_epochs`` and the same ``callbacks``
         (checkpoints are refused, since two nets would share their files), the sampling first; ``max_samples`` base
         states (2,000 with "auto") and at most as many rows of X. A correction that is an ``nn.Module`` is copied for
@@ -90,8 +92,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     flow_ : Flow
         The frozen flow.
     sampler_ : FittedHypersolver
-        Of the sampling direction: predicts data from base states. Its ``correction``, ``method``, ``errors``, ``delta`` and
-        ``history`` are what :class:`HypersolverRegressor` has as attributes with an underscore.
+        Of the sampling direction: predicts data from base states. Its ``correction``, ``method``, ``errors``, ``delta``
+        and ``history`` are what :class:`HypersolverRegressor` has as attributes with an underscore.
     density_ : FittedHypersolver or None
         Of the density direction, on (z, log p); None after ``fit(X=None)``.
     module_ : FoldedODE
@@ -208,8 +210,10 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     def _fit(self, X: Any) -> bool:
         refuse_checkpoints(
             self.callbacks,
-            "a HypersolverDensity fits two corrections, whose checkpoints would overwrite each other. Fit them apart, as "
-            "HypersolverRegressor(flow.flow_.sampling()) and HypersolverRegressor(flow.flow_.density()), or without it.",
+            "a HypersolverDensity fits two corrections, whose checkpoints would overwrite each other. Fit them apart, "
+            "as "
+            "HypersolverRegressor(flow.flow_.sampling()) and HypersolverRegressor(flow.flow_.density()), or without "
+            "it.",
         )
         refuse_scoring(self.callbacks, "a hypersolver")
         check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
@@ -295,13 +299,15 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             given = [name for name in ("base_distribution", "n_features") if getattr(self, name) is not None]
             if given:
                 raise ValueError(
-                    f"{' and '.join(given)}: only for a bare field; the fitted flow passed as neural_ode brings its own."
+                    f"{' and '.join(given)}: only for a bare field; the fitted flow passed as neural_ode brings its "
+                    "own."
                 )
             flow = copy.deepcopy(flow).to("cpu")  # the solvers move their copies to the device
         else:
             if not all(isinstance(part, nn.Identity) for part in (flow.input_map, flow.output_map)):
                 raise ValueError(
-                    "neural_ode is a NeuralODE with an input_map or output_map, whose log-determinant is unknown; a flow has "
+                    "neural_ode is a NeuralODE with an input_map or output_map, whose log-determinant is unknown; a "
+                    "flow has "
                     "none. Pass a NeuralODE of the field alone, and put scaling in a Pipeline."
                 )
             if flow.data_controlled:
@@ -332,7 +338,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         self._require_fitted("sampler_")
         if self.density_ is None:
             raise ValueError(
-                "this HypersolverDensity was fitted for sampling only, by fit(X=None) or a fit that was interrupted before "
+                "this HypersolverDensity was fitted for sampling only, by fit(X=None) or a fit that was interrupted "
+                "before "
                 "the densities' turn: call fit(X) with data for score_samples, score and transform."
             )
         return LogDensity(self.density_.module, self.flow_).eval()
@@ -362,7 +369,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             return X
         if not hasattr(self.preprocess_, "inverse_transform"):
             raise ValueError(
-                f"samples cannot be carried back through {self.preprocess_!r}, the steps before the flow: one of them has no "
+                f"samples cannot be carried back through {self.preprocess_!r}, the steps before the flow: one of them "
+                "has no "
                 "inverse_transform. Pass the flow alone as neural_ode to sample in its own coordinates."
             )
         return np.asarray(self.preprocess_.inverse_transform(X))
@@ -577,8 +585,10 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         self._require_fitted("sampler_")
         if self.preprocess_ is not None and not preprocessed:
             raise ValueError(
-                f"the steps before the flow, {self.preprocess_!r}, cannot become part of the file, whose samples would be in "
-                "their output's coordinates. Pass preprocessed=True to say that you apply preprocess_.inverse_transform."
+                f"the steps before the flow, {self.preprocess_!r}, cannot become part of the file, whose samples would "
+                "be in "
+                "their output's coordinates. Pass preprocessed=True to say that you apply "
+                "preprocess_.inverse_transform."
             )
         rows = np.random.default_rng(0).normal(size=(_PARITY_ROWS, self.flow_.n_features))
         return self.sampler_.export_onnx(

@@ -106,11 +106,11 @@ class _NeuralODEEstimator(TorchEstimator):
         Raises
         ------
         ValueError
-            If a layer that takes statistics over a batch (BatchNorm) would have to learn from one row: by ``batch_size=1``,
-            or because there is but one. If a callback monitors what no epoch records.
+            If a layer that takes statistics over a batch (BatchNorm) would have to learn from one row: by
+            ``batch_size=1``, or because there is but one. If a callback monitors what no epoch records.
         VectorFieldError
-            If the field's signature, or the shape, dtype or device of its output, is wrong; if it or a map is not finite for
-            some rows of X, which are named.
+            If the field's signature, or the shape, dtype or device of its output, is wrong; if it or a map is not
+            finite for some rows of X, which are named.
         ReferenceSolveError
             If dopri5 cannot solve the Neural ODE from some rows of X; it names them.
         TrainingDivergedError
@@ -235,8 +235,10 @@ class _NeuralODEEstimator(TorchEstimator):
             exact = self._measure(self._dopri5(x).cpu().numpy(), y)
         if abs(trained - exact) > _AGREEMENT:
             warnings.warn(
-                f"the validation score is {trained:.4f} with the training solver {self.solver!r} (n_steps={self.n_steps}) "
-                f"and {exact:.4f} with dopri5: this network has learned its solver's errors and is no Neural ODE. Raise "
+                f"the validation score is {trained:.4f} with the training solver {self.solver!r} "
+                f"(n_steps={self.n_steps}) "
+                f"and {exact:.4f} with dopri5: this network has learned its solver's errors and is no Neural ODE. "
+                "Raise "
                 "n_steps, or train with solver='dopri5'.",
                 SolverAgreementWarning,
                 stacklevel=4,
@@ -272,8 +274,8 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     n_steps : int, default 10
         Steps of a fixed-step training solver; not used by dopri5.
     rtol : float, default 1e-4
-        Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do not
-        depend on the batch.
+        Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do
+        not depend on the batch.
     atol : float, optional
         Absolute tolerance in training, in the units of the states. Missing: ``rtol`` times their size, the RMS over the
         batch of every feature or channel.
@@ -288,8 +290,8 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     optimizer : type, default torch.optim.AdamW
     callbacks : list of skorch callbacks, optional
         ``EarlyStopping()``, ``LRScheduler(...)``, ``Checkpoint(...)`` and so on; ``valid_loss`` is recorded.
-        ``EpochScoring("accuracy", lower_is_better=False)`` and the like score the training solver's predictions; labels are
-        encoded there, as indices of ``classes_``.
+        ``EpochScoring("accuracy", lower_is_better=False)`` and the like score the training solver's predictions; labels
+        are encoded there, as indices of ``classes_``.
     validation_fraction : float or None, default 0.1
         Share of the rows held out for ``valid_loss`` and the check of a fixed-step solver.
     warm_start : bool, default False
@@ -349,7 +351,8 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(
-                f"y holds labels {unknown.tolist()} that are not among classes_ {self.classes_.tolist()}; name all classes "
+                f"y holds labels {unknown.tolist()} that are not among classes_ {self.classes_.tolist()}; name all "
+                "classes "
                 "in the first partial_fit(X, y, classes=...), or fit anew with warm_start=False."
             )
         return np.searchsorted(self.classes_, y)
@@ -427,8 +430,8 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     n_steps : int, default 10
         Steps of a fixed-step training solver; not used by dopri5.
     rtol : float, default 1e-4
-        Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do not
-        depend on the batch.
+        Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do
+        not depend on the batch.
     atol : float, optional
         Absolute tolerance in training, in the units of the states. Missing: ``rtol`` times their size, the RMS over the
         batch of every feature or channel.
@@ -554,7 +557,8 @@ def _default_input_map(x: Tensor) -> nn.Module:
     if x.ndim == 2:
         return AugmentedInput(nn.Linear(x.shape[1], _ADDED_FEATURES), scaler)
     raise ValueError(
-        f"there is no default input_map for samples of shape {tuple(x.shape[1:])}; pass vector_field and output_map, and "
+        f"there is no default input_map for samples of shape {tuple(x.shape[1:])}; pass vector_field and output_map, "
+        "and "
         "an input_map of your own (nn.Identity() for none)."
     )
 

@@ -48,8 +48,8 @@ def cheapest_within(
     Raises
     ------
     TypeError, ValueError
-        At once, if a parameter is wrong. When the rule is applied, a ValueError if the search has no such metric or cost,
-        or the metric is nan for every candidate; the error keeps the results in its attribute ``cv_results_``.
+        At once, if a parameter is wrong. When the rule is applied, a ValueError if the search has no such metric or
+        cost, or the metric is nan for every candidate; the error keeps the results in its attribute ``cv_results_``.
 
     Warns
     -----
@@ -60,8 +60,8 @@ def cheapest_within(
     Notes
     -----
     Candidates with a metric that is not finite are never chosen, ones with a cost that is not finite only as the most
-    accurate. A search with several metrics and a callable ``refit`` has no ``best_score_``, and its ``score`` method fails
-    in scikit-learn: call ``best_estimator_.score``, or a scorer on the search.
+    accurate. A search with several metrics and a callable ``refit`` has no ``best_score_``, and its ``score`` method
+    fails in scikit-learn: call ``best_estimator_.score``, or a scorer on the search.
 
     See Also
     --------
@@ -157,7 +157,8 @@ class _CheapestWithin:
             scored = [key.removeprefix("mean_test_") for key in results if key.startswith("mean_test_")]
             raise _refuse(
                 results,
-                f"the search has no scores named {name!r}, only {', '.join(map(repr, scored)) or 'none'}: name metric= and "
+                f"the search has no scores named {name!r}, only {', '.join(map(repr, scored)) or 'none'}: name metric= "
+                "and "
                 "cost= of cheapest_within as in scoring={'agreement': agreement_scorer, 'neg_macs': neg_macs_scorer}.",
             )
         return np.asarray(results[f"mean_test_{name}"], dtype=float)

@@ -39,7 +39,8 @@ def resolve_hypersolver(estimator: Any, X: Any, kinds: tuple[type, ...] = _PREDI
         raise NotFittedError(f"This {type(estimator).__name__} has no best_estimator_: fit it, with refit=True.")
     names = [kind.__name__ for kind in kinds]
     raise TypeError(
-        f"a {', '.join(names[:-1])} or {names[-1]}, or a Pipeline or search that ends in one, is needed, got {type(estimator).__name__}."
+        f"a {', '.join(names[:-1])} or {names[-1]}, or a Pipeline or search that ends in one, is needed, got "
+        f"{type(estimator).__name__}."
     )
 
 

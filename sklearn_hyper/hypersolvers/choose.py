@@ -27,7 +27,8 @@ class BaseSolverChoice(NamedTuple):
             n_startup = self.method.n_startup
             if n_startup and most is not None and most <= n_startup:
                 raise ValueError(
-                    f"{name}={value!r} with base_solver={self.method.name!r} makes start-up steps only; {name} must reach "
+                    f"{name}={value!r} with base_solver={self.method.name!r} makes start-up steps only; {name} must "
+                    "reach "
                     f"{n_startup + 1}, or use {_startup_name(self.method)!r}."
                 )
 
@@ -48,8 +49,8 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
     all else                                                            "nonstationary": learned coefficients
     ==================================================================  =====================================
 
-    All of these evaluate f once a step. Learned coefficients serve one number of steps and the terminal state alone, and
-    are worth more than a correction that is small beside a large state. With ``order``, "auto" is the canonical
+    All of these evaluate f once a step. Learned coefficients serve one number of steps and the terminal state alone,
+    and are worth more than a correction that is small beside a large state. With ``order``, "auto" is the canonical
     Runge-Kutta method: euler, midpoint, rk3, rk4.
 
     Parameters
@@ -107,7 +108,8 @@ def check_same_family(method: Method, fitted: Method, advice: str) -> None:
     """
     if _families(method) != _families(fitted):
         raise ValueError(
-            f"base_solver {method.name!r} ({_describe(method)}) cannot take over the correction fitted for {fitted.name!r} "
+            f"base_solver {method.name!r} ({_describe(method)}) cannot take over the correction fitted for "
+            f"{fitted.name!r} "
             f"({_describe(fitted)}); {advice}."
         )
 

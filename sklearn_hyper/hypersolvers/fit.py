@@ -194,9 +194,12 @@ def _check_range(neural_ode: NeuralODE, z: Tensor, method: Method, sizes: StepSi
     powers = [power * math.log10(share * span) for share in (sizes.low, sizes.high)]
     if max(abs(log - offset) for log in powers for offset in (0, math.log10(size))) > largest:
         raise ValueError(
-            f"neural_ode.t_span={neural_ode.t_span} with base_solver={method.name!r}: eq. 6 divides by eps^{power}, with eps "
-            f"from {sizes.low * span:.3g} to {sizes.high * span:.3g} and states of size {size:.3g}, which leaves the range of "
-            f"{z.dtype}. Measure time in units that make t_span about one long, take a base solver of lower order, or fit in "
+            f"neural_ode.t_span={neural_ode.t_span} with base_solver={method.name!r}: eq. 6 divides by eps^{power}, "
+            "with eps "
+            f"from {sizes.low * span:.3g} to {sizes.high * span:.3g} and states of size {size:.3g}, which leaves the "
+            "range of "
+            f"{z.dtype}. Measure time in units that make t_span about one long, take a base solver of lower order, or "
+            "fit in "
             "float64."
         )
 
@@ -253,7 +256,8 @@ def _problems(fitted: FittedCorrection, method: Method, settings: FitSettings) -
     if fitted.correction is None:
         found.append(
             "no epoch was better than the base solver on held-out rows without exceeding its largest error there (best "
-            f"valid_loss {fitted.valid_loss:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is None. "
+            f"valid_loss {fitted.valid_loss:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is "
+            "None. "
             "Lower lr, raise max_epochs, or give more rows."
         )
     large = [
@@ -262,7 +266,8 @@ def _problems(fitted: FittedCorrection, method: Method, settings: FitSettings) -
     if large:
         found.append(
             f"the fit ends with errors of {' and '.join(large)} on held-out rows: steps of "
-            f"base_solver={method.name!r} with n_steps={settings.n_steps} are too long for this field. Raise n_steps, or take "
+            f"base_solver={method.name!r} with n_steps={settings.n_steps} are too long for this field. Raise n_steps, "
+            "or take "
             "a base solver of higher order."
         )
     return found

@@ -193,8 +193,8 @@ class FittedHypersolver(DeviceFree):
         Raises
         ------
         ValueError
-            If the order or number of stages differs, naming both, or learned coefficients are asked for another number of
-            steps.
+            If the order or number of stages differs, naming both, or learned coefficients are asked for another number
+            of steps.
 
         Warns
         -----
@@ -225,7 +225,8 @@ class FittedHypersolver(DeviceFree):
             )
         if self.correction is not None and not self.correction.covers(method):
             warnings.warn(
-                f"base_solver {method.name!r} lies outside the family that the correction was fitted over; check score(X), "
+                f"base_solver {method.name!r} lies outside the family that the correction was fitted over; check "
+                "score(X), "
                 "or fit with it among the correction's tableaus.",
                 UserWarning,
                 stacklevel=4,

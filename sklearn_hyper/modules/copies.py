@@ -40,8 +40,8 @@ def trained_copies(*parts: Any) -> tuple[Any, ...]:
     Raises
     ------
     TypeError
-        If a function holds a module, which no copy reaches; if a tensor that requires gradients is no parameter of a module,
-        and so would not be trained; or if something cannot be copied.
+        If a function holds a module, which no copy reaches; if a tensor that requires gradients is no parameter of a
+        module, and so would not be trained; or if something cannot be copied.
     """
     given = {name: part for name, part in zip(PARTS, parts, strict=False) if part is not None}
     refuse_state_in_functions(given)
@@ -52,7 +52,8 @@ def trained_copies(*parts: Any) -> tuple[Any, ...]:
     for path, tensor in _trained_tensors(list(copied)):
         if id(tensor) not in known:
             raise TypeError(
-                f"the vector field or a map holds a tensor that requires gradients and is no parameter ({path}): it would "
+                f"the vector field or a map holds a tensor that requires gradients and is no parameter ({path}): it "
+                "would "
                 "never be trained. Make it an nn.Parameter of a module."
             )
     return copied
@@ -85,8 +86,10 @@ def check_saveable(neural_ode: NeuralODE, *, needed_for: str | None = None) -> N
         pack(neural_ode)
     except Exception as error:
         what = (
-            f"the field or a map cannot be pickled ({type(error).__name__}: {error}). Open files, locks, generators and modules "
-            "of torch.export are what usually cannot: pass the Python module, or define __getstate__ on the class that holds them"
+            f"the field or a map cannot be pickled ({type(error).__name__}: {error}). Open files, locks, generators "
+            "and modules "
+            "of torch.export are what usually cannot: pass the Python module, or define __getstate__ on the class that "
+            "holds them"
         )
         if needed_for is not None:
             raise ValueError(f"{needed_for} needs to pickle neural_ode, and {what}.") from error

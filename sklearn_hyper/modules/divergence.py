@@ -59,8 +59,10 @@ def _vector_jacobian_product(dz: Tensor, z: Tensor, v: Tensor, training: bool) -
         )  # fmt: skip
     if product is None:
         raise VectorFieldError(
-            "vector_field's output does not depend on z as autograd sees it, so its divergence is unknown: do not detach "
-            "it or compute it under torch.no_grad or torch.inference_mode (a field that really is constant can add 0 * z)."
+            "vector_field's output does not depend on z as autograd sees it, so its divergence is unknown: do not "
+            "detach "
+            "it or compute it under torch.no_grad or torch.inference_mode (a field that really is constant can add 0 * "
+            "z)."
         )
     return product
 
@@ -73,9 +75,9 @@ class LogDensityField(DeviceFreeModule):
         \frac{d}{dt} \begin{pmatrix} z \\ \log p \end{pmatrix} =
         \begin{pmatrix} f(t, z) \\ -\operatorname{tr} \partial f / \partial z \end{pmatrix}
 
-    With ``hutchinson=True`` the trace is the unbiased estimate :math:`e^\top (\partial f / \partial z)\, e`; the noise e comes
-    in as the last d features of x, and so is the same at every evaluation of a solve, and in every solver that gets
-    the same x.
+    With ``hutchinson=True`` the trace is the unbiased estimate :math:`e^\top (\partial f / \partial z)\, e`; the noise
+    e comes in as the last d features of x, and so is the same at every evaluation of a solve, and in every solver that
+    gets the same x.
 
     Parameters
     ----------

@@ -116,7 +116,8 @@ def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor, **condition: A
     if differ(first, again):
         raise VectorFieldError(
             f"{name} is random or keeps a state: two calls with the same arguments give other values. Dropout outside "
-            "nn.Dropout goes on in eval mode (functional.dropout needs training=self.training), and noise must be an input."
+            "nn.Dropout goes on in eval mode (functional.dropout needs training=self.training), and noise must be an "
+            "input."
         )
     _check_rows(neural_ode, name, first, arguments, condition)
     _check_graph(neural_ode, name, arguments, condition)
@@ -134,7 +135,8 @@ def _check_rows(
         if differ(call_part(neural_ode, name, *one, **keywords), output[row : row + 1]):
             raise VectorFieldError(
                 f"{name} mixes the rows of a batch: for row {row} it gives other values alone than beside {n_rows - 1} "
-                "more. A row is one sample, which is solved and predicted in any batch. Make what interacts (nodes of a "
+                "more. A row is one sample, which is solved and predicted in any batch. Make what interacts (nodes of "
+                "a "
                 "graph, particles) one sample of shape (n, ...), or take means over other axes than the first."
             )
 
@@ -152,8 +154,10 @@ def _check_graph(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]
     foreign = [leaf for i, leaf in calls[0].items() if i in calls[1] and i not in known]
     if foreign:
         raise TypeError(
-            f"{name} calls a module, or uses a tensor that requires gradients, of shape {tuple(foreign[0].shape)}, which fit can "
-            "neither copy nor freeze, and would not train: it is reached in a way that is not followed. Pass the module itself, or "
+            f"{name} calls a module, or uses a tensor that requires gradients, of shape {tuple(foreign[0].shape)}, "
+            "which fit can "
+            "neither copy nor freeze, and would not train: it is reached in a way that is not followed. Pass the "
+            "module itself, or "
             "an nn.Module that holds it and whose forward calls it."
         )
 
@@ -192,7 +196,8 @@ def _check_full_precision(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: F
     for half in (torch.bfloat16, torch.float16):
         if torch.equal(values.to(half).to(values.dtype), values) and not torch.equal(z.to(half).to(z.dtype), z):
             raise VectorFieldError(
-                f"vector_field computes in {half}: all its values are rounded to it, which a solver cannot tell from a stiff "
+                f"vector_field computes in {half}: all its values are rounded to it, which a solver cannot tell from a "
+                "stiff "
                 "field. Compute in float32 (no autocast, no .bfloat16() or .half() inside)."
             )
 
@@ -222,9 +227,12 @@ def _check_gradient(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldIn
     if (off > _CUT * quotient.abs() + rounding).double().mean() > 0.5:
         share = float((off / quotient.abs().clamp(min=torch.finfo(z.dtype).tiny)).median())
         warnings.warn(
-            f"autograd's derivative of vector_field along a direction is {share:.2g} of a difference quotient away from it, so "
-            "training through the solver would follow a wrong gradient: something inside is detached, under no_grad, in NumPy, or "
-            "differentiated without create_graph=True. Mend that, or fit with loss='residual', finetune=None, which differentiate "
+            f"autograd's derivative of vector_field along a direction is {share:.2g} of a difference quotient away "
+            "from it, so "
+            "training through the solver would follow a wrong gradient: something inside is detached, under no_grad, "
+            "in NumPy, or "
+            "differentiated without create_graph=True. Mend that, or fit with loss='residual', finetune=None, which "
+            "differentiate "
             "no field.",
             GradientWarning,
             stacklevel=2,
@@ -273,6 +281,7 @@ def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None, condition: M
         if places:
             named = list_rows(places if rows is None else [int(rows[place]) for place in places])
             raise VectorFieldError(
-                f"{name} is not finite (nan or infinite) for {len(places)} of {len(x)} rows of X ({named}) at the start of "
+                f"{name} is not finite (nan or infinite) for {len(places)} of {len(x)} rows of X ({named}) at the "
+                "start of "
                 "t_span. Leave those rows out, scale the inputs, or mend it."
             )

@@ -47,7 +47,8 @@ class Flow(DeviceFreeModule):
     ----------
     data_size, base_size : tuple of float or None
         How large states are where they start from data and from base samples, by feature (see :class:`NeuralODE`'s
-        ``state_size``). Scaled data and a standard normal are 1; data in their own units are measured by whoever has them.
+        ``state_size``). Scaled data and a standard normal are 1; data in their own units are measured by whoever has
+        them.
     """
 
     data_size: tuple[float, ...] | None = None
@@ -185,7 +186,8 @@ def check_base_distribution(flow: Flow) -> None:
         return
     if tuple(base.event_shape) != (d,) or tuple(base.batch_shape):
         raise ValueError(
-            f"base_distribution must be over vectors of {d} features (event_shape ({d},), no batch_shape), got batch_shape "
+            f"base_distribution must be over vectors of {d} features (event_shape ({d},), no batch_shape), got "
+            "batch_shape "
             f"{tuple(base.batch_shape)} and event_shape {tuple(base.event_shape)}; wrap independent marginals in "
             "torch.distributions.Independent(..., 1)."
         )

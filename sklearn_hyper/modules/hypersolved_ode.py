@@ -90,7 +90,8 @@ class HypersolvedODE(SolvedODE):
     base_solver : Method
         psi and its order.
     correction : nn.Module, optional
-        g: a :class:`BoundedCorrection`, or any module ``g(eps, s, z, stages, x=None)``. Without one this is the base solver.
+        g: a :class:`BoundedCorrection`, or any module ``g(eps, s, z, stages, x=None)``. Without one this is the base
+        solver.
     grid : sequence of float
         The mesh s_0, ..., s_K.
 
@@ -125,8 +126,8 @@ class HypersolvedODE(SolvedODE):
         Returns
         -------
         FoldedODE
-            Agrees with this one to rounding. Later changes of this module's correction do not reach it; the Neural ODE (field
-            and maps) is shared. Where that is to change too, fold a ``copy.deepcopy`` of this module.
+            Agrees with this one to rounding. Later changes of this module's correction do not reach it; the Neural ODE
+            (field and maps) is shared. Where that is to change too, fold a ``copy.deepcopy`` of this module.
         """
         return FoldedODE(self)
 
@@ -134,8 +135,8 @@ class HypersolvedODE(SolvedODE):
 class FoldedODE(SolvedODE):
     """A hypersolved ODE for inference: s, eps and scales are moved into the correction's weights, once for every step.
 
-    Made by :meth:`HypersolvedODE.fold`. It holds the folded steps and not the correction itself, so training it would not
-    train g. A correction of the user's own is not folded but kept, as a frozen copy in eval mode.
+    Made by :meth:`HypersolvedODE.fold`. It holds the folded steps and not the correction itself, so training it would
+    not train g. A correction of the user's own is not folded but kept, as a frozen copy in eval mode.
 
     Parameters
     ----------

@@ -35,10 +35,10 @@ class NeuralODE(DeviceFreeModule):
     ----------
     vector_field : nn.Module or callable
         ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``; keyword arguments are passed to
-        it as a ``condition``. t is a 0-d tensor on z's device and
-        of its dtype, or of float64 where that does not resolve ``t_span`` (Unix times in float32, say); z has shape
-        (batch, ...), and so has the result. Parameters that vary with depth, theta(s), are just such an f. It may be a bound
-        method, a ``functools.partial`` or an object: modules that these hold are found and registered.
+        it as a ``condition``. t is a 0-d tensor on z's device and of its dtype, or of float64 where that does not
+        resolve ``t_span`` (Unix times in float32, say); z has shape (batch, ...), and so has the result. Parameters
+        that vary with depth, theta(s), are just such an f. It may be a bound method, a ``functools.partial`` or an
+        object: modules that these hold are found and registered.
     input_map : nn.Module or callable, optional
         :math:`h_x`, from the input to the initial state. Missing: the identity.
     output_map : nn.Module or callable, optional
@@ -48,8 +48,8 @@ class NeuralODE(DeviceFreeModule):
     data_controlled : bool, default False
         Whether the field takes the raw input x as a third argument. Stated, never guessed from argument names.
     state_size : sequence of float, optional
-        How large the states are, by feature or channel (axis 1): what an absolute tolerance that is left out is a share of.
-        Missing: their RMS over the batch that is solved. Estimators take it from the rows of their fit, so that a
+        How large the states are, by feature or channel (axis 1): what an absolute tolerance that is left out is a share
+        of. Missing: their RMS over the batch that is solved. Estimators take it from the rows of their fit, so that a
         prediction does not depend on its batch.
 
     Raises
@@ -169,8 +169,8 @@ class NeuralODE(DeviceFreeModule):
     ) -> Tensor:
         """Terminal state by torchdiffeq's dopri5 as it comes, differentiable: for training and for timing.
 
-        ``field`` stands in for the vector field: one that counts, say. ``adjoint_params`` are tensors whose gradients are to
-        be computed by the adjoint method. Other parameters are those of :meth:`forward`.
+        ``field`` stands in for the vector field: one that counts, say. ``adjoint_params`` are tensors whose gradients
+        are to be computed by the adjoint method. Other parameters are those of :meth:`forward`.
         """
         z0 = self.input_map(x)
         return solve_dopri5(
@@ -245,7 +245,8 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, A
     ValueError
         If the weights are of a dtype that no solver can compute in.
     VectorFieldError
-        If a signature is wrong, or what the field or the input map returns has another shape, dtype or device than needed.
+        If a signature is wrong, or what the field or the input map returns has another shape, dtype or device than
+        needed.
     """
     check_precision(neural_ode)
     with torch.no_grad():
@@ -259,7 +260,8 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, A
         dz = call_field(neural_ode, t, z, neural_ode.inputs(x, condition))
         if not _is_like(dz, z):
             raise VectorFieldError(
-                f"vector_field{_signature(neural_ode)} must return a tensor like z ({_describe(z)}), got {_describe(dz)}"
+                f"vector_field{_signature(neural_ode)} must return a tensor like z ({_describe(z)}), got "
+                f"{_describe(dz)}"
                 f"{_time_hint(neural_ode, t, z)}."
             )
         _check_argument_order(neural_ode, t, z)
@@ -271,8 +273,10 @@ def check_precision(neural_ode: NeuralODE) -> None:
     for name, tensor in (*neural_ode.named_parameters(), *neural_ode.named_buffers()):
         if not is_lazy(tensor) and tensor.is_floating_point() and tensor.element_size() < 4:
             raise ValueError(
-                f"neural_ode holds weights of dtype {tensor.dtype} ({name}); a solver needs float32 or float64, since the "
-                "errors that it controls lie below the rounding of half precision. Pass neural_ode.float(), which computes "
+                f"neural_ode holds weights of dtype {tensor.dtype} ({name}); a solver needs float32 or float64, since "
+                "the "
+                "errors that it controls lie below the rounding of half precision. Pass neural_ode.float(), which "
+                "computes "
                 "the same field more precisely."
             )
 
@@ -302,7 +306,8 @@ def call_part(neural_ode: NeuralODE, name: str, *arguments: Tensor, **condition:
         text = " ".join(str(error).split()) or "(no message)"
         raise VectorFieldError(
             f"{name}{_signature(neural_ode) if name == 'vector_field' else ''} fails on {kind} of shape "
-            f"{tuple(state.shape)} (batch first) and dtype {state.dtype}: {type(error).__name__}: {text}. It was called with "
+            f"{tuple(state.shape)} (batch first) and dtype {state.dtype}: {type(error).__name__}: {text}. It was "
+            "called with "
             f"{', '.join(called)}{_advise(neural_ode, name, arguments)}."
         ) from error
 
@@ -320,7 +325,8 @@ def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> 
         return "; with z alone it works: a field takes the time first, also where it does not use it, so wrap it"
     if _solves_by_itself(neural_ode.vector_field, z):
         return (
-            "; with z alone it returns a tensor of another shape: if it is a whole model that solves an ODE of its own, pass its "
+            "; with z alone it returns a tensor of another shape: if it is a whole model that solves an ODE of its "
+            "own, pass its "
             "field, as NeuralODE(model.field, input_map=..., output_map=...)"
         )
     if not neural_ode.data_controlled and _works(neural_ode.vector_field, t, z, z, like=z):
@@ -341,7 +347,8 @@ def _time_hint(neural_ode: NeuralODE, t: Tensor, z: Tensor) -> str:
     if t.dtype == z.dtype:
         return ""
     return (
-        f". Times of t_span={neural_ode.t_span} are not resolved by {z.dtype}, so the field gets t in {t.dtype}: cast what it makes "
+        f". Times of t_span={neural_ode.t_span} are not resolved by {z.dtype}, so the field gets t in {t.dtype}: cast "
+        "what it makes "
         "of t to z's dtype, measure time from the start (t_span=(0, ...)), or use float64 for all"
     )
 
@@ -369,8 +376,10 @@ def _check_argument_order(neural_ode: NeuralODE, t: Tensor, z: Tensor) -> None:
         return
     if len(names) == 2 and names[1] in _TIME_NAMES and names[0] not in _TIME_NAMES and _works(field, z, t, like=z):
         raise VectorFieldError(
-            f"vector_field takes ({names[0]}, {names[1]}), a time second, and is called as vector_field(t, z): it does not "
-            "fail, but broadcasts, and its numbers would be those of another field. Wrap it so that the time comes first."
+            f"vector_field takes ({names[0]}, {names[1]}), a time second, and is called as vector_field(t, z): it does "
+            "not "
+            "fail, but broadcasts, and its numbers would be those of another field. Wrap it so that the time comes "
+            "first."
         )
 
 

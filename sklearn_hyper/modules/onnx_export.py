@@ -110,8 +110,10 @@ def _export(module: nn.Module, x: Tensor, outputs: Sequence[str], metadata: Mapp
             )  # fmt: skip
     except Exception as error:
         raise ValueError(
-            "the hypersolver cannot be exported: torch could not trace it with a free batch axis. The vector field, the maps "
-            "and a correction of your own must not branch on values (of the state or of time; torch.where is fine) or on the "
+            "the hypersolver cannot be exported: torch could not trace it with a free batch axis. The vector field, "
+            "the maps "
+            "and a correction of your own must not branch on values (of the state or of time; torch.where is fine) or "
+            "on the "
             f"batch size, nor leave torch (NumPy, .item()). {_reason(error)}"
         ) from error
     assert program is not None  # what torch.onnx.export returns with dynamo=True

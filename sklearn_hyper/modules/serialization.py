@@ -155,8 +155,8 @@ def deepcopy_attributes(obj: Any, memo: dict[int, Any]) -> Any:
 def copy_user_code(value: Any, name: str) -> Any:
     """A deep copy that also takes what ``copy.deepcopy`` refuses: cached activations, scripted and compiled modules.
 
-    Tensors of a graph (an activation that ``forward`` keeps, a weight of the old ``weight_norm``) are copied detached, and
-    compiled modules uncompiled. Plain functions are shared, as ``copy.deepcopy`` does.
+    Tensors of a graph (an activation that ``forward`` keeps, a weight of the old ``weight_norm``) are copied detached,
+    and compiled modules uncompiled. Plain functions are shared, as ``copy.deepcopy`` does.
 
     Raises
     ------
@@ -169,7 +169,8 @@ def copy_user_code(value: Any, name: str) -> Any:
         return copy.deepcopy(value, memo)
     except Exception as error:
         raise TypeError(
-            f"{name} cannot be copied, and fit works on a copy: {type(error).__name__}: {error}. Drop locks, open files and "
+            f"{name} cannot be copied, and fit works on a copy: {type(error).__name__}: {error}. Drop locks, open "
+            "files and "
             "the like from the modules, or define __deepcopy__ on the class that holds them."
         ) from error
 

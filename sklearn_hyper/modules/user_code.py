@@ -1,8 +1,8 @@
 """What a callable of the user's reaches, by whatever path, and how it is copied.
 
-A vector field may be a module, a function, a bound method, a ``functools.partial`` or any object with ``__call__``. What it
-computes lies in what it *reaches*: attributes, list entries, closures, defaults, globals. A fit has to copy and freeze all of
-it, and a cache has to know all of it. Both ask :func:`walk`.
+A vector field may be a module, a function, a bound method, a ``functools.partial`` or any object with ``__call__``.
+What it computes lies in what it *reaches*: attributes, list entries, closures, defaults, globals. A fit has to copy and
+freeze all of it, and a cache has to know all of it. Both ask :func:`walk`.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Reached(NamedTuple):
 def walk(root: Any, name: str, *, constants: bool = False) -> Iterator[Reached]:
     """What ``root`` reaches, itself included: modules, tensors, functions, objects, and ``constants`` (numbers, strings).
 
-    Python code is followed from ``__call__`` and ``forward`` on: globals that it loads, modules that it imports, and methods
-    and attributes of classes whose names it reads. Names that are made when it runs (``getattr`` of a sum of strings) and
-    globals of installed packages are not.
+    Python code is followed from ``__call__`` and ``forward`` on: globals that it loads, modules that it imports, and
+    methods and attributes of classes whose names it reads. Names that are made when it runs (``getattr`` of a sum of
+    strings) and globals of installed packages are not.
     """
     return _Walk(constants).run(root, name)
 
@@ -294,7 +294,8 @@ def refuse_state_in_functions(parts: dict[str, Any]) -> None:
                 what = "uses the tensor that requires gradients" if trained else "calls the module"
                 raise TypeError(
                     f"{name} {'is' if isinstance(part, types.FunctionType) else 'holds'} a function that {what} "
-                    f"{path.removeprefix(f'{name}.')}, which fit could neither copy nor freeze. Pass the module itself, a bound "
+                    f"{path.removeprefix(f'{name}.')}, which fit could neither copy nor freeze. Pass the module "
+                    "itself, a bound "
                     "method or functools.partial of it, or an nn.Module that holds it and whose forward calls it."
                 )
 

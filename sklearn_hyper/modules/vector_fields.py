@@ -42,7 +42,8 @@ class MLPVectorField(nn.Module):
     depth : int, default 2
         Number of hidden layers.
     t_span : pair of float, default (0.0, 1.0)
-        The net gets time as a share of this span, and its output is what changes over it: units of time make no difference.
+        The net gets time as a share of this span, and its output is what changes over it: units of time make no
+        difference.
 
     Examples
     --------
@@ -70,7 +71,8 @@ class MLPVectorField(nn.Module):
 class ConvVectorField(nn.Module):
     """f(t, z) for image states (channels, height, width): 3x3 convolutions that keep the shape.
 
-    With :class:`AugmentedInput` in front it is the convolutional Neural ODE of the paper's section 4.1; see the examples.
+    With :class:`AugmentedInput` in front it is the convolutional Neural ODE of the paper's section 4.1; see the
+    examples.
 
     Parameters
     ----------
@@ -92,7 +94,8 @@ class ConvVectorField(nn.Module):
     >>> ConvVectorField(8)(torch.tensor(0.0), torch.zeros(2, 8, 6, 6)).shape
     torch.Size([2, 8, 6, 6])
 
-    On a CPU, convolve at a quarter of the resolution: the pixels of each 4 x 4 patch become channels. An MNIST classifier is
+    On a CPU, convolve at a quarter of the resolution: the pixels of each 4 x 4 patch become channels. An MNIST
+    classifier is
 
     >>> from torch import nn
     >>> from sklearn_hyper import NeuralODEClassifier

@@ -2,12 +2,12 @@
 
 from .correction import Correction
 from .cost import CountedField, count_macs, count_nfe, relative_overhead, time_interleaved
-from .methods import AdamsBashforth, Method, Nonstationary, RungeKutta, Step, StepKind, resolve_base_solver
+from .methods import AdamsBashforth, Method, Nonstationary, RungeKutta, Step, StepKind, StepPlan, resolve_base_solver
 from .protection import FieldInputs
 from .reference import ReferenceSolveError, reference_solution
 from .residuals import ConditioningWarning, Residual, compute_residuals
 from .solve import hypersolve, hypersolve_trajectory
-from .stepping import FixedMesh, Stepping, StepPlan
+from .stepping import FixedMesh, Stepping
 from .tableaus import ButcherTableau, alpha_family
 
 __all__ = [

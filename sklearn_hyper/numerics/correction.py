@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from .methods.method import Field
-
-if TYPE_CHECKING:
-    from .stepping import StepPlan
+from .methods.method import Field, StepPlan
 
 
 class Correction:
     """Two things that a correction may do in a step; either may be left as it is here, doing nothing.
 
-    A net that computes g overrides :meth:`term`. A correction in the weights of f itself overrides :meth:`field`. The loop
-    does not know which it has.
+    A net that computes g overrides :meth:`term`. A correction in the weights of f itself overrides :meth:`field`. The
+    loop does not know which it has.
     """
 
     def field(self, f: Field, plan: StepPlan) -> Field:

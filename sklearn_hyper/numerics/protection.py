@@ -22,8 +22,8 @@ class FieldInputs:
     x : Tensor, optional
         Input of a data-controlled field (eq. 1), its third argument. Corrections read it, too.
     condition : mapping of str to Tensor, optional
-        Keyword arguments of the field: labels, contexts, guidance weights. A tensor has one entry a row; what is no tensor
-        is the same for all rows.
+        Keyword arguments of the field: labels, contexts, guidance weights. A tensor has one entry a row; what is no
+        tensor is the same for all rows.
 
     Examples
     --------
@@ -60,10 +60,10 @@ NO_INPUTS = FieldInputs()
 class ProtectedField:
     """A field f(t, z), its inputs bound, that neither changes the solver's tensors nor has its own changed.
 
-    An in-place activation as the first layer would overwrite the state that the solver goes on from; an ``f`` that returns one
-    buffer would overwrite the stages before. The first call of a solve works on copies, and shows whether ``f`` writes into
-    z or its inputs; the second whether it returns one buffer. All calls after that take copies of what needs them, and of
-    nothing else. ``f`` is never called more often than asked.
+    An in-place activation as the first layer would overwrite the state that the solver goes on from; an ``f`` that
+    returns one buffer would overwrite the stages before. The first call of a solve works on copies, and shows whether
+    ``f`` writes into z or its inputs; the second whether it returns one buffer. All calls after that take copies of
+    what needs them, and of nothing else. ``f`` is never called more often than asked.
 
     Parameters
     ----------
@@ -93,8 +93,10 @@ class ProtectedField:
             output = self.f(t, given)
         if z._version != version:
             raise ValueError(
-                "vector_field writes into its argument z in some calls and not in others, so that no solver can trust its "
-                "state: return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = z.clone()."
+                "vector_field writes into its argument z in some calls and not in others, so that no solver can trust "
+                "its "
+                "state: return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = "
+                "z.clone()."
             )
         if watched._version != self._version:
             self.reuses_output = True

@@ -51,7 +51,8 @@ class ReferenceSolveError(RowsError, RuntimeError):
         else:
             start = f"{what}: from {len(rows)} of {n_rows} rows ({list_rows(rows)}) {stiff}. Leave those rows out, or loosen"
         return (
-            f"{start} rtol and atol, scale the inputs, shorten t_span, or retrain the field with weight decay or a kinetic "
+            f"{start} rtol and atol, scale the inputs, shorten t_span, or retrain the field with weight decay or a "
+            "kinetic "
             "penalty."
         )
 
@@ -158,8 +159,8 @@ def reference_solution(
     rtol : float, default 1e-6
         Relative tolerance of the local error.
     atol : float or Tensor, optional
-        Absolute tolerance, in the units of the states; a tensor broadcasts to them. Missing: ``rtol`` times the size of z0,
-        its RMS over the batch by feature or channel.
+        Absolute tolerance, in the units of the states; a tensor broadcasts to them. Missing: ``rtol`` times the size of
+        z0, its RMS over the batch by feature or channel.
     x : Tensor, optional
         Input of a data-controlled field.
     condition : mapping of str to Tensor, optional
@@ -175,8 +176,8 @@ def reference_solution(
     Raises
     ------
     ReferenceSolveError
-        If the step size underflows, a value is not finite, or ``max_evaluations`` is exceeded; its ``rows`` are those that
-        held the solver up.
+        If the step size underflows, a value is not finite, or ``max_evaluations`` is exceeded; its ``rows`` are those
+        that held the solver up.
 
     Examples
     --------
@@ -207,8 +208,9 @@ def solve_dopri5(
 ) -> Tensor:
     """Terminal state by torchdiffeq's dopri5 as it comes, differentiable: for training and for timing.
 
-    Parameters are those of :func:`reference_solution`, ``inputs`` being x and the condition; with ``adjoint_params`` gradients are computed by the
-    adjoint method with respect to those tensors (constant memory), otherwise by backpropagation through the solver.
+    Parameters are those of :func:`reference_solution`, ``inputs`` being x and the condition; with ``adjoint_params``
+    gradients are computed by the adjoint method with respect to those tensors (constant memory), otherwise by
+    backpropagation through the solver.
     """
     if adjoint_params is None:
         return _solve(odeint, f, z0, t_span, rtol, atol, inputs, max_evaluations)[-1]
@@ -217,7 +219,8 @@ def solve_dopri5(
     def adjoint(field: Any, start: Tensor, mesh: Tensor, *, rtol: float, atol: Any, **how: Any) -> Tensor:
         if not isinstance(atol, Tensor):
             return odeint_adjoint(field, start, mesh, rtol=rtol, atol=atol, adjoint_params=params, **how)
-        # In units of the states: the adjoint's gradients, which have the tolerances of the states, have their inverse's.
+        # In units of the states: the adjoint's gradients, which have the tolerances of the states, have their
+        # inverse's.
         unit = (atol / rtol).to(start)
         # What is an error of the adjoint is told by the gradient that it starts from: it may be of any size.
         adjoint_atol = torch.full((), rtol, dtype=torch.float64, device=start.device)

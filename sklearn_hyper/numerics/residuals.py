@@ -89,8 +89,8 @@ def compute_residuals(
     condition : mapping of str to Tensor, optional
         Keyword arguments of the field.
     n_past : int, default 0
-        So many steps at the front of the grid are only a multistep method's history, at one evaluation of f each; at most
-        as many as it remembers. The step after n_past = p - 1 of them is a full one of order p.
+        So many steps at the front of the grid are only a multistep method's history, at one evaluation of f each; at
+        most as many as it remembers. The step after n_past = p - 1 of them is a full one of order p.
     t_span : pair of float, optional
         Span of the solve that the grid is a part of, which says in which dtype f gets t. Missing: the grid's own.
 
@@ -102,8 +102,8 @@ def compute_residuals(
     Raises
     ------
     ValueError
-        If the grid is not monotone or does not match ``states``, is not the (start of the) mesh that the base solver is made
-        for, or n_past is more than the method remembers.
+        If the grid is not monotone or does not match ``states``, is not the (start of the) mesh that the base solver is
+        made for, or n_past is more than the method remembers.
 
     Examples
     --------
@@ -141,7 +141,8 @@ def _check_n_past(n_past: int, method: Method, n_steps: int) -> None:
     most = min(method.memory, n_steps - 1)
     if n_past not in range(most + 1):
         raise ValueError(
-            f"n_past must be an integer from 0 to {most} (for base_solver={method.name!r} and a grid of {n_steps} steps), "
+            f"n_past must be an integer from 0 to {most} (for base_solver={method.name!r} and a grid of {n_steps} "
+            "steps), "
             f"got {n_past!r}."
         )
 
@@ -162,12 +163,13 @@ def _recall(
 def target_noise(residual: Residual, rtol: float, atol: float | None) -> float:
     r"""Noise of a residual's target as a share of its RMS.
 
-    The reference is right to ``atol + rtol |z|`` (atol is ``rtol |z|`` where it is None), and never to better than its dtype's rounding;
-    eq. 6 divides that by :math:`|\epsilon|^{p+1}`.
+    The reference is right to ``atol + rtol |z|`` (atol is ``rtol |z|`` where it is None), and never to better than its
+    dtype's rounding; eq. 6 divides that by :math:`|\epsilon|^{p+1}`.
     """
     scale = residual.z.double().square().mean().sqrt().item()
     atol = rtol * scale if atol is None else atol
-    # torchdiffeq evaluates its quartic interpolant at the end of a step too; its coefficients, up to 16 z, cancel there.
+    # torchdiffeq evaluates its quartic interpolant at the end of a step too; its coefficients, up to 16 z, cancel
+    # there.
     rounding = 16 * torch.finfo(residual.z.dtype).eps * scale
     noise = (atol + rtol * scale + rounding) / abs(residual.eps) ** (residual.order + 1)
     target, unit = in_own_units(residual.target)

@@ -42,14 +42,14 @@ def hypersolve(
         \qquad \text{(eq. 5)}
 
     f is called exactly as often as the base solver's ``count_evaluations(K)`` says (stages x K times for a Runge-Kutta
-    method); g reads the stages that are there and costs no f. p is the order of the step, which is lower in the first steps
-    of a multistep method.
+    method); g reads the stages that are there and costs no f. p is the order of the step, which is lower in the first
+    steps of a multistep method.
 
     Parameters
     ----------
     f : callable
-        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``, and ``condition`` as keywords; t is a 0-d tensor on z's device and of its dtype, or of float64 where that
-        does not resolve the span (see :func:`time_dtype`).
+        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``, and ``condition`` as keywords; t is a 0-d tensor on z's device and
+        of its dtype, or of float64 where that does not resolve the span (see :func:`time_dtype`).
     z0 : Tensor of shape (batch, ...)
         Initial state. The result has its dtype and device.
     t_span : pair of float

@@ -5,36 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .correction import Correction
-from .methods.method import Method, StepKind
+from .methods.method import Method, StepPlan
 from .protection import NO_INPUTS, FieldInputs, ProtectedField
 from .times import check_grid, check_resolution, time_tensor
-
-
-class StepPlan(NamedTuple):
-    """A step before it is taken: all that is known whatever the state."""
-
-    k: int
-    """How many steps of the solve come before."""
-    s: Any
-    """Where it starts: a float (a 0-d tensor where the mesh is being learned)."""
-    eps: Any
-    """How long it is, signed: a float, or a 0-d tensor likewise."""
-    kind: StepKind
-
-    def times(self) -> list[Any]:
-        """When it evaluates f."""
-        return [self.s + node * self.eps for node in self.kind.nodes]
-
-    @property
-    def evaluates_start(self) -> bool:
-        """Whether its first evaluation is at its start."""
-        return self.kind.nodes[0] == 0
 
 
 class Stepping(ABC):
@@ -132,8 +111,8 @@ class FixedMesh(Stepping):
     ) -> Iterator[Tensor]:
         """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop."""
         field = ProtectedField(f, inputs)
-        # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being learned
-        # consists of tensors already.
+        # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being
+        # learned consists of tensors already.
         times: Any = self._times if isinstance(self.grid, Tensor) else time_tensor(self._times, z0, self.grid).unbind()
         z, state, step = z0, (), self.method.step
         for plan, start, nodes in self._places:

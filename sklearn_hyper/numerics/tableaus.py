@@ -141,7 +141,8 @@ class ButcherTableau:
                 )
             if not abs(sum(row) - self.c[i]) <= _TOLERANCE:
                 raise ValueError(
-                    f"tableau {self.name!r} is inconsistent: row {i} of a sums to {sum(row):.12g}, c is {self.c[i]:.12g}."
+                    f"tableau {self.name!r} is inconsistent: row {i} of a sums to {sum(row):.12g}, c is "
+                    f"{self.c[i]:.12g}."
                 )
         for order, formula, value, required in _order_conditions(self.a, self.b, self.c):
             if order <= self.order and not abs(value - required) <= _TOLERANCE:

@@ -40,7 +40,8 @@ def check_resolution(name: str, times: Sequence[float]) -> None:
     far = max(abs(times[0]), abs(times[-1]))
     if not _EPS * far <= _FINEST * abs(times[-1] - times[0]) < math.inf:
         raise ValueError(
-            f"{name} from {times[0]!r} to {times[-1]!r} lies so far from zero that float64 does not resolve it (its numbers are "
+            f"{name} from {times[0]!r} to {times[-1]!r} lies so far from zero that float64 does not resolve it (its "
+            "numbers are "
             f"{_EPS * far:.1g} apart there): measure time from the start of the span."
         )
 
@@ -48,8 +49,8 @@ def check_resolution(name: str, times: Sequence[float]) -> None:
 def time_dtype(dtype: torch.dtype, times: Sequence[float]) -> torch.dtype:
     """The dtype in which f gets the time of a solve from the first to the last of ``times``.
 
-    It is the states' own where that resolves the span to 1e-5 of it, else float64 (Unix times in float32 are 128 seconds
-    apart). A 0-d tensor of float64 leaves a float32 state's dtype as it is in arithmetic.
+    It is the states' own where that resolves the span to 1e-5 of it, else float64 (Unix times in float32 are 128
+    seconds apart). A 0-d tensor of float64 leaves a float32 state's dtype as it is in arithmetic.
     """
     start, end = times[0], times[-1]
     return dtype if max(abs(start), abs(end)) <= _REACH[dtype] * abs(end - start) else torch.float64

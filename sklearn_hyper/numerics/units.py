@@ -1,8 +1,9 @@
 """Sizes of states, which everything that has units is measured by.
 
-The rule of units, for the whole library: **what a fit gives does not depend on the units of X, of states, of outputs or of
-time.** Constants are relative to the data's own size: a tolerance, a floor or a threshold is a share of what it is compared
-with, or has no units. What is squared is divided by such a size before, since the squares of small units underflow.
+The rule of units, for the whole library: **what a fit gives does not depend on the units of X, of states, of outputs or
+of time.** Constants are relative to the data's own size: a tolerance, a floor or a threshold is a share of what it is
+compared with, or has no units. What is squared is divided by such a size before, since the squares of small units
+underflow.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ _LEAST_SHARE = 0.3
 def feature_sizes(z: Tensor, n_unitless: int = 0) -> Tensor:
     """RMS over a batch, by feature or channel (axis 1), in float64 and with axes of length one for the others.
 
-    A feature that is zero is as large as all together, and all zero is 1: sizes are positive. So many features at the end
-    as have no units (log densities) are 1.
+    A feature that is zero is as large as all together, and all zero is 1: sizes are positive. So many features at the
+    end as have no units (log densities) are 1.
     """
     squares = z.detach().double().square()
     sizes = squares.mean(dim=[axis for axis in range(z.ndim) if axis != 1], keepdim=True).sqrt()
@@ -33,8 +34,9 @@ def feature_sizes(z: Tensor, n_unitless: int = 0) -> Tensor:
 def state_units(z: Tensor, n_unitless: int = 0) -> Tensor:
     """What to divide states by before their norms are taken, in z's dtype and shaped to broadcast.
 
-    It is one number, the RMS of all features over the batch, so that norms are those of the states. Smaller ones go with
-    features that are smaller by far, whose units must be others: each counts for at least a third of an average one.
+    It is one number, the RMS of all features over the batch, so that norms are those of the states. Smaller ones go
+    with features that are smaller by far, whose units must be others: each counts for at least a third of an average
+    one.
     """
     sizes = feature_sizes(z, n_unitless)
     own = sizes[:, : sizes.shape[1] - n_unitless] if n_unitless else sizes

@@ -80,8 +80,8 @@ class TaskBatches:
     ----------
     n_rows : int
     targets : list of Target or of TargetStack
-        Residuals of all rows. From stacks every row draws some steps of its own; otherwise a few parts of the rows have one
-        each.
+        Residuals of all rows. From stacks every row draws some steps of its own; otherwise a few parts of the rows have
+        one each.
     runs : list of Run
         What unrolled solves are drawn from.
     """
@@ -117,8 +117,8 @@ def _draw(options: Sequence[Any], generator: torch.Generator) -> Any:
 class Curriculum(IterableDataset[tuple[Batch, int]]):
     """Batches, epoch by epoch; an epoch is one pass over the training rows of all tasks, which take turns.
 
-    A residual batch mixes step sizes: with one alone the gradient is noisier from batch to batch. A solve has one method and
-    one number of steps.
+    A residual batch mixes step sizes: with one alone the gradient is noisier from batch to batch. A solve has one
+    method and one number of steps.
 
     Parameters
     ----------
@@ -177,8 +177,10 @@ def check_lone_rows(
         if n_rows == 1:
             what, remedy = "one row to train on", "give more rows"
         raise ValueError(
-            f"{what}: a layer of {parts} cannot be trained on a batch of a single row ({error}), as none can that takes "
-            f"statistics over a batch (BatchNorm does); {remedy}, or use a layer that takes them over each row (LayerNorm, "
+            f"{what}: a layer of {parts} cannot be trained on a batch of a single row ({error}), as none can that "
+            "takes "
+            f"statistics over a batch (BatchNorm does); {remedy}, or use a layer that takes them over each row "
+            "(LayerNorm, "
             "GroupNorm)."
         ) from error
 

@@ -32,8 +32,10 @@ def refuse_scoring(callbacks: Any, estimator: str) -> None:
     for callback in each_callback(callbacks):
         if isinstance(callback, ScoringBase):
             raise ValueError(
-                f"callbacks holds a {type(callback).__name__}({callback.scoring!r}), which scores predictions, but what "
-                f"{estimator} trains computes its loss and predicts nothing. Drop it: valid_loss is recorded every epoch, "
+                f"callbacks holds a {type(callback).__name__}({callback.scoring!r}), which scores predictions, but "
+                "what "
+                f"{estimator} trains computes its loss and predicts nothing. Drop it: valid_loss is recorded every "
+                "epoch, "
                 "for EarlyStopping and the like to monitor, and score(X) tells of the fitted estimator. "
                 "NeuralODEClassifier and NeuralODERegressor take such callbacks."
             )
@@ -51,7 +53,8 @@ def check_monitors(callbacks: Any, recorded: Collection[str], remedy: str) -> No
         monitor = callback.monitor if _watches(callback) else None
         if isinstance(monitor, str) and monitor.removesuffix("_best") not in names:
             raise ValueError(
-                f"callbacks holds a {type(callback).__name__} with monitor={monitor!r}, which no epoch records; recorded "
+                f"callbacks holds a {type(callback).__name__} with monitor={monitor!r}, which no epoch records; "
+                "recorded "
                 f"are {', '.join(names)}. {remedy}"
             )
 

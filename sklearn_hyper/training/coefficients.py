@@ -37,13 +37,14 @@ _RALSTON3 = ButcherTableau(
 class LearnedCoefficients:
     """Learns a :class:`Nonstationary` method of K steps on terminal states of dopri5.
 
-    It starts as the classical method that does best on held-out rows, and keeps its best epoch: on them it is never worse.
+    It starts as the classical method that does best on held-out rows, and keeps its best epoch: on them it is never
+    worse.
 
     Parameters
     ----------
     settings : FitSettings
-        Of the whole fit; this part takes ``max_epochs``, at most 120, passes over its few hundred rows, and an optimizer and
-        learning rate of its own: since coefficients start at a classical method, these ask for no tuning.
+        Of the whole fit; this part takes ``max_epochs``, at most 120, passes over its few hundred rows, and an
+        optimizer and learning rate of its own: since coefficients start at a classical method, these ask for no tuning.
     """
 
     settings: FitSettings

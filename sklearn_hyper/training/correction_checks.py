@@ -23,7 +23,8 @@ from .tasks import Task
 
 _PERTURBED = 0.1
 _CONTRACT = (
-    "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z; start-up steps of 'ab2' to 'ab4' and "
+    "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z; start-up steps of 'ab2' to "
+    "'ab4' and "
     "'nonstationary' hand it fewer stages."
 )
 
@@ -44,8 +45,8 @@ def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: 
     ------
     ValueError
         If the correction fails, returns something else than a tensor like z, has nothing to train, holds modules where
-        ``parameters()`` does not find them, is random, mixes rows, writes into its arguments, or cannot learn from a batch
-        of one row and would have to.
+        ``parameters()`` does not find them, is random, mixes rows, writes into its arguments, or cannot learn from a
+        batch of one row and would have to.
     """
     with torch.no_grad(), seeded(0, task.x.device):
         steps = _first_steps(task, method, settings.n_steps)
@@ -109,7 +110,8 @@ def check_parts(net: nn.Module) -> None:
     if hidden:
         names = ", ".join(sorted({type(module).__name__ for module in hidden}))
         raise ValueError(
-            f"{_name(net)} holds modules ({names}) in plain lists, dicts or objects, where parameters() does not find them: they "
+            f"{_name(net)} holds modules ({names}) in plain lists, dicts or objects, where parameters() does not find "
+            "them: they "
             "would never be trained. Use nn.ModuleList or nn.ModuleDict, or make them attributes."
         )
     refuse_state_in_functions({"correction": net})
@@ -144,18 +146,22 @@ def check_calls(net: CorrectionNet, own: nn.Module, step: Residual, x: Tensor | 
     for i, (before, after) in enumerate(zip(arguments, given, strict=True)):
         if is_written(after, before):
             raise ValueError(
-                f"{_name(own)} writes in place into {'z' if i == 0 else f'stages[{i - 1}]'}, which the solver goes on with. Clone "
+                f"{_name(own)} writes in place into {'z' if i == 0 else f'stages[{i - 1}]'}, which the solver goes on "
+                "with. Clone "
                 "it first (z = z.clone()), or use operations that return a new tensor."
             )
     if differ(_alone(net, step, x, slice(None)), g):
         raise ValueError(
-            f"{_name(own)} is random or keeps a state: two calls in eval mode with the same arguments give other values."
+            f"{_name(own)} is random or keeps a state: two calls in eval mode with the same arguments give other "
+            "values."
         )
     for row in {0, len(z) - 1}:
         if differ(_alone(net, step, x, slice(row, row + 1)), g[row : row + 1]):
             raise ValueError(
-                f"{_name(own)} mixes the rows of a batch: in eval mode it gives other values for row {row} alone than beside "
-                f"{len(z) - 1} more. Rows are solved and predicted in any batch: take means and norms over other axes than the "
+                f"{_name(own)} mixes the rows of a batch: in eval mode it gives other values for row {row} alone than "
+                "beside "
+                f"{len(z) - 1} more. Rows are solved and predicted in any batch: take means and norms over other axes "
+                "than the "
                 "first."
             )
 

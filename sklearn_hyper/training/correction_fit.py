@@ -30,6 +30,7 @@ from .nets import TrainingNet, best_loss, draw_seed
 from .plan import PlannedStep, Run, StepSizes, make_plan
 from .references import solve_ends
 from .settings import FitSettings, Phase
+from .splits import count_held_out
 from .targets import TaskSet, residual_set, state_set
 from .tasks import Task
 
@@ -62,14 +63,15 @@ class FittedCorrection:
 class CorrectionFit:
     """Fits corrections for frozen Neural ODEs and a base method, in three calls that may be made one by one.
 
-    :meth:`prepare` plans the fit, solves references and makes targets; :meth:`run` trains; :meth:`product` measures what came
-    of it. Whoever trains a Neural ODE meanwhile prepares and runs anew with the same object's corrections as ``warm``.
+    :meth:`prepare` plans the fit, solves references and makes targets; :meth:`run` trains; :meth:`product` measures
+    what came of it. Whoever trains a Neural ODE meanwhile prepares and runs anew with the same object's corrections as
+    ``warm``.
 
     Parameters
     ----------
     tasks : sequence of Task
-        One or more. Each gets a correction with units of its own; the weights of all nets are shared, so states and inputs
-        must be of one shape.
+        One or more. Each gets a correction with units of its own; the weights of all nets are shared, so states and
+        inputs must be of one shape.
     method : Method
     settings : FitSettings
     warm : sequence of BoundedCorrection, optional
@@ -127,7 +129,7 @@ class CorrectionFit:
         plan = make_plan(family, task.neural_ode.t_span, settings.n_steps, self.sizes, rng)
         # Rows are shuffled for the solve of all, so that a cached one serves every random_state.
         shuffled = torch.from_numpy(rng.permutation(len(task))).to(settings.device)
-        n_valid = max(1, round(settings.validation_fraction * len(task)))
+        n_valid = count_held_out(settings.validation_fraction, len(task), at_least=1)
         held_out, fitted = shuffled[: min(n_valid, _VALID_ROWS)], shuffled[n_valid:]
         if settings.trains_on("residual"):
             data = residual_set(task, plan, held_out, fitted, settings)

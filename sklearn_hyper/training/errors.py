@@ -102,8 +102,10 @@ class BaseSolverOverflowError(RowsError, ValueError):
     @classmethod
     def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
         return (
-            f"{what} overflows from {len(rows)} of {n_rows} rows of X ({list_rows(rows)}), where dopri5 does not: its steps are "
-            "too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base solver of higher order, "
+            f"{what} overflows from {len(rows)} of {n_rows} rows of X ({list_rows(rows)}), where dopri5 does not: its "
+            "steps are "
+            "too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base solver of higher "
+            "order, "
             "or leave those rows out."
         )
 
@@ -189,7 +191,8 @@ class TerminalErrors:
     def relative(self, correction: Correction | None, rtol: float) -> dict[str, float]:
         """Mean error of what, as a share of its own mean norm: of the states at the end of the span, and of the outputs.
 
-        Sizes that the reference's tolerance, a share of the states at the start, does not tell from zero are that large.
+        Sizes that the reference's tolerance, a share of the states at the start, does not tell from zero are that
+        large.
         """
         unit, output_map = self._references.unit, self._neural_ode.output_map
         end, reference = self._ends(self.guarded, correction)

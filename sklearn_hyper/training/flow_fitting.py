@@ -181,7 +181,8 @@ class _EvaluationWatch(Callback):
         if nfe > max(_MANY_EVALUATIONS, _GROWTH * self.first_) and not self.warned_:
             self.warned_ = True
             warnings.warn(
-                f"epoch {len(net.history)}: a solve takes {nfe:.0f} evaluations of the field, {nfe / self.first_:.1f} times "
+                f"epoch {len(net.history)}: a solve takes {nfe:.0f} evaluations of the field, {nfe / self.first_:.1f} "
+                "times "
                 "as many as in the first epoch: the field is growing stiff. Set kinetic and jacobian (0.01 each is a "
                 "start), lower lr, use an optimizer with weight decay, or train with objective='flow_matching'.",
                 StiffFlowWarning,
@@ -246,7 +247,8 @@ def check_rows_apart(flow: Flow) -> None:
     for name, module in flow.vector_field.named_modules() if isinstance(flow.vector_field, nn.Module) else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise VectorFieldError(
-                f"vector_field holds {type(module).__name__} ({name}), which mixes the rows of a batch in training, and the "
+                f"vector_field holds {type(module).__name__} ({name}), which mixes the rows of a batch in training, "
+                "and the "
                 "divergence of a flow is that of one row: use LayerNorm or none."
             )
 
@@ -254,8 +256,8 @@ def check_rows_apart(flow: Flow) -> None:
 def check_matching(flow: Flow, x: Tensor) -> bool:
     """Compute flow matching's loss; say whether every row may have a time of its own.
 
-    A field that differentiates inside, branches on values or keeps a buffer cannot be called by ``torch.func.vmap``: rows then
-    share times.
+    A field that differentiates inside, branches on values or keeps a buffer cannot be called by ``torch.func.vmap``:
+    rows then share times.
     """
     with torch.no_grad():
         try:

@@ -57,9 +57,9 @@ class BestWeights(Callback):
     Parameters
     ----------
     validate : callable, optional
-        ``validate(module)`` returns the loss to minimise, recorded as ``valid_loss``; a fit then ends with the best weights,
-        be they those it began with. Missing: the recorded ``valid_loss``, or ``train_loss`` where nothing is held out,
-        tells which epoch was best, and its weights replace the last only after a Ctrl-C.
+        ``validate(module)`` returns the loss to minimise, recorded as ``valid_loss``; a fit then ends with the best
+        weights, be they those it began with. Missing: the recorded ``valid_loss``, or ``train_loss`` where nothing is
+        held out, tells which epoch was best, and its weights replace the last only after a Ctrl-C.
     """
 
     def __init__(self, validate: Callable[[Any], float] | None = None):
@@ -164,8 +164,8 @@ class TrainingNet(DeviceFree, NeuralNet):
     def train(self, x: Any, y: Any, generator: torch.Generator) -> None:
         """Train for ``max_epochs``, all batches drawn from ``generator``.
 
-        A Ctrl-C shows in ``interrupted_``; weights and history are then those of finished epochs. It is raised where none
-        has been finished.
+        A Ctrl-C shows in ``interrupted_``; weights and history are then those of finished epochs. It is raised where
+        none has been finished.
         """
         self.generator_ = generator
         try:

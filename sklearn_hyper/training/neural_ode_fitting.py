@@ -97,7 +97,8 @@ def build_ode_net(
     Parameters
     ----------
     scheduled : bool
-        Whether the learning rate follows a cosine to zero over ``max_epochs`` (not so for partial_fit, which has no end).
+        Whether the learning rate follows a cosine to zero over ``max_epochs`` (not so for partial_fit, which has no
+        end).
     n_classes : int, optional
         Of a classifier, whose net predicts encoded labels.
     """
@@ -144,8 +145,10 @@ def train_net(
         if not gave_up(error):
             raise
         raise TrainingDivergedError(
-            f"training failed in epoch {len(net.history)}: the adjoint's solve back in time gave up ({error}). It solves the "
-            "field again, so a field that changes from call to call in training (dropout, spectral_norm) has no adjoint. Set "
+            f"training failed in epoch {len(net.history)}: the adjoint's solve back in time gave up ({error}). It "
+            "solves the "
+            "field again, so a field that changes from call to call in training (dropout, spectral_norm) has no "
+            "adjoint. Set "
             "adjoint=False or a fixed-step solver, or lower lr."
         ) from error
     net.module_.eval()

@@ -44,8 +44,8 @@ class StepSizes:
     def grids(self, method: Method) -> tuple[int, ...]:
         """K of the uniform grids that the mesh of references has to hold.
 
-        A multistep method takes a full step where its previous nodes are on the mesh. Where :func:`mesh_times` does not hold
-        all small grids, some more are needed, or the fitted range would be one of ``steps`` alone.
+        A multistep method takes a full step where its previous nodes are on the mesh. Where :func:`mesh_times` does not
+        hold all small grids, some more are needed, or the fitted range would be one of ``steps`` alone.
         """
         if not method.memory or max(self.steps) <= _SHARED_STEPS:
             return self.steps

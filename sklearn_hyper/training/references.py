@@ -38,8 +38,8 @@ def chunk_rows(state_numel: int) -> int:
 def digest(neural_ode: NeuralODE, x: Tensor | None = None, condition: Mapping[str, Any] | None = None) -> str:
     """Fingerprint of what a Neural ODE computes: not its address or device.
 
-    It holds the weights and attributes, the code of what is called, by whatever name, with the constants that it reads, and
-    values: f and the input map on a few rows of x (where it is given), for what no reading of code finds.
+    It holds the weights and attributes, the code of what is called, by whatever name, with the constants that it reads,
+    and values: f and the input map on a few rows of x (where it is given), for what no reading of code finds.
     """
     # Once there and back: equal strings that are one object before pickling may be two after, which changes the bytes.
     packed = pack(unpack(pack(neural_ode)))
@@ -181,7 +181,8 @@ def solve_references(
         With ``memory``, solves are cached: keyed on the weights, the rows, the times, the tolerances and the size that
         atol=None stands for. With ``n_jobs``, chunks of rows are solved in parallel by joblib.
     rtol, atol : float, optional
-        In place of the settings' tolerances. Missing: those; an atol of None there is ``rtol`` times the size of the states.
+        In place of the settings' tolerances. Missing: those; an atol of None there is ``rtol`` times the size of the
+        states.
     double : bool
         Solve in float64 whatever the module's dtype.
     keep_lost : bool

@@ -86,7 +86,8 @@ class FitSettings(SolveSettings):
     def needs_mesh(self, method: Method) -> bool:
         """Whether references of all rows are needed at all times; else their ends will do.
 
-        Methods that take any mesh share one, and its cached solve, with all candidates of a search, whatever their losses.
+        Methods that take any mesh share one, and its cached solve, with all candidates of a search, whatever their
+        losses.
         """
         settings = self.over(method)
         return method.n_steps is None or settings.trains_on("residual") or settings.trains_on("trajectory")

@@ -38,8 +38,8 @@ def predicts_labels(net: NeuralNet) -> bool:
 class NetHead(DeviceFreeModule):
     """From the module's output to the net's probabilities (``predict_proba``), and from these to its labels.
 
-    The criterion says what the output means: logits for CrossEntropyLoss and BCEWithLogitsLoss, probabilities for NLLLoss
-    and BCELoss; ``predict_nonlinearity`` may say otherwise.
+    The criterion says what the output means: logits for CrossEntropyLoss and BCEWithLogitsLoss, probabilities for
+    NLLLoss and BCELoss; ``predict_nonlinearity`` may say otherwise.
     """
 
     def __init__(self, net: NeuralNet):
@@ -112,9 +112,12 @@ def check_predictions(model: Any, name: str, expected: Any, found: np.ndarray) -
     row = int(differ.argmax())
     module = "net.module_" if is_net(model) else "model.neural_ode_"
     raise TypeError(
-        f"neural_ode is a {type(model).__name__} whose {name} gives {_shown(expected, row)} for row {row}, where its module, and "
-        f"what a net's criterion and predict_nonlinearity make of outputs, give {_shown(found, row)}: it has a {name} of its own "
-        "(or infer), which cannot be taken over. Pass predict_nonlinearity= to a net instead, or its module alone, neural_ode="
+        f"neural_ode is a {type(model).__name__} whose {name} gives {_shown(expected, row)} for row {row}, where its "
+        "module, and "
+        f"what a net's criterion and predict_nonlinearity make of outputs, give {_shown(found, row)}: it has a {name} "
+        "of its own "
+        "(or infer), which cannot be taken over. Pass predict_nonlinearity= to a net instead, or its module alone, "
+        "neural_ode="
         f"{module} (to a HypersolverClassifier with classes=[...]), and do the rest to the outputs yourself."
     )
 

@@ -18,7 +18,8 @@ def count_held_out(validation_fraction: float | None, n_samples: int, *, at_leas
     if n_samples - n_valid < 1:
         advice = "lower it" if at_least else "lower it, set it to None"
         raise ValueError(
-            f"validation_fraction={validation_fraction} of n_samples={n_samples} leaves no row to train on, with {n_valid} held "
+            f"validation_fraction={validation_fraction} of n_samples={n_samples} leaves no row to train on, with "
+            f"{n_valid} held "
             f"out; {advice}, or give more rows. At least {1 + at_least} samples are needed (got n_samples={n_samples})."
         )
     return n_valid

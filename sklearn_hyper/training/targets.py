@@ -205,7 +205,8 @@ def state_set(
 ) -> TaskSet:
     """What a fit through the solver alone learns from: residuals of a few rows tell the units, at the references' noise.
 
-    With ``ends`` these are what all rows are fitted to, and only those few and the held-out ones are solved on the mesh.
+    With ``ends`` these are what all rows are fitted to, and only those few and the held-out ones are solved on the
+    mesh.
     """
     device, neural_ode = settings.device, task.neural_ode
     few = torch.cat([held_out, fitted[: _n_scale_rows(task, plan, device)]])
@@ -256,8 +257,8 @@ def span_units(neural_ode: NeuralODE, states: Tensor) -> Tensor:
 def solve_conditioned(task: Task, plan: Plan, settings: FitSettings) -> tuple[Tensor, TargetSource]:
     """Solve references; return their states, and what residual targets are to be made of.
 
-    Where the states' noise would drown the targets, these are made of tighter float64 states instead; the first states stay
-    what scores and solves are compared with.
+    Where the states' noise would drown the targets, these are made of tighter float64 states instead; the first states
+    stay what scores and solves are compared with.
     """
     device, rtol, atol = settings.device, settings.rtol, settings.atol
     states = solve_references(task, plan.times, settings).to(device)

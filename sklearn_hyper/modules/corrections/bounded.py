@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...numerics.methods import Method, StepKind
+from ...numerics.methods import Method, StepKind, StepPlan
 from ...numerics.residuals import Residual
-from ...numerics.stepping import StepPlan
 from ...numerics.tensors import in_own_units, per_row, sample_norm
 from .contract import CorrectionNet, FoldedCorrection, ModuleCorrection, UserNet
 
@@ -25,8 +24,8 @@ class Units(nn.Module):
     kinds : sequence of StepKind
         One of every family of steps that the task's method takes.
     scales : sequence of Tensor
-        For each kind the RMS of its targets by feature or channel, broadcastable to z. The net's output is multiplied by
-        it, never shifted.
+        For each kind the RMS of its targets by feature or channel, broadcastable to z. The net's output is multiplied
+        by it, never shifted.
     cap : float
         c of :class:`BoundedCorrection`, from the fitted data.
     floor : float
@@ -146,8 +145,8 @@ class BoundedStep(nn.Module):
 
 
 def _bound(share: Tensor, stages: Sequence[Tensor], cap: float | Tensor, floor: float) -> Tensor:
-    # g comes in units of cap, which makes its norm that of a stage: g itself is of the size of span^-p-1, and its square may
-    # be out of float32's range. Tiny, not zero, keeps 0 / 0 out where g and all stages vanish.
+    # g comes in units of cap, which makes its norm that of a stage: g itself is of the size of span^-p-1, and its
+    # square may be out of float32's range. Tiny, not zero, keeps 0 / 0 out where g and all stages vanish.
     excess = sample_norm(share) / largest_stage_norm(stages).clamp(min=max(floor, torch.finfo(share.dtype).tiny))
     return share / (excess.clamp(min=1) * (1 / cap))  # a number over a tensor would be two operations
 

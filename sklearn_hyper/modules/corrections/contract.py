@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...numerics.correction import Correction
-from ...numerics.methods import Method, StepKind
+from ...numerics.methods import Method, StepKind, StepPlan
 from ...numerics.residuals import Residual
-from ...numerics.stepping import StepPlan
 from ..serialization import DeviceFreeModule
 
 
@@ -94,8 +93,8 @@ class CorrectionNet(nn.Module, ABC):
     """A net that computes g from a step: the base class of every family of nets, of your own too.
 
     Write :meth:`forward`, which has to stay O(1) as eps -> 0, or the method's order is lost. Let it start at zero. The
-    wrapper around it, :class:`~sklearn_hyper.modules.BoundedCorrection`, scales its output to the units of the residuals
-    and bounds it.
+    wrapper around it, :class:`~sklearn_hyper.modules.BoundedCorrection`, scales its output to the units of the
+    residuals and bounds it.
     """
 
     takes_row_steps = False
@@ -178,7 +177,8 @@ class NetInputs:
     kinds : tuple of StepKind
         Kinds of the method's steps, each once. Every other step than the first few is of the last.
     max_macs : float
-        Multiply-accumulates a sample that the net may take, by the budget of "auto"; nan where f has none to compare with.
+        Multiply-accumulates a sample that the net may take, by the budget of "auto"; nan where f has none to compare
+        with.
     """
 
     z: Tensor
@@ -194,7 +194,8 @@ class NetInputs:
 class CorrectionSpec(ABC):
     """What a user sets of a family of nets. Subclass it to bring a family of your own, and pass it as ``correction``.
 
-    Attributes set in ``__init__`` under the names that :meth:`get_params` gives can be searched as ``correction__name``.
+    Attributes set in ``__init__`` under the names that :meth:`get_params` gives can be searched as
+    ``correction__name``.
 
     Examples
     --------

@@ -20,10 +20,10 @@ _MANY_IMAGES = 8
 class FoldedNet(nn.Module):
     """A gated net in one step, with scales, s, eps and difference quotients in its weights.
 
-    For inference: it reads z and the stages as they come, and neither eps nor s. Its weights are made once, from those of
-    the net, in four moves: features that are differences of stages become weights on the stages themselves; scales and
-    shifts of the features go into the first layer; the output's scale goes into the last; and what the gate does to scaled
-    stages becomes an affine map of the stages as they come.
+    For inference: it reads z and the stages as they come, and neither eps nor s. Its weights are made once, from those
+    of the net, in four moves: features that are differences of stages become weights on the stages themselves; scales
+    and shifts of the features go into the first layer; the output's scale goes into the last; and what the gate does to
+    scaled stages becomes an affine map of the stages as they come.
 
     Parameters
     ----------
@@ -34,7 +34,8 @@ class FoldedNet(nn.Module):
     scales : pair of Tensor
         (scale, shift) of the features.
     slopes : list of float
-        For each stage, what its difference from the first one (of the first: itself) is multiplied by to make a feature.
+        For each stage, what its difference from the first one (of the first: itself) is multiplied by to make a
+        feature.
     output_scale : Tensor
         What g is multiplied by, broadcastable to z.
     """
@@ -164,8 +165,8 @@ def _columns(weight: Tensor) -> Tensor:
 def _convolve_by_columns(h: Tensor, columns: Tensor, bias: Tensor, kernel_size: int) -> Tensor:
     """A convolution that keeps the shape, as a product at every position whose entries then move to where they count.
 
-    For a handful of output channels it takes a third of the time of ``conv2d`` on a CPU, which moves every input channel
-    first; its multiply-accumulates are the same.
+    For a handful of output channels it takes a third of the time of ``conv2d`` on a CPU, which moves every input
+    channel first; its multiply-accumulates are the same.
     """
     shape, products = tuple(h.shape[2:]), torch.matmul(columns, h.flatten(2))
     if not is_exporting():

@@ -19,9 +19,10 @@ class StepWeights(nn.Module):
 
     .. math:: W(s, \epsilon) = W_0 + \sum_m \phi_m(s, \epsilon)\, W_m
 
-    s and eps are the same for a whole batch, so this costs a sum of weights a step and no product a sample: capacity that
-    does not show in the MACs. All of them lie in one parameter, a row for every term: one product a step then makes the
-    weights of all layers, and an optimizer has one tensor to update. A small net's training is made of such overheads.
+    s and eps are the same for a whole batch, so this costs a sum of weights a step and no product a sample: capacity
+    that does not show in the MACs. All of them lie in one parameter, a row for every term: one product a step then
+    makes the weights of all layers, and an optimizer has one tensor to update. A small net's training is made of such
+    overheads.
     """
 
     def __init__(self, n_terms: int, layers: Sequence[nn.Linear | nn.Conv2d]):
@@ -65,7 +66,8 @@ def multiply(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def multiply_rows(h: Tensor, terms: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
     """h through a layer whose weights are, for every row, the sum of ``weights`` by that row's terms."""
-    # sum_m phi_m W_m h is one product: of the W_m side by side with every phi_m h, stacked. No loop over a batch's steps.
+    # sum_m phi_m W_m h is one product: of the W_m side by side with every phi_m h, stacked. No loop over a batch's
+    # steps.
     positions = [1] * (h.ndim - 2)
     stacked = (terms.reshape(*terms.shape, 1, *positions) * h.unsqueeze(1)).flatten(1, 2)
     side_by_side = weights.transpose(0, 1).flatten(1, 2)

@@ -10,9 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ...numerics.methods import Method, StepKind
+from ...numerics.methods import Method, StepKind, StepPlan
 from ...numerics.residuals import Residual
-from ...numerics.stepping import StepPlan
 from ...numerics.tensors import flatten_samples, in_own_units, per_row
 from .contract import CorrectionNet, ScaleSample
 from .folded import FoldedNet
@@ -27,8 +26,8 @@ class GatedNet(CorrectionNet):
     (r_i - r_1) / (c_i eps), which stays O(1) as eps -> 0 and tells the net the derivative of f along the step, whatever
     c_i is. All weights are linear in s and eps (:class:`StepWeights`).
 
-    Fitted over a family of methods, they are linear in the method's leading error too, for R is as eps -> 0. Steps of other
-    kinds than the main one have weights of their own; the (scaled) features that they lack are zero.
+    Fitted over a family of methods, they are linear in the method's leading error too, for R is as eps -> 0. Steps of
+    other kinds than the main one have weights of their own; the (scaled) features that they lack are zero.
 
     Parameters
     ----------

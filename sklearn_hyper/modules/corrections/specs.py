@@ -51,7 +51,8 @@ class _GatedSpec(CorrectionSpec):
         for member in family:
             if not isinstance(member, RungeKutta):
                 raise ValueError(
-                    f"base_solver {member.name!r} has no Butcher tableau, and a correction fitted over tableaus needs to "
+                    f"base_solver {member.name!r} has no Butcher tableau, and a correction fitted over tableaus needs "
+                    "to "
                     "know it; pass a ButcherTableau, or fit with tableaus=None."
                 )
         return family
@@ -110,11 +111,11 @@ class MLPCorrection(_GatedSpec):
         Number of hidden layers.
     activation : {"silu", "tanh", "softplus", "prelu"}, default "silu"
     gate : bool, default True
-        Whether the net also emits bounded, state-dependent weights on the stages it reads: a matrix a stage for states of
-        up to four dimensions where the budget of MACs lets it, else one number a stage.
+        Whether the net also emits bounded, state-dependent weights on the stages it reads: a matrix a stage for states
+        of up to four dimensions where the budget of MACs lets it, else one number a stage.
     tableaus : list of str and ButcherTableau, optional
-        Fit over these base solvers too, all of the fitted one's order and number of stages. The net is then told which one
-        it runs with, so that ``with_solver`` can swap one of them, or one between them, for another.
+        Fit over these base solvers too, all of the fitted one's order and number of stages. The net is then told which
+        one it runs with, so that ``with_solver`` can swap one of them, or one between them, for another.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Fixed-step methods: one file a family, and the contract that they keep."""
 
 from .adams_bashforth import AdamsBashforth, adams_bashforth_weights
-from .method import Field, Method, Step, StepKind
+from .method import Field, Method, Step, StepKind, StepPlan
 from .nonstationary import NONSTATIONARY, Nonstationary, compose_tableaus
 from .resolve import CANONICAL, DEFAULT, resolve_base_solver
 from .runge_kutta import RungeKutta, leading_error
@@ -17,6 +17,7 @@ __all__ = [
     "RungeKutta",
     "Step",
     "StepKind",
+    "StepPlan",
     "adams_bashforth_weights",
     "compose_tableaus",
     "leading_error",

@@ -29,9 +29,9 @@ class AdamsBashforth(Method):
     :math:`\psi = \sum_j b_j f(s_{k-j}, z_{k-j})` with the weights of the mesh as it is, uniform or not. On a uniform one
     they are 3/2, -1/2 for p = 2, and so on; see :func:`adams_bashforth_weights`.
 
-    The first p - 1 steps are those of a Runge-Kutta method of order p - 1 (euler, midpoint, rk3). Their local error is of
-    order p, and there are never more of them, so the order of a solve is p. They are of a kind of their own, with their
-    own order and stages.
+    The first p - 1 steps are those of a Runge-Kutta method of order p - 1 (euler, midpoint, rk3). Their local error is
+    of order p, and there are never more of them, so the order of a solve is p. They are of a kind of their own, with
+    their own order and stages.
 
     Parameters
     ----------

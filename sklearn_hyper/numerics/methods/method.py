@@ -19,8 +19,8 @@ Field: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 class StepKind:
     """What all steps of one kind have in common, wherever and however long they are.
 
-    A one-step method has one kind. A multistep method has another for each sort of start-up step. Corrections know steps by
-    their kind: order, stages and scales differ between kinds.
+    A one-step method has one kind. A multistep method has another for each sort of start-up step. Corrections know
+    steps by their kind: order, stages and scales differ between kinds.
 
     Parameters
     ----------
@@ -65,6 +65,27 @@ class StepKind:
         return tuple(offset or 1.0 for offset in self.offsets[1:])
 
 
+class StepPlan(NamedTuple):
+    """A step before it is taken: all that is known whatever the state."""
+
+    k: int
+    """How many steps of the solve come before."""
+    s: Any
+    """Where it starts: a float (a 0-d tensor where the mesh is being learned)."""
+    eps: Any
+    """How long it is, signed: a float, or a 0-d tensor likewise."""
+    kind: StepKind
+
+    def times(self) -> list[Any]:
+        """When it evaluates f."""
+        return [self.s + node * self.eps for node in self.kind.nodes]
+
+    @property
+    def evaluates_start(self) -> bool:
+        """Whether its first evaluation is at its start."""
+        return self.kind.nodes[0] == 0
+
+
 class Step(NamedTuple):
     """What a method makes of one step."""
 
@@ -81,8 +102,8 @@ class Step(NamedTuple):
 class Method(ABC):
     """A fixed-step method: one step of it. Where steps go is the business of :mod:`sklearn_hyper.numerics.stepping`.
 
-    Subclass this to bring a method of your own, and pass an instance as ``base_solver``. Say its :attr:`name`
-    and :attr:`order`, and write :meth:`kind` and :meth:`step`. All else has defaults, which are those of a one-step method
+    Subclass this to bring a method of your own, and pass an instance as ``base_solver``. Say its :attr:`name` and
+    :attr:`order`, and write :meth:`kind` and :meth:`step`. All else has defaults, which are those of a one-step method
     that takes any mesh.
 
     Examples

@@ -30,8 +30,8 @@ class Nonstationary(Method):
     .. math:: z_{k+1} = z_k + \epsilon_k \sum_{j \le k} w_{kj} f(s_j, z_j), \qquad \sum_j w_{kj} = 1
 
     Every explicit method that evaluates f once a step and whose steps are consistent is one of these: Euler, and the
-    Adams-Bashforth methods that start with it, too. It has order 1, and is defined for its K alone. Estimators learn one
-    with ``base_solver="nonstationary"``.
+    Adams-Bashforth methods that start with it, too. It has order 1, and is defined for its K alone. Estimators learn
+    one with ``base_solver="nonstationary"``.
 
     Parameters
     ----------
@@ -113,7 +113,8 @@ class Nonstationary(Method):
         off = [abs(s - mesh[0] - span * share) for s, share in zip(mesh, self.shares, strict=False)]
         if len(mesh) > len(self.shares) or max(off) > 1e-6 * max(abs(span), abs(mesh[0]), abs(mesh[-1])):
             raise ValueError(
-                f"grid={tuple(mesh)} is not the mesh that base_solver={self.name!r} is made for, {self.shares} as shares of "
+                f"grid={tuple(mesh)} is not the mesh that base_solver={self.name!r} is made for, {self.shares} as "
+                "shares of "
                 "the span; leave grid=None, or take another base solver, such as 'ab2'."
             )
 
@@ -131,13 +132,14 @@ def nonstationary_step(direction: Tensor, stages: tuple[Tensor, ...]) -> Step:
 def compose_tableaus(tableaus: Sequence[ButcherTableau]) -> Nonstationary:
     r"""One step of each Runge-Kutta method in turn, as a nonstationary method; spans go by the number of stages.
 
-    Its states are those that the stages are evaluated at, so that a step leads from one stage's state to the next one's.
+    Its states are those that the stages are evaluated at, so that a step leads from one stage's state to the next
+    one's.
 
     Parameters
     ----------
     tableaus : sequence of ButcherTableau
-        With stages at different times, in their order. A last stage at the end of the step, where the next one begins, is
-        moved to nine tenths of it, which costs such a method its full order.
+        With stages at different times, in their order. A last stage at the end of the step, where the next one begins,
+        is moved to nine tenths of it, which costs such a method its full order.
 
     Returns
     -------

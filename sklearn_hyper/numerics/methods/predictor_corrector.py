@@ -36,14 +36,16 @@ class PredictorCorrector(Method):
         \hat z = z_k + \epsilon \big(w_0 r_k + w_1 r_{k-1}\big), \qquad
         \psi = \tfrac12 \big(r_k + f(s_{k+1}, \hat z)\big)
 
-    with the weights w of the mesh as it is (3/2, -1/2 on equal steps). The first step predicts by Euler's method, and so is
-    Heun's. Each step has an estimate of its local error: a sixth of the distance between corrector and predictor (Milne).
+    with the weights w of the mesh as it is (3/2, -1/2 on equal steps). The first step predicts by Euler's method, and
+    so is Heun's. Each step has an estimate of its local error: a sixth of the distance between corrector and predictor
+    (Milne).
 
     Parameters
     ----------
     evaluations : int, 1 or 2
-        Of f, a step. With two (PECE, "abm2") r_k is f at the corrected state; with one (PEC, "abm2_pec") it is what the step
-        before has evaluated at its predicted state. Both are of order 2; the second is half as expensive and less accurate.
+        Of f, a step. With two (PECE, "abm2") r_k is f at the corrected state; with one (PEC, "abm2_pec") it is what the
+        step before has evaluated at its predicted state. Both are of order 2; the second is half as expensive and less
+        accurate.
 
     References
     ----------

@@ -32,8 +32,8 @@ def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> 
     ----------
     base_solver : str, ButcherTableau or Method
         ``"auto"`` is the canonical method of ``order``: euler, midpoint, rk3, rk4 for 1 to 4; without one, ``"ab2"``.
-        ``"ab2"``, ``"ab3"`` and ``"ab4"`` are :class:`AdamsBashforth`, ``"abm2"`` and ``"abm2_pec"`` its predictor-corrector
-        of two evaluations and of one; the other names are tableaus.
+        ``"ab2"``, ``"ab3"`` and ``"ab4"`` are :class:`AdamsBashforth`, ``"abm2"`` and ``"abm2_pec"`` its
+        predictor-corrector of two evaluations and of one; the other names are tableaus.
     order : int, optional
         Chooses with ``"auto"``; otherwise it must agree with the method.
 
@@ -80,7 +80,8 @@ def _named_tableau(name: str, order: int | None) -> ButcherTableau:
     if name == "auto":
         if order not in CANONICAL:
             raise ValueError(
-                f"base_solver='auto' knows orders {sorted(CANONICAL)}, got order={order}; pass a ButcherTableau instead."
+                f"base_solver='auto' knows orders {sorted(CANONICAL)}, got order={order}; pass a ButcherTableau "
+                "instead."
             )
         name = CANONICAL[order]
     if name == NONSTATIONARY:
