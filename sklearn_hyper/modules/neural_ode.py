@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..numerics.cost import count_macs
-from ..numerics.protection import FieldInputs
+from ..numerics.protection import NO_INPUTS, FieldInputs
 from ..numerics.reference import DEFAULT_TOLERANCE, MAX_EVALUATIONS, reference_solution, solve_dopri5
 from ..numerics.times import check_t_span, time_tensor
 from ..numerics.units import absolute_tolerance, feature_sizes
@@ -126,6 +126,8 @@ class NeuralODE(DeviceFreeModule):
 
     def inputs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> FieldInputs:
         """What the field takes beside t and z: x as its third argument, where it is data-controlled, and the condition."""
+        if not self.data_controlled and not condition:
+            return NO_INPUTS
         return FieldInputs(x if self.data_controlled else None, condition or {})
 
     def forward(

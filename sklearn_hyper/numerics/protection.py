@@ -38,12 +38,12 @@ class FieldInputs:
 
     def rows(self, rows: Any) -> FieldInputs:
         """The same for some of the rows."""
-        if self.x is None and not self.condition:
-            return self
         return self.each(lambda tensor: tensor[rows])
 
     def each(self, change: Callable[[Tensor], Tensor]) -> FieldInputs:
         """The same with every tensor changed, to another device, say."""
+        if self.x is None and not self.condition:
+            return self
         changed = {key: change(value) if isinstance(value, Tensor) else value for key, value in self.condition.items()}
         return FieldInputs(change(self.x) if isinstance(self.x, Tensor) else self.x, changed)
 
@@ -113,7 +113,8 @@ class ProtectedField:
         if not isinstance(output, Tensor):
             return output
         if not (is_compiling() or z.is_inference() or output.is_inference()):
-            self.writes_z, self.writes_inputs = is_written(given, z), _is_any_written(inputs, self.inputs)
+            self.writes_z = is_written(given, z)
+            self.writes_inputs = self.has_inputs and _is_any_written(inputs, self.inputs)
             self._watched, self._version = output, output._version
         # One that differentiates inside may hand out a graph where none is wanted.
         return (output if is_grad_enabled() else output.detach()).clone()

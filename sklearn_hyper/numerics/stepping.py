@@ -82,12 +82,13 @@ class FixedMesh(Stepping):
         self.plans = [StepPlan(k, s, after - s, method.kind(k)) for k, (s, after) in enumerate(pairwise(grid))]
         # The start of every step, which the correction reads, and then its nodes, but for one that is the start.
         self._times: list[Any] = []
-        self._places: list[tuple[StepPlan, int, slice]] = []
+        self._places: list[tuple[StepPlan, int, slice, Any]] = []
         for plan in self.plans:
             start = len(self._times)
             self._times += plan.times() if plan.evaluates_start else [plan.s, *plan.times()]
             end = len(self._times)
-            self._places.append((plan, start, slice(end - len(plan.kind.nodes), end)))
+            nodes = slice(end - len(plan.kind.nodes), end)
+            self._places.append((plan, start, nodes, plan.eps ** (plan.kind.order + 1)))
 
     @classmethod
     def of(cls, method: Method, t_span: Any, n_steps: int) -> FixedMesh:
@@ -114,18 +115,18 @@ class FixedMesh(Stepping):
         # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being
         # learned consists of tensors already.
         times: Any = self._times if isinstance(self.grid, Tensor) else time_tensor(self._times, z0, self.grid).unbind()
-        z, state, step = z0, (), self.method.step
-        for plan, start, nodes in self._places:
+        z, state, step, x = z0, (), self.method.step, inputs.x
+        for plan, start, nodes, scale in self._places:
             eps = plan.eps
             if correction is None:
                 direction, _, state, _ = step(field, times[nodes], z, eps, state)
                 z = _add(z, direction, eps)
             else:
                 direction, stages, state, _ = step(correction.field(field, plan), times[nodes], z, eps, state)
-                g = correction.term(plan, times[start], z, stages, inputs.x)
+                g = correction.term(plan, times[start], z, stages, x)
                 z = _add(z, direction, eps)
                 if g is not None:
-                    z = _add(z, g, eps ** (plan.kind.order + 1))
+                    z = _add(z, g, scale)
             yield z
 
 

@@ -113,11 +113,10 @@ class BoundedCorrection(ModuleCorrection):
         kind: StepKind | None = None,
     ) -> Tensor:
         """Return g, scaled and capped; a missing kind is the fitted one that has so many stages."""
-        kind = self.units.kind_of(len(stages)) if kind is None else kind
-        cap = per_row(self.units.cap * abs(eps) ** -kind.order, z)  # type: ignore[operator]
-        return _bound(
-            self.net(eps, s, z, stages, x, kind) * (self.units.scale(kind) / cap), stages, cap, self.units.floor
-        )
+        units = self.units
+        kind = units.kind_of(len(stages)) if kind is None else kind
+        cap = per_row(units.cap * abs(eps) ** -kind.order, z)  # type: ignore[operator]
+        return _bound(self.net(eps, s, z, stages, x, kind) * (units.scale(kind) / cap), stages, cap, units.floor)
 
     def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None) -> Tensor:
         return self(plan.eps, s, z, stages, x, plan.kind)

@@ -119,11 +119,12 @@ class GatedNet(CorrectionNet):
 
     def terms(self, eps: Any, s: Tensor, kind: StepKind) -> Tensor:
         """1, and what the weights are linear in: one number each, or a row of them for every row."""
-        share = self.scales.time_share(s)
-        terms: list[Any] = [1.0, share, eps / self.scales.eps_max]
-        if self.layout.reads_tableau:
-            terms += self.scales.errors.scale(kind)
-        terms += [float(kind.family == family) for family in self.layout.other_families]
+        scales, layout = self.scales, self.layout
+        share = scales.time_share(s)
+        terms: list[Any] = [1.0, share, eps / scales.eps_max]
+        if layout.reads_tableau:
+            terms += scales.errors.scale(kind)
+        terms += [float(kind.family == family) for family in layout.other_families]
         return torch.stack([t if isinstance(t, Tensor) else torch.full_like(share, t) for t in terms], dim=-1)
 
     def fold(self, plan: StepPlan, scale: Tensor) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -45,24 +45,23 @@ class StepKind:
     nodes: tuple[float, ...]
     offsets: tuple[float, ...]
     leading_error: tuple[float, float] | None = None
+    # Derived once: training asks for them in every step.
+    family: tuple[int, int] = field(init=False, repr=False, compare=False)
+    """Order and number of stages. A correction fitted for one kind runs with every other kind of its family."""
+    spacings: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    """What differences between later stages and the first are divided by, in units of eps.
+
+    1 where a stage lies at the start of the step too: there is no distance to divide by.
+    """
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", (self.order, self.n_stages))
+        object.__setattr__(self, "spacings", tuple(offset or 1.0 for offset in self.offsets[1:]))
 
     @property
     def n_stages(self) -> int:
         """Stages that a correction reads."""
         return len(self.offsets)
-
-    @property
-    def family(self) -> tuple[int, int]:
-        """Order and number of stages. A correction fitted for one kind runs with every other kind of its family."""
-        return self.order, self.n_stages
-
-    @property
-    def spacings(self) -> tuple[float, ...]:
-        """What differences between later stages and the first are divided by, in units of eps.
-
-        1 where a stage lies at the start of the step too: there is no distance to divide by.
-        """
-        return tuple(offset or 1.0 for offset in self.offsets[1:])
 
 
 class StepPlan(NamedTuple):

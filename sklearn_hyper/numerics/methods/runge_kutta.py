@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ..tableaus import ButcherTableau
 from ..tensors import weighted_sum
@@ -37,7 +38,8 @@ class RungeKutta(Method):
         return self.tableau.order
 
     def kind(self, index: int) -> StepKind:
-        return _kind_of(self.tableau)
+        # A compiler warns of caches.
+        return (_kind_of if is_compiling() else _cached_kind_of)(self.tableau)
 
     def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: float, state: tuple[Any, ...]) -> Step:
         stages: list[Tensor] = []
@@ -50,9 +52,11 @@ class RungeKutta(Method):
         return Step(weighted_sum(self.tableau.b, stages), stages, state)
 
 
-@lru_cache(maxsize=256)
 def _kind_of(tableau: ButcherTableau) -> StepKind:
     return StepKind(tableau.order, tableau.c, tableau.c, leading_error(tableau))
+
+
+_cached_kind_of = lru_cache(maxsize=256)(_kind_of)
 
 
 def leading_error(tableau: ButcherTableau) -> tuple[float, float]:
