@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from . import cells as cell_lines
 from .cells import Cell, Check, Outcome, Timing, Trial
 from .checks import CHECKS, run_check
 from .contenders import OF_OTHER_PACKAGES, Contender, Torchode
-from .measuring import Place
 from .picture import draw
+from .place import Place
 from .plan import trials
 from .problems import PROBLEMS, Problem
 from .summary import summarise
@@ -148,19 +148,27 @@ def write_pages(results: Results, n_seeds: int) -> None:
         draw(results.summary["picture"], results.path.with_suffix(".png"))
 
 
+def _seeds_of(cells: Iterable[Cell]) -> int:
+    """How many seeds there are cells of."""
+    return 1 + max((cell.seed or 0 for cell in cells if isinstance(cell, Trial)), default=0)
+
+
 def main(description: str | None) -> None:
     """Measure and write."""
     arguments = read_options(description)
     torch.set_num_threads(1)
     share = QUICK_SHARE if arguments.quick else 1.0
     place = Place(arguments.cache, arguments.data, arguments.rivals_python, share)
-    command = "python examples/benchmarks/work_precision --rivals-python PATH --data FOLDER" + (
-        " --quick" if arguments.quick else f" --seeds {arguments.seeds}"
-    )
+    command = "python examples/benchmarks/work_precision --rivals-python PATH --data FOLDER"
     results = Results(
         arguments.out, command, fresh=arguments.fresh, measuring=not arguments.summary, cells_as=cell_lines
     )
-    failed = [] if arguments.summary else measure_all(arguments, results, place)
+    failed = []
+    if not arguments.summary:
+        failed = measure_all(arguments, results, place)
+        # What gives all cells again, not only those of this run.
+        extent = "--quick" if arguments.quick else f"--seeds {_seeds_of(results.cells)}"
+        results.made_with["command"] = f"{command} {extent}"
     write_pages(results, arguments.seeds)
     if not any(isinstance(cell, Trial) and isinstance(cell.contender, Torchode) for cell in results.cells):
         print("torchode, torchdyn: not run (pass --rivals-python)")

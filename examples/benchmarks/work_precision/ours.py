@@ -12,7 +12,8 @@ from sklearn_hyper.numerics import Nonstationary
 from .cells import Trial
 from .contenders import GENERALIST_STEPS, Ours
 from .loading import LoadedProblem
-from .measuring import Measured, Place, Stopwatch, measure
+from .measuring import Measured, Stopwatch, measure
+from .place import Place
 from .runs import Row, Run
 
 

@@ -26,8 +26,9 @@ from sklearn_hyper.numerics import time_interleaved
 from .cells import Timing
 from .contenders import BUDGETS, Classical, Contender, Ours, TimeGrid, Torchode
 from .loading import LoadedProblem
-from .measuring import Place, measure
+from .measuring import measure
 from .peer_jobs import TorchodeJob
+from .place import Place
 from .plan import contenders_of
 from .runs import Run
 

@@ -11,8 +11,9 @@ from .contenders import BUDGETS
 from .flow_maps import FlowMapNet, fit_flow_map
 from .linear_solvers import BespokeNonStationary, LearnedGrid, LinearSolver, fit_linear, linear_bases
 from .loading import LoadedProblem
-from .measuring import Measured, Place, Stopwatch, make_row, measure, validation_error
+from .measuring import Measured, Stopwatch, make_row, measure, validation_error
 from .peer_jobs import TorchdynJob
+from .place import Place
 from .recipes import (
     ReferenceHyperEuler,
     ReferenceHyperHeun,

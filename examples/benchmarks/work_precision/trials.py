@@ -15,8 +15,9 @@ from sklearn_hyper.numerics import ReferenceSolveError
 from . import contenders as kinds
 from .cells import Outcome, Trial
 from .loading import LoadedProblem
-from .measuring import Measured, Place
+from .measuring import Measured
 from .ours import measure_ours
+from .place import Place
 from .trained import (
     measure_bns,
     measure_flow_map,

@@ -10,8 +10,9 @@ from sklearn_hyper.numerics import ReferenceSolveError
 from .cells import Trial
 from .contenders import Classical, Dopri5, Torchode
 from .loading import LoadedProblem
-from .measuring import Measured, Place, make_row, measure
+from .measuring import Measured, make_row, measure
 from .peer_jobs import TorchodeJob
+from .place import Place
 from .runs import Row, replace_counts
 
 
