@@ -21,26 +21,21 @@ from __future__ import annotations
 
 import statistics
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from _results import Results, data_file, fitted, parser, spread
-from sklearn.datasets import load_breast_cancer, load_digits, load_wine
-from sklearn.decomposition import PCA
-from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from _flows import load_flow, load_table, load_table_flow, training_rows
+from _results import Results, fitted, parser, spread
+from _solving import count_calls, dopri5_solver, plain_solver
 
-from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity, MLPCorrection
+from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity, MLPCorrection, NeuralODE
 from sklearn_hyper.datasets import DENSITIES, make_density
 from sklearn_hyper.metrics import relative_l2, sliced_wasserstein_distance
-from sklearn_hyper.modules import HypersolvedODE
-from sklearn_hyper.numerics import ConditioningWarning, resolve_base_solver
-from sklearn_hyper.numerics.cost import CountedField, time_interleaved
-from sklearn_hyper.numerics.reference import solve_dopri5
-from sklearn_hyper.numerics.solve import uniform_grid
+from sklearn_hyper.numerics import ConditioningWarning, time_interleaved
 
-N_TRAIN, N_TEST, N_SAMPLES, TOLERANCE = 5000, 2000, 10_000, 1e-5
+N_TEST, N_SAMPLES, TOLERANCE = 2000, 10_000, 1e-5
 LIKELIHOOD = ("8gaussians", "moons")
 TABLES = ("wine", "breast_cancer", "digits_pca", "uci_airfoil", "uci_protein")
 # One step: the residual of that step is all there is to learn, so no fine-tuning. Depth and lr were compared on
@@ -61,42 +56,59 @@ SETTINGS = {
     },
 }  # fmt: skip
 PAIRS = 3
+SAMPLING_ERRORS = {
+    "hyper": (
+        "relative_mean",
+        "relative_median",
+        "displacement_median",
+        "error_over_mean_state",
+        "distance_over_floor",
+    ),
+    "heun": ("relative_median", "distance_over_floor"),
+}
+"""What the summary has of each solver."""
 RIVALS = [("heun", 1), ("midpoint", 1), ("euler", 2), ("rk4", 1), ("midpoint", 2), ("rk4", 2), ("midpoint", 5)]
 
 
-def field_names() -> list[str]:
-    """Fields on two-dimensional densities: density and objective."""
-    return [f"{name} flow_matching" for name in DENSITIES] + [f"{name} likelihood" for name in LIKELIHOOD]
+class Field(NamedTuple):
+    """The field of a flow on a two-dimensional density."""
+
+    density: str
+    objective: str
+
+    @property
+    def name(self) -> str:
+        """In the names of cells."""
+        return f"{self.density} {self.objective}"
+
+    def load(self, cache: str) -> ContinuousNormalizingFlow:
+        """The flow, trained or from the cache."""
+        return load_flow(self.density, self.objective, cache)
+
+    def held_out(self) -> np.ndarray:
+        """Rows of the density that the flow has not seen."""
+        return make_density(self.density, N_TEST, random_state=1).astype(np.float32)
 
 
-def load_field(field: str, cache: str) -> ContinuousNormalizingFlow:
-    """Train the flow of a field, or take it from the cache."""
-    name, objective = field.split()
-    X = make_density(name, N_TRAIN, random_state=0).astype(np.float32)
-
-    def train() -> ContinuousNormalizingFlow:
-        if objective == "flow_matching":
-            return ContinuousNormalizingFlow(batch_size=256, random_state=0).fit(X)
-        flow = load_field(f"{name} flow_matching", cache)
-        flow.set_params(objective="likelihood", warm_start=True, max_epochs=10, lr=1e-3, rtol=1e-3, atol=1e-3)
-        return flow.fit(X)
-
-    return fitted(cache, f"flow {field}", train)
+FIELDS = [
+    *(Field(name, "flow_matching") for name in DENSITIES),
+    *(Field(name, "likelihood") for name in LIKELIHOOD),
+]
 
 
-def measure_field(field: str, cache: str) -> dict:
+def measure_field(field: Field, cache: str) -> dict:
     """Held-out log likelihood, mass on a grid, and what dopri5 costs."""
-    flow = load_field(field, cache)
-    held_out = make_density(field.split()[0], N_TEST, random_state=1).astype(np.float32)
-    counted = CountedField(flow.flow_.vector_field)
+    flow = field.load(cache)
+    ode = NeuralODE(flow.flow_.vector_field, t_span=flow.flow_.t_span)
+    solve = dopri5_solver(ode, TOLERANCE)
     torch.manual_seed(999)
     z = flow.flow_.sample_base(1000, torch.float32)
     with torch.no_grad():
-        solve_dopri5(counted, z, flow.flow_.t_span, rtol=TOLERANCE, atol=TOLERANCE)
+        nfe = count_calls(ode.vector_field, lambda: solve(z))
     return {
-        "log_likelihood": flow.score(held_out),
+        "log_likelihood": flow.score(field.held_out()),
         "mass": mass(flow),
-        "dopri5_nfe": counted.n_evaluations,
+        "dopri5_nfe": nfe,
         "train_epochs": len(flow.history_),
     }
 
@@ -149,14 +161,17 @@ def measure_sampling(flow: ContinuousNormalizingFlow, fast: HypersolverDensity) 
     return result
 
 
-def dopri5_samples(flow: ContinuousNormalizingFlow, z: np.ndarray) -> np.ndarray:
-    """Samples by dopri5 at 1e-5, as the paper's."""
+def dopri5_sampler(flow: ContinuousNormalizingFlow, tolerance: float = TOLERANCE) -> Callable:
+    """From base draws to samples by dopri5, at 1e-5 as the paper's."""
     ode = flow.flow_.sampling()
+    solve = dopri5_solver(ode, tolerance)
+    return lambda z: ode.output_map(solve(z))
+
+
+def dopri5_samples(flow: ContinuousNormalizingFlow, z: np.ndarray) -> np.ndarray:
+    """Samples from these base draws."""
     with torch.no_grad():
-        rows = torch.from_numpy(z)
-        return ode.output_map(
-            solve_dopri5(ode.vector_field, rows, ode.t_span, rtol=TOLERANCE, atol=TOLERANCE)
-        ).numpy()  # fmt: skip
+        return dopri5_sampler(flow)(torch.from_numpy(z)).numpy()
 
 
 def measure_density(flow: ContinuousNormalizingFlow, fast: HypersolverDensity, X: np.ndarray) -> dict:
@@ -174,24 +189,22 @@ def measure_density(flow: ContinuousNormalizingFlow, fast: HypersolverDensity, X
     return result
 
 
-def measure_seed(field: str, seed: int, cache: str) -> dict:
+def measure_seed(field: Field, seed: int, cache: str) -> dict:
     """One field and one seed of the hypersolver: both directions."""
-    flow = load_field(field, cache)
-    name = field.split()[0]
-    X = make_density(name, N_TRAIN, random_state=0).astype(np.float32)
-    held_out = make_density(name, N_TEST, random_state=1).astype(np.float32)
-    sampler = fitted(cache, f"sampler {field} {seed}", lambda: fit_hypersolver(flow, None, seed, "sampling"))
-    density = fitted(cache, f"density {field} {seed}", lambda: fit_hypersolver(flow, X, seed, "density"))
+    flow = field.load(cache)
+    X = training_rows(field.density)
+    sampler = fitted(cache, f"sampler {field.name} {seed}", lambda: fit_hypersolver(flow, None, seed, "sampling"))
+    density = fitted(cache, f"density {field.name} {seed}", lambda: fit_hypersolver(flow, X, seed, "density"))
     torch.manual_seed(1000 + seed)
     return {
         "sampling": measure_sampling(flow, sampler),
-        "log_likelihood": measure_density(flow, density, held_out) | {"mass": mass(density)},
+        "log_likelihood": measure_density(flow, density, field.held_out()) | {"mass": mass(density)},
     }
 
 
-def measure_rivals(field: str, cache: str) -> dict:
+def measure_rivals(field: Field, cache: str) -> dict:
     """What others get on fresh base draws: fixed steps at 2 to 10 evaluations, and dopri5 at loose tolerances."""
-    flow = load_field(field, cache)
+    flow = field.load(cache)
     ode = flow.flow_.sampling()
     torch.manual_seed(1000)
     z = flow.flow_.sample_base(N_SAMPLES, torch.float32)
@@ -199,13 +212,13 @@ def measure_rivals(field: str, cache: str) -> dict:
     result = {}
     with torch.no_grad():
         for base, n_steps in RIVALS:
-            solver = HypersolvedODE(ode, resolve_base_solver(base), None, uniform_grid(ode.t_span, n_steps))
+            solver = plain_solver(ode, base, n_steps)
             nfe = solver.base_solver.count_evaluations(n_steps)
             result[f"{base} K={n_steps}"] = {"nfe": nfe, **_errors(exact, solver(z).numpy())}
         for tolerance in (1e-3, 1e-2, 1e-1):
-            counted = CountedField(ode.vector_field)
-            samples = ode.output_map(solve_dopri5(counted, z, ode.t_span, rtol=tolerance, atol=tolerance))
-            result[f"dopri5 {tolerance:g}"] = {"nfe": counted.n_evaluations, **_errors(exact, samples.numpy())}
+            sample = dopri5_sampler(flow, tolerance)
+            nfe = count_calls(ode.vector_field, lambda sample=sample: sample(z))
+            result[f"dopri5 {tolerance:g}"] = {"nfe": nfe, **_errors(exact, sample(z).numpy())}
     return result
 
 
@@ -214,11 +227,11 @@ def _errors(exact: np.ndarray, samples: np.ndarray) -> dict[str, float]:
     return {"relative_mean": relative.mean(), "relative_median": np.median(relative)}
 
 
-def measure_timing(field: str, cache: str) -> dict:
+def measure_timing(field: Field, cache: str) -> dict:
     """Milliseconds of 1,000 samples: dopri5 at 1e-5, HyperHeun K=1 and plain Heun K=1, interleaved."""
-    flow = load_field(field, cache)
-    sampler = fitted(cache, f"sampler {field} 0", lambda: fit_hypersolver(flow, None, 0, "sampling"))
-    ode = flow.flow_.sampling()
+    flow = field.load(cache)
+    sampler = fitted(cache, f"sampler {field.name} 0", lambda: fit_hypersolver(flow, None, 0, "sampling"))
+    sample = dopri5_sampler(flow)
     module, heun = sampler.to_module().fold(), sampler.without_correction().to_module()
     result = {}
     torch.manual_seed(999)
@@ -226,9 +239,7 @@ def measure_timing(field: str, cache: str) -> dict:
         z = flow.flow_.sample_base(batch, torch.float32)
         with torch.no_grad():
             ms = time_interleaved({
-                "dopri5": lambda z=z: ode.output_map(
-                    solve_dopri5(ode.vector_field, z, ode.t_span, rtol=TOLERANCE, atol=TOLERANCE)
-                ),
+                "dopri5": lambda z=z: sample(z),
                 "hyper": lambda z=z: module(z),
                 "heun": lambda z=z: heun(z),
             })  # fmt: skip
@@ -239,11 +250,11 @@ def measure_timing(field: str, cache: str) -> dict:
     return result
 
 
-def measure_single(field: str, cache: str) -> dict:
+def measure_single(field: Field, cache: str) -> dict:
     """HyperEuler with K=1, one evaluation of f: errors on fresh base draws, and its time beside dopri5's."""
-    flow = load_field(field, cache)
-    fast = fitted(cache, f"single {field} 0", lambda: fit_hypersolver(flow, None, 0, "single"))
-    ode, module = flow.flow_.sampling(), fast.to_module().fold()
+    flow = field.load(cache)
+    fast = fitted(cache, f"single {field.name} 0", lambda: fit_hypersolver(flow, None, 0, "single"))
+    sample, module = dopri5_sampler(flow), fast.to_module().fold()
     torch.manual_seed(1000)
     draws = [flow.flow_.sample_base(N_SAMPLES, torch.float32).numpy() for _ in range(2)]
     exact, other = (dopri5_samples(flow, z) for z in draws)
@@ -253,34 +264,14 @@ def measure_single(field: str, cache: str) -> dict:
     )
     z = torch.from_numpy(draws[0][:1000])
     with torch.no_grad():
-        ms = time_interleaved({
-            "dopri5": lambda: ode.output_map(
-                solve_dopri5(ode.vector_field, z, ode.t_span, rtol=TOLERANCE, atol=TOLERANCE)
-            ),
-            "hyper": lambda: module(z),
-        })  # fmt: skip
+        ms = time_interleaved({"dopri5": lambda: sample(z), "hyper": lambda: module(z)})
     return _errors(exact, samples) | {"distance_over_floor": distance / floor, "speed_up": ms["dopri5"] / ms["hyper"]}
-
-
-def load_table(name: str, folder: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a real table to train on and to test on, standardised by the former."""
-    if name.startswith("uci_"):
-        X = np.load(data_file("uci_tabular.npz", folder))[name.removeprefix("uci_")]
-        X = X[np.random.default_rng(0).permutation(len(X))[:8000]]
-    elif name == "digits_pca":
-        X = load_digits().data
-    else:
-        X = {"wine": load_wine, "breast_cancer": load_breast_cancer}[name]().data
-    train, test = train_test_split(X, test_size=0.2, random_state=0)
-    steps = [PCA(12, random_state=0)] if name == "digits_pca" else []
-    scaler = make_pipeline(*steps, StandardScaler()).fit(train)
-    return scaler.transform(train).astype(np.float32), scaler.transform(test).astype(np.float32)
 
 
 def measure_table(name: str, cache: str, folder: str | None) -> dict:
     """A flow-matching flow of a real table: both directions, one seed."""
     train, test = load_table(name, folder)
-    flow = fitted(cache, f"flow {name}", lambda: ContinuousNormalizingFlow(random_state=0).fit(train))
+    flow = load_table_flow(name, cache, folder)
     sampler = fitted(cache, f"sampler {name}", lambda: fit_hypersolver(flow, None, 0, "sampling"))
     density = fitted(cache, f"density {name}", lambda: fit_hypersolver(flow, train, 0, "density"))
     torch.manual_seed(1000)
@@ -304,66 +295,73 @@ def gaussian_score(train: np.ndarray, test: np.ndarray) -> float:
 def summarise(cells: dict, seeds: int) -> dict:
     """Per field medians over seeds, and the medians over the six flow-matching fields."""
     fields: dict = {}
-    for field in field_names():
-        rows = [cells[key] for seed in range(seeds) if (key := f"{field} seed {seed}") in cells]
-        if not rows:
-            continue
-        fields[field] = {
-            "hyper_relative_mean": spread(row["sampling"]["hyper"]["relative_mean"] for row in rows),
-            "hyper_relative_median": spread(row["sampling"]["hyper"]["relative_median"] for row in rows),
-            "hyper_displacement_median": spread(row["sampling"]["hyper"]["displacement_median"] for row in rows),
-            "hyper_error_over_mean_state": spread(row["sampling"]["hyper"]["error_over_mean_state"] for row in rows),
-            "heun_relative_median": spread(row["sampling"]["heun"]["relative_median"] for row in rows),
-            "hyper_distance_over_floor": spread(row["sampling"]["hyper"]["distance_over_floor"] for row in rows),
-            "heun_distance_over_floor": spread(row["sampling"]["heun"]["distance_over_floor"] for row in rows),
-            "nats": spread(abs(row["log_likelihood"]["hyper"]["mean_difference"]) for row in rows),
-            "plain_nats": spread(abs(row["log_likelihood"]["plain"]["mean_difference"]) for row in rows),
-            "nats_p99": spread(row["log_likelihood"]["hyper"]["p99"] for row in rows),
-            "mass": spread(row["log_likelihood"]["mass"] for row in rows),
-        }
-        if f"{field} timing" in cells:
-            fields[field]["speed_up"] = cells[f"{field} timing"]["batch_1000"]["speed_up"]
-            fields[field]["speed_up_1"] = cells[f"{field} timing"]["batch_1"]["speed_up"]
-    matched = [row for field, row in fields.items() if field.endswith("flow_matching")]
+    for field in FIELDS:
+        rows = [cells[key] for seed in range(seeds) if (key := f"{field.name} seed {seed}") in cells]
+        if rows:
+            fields[field] = _summarise_field(rows)
+            if (timing := cells.get(f"{field.name} timing")) is not None:
+                fields[field]["speed_up"] = timing["batch_1000"]["speed_up"]
+                fields[field]["speed_up_1"] = timing["batch_1"]["speed_up"]
+    matched = [row for field, row in fields.items() if field.objective == "flow_matching"]
     overall = {
         key: statistics.median(row[key]["median"] if isinstance(row[key], dict) else row[key] for row in matched)
         for key in (matched[0] if matched else ())
         if all(key in row for row in matched)
     }
-    return {"median over flow-matching fields": overall, "fields": fields}
+    return {
+        "median over flow-matching fields": overall,
+        "fields": {field.name: row for field, row in fields.items()},
+    }
+
+
+def _summarise_field(rows: list[dict]) -> dict:
+    sampling = {
+        f"{solver}_{error}": spread(row["sampling"][solver][error] for row in rows)
+        for solver, errors in SAMPLING_ERRORS.items()
+        for error in errors
+    }
+    return sampling | {
+        "nats": spread(abs(row["log_likelihood"]["hyper"]["mean_difference"]) for row in rows),
+        "plain_nats": spread(abs(row["log_likelihood"]["plain"]["mean_difference"]) for row in rows),
+        "nats_p99": spread(row["log_likelihood"]["hyper"]["p99"] for row in rows),
+        "mass": spread(row["log_likelihood"]["mass"] for row in rows),
+    }
+
+
+def measure_all(results: Results, wanted: list[str], seeds: int, cache: str, data: str | None) -> None:
+    """Every cell that is wanted and missing."""
+    if "fields" in wanted or "errors" in wanted:
+        for field in FIELDS:
+            results.cell(field.name, lambda field=field: measure_field(field, cache))
+    if "errors" in wanted:
+        for seed in range(seeds):
+            for field in FIELDS:
+                if seed and field.objective == "likelihood":
+                    continue
+                name = f"{field.name} seed {seed}"
+                results.cell(name, lambda field=field, seed=seed: measure_seed(field, seed, cache))
+                results.write(summarise(results.cells, seeds))
+    if "tables" in wanted:
+        for name in TABLES:
+            results.cell(name, lambda name=name: measure_table(name, cache, data))
+    if "timing" in wanted:
+        kinds = {"rivals": measure_rivals, "single": measure_single, "timing": measure_timing}
+        for kind, measure in kinds.items():
+            for field in FIELDS:
+                results.cell(f"{field.name} {kind}", lambda field=field, measure=measure: measure(field, cache))
 
 
 def main() -> None:
+    parts = ["fields", "errors", "tables", "timing"]
     options = parser(__doc__, "density_estimation.json")
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--only", choices=["fields", "errors", "tables", "timing"])
+    options.add_argument("--only", choices=parts)
     options.add_argument("--data", help="folder of uci_tabular.npz; the uci_ tables need it")
     arguments = options.parse_args()
     command = f"python examples/benchmarks/density_estimation.py --seeds {arguments.seeds} --data FOLDER"
     results = Results(arguments.out, command, fresh=arguments.fresh)
-    wanted = [arguments.only] if arguments.only else ["fields", "errors", "tables", "timing"]
-    if "fields" in wanted or "errors" in wanted:
-        for field in field_names():
-            results.cell(field, lambda field=field: measure_field(field, arguments.cache))
-    if "errors" in wanted:
-        for seed in range(arguments.seeds):
-            for field in field_names():
-                if seed and field.endswith("likelihood"):
-                    continue
-                results.cell(
-                    f"{field} seed {seed}", lambda field=field, seed=seed: measure_seed(field, seed, arguments.cache)
-                )
-                results.write(summarise(results.cells, arguments.seeds))
-    if "tables" in wanted:
-        for name in TABLES:
-            results.cell(name, lambda name=name: measure_table(name, arguments.cache, arguments.data))
-    if "timing" in wanted:
-        for field in field_names():
-            results.cell(f"{field} rivals", lambda field=field: measure_rivals(field, arguments.cache))
-        for field in field_names():
-            results.cell(f"{field} single", lambda field=field: measure_single(field, arguments.cache))
-        for field in field_names():
-            results.cell(f"{field} timing", lambda field=field: measure_timing(field, arguments.cache))
+    wanted = [arguments.only] if arguments.only else parts
+    measure_all(results, wanted, arguments.seeds, arguments.cache, arguments.data)
     results.write(summarise(results.cells, arguments.seeds))
 
 

@@ -11,22 +11,16 @@ not those of untouched data. The fixed-step rivals are not trained and so have n
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import platform
 import statistics
 import time
+import warnings
+from typing import Any
 
-import numpy as np
-import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from _results import Results, parser
+from images import Images, load_digit_images
 
-from sklearn_hyper import HypersolverClassifier, NeuralODEClassifier, __version__
-from sklearn_hyper.modules import HypersolvedODE
-from sklearn_hyper.numerics import resolve_base_solver
-from sklearn_hyper.numerics.solve import uniform_grid
+from sklearn_hyper import HypersolverClassifier, NeuralODEClassifier
 
 HYPERSOLVERS = [("euler", 1), ("euler", 2), ("euler", 4), ("midpoint", 1), ("midpoint", 2), ("rk4", 1)]
 RIVALS = [
@@ -38,105 +32,100 @@ RIVALS = [
 ]
 
 
-def run_seed(seed: int) -> dict:
-    X, y = load_digits(return_X_y=True)
-    X = X.reshape(-1, 1, 8, 8).astype(np.float32)
-    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=450, stratify=y, random_state=seed)
+def measure(seed: int) -> dict[str, Any]:
+    """One split: the classifier, the hypersolvers and their rivals."""
+    images = load_digit_images(seed)
     start = time.perf_counter()
-    slow = NeuralODEClassifier(random_state=seed).fit(X_train, y_train)
-    result: dict = {"seed": seed, "train_seconds": time.perf_counter() - start, "rows": {}}
+    slow = NeuralODEClassifier(random_state=seed).fit(images.X_train, images.y_train)
+    seconds, rows = time.perf_counter() - start, {}
     for base, steps in HYPERSOLVERS:
         start = time.perf_counter()
-        fast = HypersolverClassifier(slow, base_solver=base, n_steps=steps, max_epochs=60, random_state=seed).fit(
-            X_train
-        )
-        seconds = time.perf_counter() - start
-        batch = fast.solver_report(X_test, y_test)
-        single = fast.solver_report(X_test[:1])
-        row = batch.to_dict()[f"hyper-{base} K={steps}"]
-        row |= {"fit_seconds": seconds, "speed_up_1": single[-1].speed_up, "ms_1": single[-1].ms}
-        result["rows"][f"hyper-{base} K={steps}"] = finite(row)
-        result["rows"]["dopri5"] = finite(batch.to_dict()["dopri5 0.0001"] | {"ms_1": single[0].ms})
-        print(f"seed {seed}  {base} K={steps}: {row['accuracy']:.4f}, relative L2 {row['l2_mean']:.4f}", flush=True)
+        fast = HypersolverClassifier(slow, base_solver=base, n_steps=steps, max_epochs=60, random_state=seed)
+        fast.fit(images.X_train)
+        rows |= measure_hypersolver(fast, images, time.perf_counter() - start)
     for base, steps in RIVALS:
-        grid = uniform_grid(fast.neural_ode_.t_span, steps)
-        plain = HypersolvedODE(fast.neural_ode_, resolve_base_solver(base), None, grid)
-        result["rows"][f"{base} K={steps}"] = measure_plain(fast, plain, X_test, y_test)
-    return result
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plain = fast.without_correction().with_solver(base_solver=base, n_steps=steps)
+        report = plain.solver_report(images.X_test, images.y_test).to_dict()
+        rows[f"{base} K={steps}"] = known(report[f"{base} K={steps}"])
+    return {"train_seconds": seconds, "rows": rows}
 
 
-def measure_plain(fast: HypersolverClassifier, plain: HypersolvedODE, X: np.ndarray, y: np.ndarray) -> dict:
-    """The report's row for a base solver without a correction."""
-    stand_in = fast.with_solver()
-    stand_in.module_ = plain
-    return finite(stand_in.solver_report(X, y).to_dict()[f"{plain.base_solver.name} K={plain.n_steps}"])
+def measure_hypersolver(fast: HypersolverClassifier, images: Images, fit_seconds: float) -> dict[str, Any]:
+    """Its row of the report and dopri5's, with the times of single images."""
+    name = f"hyper-{fast.base_solver} K={fast.n_steps}"
+    batch = fast.solver_report(images.X_test, images.y_test).to_dict()
+    single = fast.solver_report(images.X_test[:1])
+    times = {"fit_seconds": fit_seconds, "speed_up_1": single[-1].speed_up, "ms_1": single[-1].ms}
+    return {
+        name: known(batch[name] | times),
+        "dopri5": known(batch["dopri5 0.0001"] | {"ms_1": single[0].ms}),
+    }
 
 
-def finite(row: dict) -> dict:
-    """JSON has no nan: leave such entries out."""
+def known(row: dict[str, float]) -> dict[str, float]:
+    """The entries that are numbers."""
     return {key: value for key, value in row.items() if not math.isnan(value)}
 
 
-def summarise(results: list[dict]) -> list[dict]:
-    """Per solver: medians and spread over seeds; for hypersolvers also the best rival of no fewer MACs."""
-    table = []
-    for name in results[0]["rows"]:
-        rows = [result["rows"][name] for result in results]
-        entry: dict = {"solver": name}
+def summarise(cells: dict[str, Any]) -> dict[str, Any]:
+    """Per solver: medians and range over seeds; for hypersolvers also the best rival of no fewer MACs."""
+    seeds = [cell["rows"] for cell in cells.values()]
+    table = {}
+    for name in seeds[0]:
+        rows = [seed[name] for seed in seeds]
+        entry: dict[str, Any] = {}
         for key in rows[0]:
             values = [row[key] for row in rows]
             entry[key] = statistics.median(values)
             entry[f"{key}_range"] = [min(values), max(values)]
         if name.startswith("hyper-"):
-            entry["accuracy_loss_points"] = [
-                100 * (result["rows"]["dopri5"]["accuracy"] - result["rows"][name]["accuracy"]) for result in results
-            ]
-            nfe = math.ceil(entry["macs"] / (results[0]["rows"]["euler K=1"]["macs"]) - 1e-9)
-            rivals = [
-                key
-                for key, row in results[0]["rows"].items()
-                if not key.startswith(("hyper", "dopri5")) and row["nfe"] <= nfe
-            ]
-            for error in ("mape", "l2_mean"):
-                ratios = [
-                    min(result["rows"][rival][error] for rival in rivals) / result["rows"][name][error]
-                    for result in results
-                ]
-                entry[f"best_rival_over_ours_{error}"] = statistics.median(ratios)
-        table.append(entry)
+            entry |= beside_rivals(name, entry["macs"], seeds)
+        table[name] = entry
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", default="examples/benchmarks/digits_speed.json")
-    arguments = parser.parse_args()
-    start, results = time.perf_counter(), []
-    for seed in range(arguments.seeds):
-        results.append(run_seed(seed))
-        payload = {
-            "command": f"python examples/benchmarks/digits_speed.py --seeds {arguments.seeds}",
-            "versions": {"sklearn_hyper": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            "threads": torch.get_num_threads(),
-            "seconds": time.perf_counter() - start,
-            "summary": summarise(results),
-            "runs": results,
-        }
-        with open(arguments.out, "w") as file:
-            json.dump(payload, file, indent=1)
+def beside_rivals(name: str, macs: float, seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy lost against dopri5, and errors of the best rival of no fewer MACs over ours."""
+    losses = [100 * (rows["dopri5"]["accuracy"] - rows[name]["accuracy"]) for rows in seeds]
+    nfe = math.ceil(macs / seeds[0]["euler K=1"]["macs"] - 1e-9)
+    labels = [f"{base} K={steps}" for base, steps in RIVALS]
+    rivals = [label for label in labels if seeds[0][label]["nfe"] <= nfe]
+    ratios = {
+        f"best_rival_over_ours_{error}": statistics.median(
+            min(rows[rival][error] for rival in rivals) / rows[name][error] for rows in seeds
+        )
+        for error in ("mape", "l2_mean")
+    }
+    return {"accuracy_loss_points": losses, **ratios}
+
+
+def print_summary(summary: dict[str, Any]) -> None:
     print(
         f"{'solver':<18}{'accuracy':>9}{'loss (points)':>16}{'MAPE':>8}{'rel. L2':>9}{'x256':>7}{'x1':>7}{'MAPE x':>8}{'L2 x':>8}"
     )
-    for row in payload["summary"]:
-        ours = row["solver"].startswith("hyper-")
+    for name, row in summary.items():
+        ours = name.startswith("hyper-")
         loss = "/".join(f"{value:+.1f}" for value in row["accuracy_loss_points"]) if ours else ""
         factors = f"{row['best_rival_over_ours_mape']:8.1f}{row['best_rival_over_ours_l2_mean']:8.1f}" if ours else ""
         single = f"{row['speed_up_1']:7.1f}" if ours else " " * 7
         print(
-            f"{row['solver']:<18}{row['accuracy']:9.4f}{loss:>16}{row['mape']:8.3f}{row['l2_mean']:9.4f}"
+            f"{name:<18}{row['accuracy']:9.4f}{loss:>16}{row['mape']:8.3f}{row['l2_mean']:9.4f}"
             f"{row['speed_up']:7.1f}{single}{factors}"
         )
+
+
+def main() -> None:
+    options = parser(__doc__, "digits_speed.json", cache=False)
+    options.add_argument("--seeds", type=int, default=3)
+    arguments = options.parse_args()
+    command = f"python examples/benchmarks/digits_speed.py --seeds {arguments.seeds}"
+    results = Results(arguments.out, command, fresh=arguments.fresh)
+    for seed in range(arguments.seeds):
+        results.cell(f"seed {seed}", lambda seed=seed: measure(seed))
+        results.write(summarise(results.cells))
+    print_summary(results.summary)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Run it alone. Default fits (ab2 on the moons, learned coefficients on the digits), their reference solves included, of the moons flow (flow
 matching) and of the digits classifier: for two, four and eight evaluations of f on two threads, once; for two on one thread, beside
-recipe (i) (wp_recipes.py) on one, every seed. As published it solves dopri5 anew at every iteration; it runs for ten times our seconds, at its step
+recipe (i) (work_precision/recipes.py) on one, every seed. As published it solves dopri5 anew at every iteration; it runs for ten times our seconds, at its step
 size and refitted at ours with references free of charge, and its validation error is noted at twenty moments. Reference solves: 16,384 rows of
 the moons flow and 512 digits, in chunks dealt to joblib's workers of one thread each, on loky and on a local Dask cluster.
 """
@@ -19,15 +19,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import joblib
-import numpy as np
 import torch
 from _results import Results, parser
-from wp_problems import Problem, load_problem
-from wp_recipes import ReferenceHyperEuler, fit_published_hypereuler, fit_residuals
-from wp_training import validation_error
+from _solving import repeat_rows
+from work_precision.loading import LoadedProblem, load_by_name
+from work_precision.measuring import validation_error
+from work_precision.recipes import ReferenceHyperEuler, fit_published_hypereuler, fit_residuals
 
 from sklearn_hyper import HypersolverRegressor
-from sklearn_hyper.training.references import solve_references
 
 PROBLEMS = ("moons flow_matching", "digits")
 PATIENCE = 10
@@ -36,7 +35,7 @@ EVALUATIONS = (2, 4, 8)
 ROWS = {"moons flow_matching": 16_384, "digits": 512}
 
 
-def fit_ours(problem: Problem, seed: int, n_steps: int = 2) -> dict[str, Any]:
+def fit_ours(problem: LoadedProblem, seed: int, n_steps: int = 2) -> dict[str, Any]:
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # conditioning in float32, which mends itself
@@ -56,12 +55,12 @@ def threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fit_on_two_threads(problem: Problem, n_steps: int) -> dict[str, Any]:
+def fit_on_two_threads(problem: LoadedProblem, n_steps: int) -> dict[str, Any]:
     with threads(2):
         return fit_ours(problem, 0, n_steps)
 
 
-def fit_recipe(problem: Problem, seed: int, ours: dict[str, Any], *, published: bool) -> dict[str, Any]:
+def fit_recipe(problem: LoadedProblem, seed: int, ours: dict[str, Any], *, published: bool) -> dict[str, Any]:
     """Recipe (i) until it reaches our error, or for ten times our seconds."""
     seconds = PATIENCE * ours["wall"]
     if published:
@@ -95,16 +94,18 @@ def workers(backend: str, n_jobs: int) -> Iterator[None]:
         yield
 
 
-def time_references(problem: Problem, backend: str, n_jobs: int, repeats: int = 3) -> dict[str, Any]:
+def time_references(problem: LoadedProblem, backend: str, n_jobs: int, repeats: int = 3) -> dict[str, Any]:
     """Median seconds of a solve of many rows, workers started and warm."""
-    rows = problem.rows["fit"]
-    n = ROWS[problem.name]
-    x = rows.repeat(-(-n // len(rows)), *[1] * (rows.ndim - 1))[:n]
-    times = np.linspace(*problem.neural_ode.t_span, 11).tolist()
+    X = repeat_rows(problem.rows["fit"].numpy(), ROWS[problem.problem.name])
+    # Any fit will do: references are solved by dopri5, not by what is fitted.
+    fast = HypersolverRegressor(
+        problem.neural_ode, base_solver="euler", n_steps=1, finetune=None, max_samples=64, max_epochs=1, random_state=0,
+        rtol=1e-6, atol=1e-6, n_jobs=n_jobs,
+    ).fit(X[:64])  # fmt: skip
 
     def solve() -> float:
         start = time.perf_counter()
-        solve_references(problem.neural_ode, x, times, rtol=1e-6, atol=1e-6, n_jobs=n_jobs)
+        fast.reference(X)
         return time.perf_counter() - start
 
     with threads(1), workers(backend, n_jobs):  # as in a worker, so that one job is one core
@@ -121,7 +122,7 @@ def main() -> None:
     results = Results(arguments.out, command, fresh=arguments.fresh)
     torch.set_num_threads(1)  # so that wall-clock seconds, ours, and CPU seconds, the recipe's, are the same
     for name in PROBLEMS:
-        problem = load_problem(name, arguments.cache, arguments.data)
+        problem = load_by_name(name, arguments.cache, arguments.data)
         for backend in ("loky", "dask"):
             for n_jobs in (1, 2):
                 measure: Callable[[], dict] = lambda b=backend, j=n_jobs, p=problem: time_references(p, b, j)  # noqa: E731
@@ -136,17 +137,16 @@ def main() -> None:
                     lambda p=problem, s=seed, o=ours, k=kind: fit_recipe(p, s, o, published=k == "published"),
                 )
     results.write(summarise(results.cells))
-    for row in results.payload["summary"]:
-        print(row)
+    for name, row in results.summary.items():
+        print(name, row)
 
 
-def summarise(cells: dict[str, Any]) -> list[dict[str, Any]]:
+def summarise(cells: dict[str, Any]) -> dict[str, Any]:
     """By problem: medians over seeds, and the speed-up of two jobs over one."""
-    rows = []
+    rows = {}
     for name in PROBLEMS:
         ours = [cell for key, cell in cells.items() if key.startswith(f"{name} | ours")]
         row: dict[str, Any] = {
-            "problem": name,
             "our seconds": statistics.median(cell["wall"] for cell in ours),
             "our error": statistics.median(cell["error"] for cell in ours),
         }
@@ -159,7 +159,7 @@ def summarise(cells: dict[str, Any]) -> list[dict[str, Any]]:
         for backend in ("loky", "dask"):
             one, two = (cells[f"{name} | references | {backend} n_jobs={n}"]["wall"] for n in (1, 2))
             row[f"{backend}: two jobs over one"] = one / two
-        rows.append(row)
+        rows[name] = row
     return rows
 
 

@@ -21,6 +21,7 @@ timing       Wall-clock over dopri5 at 1e-4, batch 256 and 1, of each method at 
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +30,16 @@ from typing import Any
 import numpy as np
 import torch
 from _results import HERE, Results, fitted, parser, spread
+from _solving import count_calls, dopri5_solver, plain_solver, solve_exactly
 from images import Images, add_image_options, load_images, trained_model
 from torch import Tensor
 
-from sklearn_hyper import ConvCorrection, HypersolverClassifier
-from sklearn_hyper.metrics import CountedField, mean_absolute_percentage_error, relative_l2
-from sklearn_hyper.modules import FoldedODE, HypersolvedODE, NeuralODE
-from sklearn_hyper.modules.hypersolved_ode import SolvedODE
-from sklearn_hyper.numerics import count_macs, reference_solution, resolve_base_solver
-from sklearn_hyper.numerics.cost import time_interleaved
-from sklearn_hyper.numerics.reference import solve_dopri5
-from sklearn_hyper.numerics.solve import uniform_grid
+from sklearn_hyper import ConvCorrection, HypersolverClassifier, NeuralODE
+from sklearn_hyper.metrics import mean_absolute_percentage_error, relative_l2
+from sklearn_hyper.modules import FoldedODE, HypersolvedODE
+from sklearn_hyper.numerics import count_macs, time_interleaved
+
+Solver = FoldedODE | HypersolvedODE
 
 BATCH = 256
 EPOCHS = 60
@@ -78,7 +78,7 @@ class Bench:
         """Of dopri5 at 1e-4."""
         return float(np.mean(self.labels == self.y))
 
-    def measure(self, solver: SolvedODE, n_rows: int | None = None) -> dict[str, Any]:
+    def measure(self, solver: Solver, n_rows: int | None = None) -> dict[str, Any]:
         """Errors and costs of a solver on the first rows of the test images."""
         rows, few = slice(n_rows), slice(min(len(self.states), n_rows or len(self.x)))
         with torch.no_grad():
@@ -100,7 +100,7 @@ class Bench:
 
     def plain(self, base: str, n_steps: int) -> HypersolvedODE:
         """A base solver without a correction."""
-        return HypersolvedODE(self.ode, resolve_base_solver(base), None, uniform_grid(self.ode.t_span, n_steps))
+        return plain_solver(self.ode, base, n_steps)
 
 
 def outputs(ode: NeuralODE, states: Tensor) -> np.ndarray:
@@ -111,16 +111,12 @@ def outputs(ode: NeuralODE, states: Tensor) -> np.ndarray:
 def solve_test_images(ode: NeuralODE, x: Tensor) -> dict[str, Any]:
     """dopri5 in batches of 256: labels at 1e-4, and what they cost; at 1e-6 the states that errors are against."""
     loose, evaluations = [], []
+    solve = dopri5_solver(ode, 1e-4)
     with torch.no_grad():
         for rows in x.split(BATCH):
-            f = CountedField(ode.vector_field)
-            loose.append(solve_dopri5(f, ode.input_map(rows), ode.t_span, rtol=1e-4, atol=1e-4))
-            evaluations.append(f.n_evaluations)
-        tight = [
-            reference_solution(ode.vector_field, ode.input_map(rows), ode.t_span, rtol=1e-6, atol=1e-6)[-1]
-            for rows in x[:ERROR_ROWS].split(BATCH)
-        ]
-        states, loose_states = torch.cat(tight), torch.cat(loose)
+            evaluations.append(count_calls(ode.vector_field, lambda rows=rows: loose.append(solve(rows))))
+        states = solve_exactly(ode, x[:ERROR_ROWS], ode.t_span, 1e-6, BATCH)[-1]
+        loose_states = torch.cat(loose)
         expected, logits = outputs(ode, states), outputs(ode, loose_states)
     few = slice(len(states))
     facts = {
@@ -198,9 +194,10 @@ class Run:
         return self.results.cell(f"{name} K={n_steps}", measure)
 
     def _at(self, hypersolver: HypersolverClassifier, n_steps: int) -> FoldedODE:
-        """The same correction in another number of steps: with_solver without its warning of unseen step sizes."""
-        grid = uniform_grid(self.bench.ode.t_span, n_steps)
-        return HypersolvedODE(self.bench.ode, hypersolver.base_solver_, hypersolver.correction_, grid).fold()
+        """The same correction in another number of steps, without the warning of step sizes that it has not seen."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return hypersolver.with_solver(n_steps=n_steps).to_module().fold()
 
     # ------------------------------------------------------------------ parts
     def classical(self) -> None:
@@ -262,18 +259,19 @@ class Run:
                 f"milliseconds, batch {batch}", lambda batch=batch: self._milliseconds(solvers, self.bench.x[:batch])
             )
 
-    def _milliseconds(self, solvers: dict[str, SolvedODE], x: Tensor) -> dict[str, float]:
+    def _milliseconds(self, solvers: dict[str, Solver], x: Tensor) -> dict[str, float]:
         ode = self.bench.ode
+        solve = dopri5_solver(ode, 1e-4)
         with torch.no_grad():
             z0 = ode.input_map(x)
             return time_interleaved({
-                "dopri5": lambda: solve_dopri5(ode.vector_field, ode.input_map(x), ode.t_span, rtol=1e-4, atol=1e-4),
+                "dopri5": lambda: solve(x),
                 **{name: (lambda solver=solver: solver.terminal_state(x)) for name, solver in solvers.items()},
                 "one evaluation of f": lambda: ode.vector_field(x.new_tensor(0.0), z0),
                 "input map": lambda: ode.input_map(x),
             })  # fmt: skip
 
-    def _timed(self) -> Iterator[tuple[str, SolvedODE]]:
+    def _timed(self) -> Iterator[tuple[str, Solver]]:
         cells = self.results.cells
         for base in CLASSICAL:
             k = fewest_steps(cells, base, CLASSICAL[base])

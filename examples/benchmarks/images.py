@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from _results import data_file, fitted, parser
-from sklearn.datasets import fetch_openml
+from sklearn.datasets import fetch_openml, load_digits
+from sklearn.model_selection import train_test_split
 from torch import nn
 
 from sklearn_hyper import NeuralODEClassifier
@@ -46,6 +47,19 @@ def load_images(name: str, folder: str | None = None) -> Images:
         _channels_first(parts["x_train"]), parts["y_train"].astype(int),
         _channels_first(parts["x_test"]), parts["y_test"].astype(int),
     )  # fmt: skip
+
+
+def load_all_digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits as images; their pixels go from 0 to 16, as they come."""
+    X, y = load_digits(return_X_y=True)
+    return X.reshape(-1, 1, 8, 8).astype(np.float32), y
+
+
+def load_digit_images(seed: int) -> Images:
+    """scikit-learn's digits, split at random."""
+    X, y = load_all_digits()
+    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=450, stratify=y, random_state=seed)
+    return Images(X_train, y_train, X_test, y_test)
 
 
 def _fetch_images(name: str) -> Images:

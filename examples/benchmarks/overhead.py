@@ -24,6 +24,7 @@ Ratios are medians of ratios round by round.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import statistics
@@ -36,11 +37,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from _results import HERE, Results, parser
-from overhead_rivals import BATCHES, FIELDS, K, repeat_rows, time_rounds
-from sklearn.datasets import load_digits
+from _solving import open_onnx, repeat_rows
+from images import load_all_digits
+from overhead_rivals import BATCHES, FIELDS, K, time_rounds
 from sklearn.utils.validation import validate_data
 from torchdiffeq import odeint
 
@@ -61,8 +62,7 @@ def fit_small(base_solver: str) -> tuple[HypersolverRegressor, np.ndarray]:
 
 
 def fit_digits(base_solver: str) -> tuple[HypersolverClassifier, np.ndarray]:
-    X, y = load_digits(return_X_y=True)
-    X = X.reshape(-1, 1, 8, 8).astype(np.float32)
+    X, y = load_all_digits()
     slow = NeuralODEClassifier(max_epochs=1, random_state=0).fit(X, y)
     return HypersolverClassifier(
         slow, base_solver=base_solver, n_steps=K, max_epochs=40, max_samples=400, random_state=0
@@ -80,6 +80,20 @@ def hand_written(module: FoldedODE, x: torch.Tensor) -> torch.Tensor:
     return ode.output_map(z)
 
 
+class CopyInput(torch.nn.Module):
+    """In place of a solver."""
+
+    def terminal_state(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+
+def without_solver(fast: Any) -> Any:
+    """A hypersolver whose transform does everything but solve."""
+    copies = copy.copy(fast)
+    copies.module_ = CopyInput()
+    return copies
+
+
 def plain_calls(module: FoldedODE, z: torch.Tensor) -> dict[str, Callable[[], Any]]:
     """torchdiffeq's Euler and ours without g, from the same state."""
     f, ends = module.neural_ode.vector_field, torch.tensor([0.0, 1.0])
@@ -92,7 +106,7 @@ def plain_calls(module: FoldedODE, z: torch.Tensor) -> dict[str, Callable[[], An
     return {"base solver": lambda: ours(z), "torchdiffeq euler": theirs}
 
 
-def paths(fast: Any, session: onnxruntime.InferenceSession, X: np.ndarray) -> dict[str, Callable[[], Any]]:
+def paths(fast: Any, session: Any, X: np.ndarray) -> dict[str, Callable[[], Any]]:
     """Every way from a batch to its output, by name."""
     trained, x = fast.to_module(), torch.from_numpy(X)
     module = trained.fold()
@@ -102,7 +116,7 @@ def paths(fast: Any, session: onnxruntime.InferenceSession, X: np.ndarray) -> di
     f = module.neural_ode.vector_field
     z, eps, times = module.neural_ode.input_map(x), 1.0 / K, [torch.tensor(k / K) for k in range(K)]
     r = f(times[0], z)
-    images = X.ndim > 2
+    copies, images = without_solver(fast), X.ndim > 2
     calls: dict[str, Callable[[], Any]] = {
         "bare f": lambda: [f(s, z) for s in times],
         "bare g": lambda: [g(eps, s, z, [r]) for g, s in zip(module.steps, times, strict=True)],
@@ -112,7 +126,7 @@ def paths(fast: Any, session: onnxruntime.InferenceSession, X: np.ndarray) -> di
         "validate_data": lambda: validate_data(
             fast, X, reset=False, dtype=(np.float64, np.float32), ensure_2d=not images, allow_nd=images
         ),
-        "array path alone": lambda: fast._in_batches(torch.clone, fast._prepare_X(X, reset=False)),
+        "array path alone": lambda: copies.transform(X),
         "unfolded": lambda: trained(x),
         "ONNX": lambda: session.run(None, {"X": X}),
         **plain_calls(module, z),
@@ -123,7 +137,7 @@ def paths(fast: Any, session: onnxruntime.InferenceSession, X: np.ndarray) -> di
     return calls
 
 
-def measure(fast: Any, session: onnxruntime.InferenceSession, X: np.ndarray, rounds: int) -> dict[str, Any]:
+def measure(fast: Any, session: Any, X: np.ndarray, rounds: int) -> dict[str, Any]:
     """Milliseconds of every path, and the ratios that the targets are about."""
     calls = paths(fast, session, X)
     times = time_rounds(calls, rounds)
@@ -202,14 +216,12 @@ def summarise(cells: Mapping[str, Any]) -> dict[str, Any]:
 
 def measure_field(field: str, fit: Callable[[str], tuple[Any, np.ndarray]], results: Results, rounds: int) -> None:
     """Every cell of a field that is missing."""
-    single = onnxruntime.SessionOptions()
-    single.intra_op_num_threads = single.inter_op_num_threads = 1
     names = {batch: f"{field}, batch {batch}" for batch in BATCHES}
     if any(name not in results.cells for name in names.values()):
         fast, X = fit_guarded(fit, "euler")
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             path = fast.export_onnx(Path(folder) / "fast.onnx")
-            session = onnxruntime.InferenceSession(path, single, providers=["CPUExecutionProvider"])
+            session = open_onnx(path)
             for batch, name in names.items():
                 some = repeat_rows(X, batch)
                 results.cell(name, lambda some=some: measure(fast, session, some, rounds))
@@ -245,7 +257,7 @@ def main() -> None:
     if arguments.rivals_python:
         results.cell("torchdyn", lambda: measure_torchdyn(arguments.rivals_python, arguments.rounds))
     results.write(summarise(results.cells))
-    for name, ratios in results.payload["summary"].items():
+    for name, ratios in results.summary.items():
         print(name)
         for ratio, value in ratios.items():
             print(f"    {ratio:<50}{value if isinstance(value, str) else format(value, '.3g')}")

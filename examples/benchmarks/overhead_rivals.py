@@ -15,22 +15,16 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from _solving import uniform_grid
 from torch import Tensor, nn
 
 from sklearn_hyper.modules import ConvVectorField, HypersolvedODE, MLPVectorField, NeuralODE
 from sklearn_hyper.numerics import resolve_base_solver, time_interleaved
-from sklearn_hyper.numerics.solve import uniform_grid
 
 K = 4
 BATCHES = (1, 256, 4096)
 FIELDS = ("2-64-64-2, fitted", "digits")
-
-
-def repeat_rows(X: np.ndarray, n_rows: int) -> np.ndarray:
-    """The first rows of X, over again where there are too few."""
-    return X[np.arange(n_rows) % len(X)]
 
 
 def time_rounds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:

@@ -11,42 +11,34 @@ dt each (7 to 51 minutes of training each).
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
+import statistics
 import time
+from typing import Any
 
 import numpy as np
 import torch
+from _results import Results, parser, spread
 
-from sklearn_hyper import HypersolverRegressor, MLPCorrection, __version__
+from sklearn_hyper import HypersolverRegressor, MLPCorrection
 from sklearn_hyper.datasets import make_pendulum
 from sklearn_hyper.numerics import hypersolve, reference_solution
 
 PER_STEP_NETS = {0.01: 6.8e-6, 0.03: 7.1e-5, 0.1: 7.0e-4, 0.3: 4.3e-3, 1.0: 9.8e-2}
+BASE_SOLVERS = ("euler", "midpoint", "rk4")
 N_FIT, N_TEST = 20_000, 20_000
 
 
-def fit(seed: int) -> tuple[HypersolverRegressor, float]:
+def fit(seed: int) -> HypersolverRegressor:
+    """One net for all step sizes."""
     X, neural_ode = make_pendulum(N_FIT, random_state=seed)
-    start = time.perf_counter()
-    fast = HypersolverRegressor(
-        neural_ode,
-        base_solver="euler",
-        n_steps=1,
-        fit_n_steps=(1, 100),
-        correction=MLPCorrection(hidden=64, depth=3),
-        finetune=None,
-        max_samples=N_FIT,
-        max_epochs=230,
-        batch_size=512,
-        random_state=seed,
-        verbose=1,
-    ).fit(X.astype(np.float32))
-    return fast, time.perf_counter() - start
+    return HypersolverRegressor(
+        neural_ode, base_solver="euler", n_steps=1, fit_n_steps=(1, 100), correction=MLPCorrection(hidden=64, depth=3),
+        finetune=None, max_samples=N_FIT, max_epochs=230, batch_size=512, random_state=seed, verbose=1,
+    ).fit(X.astype(np.float32))  # fmt: skip
 
 
 def one_step_errors(fast: HypersolverRegressor, seed: int) -> dict[float, dict[str, float]]:
+    """By dt: of base solvers and of the net."""
     X, neural_ode = make_pendulum(N_TEST, random_state=10_000 + seed)
     x = torch.from_numpy(X)
     z, f = neural_ode.input_map(x), neural_ode.vector_field
@@ -57,40 +49,47 @@ def one_step_errors(fast: HypersolverRegressor, seed: int) -> dict[float, dict[s
         def error(state: torch.Tensor, exact: torch.Tensor = exact) -> float:
             return float(torch.linalg.vector_norm(state - exact, dim=1).mean())
 
-        row = {name: error(hypersolve(f, z, (0.0, dt), 1, name, x=x)) for name in ("euler", "midpoint", "rk4")}
+        row = {name: error(hypersolve(f, z, (0.0, dt), 1, name, x=x)) for name in BASE_SOLVERS}
         row["one net"] = error(torch.from_numpy(fast.with_solver(t_span=(0.0, dt)).predict(X)).double())
         errors[dt] = row
     return errors
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", default="examples/benchmarks/pendulum.json")
-    arguments = parser.parse_args()
-    runs = []
-    for seed in range(arguments.seeds):
-        fast, seconds = fit(seed)
-        runs.append({"seed": seed, "fit_seconds": seconds, "errors": one_step_errors(fast, seed)})
-        print(f"seed {seed}: fitted in {seconds:.0f} s")
-        payload = {
-            "command": f"python examples/benchmarks/pendulum.py --seeds {arguments.seeds}",
-            "versions": {"sklearn_hyper": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            "threads": torch.get_num_threads(),
-            "per_step_nets": PER_STEP_NETS,
-            "runs": runs,
-        }
-        with open(arguments.out, "w") as file:
-            json.dump(payload, file, indent=1)
-    print(f"{'dt':>5}{'Euler':>10}{'midpoint':>10}{'RK4':>10}{'its own net':>13}{'one net':>10}{'ratio (seeds)':>24}")
+def measure(seed: int) -> dict[str, Any]:
+    """A fit and its errors."""
+    start = time.perf_counter()
+    fast = fit(seed)
+    return {"fit_seconds": time.perf_counter() - start, "errors": one_step_errors(fast, seed)}
+
+
+def summarise(cells: dict[str, Any]) -> dict[str, Any]:
+    """By dt: medians over seeds, and the net's error over that of the dt's own net."""
+    summary = {}
     for dt, own in PER_STEP_NETS.items():
-        rows = [run["errors"][dt] for run in runs]
-        ours = [row["one net"] for row in rows]
-        ratios = "  ".join(f"{value / own:.2f}" for value in sorted(ours))
+        rows = [cell["errors"][str(dt)] for cell in cells.values()]
+        errors = {name: statistics.median(row[name] for row in rows) for name in (*BASE_SOLVERS, "one net")}
+        ratios = spread(row["one net"] / own for row in rows)
+        summary[f"dt={dt}"] = errors | {"its own net": own, "one net over its own": ratios}
+    return summary
+
+
+def main() -> None:
+    options = parser(__doc__, "pendulum.json", cache=False)
+    options.add_argument("--seeds", type=int, default=3)
+    arguments = options.parse_args()
+    command = f"python examples/benchmarks/pendulum.py --seeds {arguments.seeds}"
+    results = Results(arguments.out, command, fresh=arguments.fresh)
+    for seed in range(arguments.seeds):
+        results.cell(f"seed {seed}", lambda seed=seed: measure(seed))
+    results.write(summarise(results.cells))
+    columns = (*BASE_SOLVERS, "its own net", "one net")
+    print(f"{'':>8}" + "".join(f"{name:>13}" for name in columns) + f"{'ratio (seeds)':>20}")
+    for name, row in results.summary.items():
+        ratios = row["one net over its own"]
         print(
-            f"{dt:>5}{rows[0]['euler']:>10.1e}{rows[0]['midpoint']:>10.1e}{rows[0]['rk4']:>10.1e}"
-            f"{own:>13.1e}{float(np.median(ours)):>10.1e}{ratios:>24}"
-        )
+            f"{name:>8}" + "".join(f"{row[column]:>13.1e}" for column in columns)
+            + f"{ratios['min']:>13.2f} to {ratios['max']:.2f}"
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""What work_precision.py found, as Markdown tables: printed, and included by the docs' page on benchmarks."""
+"""The summary as Markdown tables: printed, and included by the docs' page on benchmarks."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from wp_names import BUDGETS, GENERALIST_STEPS
-from wp_summary import RIVALS
+from .comparing import RIVALS
+from .contenders import BUDGETS, GENERALIST_STEPS, Ours
+from .summary import SHOWN, TIMED, budget_name
 
 TARGETS = {
     **{
@@ -21,8 +21,6 @@ TARGETS = {
     "BNS": {2: (4, 8), 4: (1.2, 2)},
 }
 """By how much the median error is to lie below a rival's, and the moonshot; of recipe (i), all ways to take it."""
-SHOWN = ("best classical", "reference (i)", "(i) refitted at K", "(ii) refitted at K", "BNS", "flow map, size of f")
-"""Rivals of the table by problem."""
 
 
 def tables(summary: dict[str, Any]) -> str:
@@ -49,21 +47,15 @@ def targets(summary: dict[str, Any]) -> str:
     rows = []
     for rival, wanted in TARGETS.items():
         for budget, (target, moonshot) in wanted.items():
-            found = summary["over problems"].get(f"{budget} NFE", {}).get(rival)
+            found = summary["over problems"].get(budget_name(budget), {}).get(rival)
             if found:
                 reached = found["median"]["median"]
                 verdict = "beyond the moonshot" if reached >= moonshot else "met" if reached >= target else "MISSED"
                 with_macs = number(found["median"]["with_macs"])
                 rows.append([rival, budget, f"{target:g}", f"{moonshot:g}", f"{reached:.3g}", verdict, with_macs])
     head = [
-        "rival's error over ours",
-        "evaluations",
-        "target",
-        "moonshot",
-        "median over problems",
-        "",
-        "over those where f has MACs",
-    ]
+        "rival's error over ours", "evaluations", "target", "moonshot", "median over problems", "", "over those where f has MACs",
+    ]  # fmt: skip
     return table(head, rows)
 
 
@@ -75,14 +67,14 @@ def over_problems(summary: dict[str, Any]) -> str:
     for rival in RIVALS:
         row, known = [rival], False
         for budget in BUDGETS:
-            found = summary["over problems"].get(f"{budget} NFE", {}).get(rival)
+            found = summary["over problems"].get(budget_name(budget), {}).get(rival)
             known |= found is not None
             row += (
                 [spread_of(found["median"]), f"{found['median']['lost']} of {found['median']['problems']}"]
                 if found
                 else ["-", "-"]
             )
-        middle = summary["over problems"].get(f"{BUDGETS[1]} NFE", {}).get(rival)
+        middle = summary["over problems"].get(budget_name(BUDGETS[1]), {}).get(rival)
         row += [number(middle[kind]["median"]) if middle else "-" for kind in ("p99", "max", "outside")]
         if known:
             rows.append(row)
@@ -92,14 +84,12 @@ def over_problems(summary: dict[str, Any]) -> str:
 def by_problem(summary: dict[str, Any], budget: int) -> str:
     """Our error, and some rivals' over it."""
     rows = []
-    for problem, found in summary["problems"].items():
-        seeds = found[f"{budget} NFE"]
-        if seeds:
-            own = [statistics.median(one["ours"][what] for one in seeds) for what in ("median", "p99", "cost")]
-            cells = [[one[name]["median"] for one in seeds if name in one] for name in SHOWN]
-            rows.append([
-                problem, len(seeds), *map(number, own), *(number(statistics.median(cell)) if cell else "-" for cell in cells),
-            ])  # fmt: skip
+    for problem, budgets in summary["problems"].items():
+        found = budgets.get(budget_name(budget))
+        if found:
+            own = [number(found["ours"][what]) for what in ("median", "p99", "cost")]
+            rivals = [number(found[name]) if name in found else "-" for name in SHOWN]
+            rows.append([problem, found["seeds"], *own, *rivals])
     return table(["problem", "seeds", "our median error", "our p99", "cost / f", *SHOWN], rows)
 
 
@@ -155,7 +145,7 @@ def fit_seconds(summary: dict[str, Any]) -> str:
 def milliseconds(summary: dict[str, Any]) -> str:
     """Ours beside dopri5 and the base solver, where timed."""
     rows = [
-        [problem, batch.removeprefix("batch "), *(number(ms.get(name, math.nan)) for name in TIMED.values())]
+        [problem, batch, *(number(ms.get(name, math.nan)) for name in TIMED.values())]
         for problem, batches in summary["milliseconds"].items()
         for batch, ms in batches.items()
     ]
@@ -165,11 +155,15 @@ def milliseconds(summary: dict[str, Any]) -> str:
 def at_our_milliseconds(summary: dict[str, Any], key: str = "at our milliseconds") -> str:
     """Error of the best classical solver that takes no longer than ours, over ours; below 1 it wins."""
     rows = [
-        [problem, batch.removeprefix("batch "), *(_within(found.get(f"{budget} NFE")) for budget in BUDGETS)]
+        [problem, batch, *(_within(found.get(budget_name(budget))) for budget in BUDGETS)]
         for problem, batches in summary[key].items()
         for batch, found in batches.items()
     ]
-    return table(["problem", "batch", *(f"ours, {b}" for b in BUDGETS)], rows) if rows else "Not timed in this run."
+    return (
+        table(["problem", "batch", *(f"ours, {budget}" for budget in BUDGETS)], rows)
+        if rows
+        else "Not timed in this run."
+    )
 
 
 def _within(found: dict[str, Any] | None) -> str:
@@ -181,25 +175,12 @@ def exported(summary: dict[str, Any]) -> str:
     if not summary["exported"]:
         return "Not timed in this run."
     rows = [
-        [
-            problem,
-            batch.removeprefix("batch "),
-            *(number(times.get(f"ours default {b} NFE", math.nan)) for b in BUDGETS),
-        ]
+        [problem, batch, *(number(times.get(Ours(budget).label, math.nan)) for budget in BUDGETS)]
         for problem, batches in summary["exported"].items()
         for batch, times in batches.items()
     ]
-    taken = table(["problem", "batch", *(f"ours, {b}: milliseconds" for b in BUDGETS)], rows)
+    taken = table(["problem", "batch", *(f"ours, {budget}: milliseconds" for budget in BUDGETS)], rows)
     return f"{at_our_milliseconds(summary, 'at our milliseconds, exported')}\n\n{taken}"
-
-
-TIMED = {
-    **{f"ours, {budget}": f"ours default {budget} NFE" for budget in BUDGETS},
-    **{f"ab2, {budget}": f"ab2 K={budget}" for budget in BUDGETS}, "rk4, 4": "rk4 K=1", "rk4, 8": "rk4 K=2",
-    "dopri5 1e-3": "dopri5 0.001", "dopri5 1e-5": "dopri5 1e-05", "torchode dopri5 1e-5": "torchode dopri5 1e-05",
-    "flow map, size of f": "flow map, size of f",
-}  # fmt: skip
-"""Columns of the table of milliseconds, and their solvers."""
 
 
 def checks(summary: dict[str, Any]) -> str:

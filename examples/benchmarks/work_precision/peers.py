@@ -1,9 +1,9 @@
-"""Other packages on the problems of work_precision.py; runs in an environment that has them.
+"""Other packages on the problems; runs in an environment that has them.
 
-    INTERPRETER wp_peers.py JOBS.joblib ANSWERS.joblib
+    INTERPRETER -m work_precision.peers JOBS.joblib ANSWERS.joblib
 
 The environment: ``python -m venv PEERS; PEERS/bin/pip install -e . torchode torchdyn`` (torchdyn 1.0.6 and torchode 1.0.1 ran
-beside torch 2.13). A job is a dict: "package", with "method" and "tolerance" (torchode) or "net" and "n_steps" (torchdyn).
+beside torch 2.13).
 """
 
 from __future__ import annotations
@@ -11,21 +11,25 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import joblib
 import torch
 import torchode
+from _solving import count_calls, repeat_rows
 from torch import Tensor
 from torchdyn.numerics import odeint
 from torchdyn.numerics.solvers.hyper import HyperEuler
-from wp_problems import count_calls
 
 from sklearn_hyper import NeuralODE
-from sklearn_hyper.numerics.cost import time_interleaved
+from sklearn_hyper.numerics import time_interleaved
+
+from .peer_jobs import Answer, Job, TorchdynJob, TorchodeJob
+
+Solve = Callable[[Tensor], tuple[Tensor, float | None]]
+"""From rows to terminal states and evaluations of f, None where the package does not count them."""
 
 
-def torchode_solver(ode: NeuralODE, job: dict[str, Any]) -> Callable[[Tensor], tuple[Tensor, float]]:
+def torchode_solver(ode: NeuralODE, job: TorchodeJob) -> Solve:
     """Its solver steps every row by itself, so the field is mapped over rows, each with a time of its own."""
     methods = {"dopri5": torchode.Dopri5, "tsit5": torchode.Tsit5}
 
@@ -42,8 +46,8 @@ def torchode_solver(ode: NeuralODE, job: dict[str, Any]) -> Callable[[Tensor], t
             return rows(t, y) if control is None else rows(t, y, control)
 
         term = torchode.ODETerm(field)
-        controller = torchode.IntegralController(atol=job["tolerance"], rtol=job["tolerance"], term=term)
-        solver = torchode.AutoDiffAdjoint(methods[job["method"]](term=term), controller)
+        controller = torchode.IntegralController(atol=job.tolerance, rtol=job.tolerance, term=term)
+        solver = torchode.AutoDiffAdjoint(methods[job.method](term=term), controller)
         ends = z0.new_tensor(ode.t_span).expand(len(z0), 2)
         solution = solver.solve(torchode.InitialValueProblem(y0=z0.flatten(1), t_eval=ends))
         evaluations = float(solution.stats["n_f_evals"].double().mean())
@@ -52,35 +56,34 @@ def torchode_solver(ode: NeuralODE, job: dict[str, Any]) -> Callable[[Tensor], t
     return solve
 
 
-def torchdyn_solver(ode: NeuralODE, job: dict[str, Any]) -> Callable[[Tensor], tuple[Tensor, float]]:
+def torchdyn_solver(ode: NeuralODE, job: TorchdynJob) -> Solve:
     """The package's HyperEuler with a g that was trained for this number of steps."""
 
-    def solve(x: Tensor) -> tuple[Tensor, float]:
+    def solve(x: Tensor) -> tuple[Tensor, None]:
         z0, control = ode.input_map(x), ode.control(x)
         f = ode.vector_field if control is None else lambda t, z: ode.vector_field(t, z, control)
-        mesh = torch.linspace(*ode.t_span, job["n_steps"] + 1)
-        return odeint(f, z0, mesh, solver=HyperEuler(job["net"]))[1][-1], float("nan")
+        mesh = torch.linspace(*ode.t_span, job.n_steps + 1)
+        return odeint(f, z0, mesh, solver=HyperEuler(job.net))[1][-1], None
 
     return solve
 
 
-def answer(ode: NeuralODE, job: dict[str, Any], rows: dict[str, Tensor]) -> dict[str, Any]:
-    """Terminal states of the rows, and evaluations of f; or milliseconds, where the job asks for them."""
-    solve = (torchode_solver if job["package"] == "torchode" else torchdyn_solver)(ode, job)
-    if "batches" in job:
-        x = rows["test"]
-        return {
-            "ms": {
-                batch: time_interleaved({"ms": lambda some=some: solve(some)})["ms"]
-                for batch in job["batches"]
-                for some in [x.repeat(-(-batch // len(x)), *[1] * (x.ndim - 1))[:batch]]
-            }
-        }
+def answer(ode: NeuralODE, job: Job, rows: dict[str, Tensor]) -> Answer:
+    """What a job asks for."""
+    solve = torchode_solver(ode, job) if isinstance(job, TorchodeJob) else torchdyn_solver(ode, job)
+    if job.batches:
+        return Answer(
+            milliseconds={batch: _milliseconds(solve, repeat_rows(rows["test"], batch)) for batch in job.batches}
+        )
     found = {part: solve(x) for part, x in rows.items()}
     nfe = found["test"][1]
-    if nfe != nfe:
+    if nfe is None:
         nfe = count_calls(ode.vector_field, lambda: solve(rows["test"][:1]))
-    return {"states": {part: states for part, (states, _) in found.items()}, "nfe": nfe}
+    return Answer({part: states for part, (states, _) in found.items()}, nfe)
+
+
+def _milliseconds(solve: Solve, x: Tensor) -> float:
+    return time_interleaved({"ms": lambda: solve(x)})["ms"]
 
 
 def main() -> None:

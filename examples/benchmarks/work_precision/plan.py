@@ -1,0 +1,60 @@
+"""Which contenders meet on which problem, and on how many seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from . import contenders as kinds
+from .cells import Trial
+from .contenders import BUDGETS, Contender, Ours
+from .problems import Problem
+
+ROUNDED_UP = (3, 5, 9)
+"""Ours with g, rounded up to whole evaluations of f: what contenders without g may use, and what is best for them."""
+ALTERNATIVES = ("euler", "ab2", "nonstationary")
+"""Our base solvers of one evaluation a step."""
+GENERALIST = Ours(4, fit_n_steps=(1, 16))
+PUBLISHED = {"moons flow_matching": kinds.PublishedRecipe("i"), "moons likelihood": kinds.PublishedRecipe("ii")}
+"""Where a recipe's published figures, or its published use, can be compared with."""
+
+
+def contenders_of(problem: Problem) -> list[Contender]:
+    """Contenders of a problem, ours first."""
+    evaluations = ROUNDED_UP if problem.has_macs else BUDGETS
+    published = PUBLISHED.get(problem.name)
+    return [
+        *map(Ours, BUDGETS),
+        *_alternatives(problem),
+        GENERALIST,
+        kinds.Classical(), kinds.Dopri5(), kinds.Torchode(),
+        *(kinds.Recipe("i", n_steps) for n_steps in (1, *BUDGETS)),
+        *(kinds.Recipe("ii", n_steps) for n_steps in (1, 2, 4)),
+        *map(kinds.BNS, evaluations),
+        *(kinds.TimeGrid(n) for n in evaluations if problem.compared),
+        kinds.FlowMap("g"), kinds.FlowMap("f"),
+        *(kinds.Torchdyn(n_steps) for n_steps in BUDGETS if problem.compared),
+        *([published] if published else []),
+    ]  # fmt: skip
+
+
+def _alternatives(problem: Problem) -> list[Ours]:
+    """Ours with another base solver than the default."""
+    default = "nonstationary" if problem.many_dimensions else "ab2"
+    others = [base for base in ALTERNATIVES if base != default] if problem.compared else []
+    return [Ours(n_steps, base) for base in others for n_steps in BUDGETS]
+
+
+def trials(problems: Sequence[Problem], n_seeds: int, is_wanted: Callable[[Contender], bool]) -> Iterator[Trial]:
+    """Every wanted trial, seeds outermost: a partial run tells something."""
+    for seed in range(n_seeds):
+        for problem in problems:
+            for contender in filter(is_wanted, contenders_of(problem)):
+                if seed == 0 or not measured_once(problem, contender):
+                    yield Trial(problem, contender, seed if contender.seeded else None)
+
+
+def measured_once(problem: Problem, contender: Contender) -> bool:
+    """Whether one seed is all there is: of what needs none, and of what would take too long."""
+    if not contender.seeded or contender.once or problem.once:
+        return True
+    return problem.of_images and not isinstance(contender, Ours)

@@ -1,0 +1,60 @@
+"""What rivals are: modules that step from the rows of a problem to its terminal states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TypeAlias
+
+import torch
+from _solving import uniform_grid
+from torch import Tensor, nn
+
+from sklearn_hyper import NeuralODE
+
+from .loading import LoadedProblem
+
+Field: TypeAlias = Callable[[float | Tensor, Tensor], Tensor]
+"""f(s, z), with the input of a controlled field bound."""
+
+
+def bound_field(ode: NeuralODE, x: Tensor) -> Field:
+    """The field of a Neural ODE for these rows."""
+    control = ode.control(x)
+
+    def f(s: float | Tensor, z: Tensor) -> Tensor:
+        t = torch.as_tensor(s, dtype=z.dtype)  # learned nodes keep their gradient
+        return ode.vector_field(t, z) if control is None else ode.vector_field(t, z, control)
+
+    return f
+
+
+class SteppingModule(nn.Module):
+    """Steps of a Neural ODE; subclasses say what a step is, or the whole solve.
+
+    Parameters
+    ----------
+    loaded : LoadedProblem
+        It is not kept: a module is its weights and the Neural ODE.
+    n_steps : int
+    """
+
+    def __init__(self, loaded: LoadedProblem, n_steps: int):
+        super().__init__()
+        self.neural_ode = loaded.neural_ode
+        self.n_steps = n_steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.solve(bound_field(self.neural_ode, x), self.neural_ode.input_map(x))
+
+    def solve(self, f: Field, z: Tensor) -> Tensor:
+        """Terminal state from z."""
+        grid = uniform_grid(self.neural_ode.t_span, self.n_steps)
+        z0 = z
+        for s, after in pairwise(grid):
+            z = self.step(f, s, after - s, z, z0)
+        return z
+
+    def step(self, f: Field, s: float, eps: float, z: Tensor, z0: Tensor) -> Tensor:
+        """The state after a step of size eps from z at time s; the solve started at z0."""
+        raise NotImplementedError
