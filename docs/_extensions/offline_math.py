@@ -1,40 +1,43 @@
 """Write formulas as MathML, which browsers draw by themselves: no script, no font and no network when a page is read.
 
-MathJax and KaTeX would have to be shipped as megabytes of scripts and fonts, or fetched. The converter is docutils' own. It
-reads braces strictly (``\\tfrac{1}{2}``, not ``\\tfrac12``), and what it does not know fails the build.
+MathJax and KaTeX would have to be shipped as megabytes of scripts and fonts, or fetched.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from docutils import nodes
-from docutils.utils.math import MathError
-from docutils.utils.math.latex2mathml import tex2mathml
+from latex2mathml.converter import convert
 from sphinx.errors import ExtensionError
 
-# A fraction whose parts have no braces would be read as another one, without an error.
-BARE_FRACTION = re.compile(r"\\[td]?frac\s*[^{\s]")
+# Browsers draw letters as they come, and know no attribute for script ones.
+SCRIPT_LETTER = re.compile(r'<mi mathvariant="script">([A-Z])</mi>')
 
 
-def render(node: nodes.Node, *, as_block: bool) -> str:
-    tex = node.astext()
+def script(letter: str) -> str:
     try:
-        if BARE_FRACTION.search(tex):
-            raise MathError("write fractions with braces, \\frac{1}{2}")
-        # docutils takes aligned lines as they are; amsmath's environments around one formula add nothing here.
-        return tex2mathml(tex, as_block=as_block).replace("&ApplyFunction;", "&#8289;")
-    except MathError as error:
-        raise ExtensionError(f"{node.source}: {error} in {tex!r}") from error
+        return unicodedata.lookup(f"SCRIPT CAPITAL {letter}")
+    except KeyError:
+        return unicodedata.lookup(f"MATHEMATICAL SCRIPT CAPITAL {letter}")
+
+
+def render(node: nodes.Node, display: str) -> str:
+    tex = node.astext()
+    markup = convert(tex, display=display)
+    if "\\" in markup:  # the converter hands on what it does not know
+        raise ExtensionError(f"{node.source}: no MathML for a command in {tex!r}")
+    return SCRIPT_LETTER.sub(lambda match: f"<mi>{script(match[1])}</mi>", markup)
 
 
 def visit_inline(self, node):
-    self.body.append(render(node, as_block=False))
+    self.body.append(render(node, "inline"))
     raise nodes.SkipNode
 
 
 def visit_block(self, node):
-    self.body.append(f'<div class="math-block">{render(node, as_block=True)}</div>')
+    self.body.append(f'<div class="math-block">{render(node, "block")}</div>')
     raise nodes.SkipNode
 
 
