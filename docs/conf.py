@@ -33,6 +33,7 @@ templates_path = ["_templates"]
 
 html_theme = "furo"
 html_title = "sklearn_hyper"
+html_logo = "_static/emblem.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
@@ -58,9 +59,11 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"benchmarks|__init__\.py",
     "download_all_examples": False,
     "show_memory": False,
+    "within_subsection_order": "gallery_order.ExampleOrder",
+    "write_computation_times": False,  # its table asks other hosts for scripts
     "show_signature": False,
-    # The picture of an example that has not been executed, as in a build with -D plot_gallery=0.
-    "default_thumb_file": str(Path(__file__).parent / "_static" / "quickstart_pareto.png"),
+    # For an example that draws nothing, or has not been executed, as in a build with -D plot_gallery=0.
+    "default_thumb_file": str(Path(__file__).parent / "_static" / "emblem.svg"),
 }
 
 # A page cannot show a bar that moves; printed, it is a wall of characters.
