@@ -7,22 +7,21 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 GUIDES = sorted((DOCS / "guides").glob("[0-9]*.md"))
 GENERATED = ("_build", "auto_examples", "api")
-# What a user reads; architecture is written for those who change it, and the tables of benchmarks by a script.
-PAGES = [
-    ROOT / "README.md",
-    *(
-        page
-        for page in sorted(DOCS.rglob("*.md"))
-        if page.relative_to(DOCS).parts[0] not in (*GENERATED, "developers")
-    ),
-]
-DECISIONS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
 _FENCE = re.compile(r"^(`{3,}|:{3,})")
-_DIRECTIVE = re.compile(r"^(`{3,}|:{3,})\s*\{")
+
+
+def written_pages():
+    """Every page of the site that somebody has written."""
+    return [page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in GENERATED]
+
+
+# What a user reads: architecture and the like are for those who change it, in words of their own.
+PAGES = [ROOT / "README.md", *(page for page in written_pages() if page.parent.name != "developers")]
+DECISIONS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
 
 
 def drop_code(text):
-    """The lines of a page outside fenced code; a directive in a fence is markup, and what it holds is kept if it is text."""
+    """The lines of a page outside fences of backticks, without the colons that open and close a card."""
     lines, closing = [], None
     for line in text.splitlines():
         if closing is None and line.startswith("```"):

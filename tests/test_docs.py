@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from prose import written_pages
 
 import sklearn_hyper
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-GENERATED = ("_build", "auto_examples", "api")
-PAGES = [ROOT / "README.md", *(page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in GENERATED)]
+PAGES = [ROOT / "README.md", *written_pages()]
 # training/ is what the estimators are made with, not an interface.
 SUBMODULES = (module.name for module in pkgutil.iter_modules(sklearn_hyper.__path__))
 PUBLIC_MODULES = [name for name in SUBMODULES if name[0] != "_" and name != "training"]
