@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
+from pathlib import Path
+
+from tqdm.auto import tqdm
 
 import sklearn_hyper
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "sklearn_hyper"
 author = "sklearn_hyper developers"
@@ -15,19 +21,24 @@ version = release = sklearn_hyper.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
+    "offline_math",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "myst_parser",
     "numpydoc",
 ]
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build", "_templates", "_extensions"]
 templates_path = ["_templates"]
 
-html_theme = "pydata_sphinx_theme"
-html_title = f"sklearn_hyper {release}"
-html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
+html_theme = "furo"
+html_title = "sklearn_hyper"
+html_logo = "_static/emblem.svg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
 html_show_sourcelink = False
+html_copy_source = False
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -48,7 +59,16 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"benchmarks|__init__\.py",
     "download_all_examples": False,
     "show_memory": False,
+    "within_subsection_order": "gallery_order.ExampleOrder",
+    "write_computation_times": False,  # its table asks other hosts for scripts
+    "show_signature": False,
+    # For an example that draws nothing, or has not been executed, as in a build with -D plot_gallery=0.
+    "default_thumb_file": str(Path(__file__).parent / "_static" / "emblem.svg"),
 }
+
+# A page cannot show a bar that moves; printed, it is a wall of characters.
+_draw_bar = tqdm.__init__
+tqdm.__init__ = lambda self, *args, **kwargs: _draw_bar(self, *args, **{**kwargs, "disable": True})
 
 # An example that warns should look like it does for a reader, once and not once per thread.
 warnings.filterwarnings("default", category=UserWarning, module="sklearn_hyper")

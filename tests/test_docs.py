@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from prose import written_pages
 
 import sklearn_hyper
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *written_pages()]
 # training/ is what the estimators are made with, not an interface.
 SUBMODULES = (module.name for module in pkgutil.iter_modules(sklearn_hyper.__path__))
 PUBLIC_MODULES = [name for name in SUBMODULES if name[0] != "_" and name != "training"]
@@ -30,6 +31,10 @@ def _one_thread():
     torch.set_num_threads(n_threads)
 
 
+def name_page(page):
+    return page.relative_to(ROOT).as_posix()
+
+
 def read_blocks(page):
     """Yield (line number, code) of each fenced python block."""
     text = page.read_text()
@@ -37,7 +42,7 @@ def read_blocks(page):
         yield text.count("\n", 0, match.start(1)), match.group(1)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_examples_of_page_give_what_it_prints(page):
     # The blocks of a page are one session: later ones use the names of earlier ones.
     parser, runner, output = doctest.DocTestParser(), doctest.DocTestRunner(optionflags=OPTIONS), []
@@ -49,7 +54,7 @@ def test_examples_of_page_give_what_it_prints(page):
     assert runner.failures == 0, "".join(output)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_plain_blocks_compile_and_import_what_exists(page):
     for line, code in read_blocks(page):
         if ">>>" in code:
