@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+__all__ = ["SolverReport", "SolverRow"]
+
 
 @dataclass(frozen=True)
 class SolverRow:

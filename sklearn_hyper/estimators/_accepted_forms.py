@@ -1,4 +1,4 @@
-"""Why an estimator is none of the forms that a hypersolver takes, and what to pass instead."""
+"""Errors for a ``neural_ode`` of no accepted form: why it is refused, and what to pass instead."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _SHOWN = 3
 
 
 def refusal(estimator: Any, is_accepted: Callable[[Any], bool], own: Any, expected: str) -> Exception:
-    """The error for something that is none of the accepted forms.
+    """Return the error for something that is none of the accepted forms.
 
     Parameters
     ----------
     estimator : object
-        What ``neural_ode`` ends in.
+        What ``neural_ode`` ends in, behind Pipelines, searches and FrozenEstimators.
     is_accepted : callable
-        Whether something is an accepted form.
+        ``is_accepted(object)`` returns whether the object is an accepted form.
     own : type or tuple of types
-        The estimators among them: of the others of this library it says which hypersolver takes them.
+        The estimators among the accepted forms.
     expected : str
-        The accepted forms: "neural_ode must be ...".
+        Text that lists the accepted forms: "neural_ode must be ...".
 
     Returns
     -------
@@ -115,7 +115,7 @@ def _is_fitted(estimator: Any) -> bool:
 
 
 def _held(estimator: Any, is_accepted: Callable[[Any], bool], depth: int = 2) -> Iterator[str]:
-    """Paths to accepted forms among what a fitted estimator holds."""
+    """Yield the paths to accepted forms among the attributes of a fitted estimator."""
     for path, value in _parts(estimator):
         if is_accepted(value):
             yield path
@@ -125,7 +125,7 @@ def _held(estimator: Any, is_accepted: Callable[[Any], bool], depth: int = 2) ->
 
 
 def _parts(estimator: Any) -> Iterator[tuple[str, Any]]:
-    # A calibrated classifier's members keep theirs as "estimator".
+    # Attributes that end in "_" are fitted; the members of a calibrated classifier call theirs "estimator".
     for name, value in getattr(estimator, "__dict__", {}).items():
         if name.startswith("_") or not (name.endswith("_") or name == "estimator"):
             continue

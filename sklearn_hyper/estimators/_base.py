@@ -28,11 +28,11 @@ from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 
 _INFERENCE_FACTOR = 8
-"""Inference keeps no graph, so it takes this many times ``batch_size`` rows in the memory of training."""
+"""Inference keeps no graph, so that this many times ``batch_size`` rows fit in the memory of training."""
 
 
 def outside_inference_mode() -> AbstractContextManager[Any]:
-    """Where the caller is in ``torch.inference_mode``, which forbids a field to differentiate: leave it for a while."""
+    """Return a context that leaves ``torch.inference_mode``, in which a field could not differentiate."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
@@ -53,7 +53,7 @@ TRAINING_CONSTRAINTS: dict = {
     "random_state": ["random_state"],
     "verbose": ["verbose"],
 }
-"""What every estimator that trains may be given; the others' constraints add to these."""
+"""Constraints of the parameters that all estimators share; each adds its own."""
 
 
 class VersionMismatchWarning(UserWarning):
@@ -61,7 +61,7 @@ class VersionMismatchWarning(UserWarning):
 
 
 class SolverAgreementWarning(UserWarning):
-    """A Neural ODE trained with a fixed-step solver is another model under dopri5."""
+    """A Neural ODE trained with a fixed-step solver predicts something else under dopri5."""
 
 
 class UnsolvedRowsWarning(RuntimeWarning):
@@ -69,21 +69,21 @@ class UnsolvedRowsWarning(RuntimeWarning):
 
 
 class Fitting:
-    """What a fit tells at its end."""
+    """What a fit reports when it ends."""
 
     interrupted = False
-    """Whether Ctrl-C ended it early, with something to keep."""
+    """Whether Ctrl-C ended it early, with a result worth keeping."""
 
 
 class TorchEstimator(BaseEstimator):
     """A BaseEstimator whose fitted state is torch modules."""
 
     _model_parameters: tuple[str, ...] = ()
-    """Parameters that hold fitted models: cloned by reference, and not to be changed through this estimator."""
+    """Names of parameters that hold fitted models. They are cloned by reference and never changed from here."""
 
     # ------------------------------------------------------------------ data in and out
     def _validate_X(self, X: Any, *, reset: bool) -> np.ndarray:
-        """Check X (features or images) and return it as a float array; sets or checks its shape."""
+        """Check X (features or images) and return it as a float array; with ``reset`` remember its shape."""
         if isinstance(X, Tensor):
             X = _as_array(X)
         shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
@@ -105,16 +105,15 @@ class TorchEstimator(BaseEstimator):
 
     @staticmethod
     def _to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-        # A copy, since a map may work in place on what it is given. (torch.from_numpy also warns of read-only memory
-        # and refuses negative strides.)
+        # Copied, because a map may change its input in place. torch.from_numpy also warns of read-only memory and
+        # refuses negative strides.
         return torch.from_numpy(array.copy()).to(device=device, dtype=dtype)
 
     def _in_batches(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
         """Apply a tensor function to rows of X, a bounded number at a time."""
         limit = _INFERENCE_FACTOR * self.batch_size
-        if (
-            torch.is_inference_mode_enabled()
-        ):  # a field may differentiate inside (a Hamiltonian's does), which that forbids
+        # A field may differentiate inside, as a Hamiltonian's does; inference mode forbids that.
+        if torch.is_inference_mode_enabled():
             with outside_inference_mode():
                 return self._in_batches(function, X)
         with torch.no_grad():
@@ -127,7 +126,7 @@ class TorchEstimator(BaseEstimator):
                     parts.append(self._in_batches(function, X[i : i + limit]))
                 except ReferenceSolveError as error:
                     lost, failed = [*lost, *(i + row for row in error.rows)], error.what
-                    if len(lost) == i + error.n_rows >= FAILED_ROWS:  # the field's fault: do not try the others
+                    if len(lost) == i + error.n_rows >= FAILED_ROWS:  # the field is at fault: do not try the other rows
                         lost = list(range(len(X)))
                         break
             if failed:
@@ -137,9 +136,10 @@ class TorchEstimator(BaseEstimator):
     # ------------------------------------------------------------------ fitting
     @contextmanager
     def _fitting(self) -> Iterator[Fitting]:
-        """On any exception, Ctrl-C included, leave the estimator as it was. Gradients are on, whatever they are outside.
+        """Restore the estimator on any exception, Ctrl-C included; switch gradients on inside.
 
-        A Ctrl-C that leaves something to keep, as the fit says, is passed on once the state is right.
+        If the fit reports that Ctrl-C ended it with a result worth keeping, that state stays, and KeyboardInterrupt is
+        raised at the end.
         """
         before, fitting = dict(vars(self)), Fitting()
         try:
@@ -153,7 +153,7 @@ class TorchEstimator(BaseEstimator):
             raise KeyboardInterrupt
 
     def _require_fitted(self, attribute: str) -> Any:
-        # hasattr first: check_is_fitted builds the estimator's tags, which costs more than a small solve.
+        # Not check_is_fitted, which builds the estimator's tags: that costs more than a small solve.
         if not hasattr(self, attribute):
             raise NotFittedError(
                 f"This {type(self).__name__} instance is not fitted yet. Call 'fit' with appropriate arguments before "
@@ -163,12 +163,12 @@ class TorchEstimator(BaseEstimator):
 
     # ------------------------------------------------------------------ parameters and copies
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters of this estimator; those *inside* a fitted model that it is given are not its to set.
+        """Return the parameters of this estimator, without those inside a fitted model that it was given.
 
         Parameters
         ----------
         deep : bool, default True
-            Also the parameters of a correction spec, as ``correction__hidden``.
+            Include the parameters of a correction spec, such as ``correction__hidden``.
 
         Returns
         -------
@@ -186,7 +186,7 @@ class TorchEstimator(BaseEstimator):
         return own | nested
 
     def set_params(self, **params: Any) -> Any:
-        """Set parameters; those of a fitted model (``neural_ode__*``) are refused, since changing it would unfit it.
+        """Set parameters; refuse those of a fitted model (``neural_ode__*``), which a change would unfit.
 
         Parameters
         ----------
@@ -196,13 +196,12 @@ class TorchEstimator(BaseEstimator):
         -------
         self
         """
-        for model in self._model_parameters:
-            nested = [name for name in params if name.startswith(f"{model}__")]
-            if nested:
-                raise ValueError(
-                    f"{', '.join(nested)}: the fitted {model} cannot be changed through the hypersolver. Fit another "
-                    f"Neural ODE and search over {model}=[FrozenEstimator(...), ...]."
-                )
+        nested = [name for name in params if name.startswith("neural_ode__")]
+        if nested and "neural_ode" in self._model_parameters:
+            raise ValueError(
+                f"{', '.join(nested)}: the fitted neural_ode cannot be changed through the hypersolver. Fit another "
+                "Neural ODE and search over neural_ode=[FrozenEstimator(...), ...]."
+            )
         inner = [name for name in params if name.startswith("correction__")]
         if inner and isinstance(params.get("correction", vars(self).get("correction")), str):
             raise ValueError(
@@ -221,9 +220,11 @@ class TorchEstimator(BaseEstimator):
         return copied
 
     def _clone_parameter(self, name: str, value: Any) -> Any:
-        """A copy; sklearn's own refuses modules that hold an activation of their last training step.
+        """Copy a parameter for clone.
 
-        A fitted model stays the *same*: sklearn's clone would unfit it, a deep copy would multiply it.
+        Fitted models are shared instead: sklearn's clone would unfit them, and deep copies would multiply their memory.
+        Code of the user is copied our way, because sklearn's clone refuses modules that hold an activation of their
+        last training step.
         """
         if name in self._model_parameters:
             return value
@@ -231,7 +232,7 @@ class TorchEstimator(BaseEstimator):
         return copy_user_code(value, name) if is_code else clone(value, safe=False)
 
     def __copy__(self) -> Any:
-        # Shallow, without the trip through pickle that BaseEstimator's state would take.
+        # Shallow. Without this method, copy.copy would go through __getstate__, which pickles everything.
         copied = type(self).__new__(type(self))
         vars(copied).update(vars(self))
         return copied
@@ -264,7 +265,7 @@ class TorchEstimator(BaseEstimator):
             self._restore_device()
 
     def _restore_device(self) -> None:
-        """Tensors were loaded on the CPU: move to the device of the fit, or say that it is missing."""
+        """Move loaded tensors from the CPU to the device of the fit; warn if that device is missing."""
         try:
             device = check_device(self.device)
         except ValueError as error:
@@ -282,13 +283,13 @@ class TorchEstimator(BaseEstimator):
 
 
 def _as_array(tensor: Tensor) -> np.ndarray:
-    """A tensor's values; NumPy lacks bfloat16, and no solver computes in half precision."""
+    """Return a tensor's values as an array. Half precision becomes float32: NumPy lacks bfloat16."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor).numpy()
 
 
 def check_device(device: Any) -> torch.device:
-    """Return a torch device that is there, or a ValueError that says which are."""
+    """Return the torch device, or raise a ValueError that lists those available."""
     try:
         resolved = torch.device("cpu" if device is None else device)
         torch.zeros(1, device=resolved).item()
@@ -302,19 +303,19 @@ def check_device(device: Any) -> torch.device:
 
 
 def module_dtype(dtype: torch.dtype | None, X: np.ndarray) -> torch.dtype:
-    """The dtype to compute in: the module's, or X's where the module has no tensors."""
+    """Return the dtype to compute in: the module's, or X's where the module has no tensors."""
     if dtype is not None:
         return dtype
     return torch.float32 if X.dtype == np.float32 else torch.float64
 
 
 def store_parameters(estimator: Any, parameters: dict[str, Any]) -> None:
-    """Store what ``__init__`` was given, ``locals()``, unchanged: all that scikit-learn lets it do."""
+    """Store the parameters that ``__init__`` was given, as its ``locals()``, unchanged as scikit-learn demands."""
     vars(estimator).update({name: value for name, value in parameters.items() if name not in ("self", "__class__")})
 
 
 def dopri5_states(neural_ode: NeuralODE, x: Tensor) -> Tensor:
-    """Terminal states by dopri5, at a tolerance so tight that they do not depend on the batch."""
+    """Return dopri5's terminal states, at a tolerance so tight that they do not depend on the batch."""
     tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
     states, failed = solve_rows(neural_ode, x, neural_ode.t_span, tolerance, None)
     if failed:
@@ -323,7 +324,7 @@ def dopri5_states(neural_ode: NeuralODE, x: Tensor) -> Tensor:
 
 
 def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:
-    """Run the output map once on a few states, or say what is wrong with it."""
+    """Return the output map of a few states, or raise an error that says what is wrong with it."""
     with torch.no_grad():
         output = call_part(neural_ode, "output_map", z)
     if not isinstance(output, Tensor) or output.ndim < 1 or len(output) != len(z) or not output.is_floating_point():
@@ -342,7 +343,7 @@ def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:
 
 
 def label_indices(logits: np.ndarray) -> np.ndarray:
-    """Index of the largest logit by row; -1 where the probabilities are nan, whose argmax would be the first class."""
+    """Return the index of the largest logit by row; -1 where probabilities are nan, whose argmax would be 0."""
     indices = logits.argmax(axis=1)
     if not np.isfinite(logits).all():
         indices[np.isnan(softmax(logits)).any(axis=1)] = -1
@@ -350,7 +351,7 @@ def label_indices(logits: np.ndarray) -> np.ndarray:
 
 
 def refuse_no_labels(indices: np.ndarray, whose: str = "predict_proba gives nan") -> np.ndarray:
-    """The indices, or an error that names the rows without a label."""
+    """Return the indices, or raise an error that names the rows without a label."""
     if (indices < 0).any():
         raise UndefinedOutputError.of(
             f"there is no label, since {whose}", (indices < 0).nonzero()[0].tolist(), len(indices)
@@ -359,5 +360,5 @@ def refuse_no_labels(indices: np.ndarray, whose: str = "predict_proba gives nan"
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Row-wise softmax, in the dtype of the logits."""
+    """Compute the softmax of every row, in the dtype of the logits."""
     return torch.softmax(torch.from_numpy(logits), dim=1).numpy()

@@ -1,4 +1,4 @@
-"""Every form in which a fitted Neural ODE may be handed to a hypersolver, resolved to a module."""
+"""Resolve every form in which a fitted Neural ODE may be passed to a hypersolver to a module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .neural_ode import NeuralODEClassifier, NeuralODERegressor
 
 
 class FittedNeuralODE(NamedTuple):
-    """A Neural ODE and, where it was an estimator's, that estimator, the steps before it, and what it makes of outputs."""
+    """A Neural ODE with what surrounded it: its estimator or net, the steps before it, and its treatment of outputs."""
 
     module: NeuralODE
     preprocess: Any = None
@@ -32,7 +32,7 @@ class FittedNeuralODE(NamedTuple):
 
 
 class FittedFlow(NamedTuple):
-    """A flow (or a bare field as a NeuralODE) and, where it was an estimator's, that, the steps before it and its trace."""
+    """A flow (or a bare field) with what surrounded it: its estimator, the steps before it, its trace."""
 
     flow: Flow | NeuralODE
     preprocess: Any = None
@@ -61,7 +61,7 @@ def resolve_flow(neural_ode: Any) -> FittedFlow:
     NotFittedError
         If it is, or ends in, an estimator that is not fitted.
     TypeError
-        If it is none of the accepted forms; of a fitted estimator, with what to pass instead.
+        If it is none of the accepted forms. For a fitted estimator, the error says what to pass instead.
     """
     innermost, steps = _unwrap(neural_ode)
     resolved = _accept_flow(innermost)
@@ -89,14 +89,14 @@ def _accept_flow(neural_ode: Any) -> FittedFlow | None:
 
 
 def resolve_neural_ode(neural_ode: Any) -> FittedNeuralODE:
-    """Resolve ``neural_ode``; see ``HypersolverRegressor`` for the accepted forms.
+    """Resolve ``neural_ode`` of the other hypersolvers; see ``HypersolverRegressor`` for the accepted forms.
 
     Raises
     ------
     NotFittedError
         If it is, or ends in, an estimator that is not fitted.
     TypeError
-        If it is none of the accepted forms; of a fitted estimator, with what to pass instead.
+        If it is none of the accepted forms. For a fitted estimator, the error says what to pass instead.
     """
     innermost, steps = _unwrap(neural_ode)
     resolved = _accept_neural_ode(innermost)
@@ -125,7 +125,7 @@ def _accept_neural_ode(neural_ode: Any) -> FittedNeuralODE | None:
 
 
 def _has_own_predict(estimator: Any) -> bool:
-    """Whether it is of a subclass that predicts otherwise."""
+    """Return whether the estimator is of a subclass that overrides ``predict`` or ``predict_proba``."""
     kind = next(kind for kind in _ESTIMATORS if isinstance(estimator, kind))
     return any(
         getattr(type(estimator), name, None) is not getattr(kind, name, None) for name in ("predict", "predict_proba")
@@ -133,7 +133,7 @@ def _has_own_predict(estimator: Any) -> bool:
 
 
 def _unwrap(neural_ode: Any) -> tuple[Any, list[Any]]:
-    """What FrozenEstimators, searches and Pipelines end in, and the steps before it."""
+    """Return what FrozenEstimators, searches and Pipelines end in, and the steps before it."""
     steps = []
     while True:
         if isinstance(neural_ode, FrozenEstimator):
@@ -149,7 +149,7 @@ def _unwrap(neural_ode: Any) -> tuple[Any, list[Any]]:
 
 
 def _is_field(neural_ode: Any) -> bool:
-    """A module, or a function: neither a class nor an estimator that can be called."""
+    """Return whether it is a module or a function, and neither a class nor an estimator."""
     return isinstance(neural_ode, nn.Module) or (
         callable(neural_ode) and not isinstance(neural_ode, type) and not hasattr(neural_ode, "fit")
     )

@@ -1,4 +1,4 @@
-"""Whether y, handed to a fit that learns nothing from it, is what the Neural ODE predicts."""
+"""Check that y, from which a hypersolver learns nothing, is what the Neural ODE predicts."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _RECODED = (
 
 
 def spread(n_samples: int, most: int = 256) -> np.ndarray:
-    """Indices of at most so many rows, from the first to the last: data may come sorted by label."""
+    """Return indices of at most ``most`` rows, evenly spread because data may be sorted by label."""
     return np.linspace(0, n_samples - 1, min(n_samples, most)).astype(int)
 
 
 def check_consistent_rows(y: Any, n_samples: int) -> None:
-    """Refuse a y of another length than X."""
+    """Refuse a y whose length is not that of X."""
     if _num_samples(y) != n_samples:
         raise ValueError(f"y has {_num_samples(y)} rows, X has {n_samples}: pass one a row, or leave out y.")
 
 
 def check_given_labels(y: Any, classes: np.ndarray, n_samples: int) -> np.ndarray:
-    """Return y if it holds one of the classes for every row.
+    """Return y if it holds one of the classes for every row; refuse it otherwise.
 
     Raises
     ------
     ValueError
-        If it has another length, or other labels.
+        If y has another length than X, or other labels.
     """
     y = column_or_1d(y, warn=True)
     assert_all_finite(y, input_name="y")
@@ -56,17 +56,17 @@ def check_given_labels(y: Any, classes: np.ndarray, n_samples: int) -> np.ndarra
 
 
 def check_agreement(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray, *, lacks_some: bool) -> None:
-    """Refuse labels that say something else than the Neural ODE does.
+    """Refuse labels that belong to another problem than the Neural ODE's.
 
-    Labels that lack some of the classes are what one-vs-rest makes of others: they must agree with its predictions at
-    least as often as the most frequent one would. Where y has all classes, the model may be badly trained: only what
-    agrees less than half as often as chance is another problem's (MultiOutputClassifier's second, say). One label alone
-    says too little.
+    Labels that lack some of the classes may be recoded, as one-vs-rest does. The predictions must agree with them at
+    least as often as the most frequent label would. Labels of all classes may belong to a badly trained model. They are
+    refused only if the predictions agree less than half as often as chance, as with the second output of a
+    MultiOutputClassifier. A single label tells too little to refuse.
 
     Raises
     ------
     ValueError
-        If its predictions agree with y less often than that.
+        If the predictions agree with y less often than that.
     """
     labels, counts = np.unique(y, return_counts=True)
     agreement, most = float(np.mean(predicted == y)), float(counts.max() / len(y))
@@ -81,12 +81,12 @@ def check_agreement(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray, *
 
 
 def check_given_targets(y: Any, n_samples: int) -> np.ndarray | None:
-    """Return y as finite numbers, a row for every row of X; None for text, the labels of a step that comes after.
+    """Return y as finite numbers of shape (n_samples, n_outputs); None for text, the labels of a later step.
 
     Raises
     ------
     ValueError
-        If it has another length, or numbers that are not finite.
+        If y has another length than X, or numbers that are not finite.
     """
     check_consistent_rows(y, n_samples)
     values = np.asarray(y)
@@ -97,12 +97,12 @@ def check_given_targets(y: Any, n_samples: int) -> np.ndarray | None:
 
 
 def warn_of_targets(y: np.ndarray, outputs: np.ndarray) -> None:
-    """Warn of targets of the outputs' shape that the Neural ODE does not predict: y is not learned from.
+    """Warn of targets that the Neural ODE does not predict, since a hypersolver does not learn them.
 
     Warns
     -----
     UserWarning
-        If the outputs are worse than a constant.
+        If the outputs predict y worse than a constant, that is, with a negative R2.
     """
     if len(y) < 2 or not np.isfinite(outputs).all():
         return

@@ -1,4 +1,4 @@
-"""What the regressor and the classifier share: fit, inference, reports, solver swaps. All numbers are ``fitted_``'s."""
+"""What the regressor and the classifier share: fit, inference, reports, solver swaps; ``fitted_`` does the numerics."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _ROUGH = 1e-3
 
 
 class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
-    """A hypersolver of a Neural ODE: ``fitted_`` is the product, all else is scikit-learn's conventions around it."""
+    """A hypersolver of a Neural ODE: ``fitted_`` does the work, the rest is scikit-learn's conventions around it."""
 
     _model_parameters = ("neural_ode",)
     _parameter_constraints: dict = HYPERSOLVER_CONSTRAINTS
@@ -64,11 +64,11 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Inputs as the Neural ODE takes them: with its feature names, in its order; of a Pipeline, whatever its steps
-            take. No labels are needed.
+            Inputs as the Neural ODE takes them, with its feature names and in its order. For a Pipeline, whatever its
+            steps take. No labels are needed.
         y : array-like, optional
-            Nothing is learned from it. Where given, it is compared with what the Neural ODE predicts: labels with
-            ``classes_``, targets of the outputs' shape with the outputs.
+            Nothing is learned from it. Where given, it is only compared with what the Neural ODE predicts: labels with
+            ``classes_``, and targets with outputs of the same shape.
 
         Returns
         -------
@@ -79,39 +79,39 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         NotFittedError
             If ``neural_ode`` is not fitted.
         TypeError
-            If ``neural_ode`` is none of the accepted forms, or predicts by a method of its own that cannot be taken
-            over; if a function holds a module, or the Neural ODE cannot be copied.
+            If ``neural_ode`` is none of the accepted forms, or overrides ``predict`` in a way that cannot be taken
+            over. If a function holds a module, or the Neural ODE cannot be copied.
         ValueError
-            If a parameter, X or the span of time does not do, or steps of the base solver overflow from rows of X,
-            which are named. If a callback scores predictions, or monitors what no epoch records. If a correction of
-            your own has nothing to train, holds modules where ``parameters()`` does not find them, is random, mixes
-            rows or writes into its arguments; or cannot learn from a batch of one row (BatchNorm) and would have to. If
-            y has another length, numbers that are not finite, or labels that are not those of the Neural ODE, as
-            meta-estimators that recode labels hand over.
+            If a parameter, X or the span of time is wrong. If steps of the base solver overflow from rows of X; the
+            error names these rows. If a callback scores predictions, or monitors what no epoch records. If a correction
+            of your own has nothing to train, holds modules where ``parameters()`` does not find them, is random, mixes
+            rows or writes into its arguments. If it needs more than one row to learn from (BatchNorm) and would get a
+            single one. If y has another length or numbers that are not finite, or labels other than the Neural ODE's,
+            such as those that meta-estimators have recoded.
         VectorFieldError
-            If the field's signature, or the shape, dtype or device of its output, is wrong, or a map's; if one of them
-            is random or mixes rows.
+            If the signature of the field or of a map is wrong, or the shape, dtype or device of its output. If one of
+            them is random or mixes rows.
         ReferenceSolveError
-            If dopri5 cannot solve the Neural ODE from some rows of X; it names them.
+            If dopri5 cannot solve the Neural ODE from some rows of X; the error names them.
         TrainingDivergedError
             If the training loss is no longer finite.
         KeyboardInterrupt
-            Ctrl-C is passed on once the state is right: the best weights of the epochs that were finished. Before an
-            epoch of the correction is finished (in reference solves, in learning coefficients) the estimator stays as
-            it was.
+            After Ctrl-C, once the estimator holds the best weights of the finished epochs. If no epoch of the
+            correction was finished, as in reference solves or while learning coefficients, the estimator stays as it
+            was.
 
         Warns
         -----
         GradientWarning
-            If training goes through the field, and autograd's derivative of it is not that of its values.
+            If training goes through the field, and autograd's derivative of it disagrees with its values.
         PersistenceWarning
             If the result could not be pickled.
         ConvergenceWarning
-            If no epoch was better than the base solver, which the fit then falls back to; if errors are larger than the
+            If no epoch was better than the base solver; the fit then falls back to it. If errors are larger than the
             states at the end of the span, or than the outputs.
         UserWarning
-            If one of X and the Neural ODE's estimator has feature names and the other has none; if the Neural ODE's
-            outputs predict y worse than a constant.
+            If only one of X and the Neural ODE's estimator has feature names. If the Neural ODE's outputs predict y
+            worse than a constant.
         """
         with self._fitting() as fitting:
             self._fit(X, y)
@@ -132,14 +132,14 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         self.fitted_, self._n_features_out = fitted, n_state
 
     def _previous(self) -> FittedHypersolver | None:
-        """The fit that a warm start goes on from."""
+        """Return the fit that a warm start continues, if there is one with a correction."""
         previous = vars(self).get("fitted_") if self.warm_start else None
         return None if previous is None or previous.correction is None else previous
 
     def _take_neural_ode(
         self, resolved: FittedNeuralODE, X: np.ndarray, y: Any, settings: FitSettings
     ) -> tuple[NeuralODE, int]:
-        """A frozen copy of the Neural ODE, found to be one that can be solved and saved; and the numbers in its state."""
+        """Return a frozen copy of the Neural ODE, checked before any solve, and the number of values in its state."""
         self.device_ = settings.device
         neural_ode = self._follow_net(frozen_copy(resolved.module), resolved.net).to(settings.device)
         self.dtype_ = module_dtype(neural_ode.dtype, X)
@@ -159,18 +159,18 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
 
     @abstractmethod
     def _follow_net(self, neural_ode: NeuralODE, net: Any) -> NeuralODE:
-        """Take over what a skorch net makes of its module's outputs."""
+        """Apply to outputs what a skorch net does to those of its module."""
 
     @abstractmethod
     def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
-        """What a net, or an estimator with a predict of its own, predicts must follow from what is taken over of it."""
+        """Refuse a net, or an estimator that overrides ``predict``, whose predictions the copy does not reproduce."""
 
     @abstractmethod
     def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
-        """Nothing is learned from y, but it must be what the Neural ODE predicts."""
+        """Compare y with what the Neural ODE predicts; nothing is learned from it."""
 
     def _rough_outputs(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
-        """The Neural ODE's own outputs, as exact as comparing them with y needs."""
+        """Return the Neural ODE's own outputs, at a loose tolerance that is enough to compare them with y."""
         rtol = max(self.rtol, _ROUGH)
         return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X)
 
@@ -224,7 +224,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return self._in_batches(getattr(module, method), prepare_X(self, X))
 
     def transform(self, X: Any) -> np.ndarray:
-        """Terminal state z_K of every sample.
+        """Return the terminal state z_K of every sample.
 
         Parameters
         ----------
@@ -243,16 +243,17 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return z
 
     def trajectory(self, X: Any, output: bool = False) -> np.ndarray:
-        """States at every step of the solve.
+        """Return the states at every step of the solve.
 
-        A "nonstationary" base solver, which "auto" may stand for, makes only the last of them a state of the Neural
-        ODE; fit with ``finetune="trajectory"`` or another base solver where those between matter.
+        With a "nonstationary" base solver, which "auto" may stand for, only the last state approximates one of the
+        Neural ODE. Where the states between matter, fit with ``finetune="trajectory"`` or another base solver.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
         output : bool, default False
-            Map each state through the output map: what predict gives, or a classifier's logits.
+            Map each state through the output map. The last step then holds what ``predict`` gives, or a classifier's
+            logits.
 
         Returns
         -------
@@ -269,7 +270,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return result[..., 0] if output and self._squeeze_output else result
 
     def reference(self, X: Any) -> np.ndarray:
-        """What dopri5 at ``rtol`` and ``atol`` gives in place of the hypersolver: the output h_y(z(S)).
+        """Return the output h_y(z(S)) of dopri5 at ``rtol`` and ``atol``, which the hypersolver approximates.
 
         Parameters
         ----------
@@ -278,25 +279,25 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Returns
         -------
         ndarray of shape (n_samples, ...)
-            Logits, where the Neural ODE is a classifier's; of a skorch net what its module gives, logits or
-            probabilities; nan for rows that dopri5 cannot solve.
+            For a classifier's Neural ODE these are logits; for a skorch net's what its module gives, logits or
+            probabilities. They are nan for rows that dopri5 cannot solve.
 
         Raises
         ------
         ReferenceSolveError
-            If dopri5 can solve no row.
+            If dopri5 can solve none of the rows.
 
         Warns
         -----
         UnsolvedRowsWarning
-            If dopri5 cannot solve some of the rows; it names them.
+            If dopri5 cannot solve some of the rows; the warning names them.
         """
         fitted = self._require_product()
         states = self._reference_states(prepare_X(self, X), keep_lost=True)
         lost = lost_rows(states[None])
         if lost:
             solved = np.setdiff1d(np.arange(len(states)), lost)
-            states[lost] = states[solved[0]].clone()  # for the output map, which may not take nan
+            states[lost] = states[solved[0]].clone()  # a stand-in, since the output map may refuse nan
             warnings.warn(
                 f"dopri5 cannot solve the Neural ODE from {len(lost)} of {len(states)} rows of X ({list_rows(lost)}), "
                 "whose "
@@ -318,7 +319,9 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             return self.fitted_.reference(rows, solving=solving, keep_lost=keep_lost)
 
     def neg_mape(self, X: Any, sample_weight: Any = None) -> float:
-        """Minus the MAPE of the outputs against dopri5's: a classifier's are its logits. No labels are needed.
+        """Return minus the MAPE of the outputs against dopri5's; for a classifier the outputs are logits.
+
+        No labels are needed.
 
         Parameters
         ----------
@@ -347,7 +350,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         )  # fmt: skip
 
     def count_macs(self, X: Any) -> float:
-        """Multiply-accumulates of a solve, f and g, for a sample like the first of X; nan where f has none.
+        """Count the multiply-accumulates of f and g in a solve, for one sample: the first of X.
 
         Parameters
         ----------
@@ -356,12 +359,13 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Returns
         -------
         float
+            nan if f has none, that is, no matrix product or convolution.
         """
         fitted = self._require_product()
         return fitted.module.count_macs(self._to_tensor(prepare_X(self, X)[:1], self.dtype_, self.device_))
 
     def count_evaluations(self) -> int:
-        """Evaluations of f in a solve.
+        """Count the evaluations of f in a solve.
 
         Returns
         -------
@@ -370,32 +374,33 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return self._require_product().module.stepping.count_evaluations()
 
     def solver_report(self, X: Any, y: Any = None, *, tolerance: float = 1e-4, batch_size: int = 256) -> SolverReport:
-        """Accuracy and cost of this hypersolver beside its base solver and dopri5.
+        """Compare accuracy and cost of this hypersolver with its base solver and dopri5.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
-            Errors are measured on all of it, milliseconds on one batch of it.
+            Errors are measured on all rows, milliseconds on one batch of them.
         y : array-like of shape (n_samples,), optional
-            Labels: adds the accuracy of a classifier. A regressor ignores it.
+            Labels, which add a classifier's accuracy. A regressor ignores them.
         tolerance : float, default 1e-4
-            rtol of the dopri5 that is timed and listed, relative to the states' size; errors are against
-            ``reference(X)``.
+            Tolerance of the dopri5 that is timed and listed, relative to the states' size. Errors are measured against
+            ``reference(X)``, at the tolerance ``rtol``.
         batch_size : int, default 256
-            Rows of the batch that is timed.
+            Number of rows in the batch that is timed.
 
         Returns
         -------
         SolverReport
-            Rows by solver: MAPE of the outputs, relative L2 of the terminal states (mean, median, p99, max), NFE, MACs
-            a sample, milliseconds a batch, speed-up over dopri5, relative overhead O_r of g (section 6).
+            One row a solver: MAPE of the outputs, relative L2 error of the terminal states (mean, median, p99, max),
+            NFE, MACs a sample, milliseconds a batch, speed-up over dopri5, and the relative overhead O_r of g (section
+            6).
 
         Raises
         ------
         ReferenceSolveError
-            If dopri5 cannot solve some rows of X; it names them.
+            If dopri5 cannot solve some rows of X; the error names them.
         ValueError
-            If the output map of dopri5's states is not finite for some rows of X; it names them.
+            If the output map is not finite at dopri5's states for some rows of X; the error names them.
         """
         fitted = self._require_product()
         X = prepare_X(self, X)
@@ -408,46 +413,47 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             )  # fmt: skip
 
     def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
-        """Labels as indices of the outputs; a regressor has none."""
+        """Return labels as indices of the outputs; None for a regressor."""
         return None
 
     def _indices(self, outputs: np.ndarray) -> np.ndarray:
-        """Labels of outputs, as indices; of a classifier."""
+        """Return a classifier's labels of outputs, as indices."""
         return outputs.argmax(axis=1)
 
     # ------------------------------------------------------------------ others like it
     def with_solver(
         self, base_solver: Any = None, n_steps: int | None = None, t_span: tuple[float, float] | None = None
     ) -> Self:
-        """A fitted copy with another base solver, number of steps or span, and the same correction (Fig. 6).
+        """Return a fitted copy with another base solver, number of steps or span, and the same correction (Fig. 6).
 
         Parameters
         ----------
         base_solver : str, ButcherTableau or base solver, optional
-            Of the same order and number of stages as the fitted one. How well the correction serves it is for ``score``
-            to tell, unless it has been fitted over a family of base solvers (``tableaus`` of
-            :class:`~sklearn_hyper.MLPCorrection`).
+            A base solver of the same order and number of stages as the fitted one. The correction need not serve it
+            well: check with ``score``, or fit over a family of base solvers, with ``tableaus`` of
+            :class:`~sklearn_hyper.MLPCorrection`.
         n_steps : int, optional
-            Learned coefficients ("nonstationary", which "auto" stands for with states of more than four numbers) are
-            made for one number of steps: where others are wanted, fit with ``fit_n_steps=(a, b)``, for which "auto" is
-            "ab2".
+            Another number of steps. Learned coefficients serve a single number ("nonstationary", which "auto" stands
+            for with states of more than four numbers). To change it after the fit, fit with ``fit_n_steps=(a, b)``, for
+            which "auto" is "ab2".
         t_span : pair of float, optional
+            Another span of time.
 
         Returns
         -------
         estimator of the same class
-            Shares the correction and the Neural ODE's weights; this one is left as it is.
+            It shares the correction and the Neural ODE's weights. This estimator is left as it is.
 
         Raises
         ------
         ValueError
-            If the order or number of stages differs, naming both, or learned coefficients are asked for another number
-            of steps.
+            If the order or number of stages differs; the error names both. If learned coefficients are asked for
+            another number of steps.
 
         Warns
         -----
         UserWarning
-            If the new step size, or the base solver, lies outside those the correction was fitted at or over.
+            If the correction was not fitted at the new step size, or not over the new base solver.
         """
         changed = self._with_product(self._require_product().with_solver(base_solver, n_steps, t_span))
         if base_solver is not None:
@@ -456,13 +462,13 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return changed
 
     def without_correction(self) -> Self:
-        """A fitted copy that is the base solver alone: what the correction has to beat.
+        """Return a fitted copy without the correction: the base solver alone, which the correction has to beat.
 
         Returns
         -------
         estimator of the same class
-            Its ``with_solver`` takes any base solver and number of steps; a "nonstationary" one is made for its own
-            number alone, so name another with it.
+            Its ``with_solver`` takes any base solver and number of steps. Only "nonstationary" keeps its number of
+            steps; to change that, name another base solver too.
         """
         return self._with_product(self._require_product().without_correction())
 
@@ -473,20 +479,21 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
 
     # ------------------------------------------------------------------ leaving
     def to_module(self) -> HypersolvedODE:
-        """A plain ``nn.Module`` that predicts and can be trained further: input map, unrolled steps, output map.
+        """Return an ``nn.Module`` that predicts and can be trained further: input map, unrolled steps, output map.
 
-        It runs the weights it holds. Its ``fold()`` gives the module for deployment and ``torch.export``: what this
-        estimator's own methods run, faster and with the correction fixed.
+        It computes with the weights it holds, so training them changes its output. Its ``fold()`` returns the module
+        for deployment and ``torch.export``: faster, and with the correction fixed. This estimator's own methods run
+        such a folded module.
 
         Returns
         -------
         HypersolvedODE
-            A copy in eval mode with frozen weights, on this estimator's device; tensors of ``dtype_`` in, tensors out.
-            Equal to predict up to rounding, its ``fold()`` bit for bit.
+            A copy in eval mode with frozen weights, on this estimator's device. It takes tensors of ``dtype_`` and
+            returns tensors. They equal ``predict`` up to rounding; those of its ``fold()`` are equal bit for bit.
 
         Examples
         --------
-        Fine-tuning the correction; ``module.requires_grad_(True)`` trains field and maps with it.
+        Fine-tune the correction alone; ``module.requires_grad_(True)`` would train the field and the maps as well.
 
         >>> import torch
         >>> from sklearn_hyper import HypersolverRegressor
@@ -512,35 +519,36 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def export_onnx(self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False) -> Path:
         """Write the fitted solver as an ONNX file, which runs without torch and without this package.
 
-        The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, any number of rows. It gives what ``predict``
-        gives, as ``output``; a classifier's gives ``logits`` and ``probabilities``, and has its ``classes`` as a JSON
-        list among the metadata, in the order of the columns (and the ``threshold`` of a binary skorch net). It needs
-        the ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
+        The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, with any number of rows. Its ``output`` is what
+        ``predict`` gives. A classifier's file gives ``logits`` and ``probabilities`` instead. Its metadata hold the
+        ``classes`` as a JSON list, in the order of the columns, and the ``threshold`` of a binary skorch net. Needs the
+        ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
 
         Parameters
         ----------
         path : str or path
-            The file to write; an older one is replaced at once, when the new one is complete.
+            The file to write. An older file is replaced only when the new one is complete.
         X : array-like of shape (n_samples, ...), optional
-            Rows on which ONNX Runtime is compared with torch before the file is written: at most 1e-4 (float32) or 1e-7
-            (float64) of the largest output apart. Missing: draws of a standard normal.
+            Rows on which ONNX Runtime is compared with torch before the file is written. They may differ by 1e-4
+            (float32) or 1e-7 (float64) of the largest output. By default, draws of a standard normal.
         preprocessed : bool, default False
-            The steps of a Pipeline that were passed with the Neural ODE do not become part of the file. True says that
-            you know: the file then takes what ``preprocess_.transform(X)`` returns.
+            Steps of a Pipeline that were passed with the Neural ODE are not part of the file. True confirms that you
+            know: the file then takes what ``preprocess_.transform(X)`` returns.
 
         Returns
         -------
         Path
+            Where the file is.
 
         Raises
         ------
         ImportError
             If the extra is not installed.
         ValueError
-            If the field, a map or the correction cannot be traced by torch or run by ONNX Runtime; if there are frozen
-            steps and ``preprocessed`` is False; or if the path's folder does not exist.
+            If the field, a map or the correction cannot be traced by torch or run by ONNX Runtime. If there are frozen
+            steps and ``preprocessed`` is False. If the path's folder does not exist.
         RuntimeError
-            If ONNX Runtime and torch disagree. No file is written then.
+            If ONNX Runtime and torch disagree; no file is written then.
         """
         check_target(path)
         require_onnx()
@@ -565,12 +573,12 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return FirstOutput(module) if self._squeeze_output else module
 
     def _onnx_outputs(self) -> tuple[list[str], dict[str, str]]:
-        """The names of a file's outputs, and what it has to say about them."""
+        """Return the names of a file's outputs, and its metadata."""
         return ["output"], {}
 
 
 def warn_of_problems(fitted: FittedHypersolver) -> None:
-    """Warn of what a fit has found wrong with its product."""
+    """Warn of the problems that a fit has found with its result."""
     for problem in fitted.problems:
         warnings.warn(problem, ConvergenceWarning, stacklevel=5)
 

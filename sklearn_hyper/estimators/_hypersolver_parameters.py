@@ -1,4 +1,4 @@
-"""What the parameters of all hypersolvers may be, and the settings of a fit that they stand for."""
+"""Constraints of the parameters that all hypersolvers share, and their translation to settings of a fit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HYPERSOLVER_CONSTRAINTS: dict = {
 
 
 def fit_settings(estimator: TorchEstimator, device: torch.device) -> FitSettings:
-    """The settings of a fit, from an estimator's parameters; what is wrong with step counts is an error here."""
+    """Return the settings of a fit from an estimator's parameters; refuse wrong numbers of steps."""
     params = estimator.get_params(deep=False)
     n_steps = check_n_steps(params["n_steps"])
     return FitSettings.of(

@@ -1,6 +1,7 @@
-"""How X comes in: through the frozen steps before the Neural ODE, and as the estimator that it was takes it.
+"""Check X: run the frozen steps before the Neural ODE, and require what its estimator was fitted on.
 
-A contract is what a fitted estimator asks of X: names, number and shape of features, told in its own words.
+A contract is an estimator that stores the names, number and shape of features that X must have, and nothing else. Its
+``_validate_X`` checks X and names the estimator's class in errors.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ _LEARNED = ("n_features_in_", "feature_names_in_", "_input_shape")
 
 
 def contract_of(estimator: TorchEstimator) -> TorchEstimator:
-    """An instance of the estimator's class that knows what X has to be, and nothing of the model."""
+    """Return an instance of the estimator's class that stores what X has to be, and nothing of the model."""
     contract = bare(type(estimator))
     take_over(contract, estimator)
     return contract
 
 
 def bare(kind: type[TorchEstimator]) -> TorchEstimator:
-    """An instance without parameters or weights: its ``_validate_X`` learns from X, or checks it, in the class's name."""
+    """Return an instance without parameters or weights, whose ``_validate_X`` can learn from X or check it."""
     empty = kind.__new__(kind)
-    vars(empty).update(dict.fromkeys(kind._get_param_names()))  # for its repr
+    vars(empty).update(dict.fromkeys(kind._get_param_names()))  # its repr, which errors may show, reads the parameters
     return empty
 
 
 def take_over(estimator: TorchEstimator, fitted: TorchEstimator | None) -> None:
-    """Ask of X what ``fitted`` asks; nothing, if that is None."""
+    """Make ``estimator`` require of X what ``fitted`` requires; nothing if ``fitted`` is None."""
     for name in _LEARNED:
         vars(estimator).pop(name, None)
         if fitted is not None and name in vars(fitted):
@@ -41,26 +42,26 @@ def take_over(estimator: TorchEstimator, fitted: TorchEstimator | None) -> None:
 def take_X(
     estimator: TorchEstimator, X: Any, fitted: TorchEstimator | None, preprocess: Any, *, reset: bool
 ) -> np.ndarray:
-    """X of a fit, as the Neural ODE takes it; later calls are held to the same.
+    """Check X of a fit and return it as the Neural ODE takes it; store what later calls must pass.
 
     Parameters
     ----------
     estimator : TorchEstimator
-        The one that is being fitted: ``preprocess_`` and its contract are set.
+        The one that is being fitted. Its ``preprocess_`` and ``_contract`` are set.
     X : array-like
     fitted : estimator or None
-        The estimator that the Neural ODE was: X has to be what its own ``predict`` takes.
+        The estimator that the Neural ODE came from: X must be what its own ``predict`` takes.
     preprocess : Pipeline or None
-        The fitted steps before it, which check X themselves; what comes out of them is checked then.
+        The fitted steps before it. They check X themselves; their output is checked here.
     reset : bool
-        Whether to forget what an earlier fit learned of X.
+        Whether to forget what an earlier fit learned about X.
     """
     estimator.preprocess_ = copy.deepcopy(preprocess)
     estimator._contract = None if fitted is None else contract_of(fitted)
     if preprocess is None:
         return _take_checked(estimator, X, reset=reset)
     if reset:
-        # What comes in at the door: no more than a record, for the steps may take columns by name, or text.
+        # Names and number of columns are only recorded: the steps may select columns by name, or take text.
         vars(estimator).pop("n_features_in_", None)
         _check_feature_names(estimator, X, reset=True)
         _check_n_features(estimator, X, reset=True)

@@ -1,4 +1,4 @@
-"""ContinuousNormalizingFlow: a trainable density whose samples and log densities are dopri5's."""
+"""ContinuousNormalizingFlow: a trainable density, sampled and evaluated by dopri5."""
 
 from __future__ import annotations
 
@@ -55,87 +55,93 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         - \sum_i \log \sigma_i,
         \qquad \dot z = f(t, z), \quad z(t_1) = (x - \mu) / \sigma
 
-    mu and sigma are X's means and standard deviations, taken in fit, so that data in any units train well; their
-    log-determinant is part of ``score_samples``. Samples and densities are dopri5's: slow and right.
+    mu and sigma are X's means and standard deviations, measured by ``fit`` so that data in any units train well. Their
+    log-determinant is part of ``score_samples``. Samples and densities are computed by dopri5, slowly and accurately;
     :class:`HypersolverDensity` makes both fast.
 
     Parameters
     ----------
     vector_field : nn.Module, optional
-        ``f(t, z)``, t a 0-d tensor and z of shape (batch, n_features), in standardised coordinates; fit trains a copy.
-        Missing: :class:`MLPVectorField` with three layers of 128.
+        The field ``f(t, z)`` in standardised coordinates; t is a 0-d tensor, z has shape (batch, n_features). ``fit``
+        trains a copy. By default an :class:`MLPVectorField` with three layers of 128.
     base_distribution : torch.distributions.Distribution, optional
-        p_0, with event shape (n_features,) and a density everywhere; computes in its own dtype. Missing: the standard
-        normal.
+        p_0, with event shape (n_features,) and a density everywhere; it computes in its own dtype. By default the
+        standard normal.
     t_span : pair of float, default (0.0, 1.0)
-        From base to data: sampling runs forward in time, densities in reverse.
+        Times (t_0, t_1), from base to data. Sampling runs forward in time, densities in reverse.
     objective : {"flow_matching", "likelihood"}, default "flow_matching"
-        "flow_matching" regresses f on straight paths and solves nothing in training, so it is fast and never stiff.
-        "likelihood" maximises the mean log likelihood through the solver (FFJORD): better densities, at tens of
-        times the cost. The second goes well after the first, with ``warm_start=True``.
+        "flow_matching" regresses f on straight paths. It solves nothing in training, so it is fast and never stiff.
+        "likelihood" maximises the mean log likelihood through the solver (FFJORD): better densities, at tens of times
+        the cost. To improve a flow, train by "flow_matching" first and then by "likelihood" with ``warm_start=True``.
     trace : {"auto", "exact", "rademacher", "gaussian"}, default "auto"
-        The trace in ``score_samples`` and in the likelihood: exact (n_features backward passes an evaluation), or
-        Hutchinson's estimate :math:`e^\top J e` (one), with the noise e of that kind fixed over a solve. "auto" is
-        exact up to 16 features and "rademacher" above. ``set_params(trace="exact")`` works on a fitted flow, too.
+        How ``score_samples`` and the likelihood compute the trace. "exact" takes n_features backward passes an
+        evaluation. The others are Hutchinson's estimate :math:`e^\top J e`, which takes one, with noise e of that
+        distribution that is fixed over a solve. "auto" is exact up to 16 features and "rademacher" above.
+        ``set_params(trace="exact")`` also works on a fitted flow.
     kinetic, jacobian : float, default 0.0
-        Weights of RNODE's penalties in the likelihood, :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2` with time as a
-        share of the span: fields that need fewer evaluations. Only used by ``objective="likelihood"``.
+        Weights of RNODE's penalties :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2` on the likelihood, with time as a
+        share of the span. They make fields that need fewer evaluations. Only for ``objective="likelihood"``.
     solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
-        What the likelihood differentiates. With a fixed-step solver, fit compares held-out likelihoods with dopri5's
-        and warns when they differ by more than 0.02 nats.
+        Solver that the likelihood is trained through. With a fixed-step solver, ``fit`` compares the held-out
+        likelihood with dopri5's and warns if they differ by more than 0.02 nats.
     n_steps : int, default 10
-        Steps of a fixed-step training solver; not used by dopri5.
+        Number of steps of a fixed-step ``solver``. dopri5 ignores it.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Samples and densities use 1e-6 in float32 and 1e-8 in float64.
     atol : float, optional
-        Absolute tolerance in training, in the field's coordinates (standardised data). Missing: ``rtol`` times the size
-        of the states, 1.
+        Absolute tolerance of dopri5 in training, in the field's coordinates (standardised data). By default ``rtol``
+        times the size of the states, which is 1.
     adjoint : bool, default False
-        Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
+        Compute gradients by the adjoint method, in constant memory, instead of backpropagating through dopri5.
     max_epochs : int, default 200
-        For flow matching; an epoch of likelihood costs so much more that 5 to 20 are usual.
+        Passes over the training rows. The default suits flow matching; an epoch of likelihood costs so much more that 5
+        to 20 are usual.
     lr : float, default 5e-3
-        Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
+        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``.
     batch_size : int, default 128
-        Rows an optimizer step; inference takes eight times as many at a time.
+        Rows in an optimizer step. Inference takes eight times as many at a time.
     optimizer : type, default torch.optim.AdamW
+        Optimizer class; called with the parameters and ``lr``.
     callbacks : list of skorch callbacks, optional
-        ``Checkpoint(...)`` and ``LoadInitState(...)`` make a long training resumable; ``valid_loss`` is recorded. Those
-        that score predictions (``EpochScoring``) are refused: a flow computes its loss and predicts nothing.
+        Callbacks of the training, which see ``valid_loss``. ``Checkpoint(...)`` and ``LoadInitState(...)`` make a long
+        training resumable. Those that score predictions (``EpochScoring``) are refused, because the training computes a
+        loss and predicts nothing.
     validation_fraction : float or None, default 0.1
-        Share of the rows held out; the weights of the epoch with the lowest held-out loss are kept.
+        Share of the rows held out. The weights of the epoch with the lowest held-out loss are kept; with None, the last
+        ones.
     warm_start : bool, default False
-        Start a new fit from the last weights and the last mu and sigma; ``vector_field``, ``base_distribution`` and
-        ``t_span`` stay what they were, too.
+        Start a new fit from the last weights, mu and sigma. ``vector_field``, ``base_distribution`` and ``t_span`` stay
+        as they were, too.
     device : str, default "cpu"
+        Device to train and predict on.
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found. Fits in several threads of one
-        process agree as well, and train in turn; processes train side by side.
+        The same value gives the same result. The global generators of torch and NumPy are left as they were. To ensure
+        this, fits in threads of one process train in turn; processes train side by side.
     verbose : int, default 0
-        1 shows a progress bar, 2 a line an epoch as well.
+        1 shows a progress bar; 2 also prints a line an epoch.
 
     Attributes
     ----------
     flow_ : Flow
         Field, span, scaling and base distribution as one module.
     neural_ode_ : NeuralODE
-        From base to data: what sampling solves.
+        The Neural ODE from base to data, which sampling solves.
     net_ : skorch net
+        The net that trained the flow.
     history_ : list of dict
-        One row an epoch: ``train_loss``, ``valid_loss`` where rows are held out, ``dur`` in seconds; with the
-        likelihood through dopri5 also ``nfe``, evaluations of (f, trace) a training solve (an adjoint's own solve not
-        counted).
+        One row an epoch: ``train_loss``, ``valid_loss`` where rows are held out, and ``dur`` in seconds. Likelihood
+        through dopri5 adds ``nfe``: evaluations of (f, trace) in a training solve, without the adjoint's own.
     n_features_in_ : int
+        Number of features of X.
     feature_names_in_ : ndarray of str
-        Where X has names of features.
+        Names of the features of X, where it has them.
 
     Warns
     -----
     StiffFlowWarning
-        If evaluations a solve explode during likelihood training: more than 150, and three times those of the first
-        epoch.
+        If a solve in likelihood training takes more than 150 evaluations, and three times those of the first epoch.
     SolverAgreementWarning
-        If a fixed-step training solver gives another held-out likelihood than dopri5.
+        If a fixed-step training solver and dopri5 give different held-out likelihoods.
 
     See Also
     --------
@@ -143,14 +149,14 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     Notes
     -----
-    A scaler in front of the flow changes the coordinates that the density refers to: for y = (x - m) / s,
-    :math:`\log p_X(x) = \log p_Y(y) - \sum_i \log s_i`. A Pipeline's ``score_samples`` is log p_Y. The flow standardises by
-    itself and accounts for it, so no scaler is needed.
+    A scaler in front of the flow changes the coordinates that the density refers to. For y = (x - m) / s, :math:`\log
+    p_X(x) = \log p_Y(y) - \sum_i \log s_i`, and a Pipeline's ``score_samples`` is log p_Y. No scaler is needed: the
+    flow standardises X by itself and accounts for it.
 
-    Nothing is lost when a long training run is interrupted. Ctrl-C keeps the best weights so far, and
-    ``warm_start=True`` lets the next fit go on from them. Against a crash, a checkpoint is written in every epoch that
-    lowers the held-out loss, and the next fit, in another process too, loads it where there is one; its ``max_epochs``
-    come on top:
+    A long training can be interrupted without loss. Ctrl-C keeps the best weights so far, and ``warm_start=True`` lets
+    the next fit continue from them. Checkpoints protect from a crash: one is written in every epoch that lowers the
+    held-out loss. The next fit, also in another process, loads it where there is one and trains for another
+    ``max_epochs``:
 
     >>> import tempfile
     >>> from skorch.callbacks import Checkpoint, LoadInitState
@@ -235,7 +241,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Cast to the dtype of ``vector_field`` where one is passed, otherwise computed with in X's own.
+            Data. They are cast to the dtype of ``vector_field`` where one is passed; otherwise X sets the dtype.
         y : ignored
 
         Returns
@@ -245,19 +251,19 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Raises
         ------
         ValueError
-            If a feature of X is constant: such data have no density. If a callback scores predictions, or monitors what
-            no epoch records.
+            If a feature of X is constant, since such data have no density. If a callback scores predictions, or
+            monitors what no epoch records.
         VectorFieldError
-            If the field's signature or the shape of its output is wrong, or its divergence is unknown or not finite; if
-            it is not finite for some rows of X, which are named.
+            If the field's signature or the shape of its output is wrong, or its divergence is unknown or not finite. If
+            the field is not finite for some rows of X; the error names them.
         ReferenceSolveError
-            If dopri5 cannot solve the field from some rows of X; it names them.
+            If dopri5 cannot solve the field from some rows of X; the error names them.
         TrainingDivergedError
-            If the training loss is no longer finite, or a solve needs more than 3,000 evaluations after training has
-            changed the field.
+            If the training loss is no longer finite, or if training makes the field need more than 3,000 evaluations a
+            solve.
         KeyboardInterrupt
-            Ctrl-C is passed on once the state is right: the weights of the best finished epoch, by ``valid_loss``
-            (``train_loss`` where nothing is held out). Before an epoch is finished the estimator stays as it was.
+            After Ctrl-C, once the estimator holds the weights of the best finished epoch by ``valid_loss``
+            (``train_loss`` where nothing is held out). If no epoch was finished, the estimator stays as it was.
         """
         with self._fitting() as fitting:
             fitting.interrupted = self._fit(X)
@@ -292,7 +298,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             net = build_flow_net(flow, self._settings(x.shape[1], row_times), held_out, len(train), generator)
             with numbered_rows(train.tolist(), len(X)):
                 train_net(net, x[train], None, generator)
-            net.module_.generator = None  # drawn from no more, it need not travel with the estimator
+            net.module_.generator = None  # no longer drawn from, so it need not be pickled with the estimator
         self.net_ = net
         self.flow_ = flow.eval()
         self.neural_ode_ = flow.sampling().eval()
@@ -306,7 +312,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             try:
                 with numbered_rows(valid.tolist(), len(X)):
                     self._check_agreement(x[valid])
-            except KeyboardInterrupt:  # what has been trained is not lost with a check
+            except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
                 return True
         return net.interrupted_
 
@@ -358,7 +364,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return flow
 
     def _check(self, flow: Flow, x: Tensor) -> bool:
-        """Find what is wrong with the field; whether flow matching may call it with a time of its own for every row."""
+        """Check the field; return whether flow matching may call it with a time of its own for every row."""
         check_base_distribution(flow)
         check_rows_apart(flow)
         ode = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span)
@@ -394,13 +400,14 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     # ------------------------------------------------------------------ inference
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
-        """Draw from the density: base samples, carried to data by dopri5.
+        """Draw samples: draw from the base distribution, and carry the draws to data by dopri5.
 
         Parameters
         ----------
         n_samples : int, default 1
+            Number of samples.
         random_state : int, RandomState or None
-            Of the base samples.
+            Seeds the draws of the base distribution.
 
         Returns
         -------
@@ -414,7 +421,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return self._in_batches(lambda z: ode.output_map(dopri5_states(ode, z)), Z)
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log density of every sample, in nats.
+        """Return the log density of every sample, in nats.
 
         Parameters
         ----------
@@ -423,9 +430,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Returns
         -------
         ndarray of shape (n_samples,)
-            Exact up to the solver's tolerance, or, with Hutchinson's trace, unbiased: its noise is drawn from the seed
-            of the fit by a row's position, so that the same X gives the same densities, and a row at another position
-            in X another estimate. Compare means over many rows, or single rows with ``trace="exact"``.
+            Exact up to the solver's tolerance with the exact trace, and unbiased with Hutchinson's. Its noise is drawn
+            from the seed of the fit by a row's position: the same X gives the same densities, but a row moved to
+            another position gets another estimate. Compare means over many rows, or single rows with ``trace="exact"``.
         """
         self._require_fitted("flow_")
         return self._log_densities(self._validate_rows(X, reset=False))
@@ -438,7 +445,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         )
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density in nats; greater is better.
+        """Return the mean log density in nats; greater is better.
 
         Parameters
         ----------
@@ -452,7 +459,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return float(np.mean(self.score_samples(X)))
 
     def transform(self, X: Any) -> np.ndarray:
-        """Carry data to the base space, z(t_0).
+        """Carry data to the base space: return z(t_0).
 
         Parameters
         ----------
@@ -469,7 +476,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return self._in_batches(lambda x: dopri5_states(ode, x), self._validate_rows(X, reset=False))
 
     def inverse_transform(self, Z: Any) -> np.ndarray:
-        """Carry base states to data: undoes :meth:`transform` to the solver's tolerance.
+        """Carry base states to data; undo :meth:`transform` up to the solver's tolerance.
 
         Parameters
         ----------
@@ -494,14 +501,14 @@ def _check_varies(x: Tensor) -> None:
 
 
 def resolve_trace(trace: str, n_features: int) -> str | None:
-    """Kind of Hutchinson's noise, or None for the exact trace."""
+    """Return the distribution of Hutchinson's noise, or None for the exact trace."""
     if trace == "auto":
         trace = "exact" if n_features <= _EXACT_UP_TO else "rademacher"
     return None if trace == "exact" else trace
 
 
 def append_noise(X: np.ndarray, kind: str | None, seed: int) -> np.ndarray:
-    """X, with Hutchinson's noise beside it where there is one."""
+    """Return X with Hutchinson's noise as further columns, where ``kind`` is not None."""
     if kind is None:
         return X
     noise = draw_noise(kind, torch.empty(X.shape, dtype=torch.float64), own_generator(seed)).numpy()
@@ -509,7 +516,7 @@ def append_noise(X: np.ndarray, kind: str | None, seed: int) -> np.ndarray:
 
 
 def check_base_states(Z: Any, n_features: int) -> np.ndarray:
-    """Base states as a float array; their columns' names, unlike X's, are of no account."""
+    """Check base states and return them as a float array; names of columns do not matter, unlike X's."""
     if isinstance(Z, Tensor):
         Z = Z.detach().cpu().numpy()
     Z = check_array(Z, dtype=(np.float64, np.float32), input_name="Z")
@@ -519,7 +526,7 @@ def check_base_states(Z: Any, n_features: int) -> np.ndarray:
 
 
 def draw_base(flow: Flow, n_samples: Any, dtype: torch.dtype, random_state: Any) -> np.ndarray:
-    """Base samples, or an error for a number of them that is none."""
+    """Draw base samples; refuse an ``n_samples`` that is no positive integer."""
     n_samples = check_n_steps(n_samples, "n_samples")
     return flow.sample_base(n_samples, dtype, own_generator(draw_seed(random_state))).numpy()
 

@@ -25,29 +25,34 @@ from ._inputs import prepare_X
 
 
 class HypersolverClassifier(ClassifierMixin, Hypersolver):
-    """Makes a fitted Neural ODE classifier fast; predicts its labels.
+    """Make a fitted Neural ODE classifier fast, and predict its labels.
 
-    Everything but what predict and score mean is as in :class:`HypersolverRegressor`, whose parameters and attributes
-    these are.
+    It has the parameters and attributes of :class:`HypersolverRegressor` and works in the same way, except that
+    ``predict`` gives labels and ``score`` is the accuracy.
 
     Parameters
     ----------
     neural_ode : estimator, Pipeline, search, skorch net or NeuralODE
-        A fitted :class:`NeuralODEClassifier` in any form that :class:`HypersolverRegressor` takes. The output map gives
-        logits; of a skorch net, whatever its criterion and ``predict_nonlinearity`` say, and labels and probabilities
-        are those that the net predicts (a binary net's ``threshold`` included).
+        A fitted :class:`NeuralODEClassifier` in any form that :class:`HypersolverRegressor` takes. Its output map gives
+        logits. The outputs of a skorch net mean what its criterion and ``predict_nonlinearity`` say; labels and
+        probabilities are those that the net predicts, including a binary net's ``threshold``.
     classes : array-like of shape (n_classes,), optional
-        Labels in the order of the logits. Needed for a bare module, which has none.
-    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr, \
-batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state,
-verbose
-        See :class:`HypersolverRegressor`.
+        Labels in the order of the logits. Needed for a bare module, which has no labels.
+    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune : optional
+            The solver and its correction: see :class:`HypersolverRegressor`.
+        rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction : optional
+            References and training: see :class:`HypersolverRegressor`.
+        mape_floor, memory, warm_start, device, n_jobs, random_state, verbose : optional
+            All else: see :class:`HypersolverRegressor`.
 
     Attributes
     ----------
-    classes_ : ndarray of shape (n_classes,) module_, correction_, base_solver_, order_, neural_ode_, delta_, errors_,
-    history_, net_, n_samples_fit_, n_features_in_
-        See :class:`HypersolverRegressor`.
+    classes_ : ndarray of shape (n_classes,)
+        Labels, in the order of the columns of ``predict_proba``.
+    module_, correction_, base_solver_, order_, neural_ode_, net_ : object
+        The fitted solver and its parts: see :class:`HypersolverRegressor`.
+    delta_, errors_, history_, n_samples_fit_, n_features_in_ : object
+        Records of the fit: see :class:`HypersolverRegressor`.
 
     Examples
     --------
@@ -119,7 +124,7 @@ verbose
 
     def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
         model, outputs = resolved.checked, self._in_batches(neural_ode, rows)
-        # Where the model's probabilities are nan, its argmax is the first class.
+        # Where its probabilities are nan, the model's own predict gives the first class: argmax of nan is 0.
         probabilities, indices = self._probabilities(outputs), np.maximum(self._indices(outputs), 0)
         check_predictions(model, "predict_proba", predictions(model, "predict_proba", rows), probabilities)
         if self.classes is not None:
@@ -136,14 +141,14 @@ verbose
         check_agreement(y[rows], self.classes_[indices], self.classes_, lacks_some=lacks_some)
 
     def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        """Probabilities of the Neural ODE's outputs: their softmax, or what a skorch net makes of them."""
+        """Return the probabilities of outputs: their softmax, or what a skorch net makes of them."""
         if self._head is None:
             return softmax(outputs)
         with torch.no_grad():
             return self._head(torch.from_numpy(outputs).to(self.device_)).cpu().numpy()
 
     def _indices(self, outputs: np.ndarray) -> np.ndarray:
-        """Labels of the Neural ODE's outputs, as indices of ``classes_``; -1 where their probabilities are nan."""
+        """Return the labels of outputs as indices of ``classes_``; -1 where their probabilities are nan."""
         if self._head is None:
             return label_indices(outputs)
         probabilities = self._probabilities(outputs)
@@ -165,11 +170,13 @@ verbose
                 f"y must hold one of classes_ {self.classes_.tolist()} for each of the {n_samples} rows of X, got "
                 f"{len(y)} labels, of which {unknown.tolist()} are not among the classes."
             )
-        order = np.argsort(self.classes_)  # classes= may come in any order, that of the logits
+        order = np.argsort(self.classes_)  # classes= is in the order of the logits, which need not be sorted
         return order[np.searchsorted(self.classes_, y, sorter=order)]
 
     def predict(self, X: Any) -> np.ndarray:
-        """Label with the largest logit; what the net's own ``predict`` gives, where the Neural ODE was a skorch net's.
+        """Return the label with the largest logit.
+
+        Where the Neural ODE was a skorch net's, return what the net's own ``predict`` gives.
 
         Parameters
         ----------
@@ -182,13 +189,15 @@ verbose
         Raises
         ------
         ValueError
-            If probabilities of some rows are nan; it names them, also in its ``rows``.
+            If probabilities of some rows are nan. The error names these rows and holds them in its attribute ``rows``.
         """
         labels = refuse_no_labels(self._indices(self._apply("forward", X)))
         return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Softmax of the logits; what the net's own ``predict_proba`` gives, where the Neural ODE was a skorch net's.
+        """Return the softmax of the logits.
+
+        Where the Neural ODE was a skorch net's, return what the net's own ``predict_proba`` gives.
 
         Parameters
         ----------
@@ -210,7 +219,7 @@ verbose
         return ["logits", "probabilities"], metadata
 
     def agreement(self, X: Any) -> float:
-        """Share of labels on which this hypersolver and its dopri5 reference agree.
+        """Return the share of labels on which this hypersolver and its dopri5 reference agree.
 
         Parameters
         ----------
@@ -234,7 +243,7 @@ verbose
         return float(np.mean(self.predict(X) == self.classes_[expected]))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy on labels y.
+        """Return the accuracy on labels y.
 
         Parameters
         ----------
@@ -249,9 +258,9 @@ verbose
         Raises
         ------
         ValueError
-            Without labels: use a label-free scorer, ``sklearn_hyper.evaluation.neg_mape_scorer`` or
+            If y is None. To score without labels, use ``sklearn_hyper.evaluation.neg_mape_scorer`` or
             ``agreement_scorer``. A search without y and ``scoring`` turns this error into nan for every candidate,
-            warns of each, and keeps the first one; with ``error_score="raise"`` it stops here.
+            warns of each, and keeps the first one. With ``error_score="raise"`` it stops here.
         """
         if y is None:
             raise ValueError(

@@ -51,9 +51,9 @@ _CHECKED_ROWS = _PARITY_ROWS = 16
 
 
 class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, TorchEstimator):
-    r"""Makes a fitted flow fast in both directions: samples, and log densities with their log-determinant.
+    r"""Make a fitted flow fast in both directions: samples, and log densities with their log-determinant.
 
-    Two corrections are learned for the steps of eq. 5, one a direction:
+    Two corrections are learned for the steps of eq. 5, one for each direction:
 
     .. math::
 
@@ -62,49 +62,61 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         \text{density:}\quad \frac{d}{dt} \begin{pmatrix} z \\ \log p \end{pmatrix} =
         \begin{pmatrix} f(t, z) \\ -\operatorname{tr} \partial f / \partial z \end{pmatrix}, \; t_1 \to t_0
 
-    so that in the second g corrects the state and its log density together. The density is that of *f's flow*: the
-    hypersolver approximates what dopri5 computes, and is not the exact density of its own samples.
+    In the density direction, g corrects the state and its log density together. The density is that of *the flow of f*,
+    as dopri5 computes it. It is not the exact density of this estimator's own samples.
 
     Parameters
     ----------
     neural_ode : estimator, Pipeline, search, NeuralODE or callable
-        A fitted :class:`ContinuousNormalizingFlow`; a fitted Pipeline or search that ends in one (its earlier steps are
-        applied frozen to X and undone on samples); ``FrozenEstimator(...)``; or, with ``n_features``, a
-        :class:`NeuralODE` without maps or a bare field ``f(t, z)``, whose ``t_span`` runs from base to data.
+        The flow, in one of these forms:
+
+        - a fitted :class:`ContinuousNormalizingFlow`;
+        - a fitted Pipeline or search that ends in one. Its earlier steps are applied frozen to X and undone on samples;
+        - ``FrozenEstimator(...)`` around one of these;
+        - with ``n_features``, a :class:`NeuralODE` without maps or a bare field ``f(t, z)``. Its ``t_span`` runs from
+          base to data.
     base_distribution : torch.distributions.Distribution, optional
-        p_0 of a bare field, with event shape (n_features,). Missing: the standard normal.
+        p_0 of a bare field, with event shape (n_features,). By default the standard normal.
     n_features : int, optional
-        Width of the state of a bare field; taken from X where fit gets one.
+        Number of features of a bare field's state. By default that of X, where ``fit`` is given one.
     trace : {"auto", "exact", "rademacher", "gaussian"}, default "auto"
-        As in :class:`ContinuousNormalizingFlow`, and "auto" is what that was set to. With Hutchinson's estimate
-        reference and hypersolver see the same noise, row by row.
-    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune, rtol, atol, max_samples, max_epochs, lr,
-    batch_size, optimizer, callbacks, validation_fraction, mape_floor, memory, warm_start, device, n_jobs, random_state,
-    verbose
-        As in :class:`HypersolverRegressor`, for either direction: each has ``max_epochs`` and the same ``callbacks``
-        (checkpoints are refused, since two nets would share their files), the sampling first; ``max_samples`` base
-        states (2,000 with "auto") and at most as many rows of X. A correction that is an ``nn.Module`` is copied for
-        each and has to take states of n_features and of n_features + 1. One evaluation of (f, trace) counts as one NFE;
-        its matrix products, backward passes included, count in MACs.
+        How the trace is computed: see :class:`ContinuousNormalizingFlow`. "auto" is what the flow was set to. With
+        Hutchinson's estimate, the reference and the hypersolver use the same noise for a row.
+    base_solver, order, n_steps, fit_n_steps, loss, finetune, rtol, atol : optional
+        The solver, in either direction: see :class:`HypersolverRegressor`. One evaluation of (f, trace) counts as one
+        NFE; its matrix products count in MACs, backward passes included.
+    correction : "auto", spec or nn.Module, default "auto"
+        The net of either direction: see :class:`HypersolverRegressor`. An ``nn.Module`` is copied for each, so it has
+        to take states of n_features and of n_features + 1 numbers.
+    max_samples : int or "auto", default "auto"
+        Number of base states for the sampling (2,000 with "auto"), and the largest number of rows of X for the density.
+    callbacks : list of skorch callbacks, optional
+        Callbacks of both trainings, the sampling first. Checkpoints are refused, because the two nets would share their
+        files.
+    max_epochs, lr, batch_size, optimizer, validation_fraction, mape_floor : optional
+        Training and scores, for each direction: see :class:`HypersolverRegressor`.
+    memory, warm_start, device, n_jobs, random_state, verbose : optional
+        All else: see :class:`HypersolverRegressor`.
 
     Attributes
     ----------
     flow_ : Flow
         The frozen flow.
     sampler_ : FittedHypersolver
-        Of the sampling direction: predicts data from base states. Its ``correction``, ``method``, ``errors``, ``delta``
-        and ``history`` are what :class:`HypersolverRegressor` has as attributes with an underscore.
+        The hypersolver of sampling, from base states to data. Its ``correction``, ``method``, ``errors``, ``delta`` and
+        ``history`` are the attributes ``correction_``, ``base_solver_`` and so on of :class:`HypersolverRegressor`.
     density_ : FittedHypersolver or None
-        Of the density direction, on (z, log p); None after ``fit(X=None)``.
+        The hypersolver of densities, on (z, log p). None after ``fit(X=None)``.
     module_ : FoldedODE
-        ``sampler_.module``.
+        ``sampler_.module``: the sampler as a folded module.
     n_features_in_ : int
+        Number of features of X, or of the flow after ``fit(X=None)``.
     feature_names_in_ : ndarray of str
-        The fitted flow's; where it has none, or is a Pipeline, those of X.
+        Names of features of the fitted flow; those of X where it has none or is a Pipeline.
 
     See Also
     --------
-    ContinuousNormalizingFlow : The slow, exact flow.
+    ContinuousNormalizingFlow : The flow itself, slow and accurate.
 
     Notes
     -----
@@ -174,12 +186,13 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any = None, y: Any = None) -> HypersolverDensity:
-        """Fit the corrections: of sampling from draws of the base distribution, of densities from X.
+        """Fit the correction of sampling on draws of the base distribution, and that of densities on X.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), optional
-            Data. Missing: sampling only, and then ``score_samples``, ``score`` and ``transform`` raise.
+            Data. With None only the sampling is fitted, and ``score_samples``, ``score`` and ``transform`` raise an
+            error.
         y : ignored
 
         Returns
@@ -193,15 +206,15 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         TypeError
             If ``neural_ode`` is none of the accepted forms.
         ValueError
-            If X is not what the flow, or the steps before it, were fitted on: feature names and their order, number of
-            features.
+            If X does not have the features that the flow, or the steps before it, were fitted on: their number, names
+            and order.
         VectorFieldError
             If the field's signature or output is wrong, or its divergence is unknown or not finite.
         ReferenceSolveError
             If dopri5 cannot solve the flow.
         KeyboardInterrupt
-            Ctrl-C is passed on once the state is right: what has been trained is kept, a sampler without its density
-            (``density_`` is None then, or with ``warm_start`` and the same flow as it was) included.
+            After Ctrl-C, once the estimator holds what has been trained. That may be a sampler without its density:
+            ``density_`` is None then, or what it was with ``warm_start`` and the same flow.
         """
         with self._fitting() as fitting:
             fitting.interrupted = self._fit(X)
@@ -246,7 +259,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return interrupted
 
     def _set_flow(self, X: Any, seed: int) -> np.ndarray | None:
-        """Take over the flow, the steps before it and its noise; return X as the flow takes it."""
+        """Store the flow, the steps before it and its noise; return X as the flow takes it."""
         resolved = resolve_flow(self.neural_ode)
         if X is None:
             self._take_no_X(resolved)
@@ -267,7 +280,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return X
 
     def _take_no_X(self, resolved: FittedFlow) -> None:
-        """Without data, X is what the fitted flow, or the steps before it, were fitted on."""
+        """Without data, expect of X what the fitted flow, or the steps before it, were fitted on."""
         self.preprocess_, self._contract = copy.deepcopy(resolved.preprocess), None
         take_over(self, resolved.estimator)
         if self.preprocess_ is None:
@@ -281,7 +294,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return self.flow_.density(hutchinson=self._noise is not None)
 
     def _check(self, rows: Tensor | None, dtype: torch.dtype, settings: FitSettings) -> None:
-        """Whatever can be found wrong before the first solve, of both directions."""
+        """Check both directions before the first solve."""
         flow = self.flow_
         check_base_distribution(flow)
         check_neural_ode(flow.sampling(), flow.sample_base(2, dtype, own_generator(0)))
@@ -294,7 +307,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             check_correction(Task(self._density_ode(), rows), choice.method, settings)
 
     def _resolve_flow(self, flow: Flow | NeuralODE, X: np.ndarray | None) -> Flow:
-        """A frozen copy of a fitted flow, or one made of a bare field, ``base_distribution`` and ``n_features``."""
+        """Return a frozen copy of a fitted flow, or a flow of a bare field and this estimator's parameters."""
         if isinstance(flow, Flow):
             given = [name for name in ("base_distribution", "n_features") if getattr(self, name) is not None]
             if given:
@@ -324,7 +337,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return flow.eval().requires_grad_(False)
 
     def _kept_density(self, previous: FittedHypersolver | None) -> FittedHypersolver | None:
-        """What a warm start leaves as it was where a Ctrl-C comes before its turn; that of another flow is of no use."""
+        """Return the density that a warm start keeps if Ctrl-C came before its turn; None if it is of another flow."""
         if previous is None or digest(previous.neural_ode) != digest(frozen_copy(self._density_ode())):
             return None
         return previous
@@ -348,13 +361,14 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return append_noise(prepare_X(self, X), self._noise, self._noise_seed)
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
-        """Draw samples: base draws, carried to data by K corrected steps.
+        """Draw samples: draw from the base distribution, and carry the draws to data by K corrected steps.
 
         Parameters
         ----------
         n_samples : int, default 1
+            Number of samples.
         random_state : int, RandomState or None
-            Of the base draws; the flow's own ``sample`` takes the same draws for the same value.
+            Seeds the base draws. The same value gives the flow's own ``sample`` the same draws.
 
         Returns
         -------
@@ -376,7 +390,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return np.asarray(self.preprocess_.inverse_transform(X))
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log density of every sample, in nats.
+        """Return the log density of every sample, in nats.
 
         Parameters
         ----------
@@ -390,7 +404,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return self._in_batches(module, self._rows(X))
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density in nats; greater is better.
+        """Return the mean log density in nats; greater is better.
 
         Parameters
         ----------
@@ -434,18 +448,20 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     def solver_report(
         self, X: Any = None, *, n_samples: int = 1000, tolerance: float = 1e-5, random_state: Any = None
     ) -> SolverReport:
-        """Accuracy and cost beside the base solver and dopri5: of sampling, or with X of the density solve.
+        """Compare accuracy and cost with the base solver and dopri5: of sampling, or with X of densities.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), optional
-            Report on the density direction from X: errors are those of (z(t_0), log-determinant).
+            Data for a report on densities; errors are those of (z(t_0), log-determinant). By default the report is on
+            sampling.
         n_samples : int, default 1000
-            Base draws to report on, timed as one batch; with X, rows of the batch that is timed.
+            Number of base draws to report on, timed as one batch. With X, the number of rows in the batch that is
+            timed.
         tolerance : float, default 1e-5
-            rtol of the dopri5 that is timed and listed, relative to the states' size.
+            Tolerance of the dopri5 that is timed and listed, relative to the states' size.
         random_state : int, RandomState or None
-            Of the base draws.
+            Seeds the base draws.
 
         Returns
         -------
@@ -465,7 +481,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             )  # fmt: skip
 
     def count_macs(self, X: Any) -> float:
-        """Multiply-accumulates of a density solve, f and g, for a sample; nan where f has none.
+        """Count the multiply-accumulates of f and g in a density solve of one sample; nan if f has none.
 
         Parameters
         ----------
@@ -480,7 +496,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return self.density_.module.count_macs(row)
 
     def count_evaluations(self) -> int:
-        """Evaluations of (f, trace) in a density solve.
+        """Count the evaluations of (f, trace) in a density solve.
 
         Returns
         -------
@@ -490,13 +506,14 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return self.density_.module.stepping.count_evaluations()
 
     def with_solver(self, base_solver: Any = None, n_steps: int | None = None) -> HypersolverDensity:
-        """A fitted copy with another base solver or number of steps, and the same corrections (Fig. 6).
+        """Return a fitted copy with another base solver or number of steps, and the same corrections (Fig. 6).
 
         Parameters
         ----------
         base_solver : str, ButcherTableau or base solver, optional
-            Of the same order and number of stages as the fitted one.
+            A base solver of the same order and number of stages as the fitted one.
         n_steps : int, optional
+            Another number of steps.
 
         Returns
         -------
@@ -518,13 +535,13 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return copied
 
     def without_correction(self) -> HypersolverDensity:
-        """A fitted copy that is the base solver alone, in both directions: what the corrections have to beat.
+        """Return a fitted copy without the corrections: the base solver alone, which they have to beat.
 
         Returns
         -------
         HypersolverDensity
-            Its ``with_solver`` takes any base solver and number of steps; a "nonstationary" one is made for its own
-            number alone, so name another with it.
+            Its ``with_solver`` takes any base solver and number of steps. Only "nonstationary" keeps its number of
+            steps; to change that, name another base solver too.
         """
         self._require_fitted("sampler_")
         copied = copy.copy(self)
@@ -534,21 +551,21 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         return copied
 
     def to_module(self, direction: str = "sampling") -> nn.Module:
-        """A plain ``nn.Module`` of either direction, which runs the weights it holds and so can be trained further.
+        """Return an ``nn.Module`` of either direction, which can be trained further.
 
-        See :meth:`HypersolverRegressor.to_module` for how. Its ``fold()`` gives the faster module for deployment.
+        :meth:`HypersolverRegressor.to_module` shows how. Its ``fold()`` returns the faster module for deployment.
 
         Parameters
         ----------
         direction : {"sampling", "density"}, default "sampling"
-            From base states to data, in the flow's coordinates (``torch.export`` takes its ``fold()``), or from data
-            (with Hutchinson's noise beside it, if the trace is estimated) to log densities; call that one under
-            ``torch.no_grad()``, unless gradients are wanted.
+            "sampling" maps base states to data, in the flow's coordinates; ``torch.export`` takes its ``fold()``.
+            "density" maps data to log densities. If the trace is estimated, it takes Hutchinson's noise as further
+            columns. Call it under ``torch.no_grad()`` unless you need gradients.
 
         Returns
         -------
         nn.Module
-            A copy in eval mode with frozen weights: tensors of ``dtype_`` in, tensors out.
+            A copy in eval mode with frozen weights. It takes tensors of ``dtype_`` and returns tensors.
         """
         if direction not in ("sampling", "density"):
             raise ValueError(f"direction must be 'sampling' or 'density', got {direction!r}.")
@@ -561,21 +578,22 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     def export_onnx(self, path: str | os.PathLike[str], *, preprocessed: bool = False) -> Path:
         """Write the sampler as an ONNX file, which runs without torch and without this package.
 
-        The file takes base states ``X`` of shape (n_samples, n_features), draws of the base distribution in ``dtype_``,
-        and gives samples as ``output``. Densities differentiate the field and are not exported. It needs the ``onnx``
+        The file takes base states ``X`` of shape (n_samples, n_features): draws of the base distribution in ``dtype_``.
+        Its ``output`` are samples. Densities are not exported, because they differentiate the field. Needs the ``onnx``
         extra: ``pip install "sklearn-hyper[onnx]"``.
 
         Parameters
         ----------
         path : str or path
-            The file to write; an older one is replaced at once, when the new one is complete.
+            The file to write. An older file is replaced only when the new one is complete.
         preprocessed : bool, default False
-            The steps of a Pipeline that were passed with the flow do not become part of the file. True says that you
-            know: the file then gives what ``preprocess_.inverse_transform`` takes.
+            Steps of a Pipeline that were passed with the flow are not part of the file. True confirms that you know:
+            the file's samples are then inputs of ``preprocess_.inverse_transform``.
 
         Returns
         -------
         Path
+            Where the file is.
 
         Raises
         ------
@@ -599,7 +617,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 def _fit_direction(
     ode: NeuralODE, rows: np.ndarray, settings: FitSettings, flow: Flow, previous: FittedHypersolver | None
 ) -> tuple[FittedHypersolver | None, bool]:
-    """Fit one direction, and say whether a Ctrl-C ended it early: before training, there is nothing to keep."""
+    """Fit one direction; return the result, None if Ctrl-C came before training, and whether Ctrl-C ended it."""
     if previous is None or previous.correction is None:
         # "auto" stands for one method in both directions, though the density's state is larger.
         settings, previous = replace(settings, base_solver=auto_name(settings, flow.n_features)), None

@@ -19,135 +19,156 @@ from ._hypersolver import Hypersolver
 
 
 class HypersolverRegressor(Hypersolver):
-    r"""Makes a fitted Neural ODE fast: learns the correction g of a cheap fixed-step solver.
+    r"""Make a fitted Neural ODE fast: learn a correction g for a cheap fixed-step solver.
 
     .. math::
 
         z_{k+1} = z_k + \epsilon \psi(s_k, x, z_k) + \epsilon^{p+1} g(\epsilon, s_k, z_k, \mathrm{stages}, x)
         \qquad \text{(eq. 5)}
 
-    with psi the base solver of order p, and its evaluations of f, which g reads as well, the stages. g is trained on
-    the residuals of dopri5 trajectories (eq. 6) and then, by default, fine-tuned through the unrolled solver; over
-    learned coefficients, the default for states of more than four numbers, the second stage is all. A handful of steps
-    then land where dopri5 lands.
+    Here psi is the base solver, of order p. The stages are its evaluations of f in the step, and g reads them too. g is
+    trained on the residuals of dopri5 trajectories (eq. 6), then fine-tuned through the unrolled solver. With learned
+    coefficients, the default for states of more than four numbers, the fine-tuning is the only phase. A handful of
+    steps then land where dopri5 lands.
 
-    To scikit-learn it is a regressor, so that voting, stacking and inspection take it; :meth:`score` needs no labels,
-    and is no R2.
+    To scikit-learn it is a regressor, so voting, stacking and inspection accept it. Its :meth:`score` needs no labels
+    and is not R2: it compares with dopri5.
 
     Parameters
     ----------
     neural_ode : estimator, Pipeline, search, skorch net, NeuralODE or callable
-        The fitted Neural ODE. One of: a fitted :class:`NeuralODERegressor` or :class:`NeuralODEClassifier`; a fitted
-        ``Pipeline`` or search that ends in one (its earlier steps are applied frozen, so that the field sees the
-        coordinates it was trained in, and X is what they take); ``FrozenEstimator(...)``; a fitted skorch net whose
-        module is a :class:`NeuralODE`, and then predict follows the net's, ``predict_nonlinearity`` included; a
-        :class:`NeuralODE` module; or a vector field ``f(t, z)``, and then predict returns z(S). Never changed: fit
-        works on a frozen copy, and clone shares it by reference.
+        The fitted Neural ODE, in one of these forms:
+
+        - a fitted :class:`NeuralODERegressor` or :class:`NeuralODEClassifier`;
+        - a fitted ``Pipeline`` or search that ends in one. Its earlier steps are applied frozen, so X is what they
+          take, and the field sees the coordinates it was trained in;
+        - ``FrozenEstimator(...)`` around one of these;
+        - a fitted skorch net whose module is a :class:`NeuralODE`. ``predict`` then follows the net's, including
+          ``predict_nonlinearity``;
+        - a :class:`NeuralODE` module;
+        - a vector field ``f(t, z)``. ``predict`` then returns z(S).
+
+        It is never changed: ``fit`` works on a frozen copy, and ``clone`` shares it by reference.
     base_solver : str, ButcherTableau or "auto", default "auto"
-        "euler", "midpoint", "heun", "ralston", "rk3", "rk4", "rk4_38", or a tableau of your own; the multistep methods
-        "ab2", "ab3", "ab4", with one evaluation of f a step after their start-up; "nonstationary", whose coefficients
-        and mesh are learned for ``n_steps`` first. "auto" is the canonical method of ``order`` where that is given.
-        Without, it makes one evaluation of f a step: "ab2" ("euler" for a single step); for states of more than four
-        numbers "nonstationary", unless ``fit_n_steps``, ``loss`` or ``finetune`` ask for other numbers of steps, for
-        the states between, or for no training through the solver, which that does not serve.
+        The method that g corrects: a Runge-Kutta method ("euler", "midpoint", "heun", "ralston", "rk3", "rk4", "rk4_38"
+        or a tableau of your own), a multistep method ("ab2", "ab3", "ab4"), or "nonstationary". Multistep methods
+        evaluate f once a step after their start-up. "nonstationary" first learns its coefficients and mesh for
+        ``n_steps``.
+
+        "auto" with ``order`` is the canonical Runge-Kutta method of that order. Without ``order`` it evaluates f once a
+        step: "euler" for a single step, "nonstationary" for states of more than four numbers, "ab2" otherwise. It is
+        also "ab2" where "nonstationary" does not serve: if ``fit_n_steps`` asks for other numbers of steps, or if
+        ``loss`` or ``finetune`` ask for the states between the ends or for no training through the solver.
     order : int, optional
-        With ``base_solver="auto"``: 1 euler, 2 midpoint, 3 rk3, 4 rk4. Otherwise it must agree.
+        Order of the base solver. With ``base_solver="auto"``: 1 is euler, 2 midpoint, 3 rk3, 4 rk4. With any other base
+        solver it must be that solver's order.
     n_steps : int, default 10
-        K, steps of the solve. It costs K evaluations of f with "auto", K times its stages with a Runge-Kutta method.
+        K, the number of steps of a solve. A solve costs K evaluations of f with "auto" (without ``order``), and K times
+        its stages with a Runge-Kutta method.
     fit_n_steps : None, int or pair (a, b), default None
-        Step sizes that g is fitted at. None: around ``n_steps``, fine-tuned at it (a specialist). An int k: exactly
-        ``|S|/k``; with ``loss="residual", finetune=None`` this is the paper's recipe. A pair: log-uniform between
-        ``|S|/b`` and ``|S|/a`` (a generalist).
+        Step sizes that g is fitted at. None makes a specialist: step sizes around that of ``n_steps``, fine-tuned at
+        exactly that one. An int k fits exactly ``|S|/k``; with ``loss="residual", finetune=None`` this is the paper's
+        recipe. A pair makes a generalist: step sizes log-uniform between ``|S|/b`` and ``|S|/a``. Set a pair to change
+        the number of steps after the fit.
     correction : "auto", spec or nn.Module, default "auto"
-        "auto" chooses :class:`ConvCorrection` for states (c, h, w) and :class:`MLPCorrection` otherwise, sized so that
-        MAC_g is at most a tenth of MAC_f. A module of your own has ``forward(eps, s, z, stages, x=None)`` and returns a
-        tensor like z (start-up steps, the first of "ab2" and "nonstationary", hand it fewer stages); it is copied,
-        scaled and bounded, and starts where you initialised it.
+        The net g. "auto" is :class:`ConvCorrection` for states of shape (c, h, w) and :class:`MLPCorrection` otherwise,
+        sized so that MAC_g is at most a tenth of MAC_f. A module of your own has ``forward(eps, s, z, stages, x=None)``
+        and returns a tensor like z. It is copied, scaled and bounded, and training starts from your initialisation. The
+        start-up steps, the first ones of "ab2" and "nonstationary", pass it fewer stages.
     loss : {"residual", "trajectory", "residual+trajectory"}, default "residual"
-        First stage: residual fitting, trajectory fitting through the solver, or their sum, each in units of the base
-        solver's error. With a "nonstationary" base solver the second stage, if any, takes the epochs of "residual" too:
-        residuals would pull the states between, which that moves away from the trajectory, back to it.
+        Loss of the first phase: fitting residuals, fitting trajectories through the solver, or the sum of both. Each is
+        in units of the base solver's error. With a "nonstationary" base solver, ``finetune`` (if any) takes the epochs
+        of "residual" too: that method moves the states between the ends off the trajectory, and residuals would pull
+        them back.
     finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
-        Second stage, through the unrolled solver: on z(S), on all states, or on the output h_y(z(S)).
+        Loss of the second phase, which trains through the unrolled solver: on z(S), on all states, or on the output
+        h_y(z(S)). None skips this phase.
     rtol : float, default 1e-6
-        Relative tolerance of the dopri5 reference, for targets and scores alike. One default for every base solver,
-        order and n_steps, so that scores are comparable.
+        Relative tolerance of the dopri5 reference, for both targets and scores. The default is the same for every base
+        solver, order and ``n_steps``, so that scores are comparable.
     atol : float, optional
-        Its absolute tolerance, in the units of the states. Missing: ``rtol`` times their size, the RMS over the rows of
-        the fit of every feature or channel.
+        Absolute tolerance of the reference, in the units of the states. By default ``rtol`` times the states' size: the
+        RMS of every feature or channel over the rows of the fit.
     max_samples : int or "auto", default "auto"
-        Rows used to fit, drawn at random: 2,000, or as many as keep the training set under one GiB. What counts is what
-        a fit keeps: where residuals are a loss, all states and stages of about 49 times and 48 steps (with the float64
-        states that noisy targets may ask for), or of ``n_steps`` with learned coefficients; otherwise states alone, and
-        of learned coefficients those at the ends. ``n_samples_fit_`` tells how many it were.
+        Number of rows used to fit, drawn at random. "auto" is 2,000, or as many as keep the training set under one GiB.
+        With a residual loss, the set holds all states and stages of about 49 times and 48 steps (of ``n_steps`` with
+        learned coefficients), and float64 states where noisy targets need them. Otherwise it holds states alone; with
+        learned coefficients, only those at the ends. ``n_samples_fit_`` is the number used.
     max_epochs : int, default 120
-        Passes over the training states, split between the two stages (40 % and 60 %). The coefficients of a
-        "nonstationary" base solver are learned before, in as many passes, at most 120, over 512 rows.
+        Passes over the training states: 40 % for the first phase, 60 % for the second. The coefficients of a
+        "nonstationary" base solver are learned before, in as many passes (at most 120) over 512 rows.
     lr : float, default 2e-2
-        Highest learning rate of the first stage, half of it that of the second; a cosine takes it to zero within each.
-        A skorch ``LRScheduler`` in ``callbacks`` replaces that. ``lr``, ``batch_size``, ``optimizer`` and ``callbacks``
-        are those of g: coefficients are learned by Adam at 1e-2, which asks for no tuning, since they start at a
-        classical method.
+        Highest learning rate of the first phase; the second uses half of it. A cosine takes it to zero within each
+        phase, unless ``callbacks`` holds a skorch ``LRScheduler``, which replaces that schedule. ``lr``,
+        ``batch_size``, ``optimizer`` and ``callbacks`` concern g alone: coefficients are learned by Adam at 1e-2, which
+        needs no tuning because they start at a classical method.
     batch_size : int, default 128
-        Rows an optimizer step; predictions, which keep no graph, take eight times as many at a time.
+        Rows in an optimizer step. Predictions keep no graph and take eight times as many rows at a time.
     optimizer : type, default torch.optim.Adam
+        Optimizer of g; called with its parameters and ``lr``.
     callbacks : list of skorch callbacks, optional
-        ``valid_loss`` is the last stage's loss on held-out rows in units of the base solver's. Those that score
-        predictions (``EpochScoring``) are refused: what is trained computes its loss and predicts nothing.
+        Callbacks of the training, which see ``valid_loss``: the last phase's loss on held-out rows, in units of the
+        base solver's. Callbacks that score predictions (``EpochScoring``) are refused, because what is trained computes
+        its loss and predicts nothing.
     validation_fraction : float, default 0.1
-        Share of the rows held out, for ``valid_loss`` (the best epoch's weights are kept) and ``delta_``.
+        Share of the rows held out for ``valid_loss``, ``errors_`` and ``delta_``. The weights of the epoch with the
+        lowest ``valid_loss`` are kept.
     mape_floor : float, default 1e-2
-        Smallest denominator of :meth:`score`'s MAPE, as a share of the reference outputs' size: of their RMS over the
-        rows that are scored, by column (or channel).
+        Smallest denominator of the MAPE in :meth:`score`, so that values near zero do not dominate it. It is a share of
+        the reference outputs' size: their RMS over the scored rows, by column or channel.
     memory : str or joblib.Memory, optional
-        Caches reference solves, keyed on weights, rows, times and tolerances: candidates of a grid search share them,
-        but for those whose base solver has a mesh of its own ("nonstationary").
+        Cache of reference solves, keyed on weights, rows, times and tolerances. Candidates of a grid search then share
+        their solves, except those with "nonstationary", which has a mesh of its own.
     warm_start : bool, default False
-        Start a new fit from the last correction, which keeps its architecture: a changed ``correction`` takes effect
-        with ``warm_start=False``.
+        Start a new fit from the last correction. It keeps its architecture, so a changed ``correction`` takes effect
+        only with ``warm_start=False``.
     device : str, default "cpu"
+        Device to train and predict on.
     n_jobs : int, optional
-        Reference solves run in parallel by joblib, in chunks of rows.
+        Number of joblib jobs that solve references in parallel, in chunks of rows.
     random_state : int, RandomState or None
-        Same value, same result, of fits in several threads too; torch's and NumPy's global generators are left as
-        found.
+        The same value gives the same result, also for fits in several threads. The global generators of torch and NumPy
+        are left as they were.
     verbose : int, default 0
-        1 shows progress bars for reference solves and training, 2 a line an epoch as well.
+        1 shows progress bars of reference solves and training; 2 also prints a line an epoch.
 
     Attributes
     ----------
     module_ : FoldedODE
-        Input map, corrected steps and output map: what every method runs, with g folded into each step.
-        :meth:`to_module` gives the module to train further.
+        Input map, corrected steps and output map, with g folded into each step: what every method runs.
+        :meth:`to_module` gives a module that can be trained further.
     correction_ : BoundedCorrection or None
-        g, scaled and bounded. None where the fit fell back to the base solver, with a warning, because no epoch was
-        better on held-out rows without exceeding its largest error there.
+        g, scaled and bounded. None where the fit fell back to the base solver, with a warning. It does so if no epoch
+        beat the base solver on held-out rows without exceeding its largest error there.
     base_solver_ : BaseSolver
+        The base solver of the fit, with its coefficients learned.
     order_ : int
-        p.
+        Order p of the base solver.
     neural_ode_ : NeuralODE
-        The frozen copy, in eval mode.
+        The frozen copy that was fitted for, in eval mode.
     delta_ : dict
-        By fitted K, the largest and mean :math:`\|g - R\|_2` on held-out reference states (with the noise of these,
-        where the fit was not on residuals): their local truncation error is at most ``delta_[K]["max"] * abs(eps) **
-        (order_ + 1)`` (Theorem 1), that of start-up steps too. The base solver's where the fit fell back to it.
+        Largest ("max") and mean ("mean") :math:`\|g - R\|_2` on held-out reference states, by fitted K. The local
+        truncation error of every step from these states, start-up steps included, is at most ``delta_[K]["max"] *
+        abs(eps) ** (order_ + 1)`` (Theorem 1). It includes the noise of the reference states where the fit was not on
+        residuals. It is the base solver's where the fit fell back to it.
     errors_ : dict
-        By fitted K, the mean and largest :math:`\|z_K - z(S)\|_2` on held-out rows, and the base solver's ("base_mean",
-        "base_max"). At ``n_steps`` the largest never exceeds the base solver's.
+        Mean ("mean") and largest ("max") :math:`\|z_K - z(S)\|_2` on held-out rows, by fitted K, and the base solver's
+        ("base_mean", "base_max"). At ``n_steps`` the largest error never exceeds the base solver's.
     history_ : list of dict
-        One row an epoch: its stage, train_loss, valid_loss (infinite where the largest error on held-out rows exceeded
-        the base solver's).
+        One row an epoch, with "epoch", "train_loss", "valid_loss", "dur" in seconds, and "stage", the loss of its
+        phase. ``valid_loss`` is infinite where the largest error on held-out rows exceeded the base solver's.
     net_ : skorch net
         The net that trained g.
     n_samples_fit_ : int
-        Rows that the fit has used, of those that ``max_samples`` lets it.
+        Number of rows used to fit, at most ``max_samples``.
     n_features_in_ : int
+        Number of features of X.
     feature_names_in_ : ndarray of str
-        The fitted estimator's; where it has none, or is a Pipeline, those of X.
+        Names of features of the fitted estimator; those of X where it has none or is a Pipeline.
 
     See Also
     --------
-    HypersolverClassifier : The same, predicting labels.
+    HypersolverClassifier : Predicts labels in the same way.
 
     References
     ----------
@@ -211,7 +232,7 @@ class HypersolverRegressor(Hypersolver):
 
     def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
         model = resolved.checked
-        if is_classifier(model):  # whose outputs are predicted here, as they are
+        if is_classifier(model):  # predict gives logits here, which its own predict does not
             return
         outputs = self._in_batches(neural_ode, rows)
         check_predictions(
@@ -228,7 +249,7 @@ class HypersolverRegressor(Hypersolver):
             warn_of_targets(y[rows], self._rough_outputs(neural_ode, X[rows]).reshape(len(rows), -1))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Output of the hypersolved Neural ODE, h_y(z_K).
+        """Return the output of the hypersolved Neural ODE, h_y(z_K).
 
         Parameters
         ----------
@@ -243,11 +264,11 @@ class HypersolverRegressor(Hypersolver):
         return output[:, 0] if self._squeeze_output else output
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Minus the MAPE of predict against dopri5: greater is better, 0 is perfect.
+        """Return minus the MAPE of ``predict`` against dopri5: greater is better, 0 is perfect.
 
-        Tools that call score (``cross_val_score``, searches, ``permutation_importance``, ``learning_curve``) therefore
-        measure the solver, not the model, whatever y they are given: pass ``scoring="r2"``, say, to measure predictions
-        of y.
+        Tools that call ``score`` therefore measure the solver, not the model, whatever y they are given. This holds for
+        ``cross_val_score``, searches, ``permutation_importance`` and ``learning_curve``. To measure predictions of y,
+        pass a scorer to them, such as ``scoring="r2"``.
 
         Parameters
         ----------

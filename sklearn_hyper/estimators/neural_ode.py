@@ -1,4 +1,4 @@
-"""NeuralODEClassifier and NeuralODERegressor: trainable Neural ODEs, skorch inside."""
+"""NeuralODEClassifier and NeuralODERegressor: Neural ODEs trained with skorch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _AGREEMENT = 0.005
 
 
 class _NeuralODEEstimator(TorchEstimator):
-    """Building, training and solving, shared by the classifier and the regressor."""
+    """What the classifier and the regressor share: building, training and solving."""
 
     _parameter_constraints: dict = {
         **TRAINING_CONSTRAINTS,
@@ -95,9 +95,11 @@ class _NeuralODEEstimator(TorchEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Cast to the dtype of the modules that are passed. Where none is, modules are built in X's dtype for features
-            and in float32 for images: convolutions in float64 are several times slower and no more accurate.
+            Inputs, cast to the dtype of the modules that are passed. Where none is passed, modules are built in X's
+            dtype for features and in float32 for images: float64 convolutions are several times slower and no more
+            accurate.
         y : array-like of shape (n_samples,), or (n_samples, n_outputs) for a regressor
+            Labels or targets.
 
         Returns
         -------
@@ -106,18 +108,18 @@ class _NeuralODEEstimator(TorchEstimator):
         Raises
         ------
         ValueError
-            If a layer that takes statistics over a batch (BatchNorm) would have to learn from one row: by
-            ``batch_size=1``, or because there is but one. If a callback monitors what no epoch records.
+            If a layer that takes statistics over a batch (BatchNorm) would have to learn from a single row, because of
+            ``batch_size=1`` or because there is only one. If a callback monitors what no epoch records.
         VectorFieldError
-            If the field's signature, or the shape, dtype or device of its output, is wrong; if it or a map is not
-            finite for some rows of X, which are named.
+            If the field's signature, or the shape, dtype or device of its output, is wrong. If the field or a map is
+            not finite for some rows of X; the error names them.
         ReferenceSolveError
-            If dopri5 cannot solve the Neural ODE from some rows of X; it names them.
+            If dopri5 cannot solve the Neural ODE from some rows of X; the error names them.
         TrainingDivergedError
             If the training loss is no longer finite.
         KeyboardInterrupt
-            Ctrl-C is passed on once the state is right: the weights of the best finished epoch, by ``valid_loss``
-            (``train_loss`` where nothing is held out). Before an epoch is finished the estimator stays as it was.
+            After Ctrl-C, once the estimator holds the weights of the best finished epoch by ``valid_loss``
+            (``train_loss`` where nothing is held out). If no epoch was finished, the estimator stays as it was.
         """
         return self._run_fit(X, y, None, partial=False)
 
@@ -167,12 +169,12 @@ class _NeuralODEEstimator(TorchEstimator):
             try:
                 with numbered_rows(valid.tolist(), len(X)):
                     self._check_agreement(x[valid], np.asarray(target)[valid])
-            except KeyboardInterrupt:  # what has been trained is not lost with a check
+            except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
                 return True
         return net.interrupted_
 
     def _build(self, X: np.ndarray, device: torch.device) -> None:
-        """Fill in the parts that the user left out, check the whole on two rows, set dtype and device."""
+        """Set dtype and device, make the parts that the user left out, and check the whole on two rows."""
         field, input_map, output_map = trained_copies(self.vector_field, self.input_map, self.output_map)
         given = NeuralODE(_no_field if field is None else field, input_map=input_map, output_map=output_map)
         check_precision(given)
@@ -186,7 +188,7 @@ class _NeuralODEEstimator(TorchEstimator):
             return default(*arguments).to(device=device, dtype=dtype)
 
         input_map = made(_default_input_map, x) if input_map is None else input_map
-        # In eval mode: a check must not move running statistics, and one row is enough.
+        # In eval mode, a check moves no running statistics, and BatchNorm takes a single row.
         z = check_neural_ode(NeuralODE(_no_field, input_map=input_map).eval(), x[:2])
         field = made(_default_field, z, self.t_span) if field is None else field
         output_map = made(_default_output_map, z, self._n_outputs()) if output_map is None else output_map
@@ -194,7 +196,7 @@ class _NeuralODEEstimator(TorchEstimator):
         module = module.to(device).eval()
         output = check_output_map(module, check_neural_ode(module, x[:2]))
         settle_parts(module, x)
-        module.register_hidden()  # a part may make its layers when it is called first
+        module.register_hidden()  # a part may make its layers at its first call
         check_saveable(module)
         if output.ndim != 2 or output.shape[1] != self._n_outputs():
             raise ValueError(
@@ -208,7 +210,7 @@ class _NeuralODEEstimator(TorchEstimator):
         self._module = module
 
     def _net(self, n_rows: int, valid: tuple[Tensor, Tensor] | None, partial: bool) -> Any:
-        """The net to train, on so many rows."""
+        """Return the net to train on ``n_rows`` rows."""
         if partial and vars(self).get("_net_is_partial", False):
             return copy.deepcopy(self.net_)  # a failure leaves the estimator as it was
         self._net_is_partial = partial
@@ -222,7 +224,7 @@ class _NeuralODEEstimator(TorchEstimator):
         if not net.learns_alone_:
             parts = "vector_field, input_map or output_map"
             check_lone_rows(net.module_, lambda module: module(x[:1]), len(x), net.batch_size, parts)
-        net.learns_alone_ = net.learns_alone_ or len(x) == 1  # not asked again of every row that partial_fit is given
+        net.learns_alone_ = net.learns_alone_ or len(x) == 1  # checked once, not in every partial_fit of one row
 
     def _check_monitors(self, has_valid: bool, partial: bool) -> None:
         recorded = LOSS_NET_RECORDS if has_valid else [name for name in LOSS_NET_RECORDS if name != "valid_loss"]
@@ -257,61 +259,71 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     r"""A trainable Neural ODE classifier.
 
     Logits are :math:`h_y(z(S))` with :math:`\dot z = f(s, z)`, :math:`z(s_0) = h_x(x)` (paper, eq. 1), trained by
-    cross-entropy. Predictions are dopri5's: slow and right. :class:`HypersolverClassifier` makes them fast.
+    cross-entropy. Predictions are solved by dopri5, slowly and accurately; :class:`HypersolverClassifier` makes them
+    fast.
 
     Parameters
     ----------
     vector_field : nn.Module, optional
-        ``f(t, z)``. Missing: :class:`MLPVectorField` for vector states, :class:`ConvVectorField` for images.
+        The field ``f(t, z)``. By default an :class:`MLPVectorField` for vector states and a :class:`ConvVectorField`
+        for images.
     input_map : nn.Module, optional
-        From X to the initial state. Missing: standardised X with eight learned features (or seven channels) added.
+        Map from X to the initial state. By default it standardises X and adds eight learned features (or seven
+        channels).
     output_map : nn.Module, optional
-        From the terminal state to one logit a class. Missing: one linear layer.
+        Map from the terminal state to one logit a class. By default one linear layer.
     t_span : pair of float, default (0.0, 1.0)
+        Start and end of the time that the field is solved over.
     solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
-        What training differentiates. With a fixed-step solver, fit compares its score with dopri5's on held-out rows
-        and warns when they differ by more than half a point.
+        Solver that training differentiates. With a fixed-step solver, ``fit`` compares its score with dopri5's on
+        held-out rows and warns if they differ by more than half a point.
     n_steps : int, default 10
-        Steps of a fixed-step training solver; not used by dopri5.
+        Number of steps of a fixed-step ``solver``. dopri5 ignores it.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do
         not depend on the batch.
     atol : float, optional
-        Absolute tolerance in training, in the units of the states. Missing: ``rtol`` times their size, the RMS over the
-        batch of every feature or channel.
+        Absolute tolerance of dopri5 in training, in the units of the states. By default ``rtol`` times their size: the
+        RMS of every feature or channel over the batch.
     adjoint : bool, default False
-        Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
+        Compute gradients by the adjoint method, in constant memory, instead of backpropagating through dopri5.
     max_epochs : int, default 10
+        Passes over the training rows.
     lr : float, default 1e-2
-        Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
+        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``.
     batch_size : int, default 64
-        Rows an optimizer step (a last one of a single row joins the one before); predictions, which keep no graph, take
-        eight times as many at a time.
+        Rows in an optimizer step. A last batch of a single row joins the one before. Predictions keep no graph and take
+        eight times as many rows at a time.
     optimizer : type, default torch.optim.AdamW
+        Optimizer class; called with the parameters and ``lr``.
     callbacks : list of skorch callbacks, optional
-        ``EarlyStopping()``, ``LRScheduler(...)``, ``Checkpoint(...)`` and so on; ``valid_loss`` is recorded.
-        ``EpochScoring("accuracy", lower_is_better=False)`` and the like score the training solver's predictions; labels
-        are encoded there, as indices of ``classes_``.
+        Callbacks of the training, which see ``valid_loss``: ``EarlyStopping()``, ``LRScheduler(...)``,
+        ``Checkpoint(...)`` and so on. ``EpochScoring("accuracy", lower_is_better=False)`` scores predictions of the
+        training solver; it sees labels as indices of ``classes_``.
     validation_fraction : float or None, default 0.1
-        Share of the rows held out for ``valid_loss`` and the check of a fixed-step solver.
+        Share of the rows held out for ``valid_loss`` and for the check of a fixed-step solver. None holds none out.
     warm_start : bool, default False
         Start a new fit from the last weights.
     device : str, default "cpu"
+        Device to train and predict on.
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found. Fits in several threads of one
-        process agree as well, and train in turn; processes train side by side.
+        The same value gives the same result. The global generators of torch and NumPy are left as they were. To ensure
+        this, fits in threads of one process train in turn; processes train side by side.
     verbose : int, default 0
-        1 shows a progress bar, 2 a line an epoch as well.
+        1 shows a progress bar; 2 also prints a line an epoch.
 
     Attributes
     ----------
     neural_ode_ : NeuralODE
         The fitted module, in eval mode.
     classes_ : ndarray of shape (n_classes,)
+        Sorted labels, in the order of the logits.
     net_ : skorch net
+        The net that trained the module.
     history_ : list of dict
-        One row an epoch.
+        One row an epoch: "epoch", "train_loss", "valid_loss" where rows are held out, and "dur" in seconds.
     n_features_in_ : int
+        Number of features of X; of images, the number of channels.
 
     References
     ----------
@@ -334,7 +346,7 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         X : array-like of shape (n_samples, ...)
         y : array-like of shape (n_samples,)
         classes : array-like, optional
-            All labels, on the first call; taken from y where missing.
+            All labels, needed on the first call unless y holds them all.
 
         Returns
         -------
@@ -376,7 +388,7 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         return float(accuracy_score(y, output.argmax(axis=1)))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Label with the largest logit.
+        """Return the label with the largest logit.
 
         Parameters
         ----------
@@ -389,13 +401,13 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         Raises
         ------
         ValueError
-            If probabilities of some rows are nan; it names them, also in its ``rows``.
+            If probabilities of some rows are nan. The error names these rows and holds them in its attribute ``rows``.
         """
         labels = refuse_no_labels(label_indices(self._output(X)))
         return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Softmax of the logits.
+        """Return the softmax of the logits.
 
         Parameters
         ----------
@@ -412,60 +424,70 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     r"""A trainable Neural ODE regressor.
 
     Predictions are :math:`h_y(z(S))` with :math:`\dot z = f(s, z)`, :math:`z(s_0) = h_x(x)` (paper, eq. 1), trained by
-    mean squared error on standardised targets; the scaling back is the last layer of ``neural_ode_.output_map``.
-    Predictions are dopri5's: slow and right. :class:`HypersolverRegressor` makes them fast.
+    mean squared error on standardised targets. The last layer of ``neural_ode_.output_map`` scales them back.
+    Predictions are solved by dopri5, slowly and accurately; :class:`HypersolverRegressor` makes them fast.
 
     Parameters
     ----------
     vector_field : nn.Module, optional
-        ``f(t, z)``. Missing: :class:`MLPVectorField` for vector states, :class:`ConvVectorField` for images.
+        The field ``f(t, z)``. By default an :class:`MLPVectorField` for vector states and a :class:`ConvVectorField`
+        for images.
     input_map : nn.Module, optional
-        From X to the initial state. Missing: standardised X with eight learned features (or seven channels) added.
+        Map from X to the initial state. By default it standardises X and adds eight learned features (or seven
+        channels).
     output_map : nn.Module, optional
-        From the terminal state to the (standardised) targets. Missing: one linear layer.
+        Map from the terminal state to the standardised targets. By default one linear layer.
     t_span : pair of float, default (0.0, 1.0)
+        Start and end of the time that the field is solved over.
     solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
-        What training differentiates. With a fixed-step solver, fit compares its score with dopri5's on held-out rows
-        and warns when they differ by more than half a point.
+        Solver that training differentiates. With a fixed-step solver, ``fit`` compares its score with dopri5's on
+        held-out rows and warns if they differ by more than half a point.
     n_steps : int, default 10
-        Steps of a fixed-step training solver; not used by dopri5.
+        Number of steps of a fixed-step ``solver``. dopri5 ignores it.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do
         not depend on the batch.
     atol : float, optional
-        Absolute tolerance in training, in the units of the states. Missing: ``rtol`` times their size, the RMS over the
-        batch of every feature or channel.
+        Absolute tolerance of dopri5 in training, in the units of the states. By default ``rtol`` times their size: the
+        RMS of every feature or channel over the batch.
     adjoint : bool, default False
-        Gradients by the adjoint method (constant memory) instead of backpropagation through dopri5.
+        Compute gradients by the adjoint method, in constant memory, instead of backpropagating through dopri5.
     max_epochs : int, default 10
+        Passes over the training rows.
     lr : float, default 1e-2
-        Highest learning rate; a cosine takes it to zero. A skorch ``LRScheduler`` in ``callbacks`` replaces that.
+        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``.
     batch_size : int, default 64
-        Rows an optimizer step (a last one of a single row joins the one before); predictions, which keep no graph, take
-        eight times as many at a time.
+        Rows in an optimizer step. A last batch of a single row joins the one before. Predictions keep no graph and take
+        eight times as many rows at a time.
     optimizer : type, default torch.optim.AdamW
+        Optimizer class; called with the parameters and ``lr``.
     callbacks : list of skorch callbacks, optional
-        ``EarlyStopping()``, ``LRScheduler(...)``, ``Checkpoint(...)`` and so on; ``valid_loss`` is recorded.
-        ``EpochScoring("r2", lower_is_better=False)`` and the like score the training solver's predictions.
+        Callbacks of the training, which see ``valid_loss``: ``EarlyStopping()``, ``LRScheduler(...)``,
+        ``Checkpoint(...)`` and so on. ``EpochScoring("r2", lower_is_better=False)`` scores predictions of the training
+        solver.
     validation_fraction : float or None, default 0.1
-        Share of the rows held out for ``valid_loss`` and the check of a fixed-step solver.
+        Share of the rows held out for ``valid_loss`` and for the check of a fixed-step solver. None holds none out.
     warm_start : bool, default False
         Start a new fit from the last weights.
     device : str, default "cpu"
+        Device to train and predict on.
     random_state : int, RandomState or None
-        Same value, same result; torch's and NumPy's global generators are left as found. Fits in several threads of one
-        process agree as well, and train in turn; processes train side by side.
+        The same value gives the same result. The global generators of torch and NumPy are left as they were. To ensure
+        this, fits in threads of one process train in turn; processes train side by side.
     verbose : int, default 0
-        1 shows a progress bar, 2 a line an epoch as well.
+        1 shows a progress bar; 2 also prints a line an epoch.
 
     Attributes
     ----------
     neural_ode_ : NeuralODE
         The fitted module, in eval mode.
     net_ : skorch net
+        The net that trained the module.
     history_ : list of dict
-        One row an epoch; losses in units of the targets' variance.
+        One row an epoch: "epoch", "train_loss", "valid_loss" where rows are held out, and "dur" in seconds. Losses are
+        in units of the targets' variance.
     n_features_in_ : int
+        Number of features of X; of images, the number of channels.
 
     References
     ----------
@@ -481,7 +503,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     """
 
     def partial_fit(self, X: Any, y: Any) -> NeuralODERegressor:
-        """Train for one more epoch on a batch of rows; the first batch sets the scaling.
+        """Train for one more epoch on a batch of rows; the first batch sets the scaling of X and y.
 
         Parameters
         ----------
@@ -531,7 +553,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         return float(r2_score(y, output)) if len(y) > 1 else 1.0
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predicted targets.
+        """Return the predicted targets.
 
         Parameters
         ----------
@@ -550,7 +572,7 @@ def _no_field(t: Tensor, z: Tensor) -> Tensor:
 
 
 def _default_input_map(x: Tensor) -> nn.Module:
-    """Standardise, then add features or channels (input-layer augmentation)."""
+    """Make a map that standardises x and adds learned features or channels (input-layer augmentation)."""
     scaler = Standardize.from_data(x)
     if x.ndim == 4:
         return AugmentedInput(nn.Conv2d(x.shape[1], _ADDED_CHANNELS, 3, padding=1), scaler)

@@ -1,4 +1,4 @@
-"""Compare solvers and choose among them: Pareto fronts, displays, scorers, budgets. Nothing imports this ring."""
+"""Compare solvers and choose among them: Pareto fronts, displays, scorers, budgets."""
 
 from .budget import cheapest_within
 from .density_display import DensityDisplay

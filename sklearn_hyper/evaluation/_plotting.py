@@ -6,7 +6,7 @@ from typing import Any
 
 
 def import_pyplot(display: str) -> Any:
-    """Pyplot, which is optional; ``display`` is who asks for it.
+    """Import and return pyplot, which is optional; ``display`` is the class named in the error.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The cheapest solver that is accurate enough: a rule for the ``refit`` of scikit-learn's searches."""
+"""Choose the cheapest solver that is accurate enough: a rule for the ``refit`` of scikit-learn's searches."""
 
 from __future__ import annotations
 
@@ -22,50 +22,49 @@ def cheapest_within(
 ) -> Callable[[Mapping[str, Any]], int]:
     """Make a rule that chooses the cheapest candidate of a search whose metric is within a tolerance.
 
-    Pass it as ``refit`` to ``GridSearchCV`` or ``RandomizedSearchCV``. On ``cv_results_`` of a finished search it gives
-    the index of another choice, without searching again.
+    Pass it as ``refit`` to ``GridSearchCV`` or ``RandomizedSearchCV``. Call it on ``cv_results_`` of a finished search
+    to choose by another rule without searching again.
 
     Parameters
     ----------
     tolerance : float
-        How far ``mean_test_<metric>`` may fall below the reference, in the units of the metric: 0.001 of an accuracy is
-        0.1 %. On n test rows, a tolerance below 1/n of an agreement allows no change at all.
+        How far ``mean_test_<metric>`` may fall below the reference, in the units of the metric. For an accuracy, 0.001
+        is 0.1 %. For an agreement on n test rows, a tolerance below 1/n allows no change at all.
     metric : str, default "agreement"
-        A name in the search's ``scoring``, greater is better.
+        Name in the search's ``scoring`` of what must be accurate. Greater is better.
     cost : str, default "neg_macs"
-        A name in the search's ``scoring`` for minus the cost, as scorers are greater where better:
-        :func:`neg_macs_scorer`, :func:`neg_nfe_scorer` or your own.
+        Name in the search's ``scoring`` of minus the cost: :func:`neg_macs_scorer`, :func:`neg_nfe_scorer` or your own.
     reference : float, optional
-        What the metric is compared with, such as dopri5's own accuracy. Missing: the best value there can be where
-        that is known (1 for a metric named "agreement", 0 for one named "neg_mape"), otherwise the best candidate's.
+        Value that the metric is compared with, such as dopri5's own accuracy. By default the best possible value where
+        it is known: 1 for a metric named "agreement", 0 for one named "neg_mape". Otherwise the best candidate's.
 
     Returns
     -------
     callable
-        Takes ``cv_results_``, returns the index of the chosen candidate. Of equally cheap ones it takes the better by
-        the metric, of equal ones the first. It pickles and compares by value.
+        Takes ``cv_results_`` and returns the index of the chosen candidate. Among equally cheap ones it takes the most
+        accurate, then the first. It pickles and compares by value.
 
     Raises
     ------
     TypeError, ValueError
         At once, if a parameter is wrong. When the rule is applied, a ValueError if the search has no such metric or
-        cost, or the metric is nan for every candidate; the error keeps the results in its attribute ``cv_results_``.
+        cost, or the metric is nan for every candidate. That error keeps the results in its attribute ``cv_results_``.
 
     Warns
     -----
     UserWarning
-        When the rule is applied, if no candidate is within the tolerance or none that is has a known cost. The most
-        accurate one is taken then, so that a long search is not lost.
+        When the rule is applied, if no candidate is within the tolerance, or none of those has a known cost. The most
+        accurate candidate is taken then, so that a long search is not lost.
 
     Notes
     -----
-    Candidates with a metric that is not finite are never chosen, ones with a cost that is not finite only as the most
-    accurate. A search with several metrics and a callable ``refit`` has no ``best_score_``, and its ``score`` method
-    fails in scikit-learn: call ``best_estimator_.score``, or a scorer on the search.
+    Candidates whose metric is not finite are never chosen. Those whose cost is not finite are chosen only as the most
+    accurate. In scikit-learn, a search with several metrics and a callable ``refit`` has no ``best_score_`` and its
+    ``score`` fails: call ``best_estimator_.score``, or a scorer on the search.
 
     See Also
     --------
-    pareto_front : All candidates that are the best at their cost.
+    pareto_front : Marks all candidates that no other beats in both cost and error.
 
     Examples
     --------
@@ -110,7 +109,7 @@ def _check_number(name: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class _CheapestWithin:
-    """The rule itself: a value, so that searches that hold it clone and pickle."""
+    """The rule itself; a dataclass, so that searches that hold it can be cloned and pickled."""
 
     tolerance: float
     metric: str
@@ -125,7 +124,7 @@ class _CheapestWithin:
                 f"mean_test_{self.metric} is finite for no candidate, so there is nothing to choose by. Its scorer "
                 "failed: search with error_score='raise' to see why.",
             )
-        # Whoever was not measured is the last choice.
+        # Candidates that could not be measured come last.
         scores = np.where(np.isfinite(scores), scores, -np.inf)
         costs = np.where(np.isfinite(costs), costs, np.inf)
         reference = self._reference(scores)
@@ -165,7 +164,7 @@ class _CheapestWithin:
 
 
 def _refuse(results: Mapping[str, Any], message: str) -> ValueError:
-    """The error, which keeps the results: a search that fails to choose would lose them."""
+    """Return an error that keeps the results, which a search that fails to choose would lose."""
     error = ValueError(f"{message} The results of the search are this error's cv_results_.")
     error.cv_results_ = results
     return error

@@ -1,4 +1,4 @@
-"""Densities side by side: the data, and what flows and their hypersolvers make of it (paper, Fig. 7)."""
+"""Draw densities side by side: of the data, of flows and of their hypersolvers (paper, Fig. 7)."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ Array = NDArray[np.float64]
 Limits = tuple[float, float, float, float]
 
 _METHODS = {"samples": "sample", "density": "score_samples"}
-_STRAYS = 0.005  # the few samples far off, on each side, must not shrink the picture
+_STRAYS = 0.005  # share of samples cut off on each side, so that a few far ones do not shrink the picture
 _MARGIN = 0.1
 _PANEL_INCHES = 2.6
 
 
 class DensityDisplay:
-    """Two-dimensional densities side by side, within the same limits and on the same colour scale.
+    """Draw two-dimensional densities side by side, within the same limits and on the same colour scale.
 
-    Make it with :meth:`from_estimators`, or from densities on a grid.
+    Make a display with :meth:`from_estimators`, or from densities on a grid.
 
     Parameters
     ----------
     densities : dict of str to ndarray of shape (n_grid, n_grid)
-        Density in each cell, by the panel's title. Columns go along the first feature, rows up the second.
+        Density in each cell, keyed by the panel's title. Columns follow the first feature, rows the second, upwards.
     limits : tuple of four floats
         (left, right, bottom, top), the outer edges of the grid.
 
     Attributes
     ----------
     axes_ : ndarray of matplotlib Axes
-        One a panel.
+        One for each panel.
     figure_ : matplotlib Figure
     images_ : list of matplotlib AxesImage
-        One a panel; ``figure_.colorbar(images_[0], ax=axes_)`` shows the scale.
+        One for each panel. ``figure_.colorbar(images_[0], ax=axes_)`` shows the colour scale.
 
     See Also
     --------
-    sklearn_hyper.metrics.sliced_wasserstein_distance : How far two sets of samples are apart, as a number.
+    sklearn_hyper.metrics.sliced_wasserstein_distance : Measures how far two sets of samples are apart.
 
     Examples
     --------
@@ -81,24 +81,25 @@ class DensityDisplay:
         Parameters
         ----------
         estimators : dict of str to density estimator
-            Fitted, by the panel's title: flows, their hypersolvers, scikit-learn's KernelDensity and GaussianMixture,
-            or searches over these.
+            Fitted estimators, keyed by the panel's title: flows, their hypersolvers, scikit-learn's KernelDensity and
+            GaussianMixture, or searches over these.
         X : array-like of shape (n, 2), optional
-            Data: a histogram of it is the first panel, "data".
+            Data, whose histogram is the first panel, "data".
         kind : {"samples", "density"}, default "samples"
-            A histogram of what ``sample`` draws, or ``exp(score_samples)`` at the centre of each cell. Both are
-            densities, so they share a scale with the data.
+            "samples" draws a histogram of ``sample``. "density" draws ``exp(score_samples)`` at the centre of each
+            cell. Both are densities, so they share a scale with the data.
         n_samples : int, default 10,000
-            Samples drawn of each estimator, for ``kind="samples"``.
+            Number of samples drawn from each estimator, for ``kind="samples"``.
         n_grid : int, default 100
-            Cells along each axis.
+            Number of cells along each axis.
         limits : tuple of four floats, optional
-            (left, right, bottom, top). Missing: around the first panel's points, without the outermost 0.5 % a side.
+            (left, right, bottom, top). By default around the first panel's points, without the outermost 0.5 % on each
+            side.
         random_state : int, RandomState or None
-            Every ``sample`` is given the same seed, so that flows start from the same points of their base. A
-            GaussianMixture takes none and draws by its own ``random_state``.
+            Seeds every ``sample`` alike, so that flows start from the same base points. A GaussianMixture takes no seed
+            and draws by its own ``random_state``.
         axes : sequence of matplotlib Axes, optional
-            One a panel. Missing: a new figure with the panels in a row.
+            One for each panel. By default a new figure with the panels in a row.
 
         Returns
         -------
@@ -116,9 +117,9 @@ class DensityDisplay:
         Warns
         -----
         UserWarning
-            If samples or densities are not finite; those are left out.
+            If some samples or densities are not finite. They are left out.
         """
-        import_pyplot("DensityDisplay")  # sampling takes a while: rather fail now
+        import_pyplot("DensityDisplay")  # sampling takes a while, so fail before it
         _check_arguments(kind, n_samples, n_grid, limits, has_data=X is not None)
         resolved = _resolve_estimators(estimators, kind)
         points = {} if X is None else {"data": _check_data(X, resolved)}
@@ -135,13 +136,14 @@ class DensityDisplay:
         return cls(densities, limits).plot(axes)
 
     def plot(self, axes: Sequence[Any] | None = None, *, cmap: Any = "viridis") -> DensityDisplay:
-        """Draw the panels. The colour scale is that of the first, so others that peak higher saturate.
+        """Draw the panels on the colour scale of the first; others that peak higher saturate.
 
         Parameters
         ----------
         axes : sequence of matplotlib Axes, optional
-            One a panel. Missing: a new figure with the panels in a row.
+            One for each panel. By default a new figure with the panels in a row.
         cmap : str or matplotlib Colormap, default "viridis"
+            Colours of the densities.
 
         Returns
         -------
@@ -225,7 +227,7 @@ def _resolve_estimators(estimators: Mapping[str, Any], kind: str) -> dict[str, A
 
 
 def _resolve(name: str, estimator: Any, method: str) -> Any:
-    """The estimator that a search found, if it is one that can be drawn."""
+    """Return the estimator itself, or a search's best one; refuse it if it cannot be drawn."""
     estimator = getattr(estimator, "best_estimator_", estimator)
     if isinstance(estimator, Pipeline):
         raise TypeError(
@@ -248,7 +250,8 @@ def _resolve(name: str, estimator: Any, method: str) -> Any:
 def _draw_samples(name: str, estimator: Any, n_samples: int, seed: int) -> Array:
     takes_seed = "random_state" in inspect.signature(estimator.sample).parameters
     drawn = estimator.sample(n_samples, **({"random_state": seed} if takes_seed else {}))
-    samples = np.asarray(drawn[0] if isinstance(drawn, tuple) else drawn, dtype=float)  # mixtures add the components
+    samples = np.asarray(drawn[0] if isinstance(drawn, tuple) else drawn, dtype=float)  # a GaussianMixture returns
+    # components as well
     _check_width(name, samples.shape[1])
     _warn_of_missing(name, "samples", np.isfinite(samples).all(axis=1))
     return samples
@@ -265,7 +268,7 @@ def _limits_around(points: Array) -> Limits:
 
 
 def _histogram(points: Array, limits: Limits, n_grid: int) -> Array:
-    """Share of all points in each cell, an area: the density, without what lies outside the limits."""
+    """Return the density in each cell: its share of all points, also those outside the limits, over its area."""
     left, right, bottom, top = limits
     counts, *_ = np.histogram2d(*points.T, bins=n_grid, range=[[left, right], [bottom, top]])
     cell_area = (right - left) * (top - bottom) / n_grid**2

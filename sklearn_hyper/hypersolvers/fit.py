@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -114,7 +114,11 @@ def fit_hypersolvers(
 
 
 def refit_hypersolver(
-    previous: FittedHypersolver, x: Tensor, neural_ode: NeuralODE | None = None, **changes: Any
+    previous: FittedHypersolver,
+    x: Tensor,
+    neural_ode: NeuralODE | None = None,
+    condition: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> FittedHypersolver:
     """Fit again from a correction: on other rows, or for a field that has changed since.
 
@@ -126,6 +130,8 @@ def refit_hypersolver(
     x : Tensor of shape (n, ...)
     neural_ode : NeuralODE, optional
         In eval mode. Missing: the one it was fitted for.
+    condition : mapping of str to Tensor, optional
+        Keyword arguments of the field, one entry a row of x.
     **changes
         Settings to change, ``max_epochs`` say: a warm start needs fewer.
 
@@ -138,11 +144,11 @@ def refit_hypersolver(
     >>> settings = FitSettings(n_steps=2, max_epochs=30, random_state=0)
     >>> fast = fit_hypersolver(Task(NeuralODE(lambda t, z: -z).eval(), x), settings)
     >>> moved = NeuralODE(lambda t, z: -1.2 * z).eval()
-    >>> again = refit_hypersolver(fast, x, moved, max_epochs=5)
+    >>> again = refit_hypersolver(fast, x, moved, max_epochs=20)
     >>> bool((again.solve(x) - again.reference(x)).abs().max() < 1e-2)
     True
     """
-    task = Task(previous.neural_ode if neural_ode is None else neural_ode, x)
+    task = Task(previous.neural_ode if neural_ode is None else neural_ode, x, condition or {})
     return fit_hypersolvers([task], replace(previous.settings, **changes), [previous], refit_units=True)[0]
 
 
@@ -166,16 +172,14 @@ def _fit(
 
 
 def _resume(choice: BaseSolverChoice, fitted: Method, task: Task, settings: FitSettings) -> BaseSolverChoice:
-    """The method that a warm start goes on with: one of the fitted kind; "auto" stays what it stood for.
-
-    A correction that goes on belongs to the coefficients it was fitted on.
-    """
-    if (settings.base_solver == "auto" and settings.order is None) or choice.coefficients is not None:
+    """The method that a warm start goes on with: one of the fitted kind; "auto" stays what it stood for."""
+    if settings.base_solver == "auto" and settings.order is None:
         choice = BaseSolverChoice(fitted)
         choice.check_steps(settings)
         fitted.mesh(task.neural_ode.t_span, settings.n_steps)  # learned coefficients refuse another number of steps
     check_same_family(choice.method, fitted, "fit another one, with warm_start=False")
-    return choice
+    # A correction that goes on belongs to the coefficients it was fitted on.
+    return choice if choice.coefficients is None else BaseSolverChoice(fitted)
 
 
 # ---------------------------------------------------------------------- before any solve

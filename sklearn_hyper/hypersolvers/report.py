@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -36,15 +37,16 @@ def measure_solvers(
     if math.isnan(macs_f):
         notes.append("MACs are nan: the field holds no matrix product or convolution, so compare NFE and milliseconds.")
 
-    calls: dict[str, Callable[[Tensor], Tensor]] = {
-        f"dopri5 {tolerance:g}": lambda rows: _dopri5(ode, rows, tolerance)[0]
-    }
+    def dopri5(rows: Tensor) -> Tensor:
+        return _dopri5(ode, rows, tolerance)[0]
+
+    calls: dict[str, Callable[[Tensor], Tensor]] = {f"dopri5 {tolerance:g}": dopri5}
     calls.update({name: solver.terminal_state for name, solver in solvers.items()})
     with torch.no_grad():
         states = {name: torch.cat([call(rows) for rows in batches]) for name, call in calls.items()}
         outputs = {name: _outputs(ode, z, batch_size) for name, z in states.items()}
         expected = _outputs(ode, reference, batch_size)
-        ms = time_interleaved({name: (lambda call=call: call(batches[0])) for name, call in calls.items()})
+        ms = time_interleaved({name: partial(call, batches[0]) for name, call in calls.items()})
         slow, *fast = calls
         evaluations = _dopri5(ode, batches[0], tolerance)[1]
         costs = {slow: _Cost(evaluations, evaluations * macs_f, ms[slow], 1.0, math.nan)}

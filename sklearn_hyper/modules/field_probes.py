@@ -100,7 +100,7 @@ def settle_parts(
             module.training = training
 
 
-def _settle(neural_ode: NeuralODE, name: str, *arguments: Tensor, **condition: Any) -> None:
+def _settle(neural_ode: NeuralODE, name: str, /, *arguments: Tensor, **condition: Any) -> None:
     part = getattr(neural_ode, name)
     if isinstance(part, nn.Identity):
         return

@@ -70,13 +70,13 @@ class SolvedODE(DeviceFreeModule):
         ode = self.neural_ode
         return self.stepping.trajectory(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
 
-    def count_macs(self, x: Tensor) -> float:
+    def count_macs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
         """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where f has none."""
         ode = self.neural_ode
-        if math.isnan(ode.count_field_macs(x)):
+        if math.isnan(ode.count_field_macs(x, condition)):
             return math.nan
         with torch.no_grad():
-            z, inputs = ode.input_map(x), ode.inputs(x)
+            z, inputs = ode.input_map(x), ode.inputs(x, condition)
         return count_macs(self.stepping.solve, ode.vector_field, z, self._correction, inputs)
 
 

@@ -288,7 +288,7 @@ def call_field(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldInputs)
     return call_part(neural_ode, "vector_field", t, z, *inputs.arguments, **inputs.condition)
 
 
-def call_part(neural_ode: NeuralODE, name: str, *arguments: Tensor, **condition: Any) -> Any:
+def call_part(neural_ode: NeuralODE, name: str, /, *arguments: Tensor, **condition: Any) -> Any:
     """Call the field or a map on copies of some arguments, or say what was called, with what, and what came back.
 
     Raises

@@ -1,4 +1,4 @@
-"""What a hypersolver changes in a step of its base method, as the stepping loop sees it."""
+"""The contract of a correction, as the stepping loop sees it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .methods.method import Field, StepPlan
 
 
 class Correction:
-    """Two things that a correction may do in a step; either may be left as it is here, doing nothing.
+    """Base class of corrections. A correction may change a step in two ways, and by default does neither.
 
     A net that computes g overrides :meth:`term`. A correction in the weights of f itself overrides :meth:`field`. The
-    loop does not know which it has.
+    loop calls both.
     """
 
     def field(self, f: Field, plan: StepPlan) -> Field:
-        """The field that the method evaluates in this step."""
+        """Return the field that the method evaluates in this step."""
         return f
 
     def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Any) -> Tensor | None:
-        """g of eq. 5, which the loop multiplies by eps^(p+1) and adds. None: nothing is added."""
+        """Return g of eq. 5, which the loop multiplies by eps^(p+1) and adds. None adds nothing."""
         return None
 
 
@@ -37,7 +37,7 @@ class PlainTerm(Correction):
 
 
 class StepTerms(Correction):
-    """Callables ``g(eps, s, z, stages, x)``, one a step."""
+    """Callables ``g(eps, s, z, stages, x)``, one per step."""
 
     def __init__(self, terms: Sequence[Callable[..., Tensor]]):
         self.terms = list(terms)
@@ -47,7 +47,7 @@ class StepTerms(Correction):
 
 
 def as_correction(g: Any, n_steps: int) -> Correction | None:
-    """Turn what a user may pass as g into a correction: None, a correction, a callable, or a callable for every step."""
+    """Return a user's g as a correction. g is None, a correction, a callable, or a sequence of one callable per step."""
     if g is None or isinstance(g, Correction):
         return g
     if not isinstance(g, (Sequence, nn.ModuleList)):

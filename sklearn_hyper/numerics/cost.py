@@ -1,4 +1,4 @@
-"""What a solve costs: evaluations of f, multiply-accumulates, milliseconds (paper, sections 4.1 and 6)."""
+"""Costs of a solve: evaluations of f, multiply-accumulates and milliseconds (paper, sections 4.1 and 6)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class CountedField:
-    """A vector field that counts its evaluations, leaving the field itself untouched.
+    """Wrap a vector field and count its evaluations. The field itself is not changed.
 
     Parameters
     ----------
     f : callable
-        ``f(t, z)`` or ``f(t, z, x)``.
+        ``f(t, z)`` or ``f(t, z, x)``; a condition is passed as keywords.
 
     Attributes
     ----------
@@ -42,13 +42,13 @@ class CountedField:
         self.f = f
         self.n_evaluations = 0
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any, **condition: Any) -> Tensor:
         self.n_evaluations += 1
-        return self.f(*args)
+        return self.f(*args, **condition)
 
 
 def count_nfe(solve: Callable[[Callable[..., Tensor]], Any], f: Callable[..., Tensor]) -> int:
-    """Evaluations of f that ``solve(f)`` makes, counted and not derived.
+    """Count the evaluations of f that ``solve(f)`` makes.
 
     Parameters
     ----------
@@ -73,22 +73,22 @@ def count_nfe(solve: Callable[[Callable[..., Tensor]], Any], f: Callable[..., Te
     return counted.n_evaluations
 
 
-def count_macs(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-    """Multiply-accumulates of the matrix products and convolutions in one call.
+def count_macs(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> float:
+    """Count the multiply-accumulates of the matrix products and convolutions in one call.
 
     Parameters
     ----------
     function : callable
         A module or function; called once, without gradients.
     *args, **kwargs
-        Its arguments. Use a batch of one for MACs a sample.
+        Its arguments. Use a batch of one for MACs per sample.
 
     Returns
     -------
     float
-        Half the FLOPs that :class:`torch.utils.flop_counter.FlopCounterMode` counts, or nan where the call
-        holds no matrix product or convolution: an analytic field is made of elementwise operations, which have
-        no MACs, and 0 would make every ratio with it meaningless.
+        Half the FLOPs that :class:`torch.utils.flop_counter.FlopCounterMode` counts. nan if the call holds no matrix
+        product or convolution: an analytic field of elementwise operations has no MACs, and a 0 would make every ratio
+        with it meaningless.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def count_macs(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float
 
 @contextmanager
 def _separate_products() -> Iterator[None]:
-    """Attention as the products that it is made of: fused into one operation in eval mode, it would count as nothing."""
+    """Run attention as separate products. In eval mode torch fuses them into one operation, which counts as nothing."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -119,9 +119,10 @@ def _separate_products() -> Iterator[None]:
 
 
 class _WholeCall:
-    """In place of the counter's tracker of modules, whose hooks break a field that differentiates a module inside.
+    """Stand-in for the counter's module tracker, which counts the whole call under one name.
 
-    They also run in every other thread. No count by module is asked for.
+    The tracker's hooks break a field that differentiates a module inside, and they run in all other threads too. Counts
+    by module are not needed here.
     """
 
     parents = ("Global",)
@@ -134,23 +135,23 @@ class _WholeCall:
 
 
 def relative_overhead(macs_f: float, macs_g: float, n_stages: float) -> float:
-    r"""Relative overhead of a correction (paper, section 6).
+    r"""Return the relative overhead of a correction (paper, section 6).
 
     .. math:: O_r = 1 + \frac{1}{m} \frac{\mathrm{MAC}_g}{\mathrm{MAC}_f}
 
-    with m evaluations of f a step (the paper writes p; they differ for methods with more stages than order).
+    with m evaluations of f per step. (The paper writes p; the two differ for methods with more stages than order.)
 
     Parameters
     ----------
     macs_f, macs_g : float
         MACs of one call of f and of g.
     n_stages : float
-        Evaluations of f a step; their mean where start-up steps take more.
+        Evaluations of f per step; the mean over the solve if steps differ.
 
     Returns
     -------
     float
-        nan where f has no MACs.
+        nan if f has no MACs.
 
     Examples
     --------
@@ -166,18 +167,18 @@ def relative_overhead(macs_f: float, macs_g: float, n_stages: float) -> float:
 def time_interleaved(
     calls: Mapping[str, Callable[[], Any]], *, repeats: int = 7, warmup: int = 2, min_seconds: float = 2e-3
 ) -> dict[str, float]:
-    """Median milliseconds of each call, measured in turn so that drift of the machine hits all alike.
+    """Measure the median milliseconds of each call, in turn, so that drift of the machine affects all alike.
 
     Parameters
     ----------
     calls : mapping of str to callable
-        What to time, by name.
+        The calls to time, by name.
     repeats : int, default 7
-        Rounds; every round times every call once. The median is returned.
+        Number of rounds. Each round times every call once; the median over rounds is returned.
     warmup : int, default 2
         Untimed calls of each before the first round.
     min_seconds : float, default 0.002
-        A call shorter than this is repeated within a round until it lasts about so long.
+        A call shorter than this is repeated within a round until the round lasts about this long.
 
     Returns
     -------
@@ -203,14 +204,17 @@ def time_interleaved(
 
 
 def _estimate(call: Callable[[], Any], long: float) -> float:
-    """Seconds of a call, about. One sample of a short call may be a hiccup, after which it would be timed cold, and once a round."""
+    """Estimate the seconds of a call: the least of three samples if it is short.
+
+    A single slow sample of a short call would make :func:`time_interleaved` repeat it too rarely in a round.
+    """
     first = _seconds(call, 1)
     return max(first if first > long else min(first, _seconds(call, 1), _seconds(call, 1)), 1e-9)
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Collections, which come every so many allocations, would hit the same call round after round."""
+    """Switch garbage collection off. It runs at regular allocation counts, so it would hit the same call every round."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

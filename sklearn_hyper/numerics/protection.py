@@ -1,4 +1,4 @@
-"""How a solve calls a user's field: its inputs bound, and neither side able to write into the other's tensors."""
+"""How a solve calls a user's field: inputs are bound, and neither side can overwrite the other's tensors."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.compiler import is_compiling
 
 @dataclass(frozen=True)
 class FieldInputs:
-    """What a field takes beside time and state, by row: ``f(t, z)``, ``f(t, z, x)``, ``f(t, z, **condition)`` or both.
+    """Inputs of a field besides time and state: x and a condition, as in ``f(t, z, x, **condition)``.
 
-    None of it is part of the state, so that no solver steps it.
+    They are not part of the state, so solvers do not step them. Either may be missing.
 
     Parameters
     ----------
     x : Tensor, optional
-        Input of a data-controlled field (eq. 1), its third argument. Corrections read it, too.
+        Input of a data-controlled field (eq. 1), its third argument. Corrections read it too.
     condition : mapping of str to Tensor, optional
-        Keyword arguments of the field: labels, contexts, guidance weights. A tensor has one entry a row; what is no
-        tensor is the same for all rows.
+        Keyword arguments of the field: labels, contexts, guidance weights. A tensor has one entry per row. Any other
+        value is the same for all rows.
 
     Examples
     --------
@@ -37,11 +37,11 @@ class FieldInputs:
     condition: Mapping[str, Any] = field(default_factory=dict)
 
     def rows(self, rows: Any) -> FieldInputs:
-        """The same for some of the rows."""
+        """Return the inputs of some of the rows."""
         return self.each(lambda tensor: tensor[rows])
 
     def each(self, change: Callable[[Tensor], Tensor]) -> FieldInputs:
-        """The same with every tensor changed, to another device, say."""
+        """Return the inputs with every tensor changed, moved to another device for example."""
         if self.x is None and not self.condition:
             return self
         changed = {key: change(value) if isinstance(value, Tensor) else value for key, value in self.condition.items()}
@@ -49,26 +49,26 @@ class FieldInputs:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What comes after t and z: x, or nothing."""
+        """The positional arguments after t and z: x, or none."""
         return () if self.x is None else (self.x,)
 
 
 NO_INPUTS = FieldInputs()
-"""Of a field f(t, z)."""
+"""Inputs of a field f(t, z)."""
 
 
 class ProtectedField:
-    """A field f(t, z), its inputs bound, that neither changes the solver's tensors nor has its own changed.
+    """Bind a field's inputs, and protect the solver's tensors from a field that works in place.
 
-    An in-place activation as the first layer would overwrite the state that the solver goes on from; an ``f`` that
-    returns one buffer would overwrite the stages before. The first call of a solve works on copies, and shows whether
-    ``f`` writes into z or its inputs; the second whether it returns one buffer. All calls after that take copies of
-    what needs them, and of nothing else. ``f`` is never called more often than asked.
+    An in-place activation as the first layer would overwrite the state from which the solver goes on. An ``f`` that
+    returns the same buffer at each call would overwrite earlier stages. Copying at every call would be safe but slow.
+    So the first call works on copies and shows whether ``f`` writes into z or its inputs. The second call shows whether
+    ``f`` reuses its output. Later calls copy only what needs it. ``f`` is never called more often than the solver asks.
 
     Parameters
     ----------
     f : callable
-        ``f(t, z)``, and what ``inputs`` hold as further arguments.
+        ``f(t, z)``; ``inputs`` are passed as further arguments.
     inputs : FieldInputs, optional
     """
 
@@ -80,7 +80,8 @@ class ProtectedField:
         self._version, self._is_second = 0, True
 
     def __call__(self, t: Tensor, z: Tensor) -> Tensor:
-        # Written out, without calls of its own: it runs at every evaluation, and a small field takes few microseconds.
+        # Written out without helper functions: this runs at every evaluation, and a small field takes a few
+        # microseconds.
         watched = self._watched
         if watched is None or is_compiling() or z.is_inference():
             return self._evaluate_on_copies(t, z)
@@ -107,7 +108,7 @@ class ProtectedField:
         return output.clone() if self.reuses_output else output
 
     def _evaluate_on_copies(self, t: Tensor, z: Tensor) -> Tensor:
-        """The first call of a solve; every one of tensors that do not tell whether they are written to."""
+        """Evaluate f on copies: in the first call, and in all calls where tensors do not record writes."""
         given, inputs = z.clone(), self.inputs.each(Tensor.clone)
         output: Any = self.f(t, given, *inputs.arguments, **inputs.condition)
         if not isinstance(output, Tensor):
@@ -116,7 +117,7 @@ class ProtectedField:
             self.writes_z = is_written(given, z)
             self.writes_inputs = self.has_inputs and _is_any_written(inputs, self.inputs)
             self._watched, self._version = output, output._version
-        # One that differentiates inside may hand out a graph where none is wanted.
+        # A field that differentiates inside may return a graph although gradients are off.
         return (output if is_grad_enabled() else output.detach()).clone()
 
 
@@ -126,20 +127,21 @@ def _is_any_written(copied: FieldInputs, original: FieldInputs) -> bool:
 
 
 def is_written(copied: Any, original: Any) -> bool:
-    """Whether a copy, which was made for one call, has been written to in it."""
+    """Return whether a copy that was made for a call has been written to in that call."""
     if not isinstance(copied, Tensor) or copied.is_inference():
         return False
-    if copied._version > 0:  # a fresh copy has the version 0
+    if copied._version > 0:  # a fresh copy has version 0
         return True
-    # NumPy and .data write past versions. On a GPU, where neither is usual, comparing values would wait for it.
+    # Writes through NumPy or .data do not count in the version, so compare values. Not on a GPU: such writes are rare
+    # there, and the comparison would wait for the device.
     if not copied.is_cpu or torch.equal(copied, original):
         return False
     return not torch.equal(copied.nan_to_num(), original.nan_to_num())
 
 
-def shares_memory(one: Any, other: Tensor) -> bool:
-    """Whether two tensors, both alive, begin at one place in memory."""
+def shares_memory(first: Any, second: Tensor) -> bool:
+    """Return whether two live tensors start at the same address in memory."""
     try:
-        return one.data_ptr() == other.data_ptr() != 0
-    except RuntimeError:  # inside a transform of torch.func there is none to compare
+        return first.data_ptr() == second.data_ptr() != 0
+    except RuntimeError:  # tensors inside a torch.func transform have no address
         return False

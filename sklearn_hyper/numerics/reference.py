@@ -19,11 +19,14 @@ DEFAULT_TOLERANCE = 1e-6
 """rtol of references: at this value float32 solutions no longer depend on the batch they share."""
 
 _ORDINARY = 1e3
-"""torchdiffeq's first step has constants of its own, which suit spans up to so long, or so short."""
+"""Longest span, and inverse of the shortest, that suit the constants by which torchdiffeq chooses its first step."""
 
 _HOLDS_UP = 0.1
-"""Rows whose error is at least this share of what stopped the solver need steps all but as small: errors go with the fifth
-power of a step, so a tenth is a step 1.6 times as long."""
+"""Share of the largest error from which on a row counts as one of those that stopped the solver.
+
+Errors go with the fifth power of a step. A row with a tenth of the largest error could take a step only 1.6 times as
+long.
+"""
 
 MAX_EVALUATIONS = 30_000
 """Evaluations of f after which a solve is given up. A non-stiff field needs tens to thousands."""
@@ -35,12 +38,12 @@ class ReferenceSolveError(RowsError, RuntimeError):
     Attributes
     ----------
     rows : tuple of int
-        The rows that it cannot solve. From :func:`reference_solution`, those that held it up when it gave up; from an
-        estimator, all that cannot be solved, as row numbers of the X that was passed.
+        The rows that cannot be solved. From :func:`reference_solution`: the rows that held the solver up when it gave
+        up. From an estimator: all such rows, as row numbers of the X that was passed.
     """
 
     row_errors: Tensor | None = None
-    """Errors of the last step by row, in units of the tolerance."""
+    """Error of the last step for each row, in units of the tolerance."""
     n_evaluations: int = 0
 
     @classmethod
@@ -49,16 +52,21 @@ class ReferenceSolveError(RowsError, RuntimeError):
         if len(rows) in (0, n_rows):
             start = f"{what}: {stiff}{', from every row' if rows else ''}. Loosen"
         else:
-            start = f"{what}: from {len(rows)} of {n_rows} rows ({list_rows(rows)}) {stiff}. Leave those rows out, or loosen"
+            who = f"from {len(rows)} of {n_rows} rows ({list_rows(rows)})"
+            start = f"{what}: {who} {stiff}. Leave those rows out, or loosen"
         return (
             f"{start} rtol and atol, scale the inputs, shorten t_span, or retrain the field with weight decay or a "
-            "kinetic "
-            "penalty."
+            "kinetic penalty."
         )
 
 
 class _Clock(NamedTuple):
-    """Where dopri5 solves in shares of the span: what they mean to f, and the dtype in which it gets its time."""
+    """A change of the time variable: dopri5 solves from 0 to 1, in shares of the span.
+
+    torchdiffeq casts times to the dtype of the states, and chooses its first step by absolute constants. The first
+    fails far from zero, the second on very long or very short spans. So dopri5 sees shares of the span, and f still
+    gets its own time, ``start + span * share`` in ``dtype``.
+    """
 
     start: float
     span: float
@@ -66,21 +74,21 @@ class _Clock(NamedTuple):
 
     @classmethod
     def of(cls, dtype: torch.dtype, times: Sequence[float]) -> _Clock | None:
-        """A clock for times far from zero, which torchdiffeq casts to the states' dtype, or of unusual units."""
+        """Return a clock for times that torchdiffeq does not handle well, and None for all others."""
         start, span = times[0], times[-1] - times[0]
         exact = time_dtype(dtype, times)
-        # Float64 states too: torchdiffeq's first step may be shorter than what float64 resolves far from zero.
+        # Float64 states need one too: far from zero, torchdiffeq's first step may be too short for float64 to resolve.
         is_near = exact == dtype and time_dtype(torch.float32, times) == torch.float32
         is_ordinary = is_near and 1 / _ORDINARY <= abs(span) <= _ORDINARY
         return None if is_ordinary else cls(start, span, exact)
 
     def shares(self, times: Sequence[float]) -> list[float]:
-        """Times as shares of the span, both ends exact."""
+        """Return times as shares of the span; the ends are exactly 0 and 1."""
         return [0.0, *((time - self.start) / self.span for time in times[1:-1]), 1.0]
 
 
 class _EvaluationLimit:
-    """Counts calls of f and gives up past a limit, so that a stiff field cannot hang a fit."""
+    """Count calls of f and give up past a limit, so that a stiff field cannot hang a fit."""
 
     def __init__(self, f: Callable[[Tensor, Tensor], Tensor], limit: int, clock: _Clock | None = None):
         self.f, self.limit, self.n_evaluations, self.clock = f, limit, 0, clock
@@ -93,21 +101,21 @@ class _EvaluationLimit:
             raise self.failure(f"dopri5 needed more than {self.limit} evaluations of the vector field")
         self.state = z
         if self.clock is None:
-            # torchdiffeq keeps time in float64; the field sees z's dtype, as in our own loop.
+            # torchdiffeq keeps time in float64; the field gets it in z's dtype, as in our own stepping loop.
             return self.f(t.to(z.dtype), z)
         start, span, dtype = self.clock
         return span * self.f((start + span * t.double()).to(dtype), z)
 
     def largest_row_rms(self, error: Tensor) -> Tensor:
-        """RMS of the worst row: every row meets the tolerance, whatever batch it shares."""
+        """Return the RMS error of the worst row, so that every row meets the tolerance whatever batch it is in."""
         self.row_errors = error.reshape(error.shape[0], -1).pow(2).mean(dim=1).sqrt()
         return self.row_errors.max()
 
     def failure(self, what: str) -> ReferenceSolveError:
-        """The error, with the rows that held up the last step: none, where the solver's norm is not by row."""
+        """Return the error to raise. It names the rows that held up the last step, if errors are known by row."""
         errors, rows = self.row_errors, []
         if self.state is not None and errors is not None:
-            # An error relative to an infinite state is zero.
+            # Errors are relative to the state. Relative to an infinite one they are zero, so such rows are marked here.
             lost = ~self.state.reshape(len(errors), -1).isfinite().all(dim=1)
             errors = errors.masked_fill(lost | errors.isnan(), torch.inf).cpu()
             rows = hold_up(errors).nonzero()[:, 0].tolist()
@@ -117,14 +125,14 @@ class _EvaluationLimit:
 
 
 def hold_up(errors: Tensor) -> Tensor:
-    """Mask of the rows that need steps all but as small as the one that stopped the solver."""
+    """Return the mask of the rows that need steps about as small as the one that stopped the solver."""
     worst = errors.max()
-    # Next to what is not finite, a row with an error at the tolerance is none that stops a step.
+    # If some errors are infinite, those rows alone stopped the solver.
     return errors >= (worst if worst.isinf() else _HOLDS_UP * worst.clamp(max=1))
 
 
 def check_tolerance(name: str, value: Any) -> Any:
-    """Return a tolerance as a positive finite float; atol may be a tensor of them."""
+    """Return a tolerance as a positive finite float. A tensor of such numbers, for atol, is returned as it is."""
     if isinstance(value, Tensor) and value.ndim and bool(((value > 0) & value.isfinite()).all()):
         return value
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not 0 < float(value) < float("inf"):
@@ -143,10 +151,10 @@ def reference_solution(
     condition: Mapping[str, Any] | None = None,
     max_evaluations: int = MAX_EVALUATIONS,
 ) -> Tensor:
-    """Dopri5 states at given times, each as accurate as the tolerance.
+    """Solve with dopri5 and return the states at given times, each as accurate as the tolerance.
 
-    The solver steps *onto* every time instead of interpolating, and holds the tolerance for the worst
-    row instead of the batch's mean, so a row's solution does not depend on its neighbours beyond the tolerance.
+    The solver steps *onto* every time instead of interpolating. It keeps the tolerance for the worst row instead of the
+    batch's mean, so that a row's solution depends on the other rows by no more than the tolerance.
 
     Parameters
     ----------
@@ -159,14 +167,14 @@ def reference_solution(
     rtol : float, default 1e-6
         Relative tolerance of the local error.
     atol : float or Tensor, optional
-        Absolute tolerance, in the units of the states; a tensor broadcasts to them. Missing: ``rtol`` times the size of
-        z0, its RMS over the batch by feature or channel.
+        Absolute tolerance in the units of the states; a tensor broadcasts to them. If missing, it is ``rtol`` times the
+        RMS of z0 over the batch, by feature or channel.
     x : Tensor, optional
         Input of a data-controlled field.
     condition : mapping of str to Tensor, optional
         Keyword arguments of the field.
     max_evaluations : int, default 30,000
-        The solve is given up after this many evaluations of f.
+        Evaluations of f after which the solve is given up.
 
     Returns
     -------
@@ -176,8 +184,8 @@ def reference_solution(
     Raises
     ------
     ReferenceSolveError
-        If the step size underflows, a value is not finite, or ``max_evaluations`` is exceeded; its ``rows`` are those
-        that held the solver up.
+        If the step size underflows, a value is not finite, or ``max_evaluations`` is exceeded. Its ``rows`` are the
+        rows that held the solver up.
 
     Examples
     --------
@@ -206,10 +214,10 @@ def solve_dopri5(
     adjoint_params: Iterable[Tensor] | None = None,
     max_evaluations: int = MAX_EVALUATIONS,
 ) -> Tensor:
-    """Terminal state by torchdiffeq's dopri5 as it comes, differentiable: for training and for timing.
+    """Return the terminal state by torchdiffeq's plain dopri5, differentiable: for training and for timing.
 
-    Parameters are those of :func:`reference_solution`, ``inputs`` being x and the condition; with ``adjoint_params``
-    gradients are computed by the adjoint method with respect to those tensors (constant memory), otherwise by
+    Parameters are those of :func:`reference_solution`; ``inputs`` holds x and the condition. With ``adjoint_params``,
+    gradients with respect to those tensors come from the adjoint method, in constant memory. Otherwise they come from
     backpropagation through the solver.
     """
     if adjoint_params is None:
@@ -219,10 +227,10 @@ def solve_dopri5(
     def adjoint(field: Any, start: Tensor, mesh: Tensor, *, rtol: float, atol: Any, **how: Any) -> Tensor:
         if not isinstance(atol, Tensor):
             return odeint_adjoint(field, start, mesh, rtol=rtol, atol=atol, adjoint_params=params, **how)
-        # In units of the states: the adjoint's gradients, which have the tolerances of the states, have their
-        # inverse's.
+        # torchdiffeq uses one tolerance for the states and for the gradients by them, which have inverse units. So
+        # solve in units of the states, where both are plain numbers.
         unit = (atol / rtol).to(start)
-        # What is an error of the adjoint is told by the gradient that it starts from: it may be of any size.
+        # The gradient that the adjoint starts from may have any size, so its tolerance is set from that size below.
         adjoint_atol = torch.full((), rtol, dtype=torch.float64, device=start.device)
 
         def in_units(t: Tensor, u: Tensor) -> Tensor:
@@ -242,7 +250,7 @@ def solve_dopri5(
 
 
 def gave_up(error: AssertionError) -> bool:
-    """Whether this is torchdiffeq's way to say that the step size underflowed or a state is not finite."""
+    """Return whether this error is torchdiffeq's for a step size that underflowed or a state that is not finite."""
     return str(error).startswith(("underflow in dt", "non-finite values"))
 
 
@@ -265,13 +273,13 @@ def _solve(
     limited = _EvaluationLimit(ProtectedField(f, inputs), max_evaluations, clock)
     options: dict[str, Any] = {"dtype": torch.float64}
     if by_row:
-        # The last time too: left out, the solver steps past it, evaluates f out there and interpolates back.
+        # Name the last time too. Otherwise the solver steps past it, evaluates f there and interpolates back.
         options |= {"norm": limited.largest_row_rms, "step_t": mesh[1:]}
     try:
         solution = solver(limited, z0, mesh, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:
         if not gave_up(error):
-            raise  # an assertion in the user's field
+            raise  # it comes from the user's field
         raise limited.failure(f"dopri5 failed ({str(error).split(':')[0].splitlines()[0]})") from error
     if not torch.isfinite(solution).all():
         raise limited.failure("dopri5 returned values that are not finite")

@@ -16,15 +16,15 @@ from .tensors import in_own_units
 from .times import check_grid, check_resolution, time_tensor
 
 CONDITIONING_LIMIT = 0.01
-"""Share of RMS(R) that the reference's noise may reach before targets are solved for more tightly."""
+"""Share of RMS(R) that the reference's noise may reach before targets are recomputed with a smaller tolerance."""
 
 
 class ConditioningWarning(UserWarning):
-    """Residual targets were dominated by the reference's noise and have been recomputed more tightly."""
+    """Residual targets were dominated by the reference's noise and have been recomputed with a smaller tolerance."""
 
 
 class Residual(NamedTuple):
-    """One step's target and everything a correction may read to hit it."""
+    """The target of one step, and all that a correction may read in that step."""
 
     s: float
     eps: float
@@ -33,7 +33,7 @@ class Residual(NamedTuple):
     kind: StepKind
     target: Tensor
     t_span: tuple[float, float] | None = None
-    """Of the solve that the step is one of, where that is known."""
+    """Span of the solve that the step belongs to, if known."""
 
     @property
     def order(self) -> int:
@@ -41,16 +41,16 @@ class Residual(NamedTuple):
         return self.kind.order
 
     def rows(self, rows: Any) -> Residual:
-        """The same step for some of the rows."""
+        """Return the same step for some of the rows."""
         return self.each(lambda tensor: tensor[rows])
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Residual:
-        """The same with every tensor changed."""
+        """Return the same step with every tensor changed."""
         stages = [change(stage) for stage in self.stages]
         return self._replace(z=change(self.z), stages=stages, target=change(self.target))
 
     def time(self) -> Tensor:
-        """s as f and g get it: a 0-d tensor, in the dtype that resolves the span."""
+        """Return s as f and g get it: a 0-d tensor, in the dtype that resolves the span."""
         return time_tensor(self.s, self.z, self.t_span or (self.s, self.s + self.eps))
 
 
@@ -65,7 +65,7 @@ def compute_residuals(
     n_past: int = 0,
     t_span: tuple[float, float] | None = None,
 ) -> list[Residual]:
-    r"""Residuals of a base solver along reference states.
+    r"""Compute the residuals of a base solver along reference states.
 
     .. math::
 
@@ -73,7 +73,7 @@ def compute_residuals(
             \big[z(s_{k+1}) - z(s_k) - \epsilon_k \psi(s_k, x, z(s_k))\big]
         \qquad \text{(eq. 6)}
 
-    A multistep method takes its history from the reference states too, and starts up at the first.
+    A multistep method takes its history from the reference states too. It starts up at the first of them.
 
     Parameters
     ----------
@@ -89,21 +89,22 @@ def compute_residuals(
     condition : mapping of str to Tensor, optional
         Keyword arguments of the field.
     n_past : int, default 0
-        So many steps at the front of the grid are only a multistep method's history, at one evaluation of f each; at
-        most as many as it remembers. The step after n_past = p - 1 of them is a full one of order p.
+        Number of steps at the front of the grid that only serve as a multistep method's history. Each costs one
+        evaluation of f and gives no residual. At most the method's ``memory``; after n_past = p - 1 of them,
+        Adams-Bashforth takes a full step of order p.
     t_span : pair of float, optional
-        Span of the solve that the grid is a part of, which says in which dtype f gets t. Missing: the grid's own.
+        Span of the solve that the grid is a part of. It decides in which dtype f gets t. If missing: the grid's ends.
 
     Returns
     -------
     list of K - n_past :class:`Residual`
-        Each with s, eps (Python floats), the state z, the stages, the kind of the step and the target R.
+        Each holds s and eps (Python floats), the state z, the stages, the kind of the step and the target R.
 
     Raises
     ------
     ValueError
-        If the grid is not monotone or does not match ``states``, is not the (start of the) mesh that the base solver is
-        made for, or n_past is more than the method remembers.
+        If the grid is not monotone, does not match ``states``, or is not the mesh (or its first steps) that the base
+        solver is made for. Also if n_past is larger than the method's memory.
 
     Examples
     --------
@@ -150,7 +151,7 @@ def _check_n_past(n_past: int, method: Method, n_steps: int) -> None:
 def _recall(
     field: Field, method: Method, grid: Sequence[float], states: Tensor, span: tuple[float, float]
 ) -> tuple[Any, ...]:
-    """What a method remembers that has come along the grid."""
+    """Return what a method remembers after it has come along this part of the grid."""
     remembered: tuple[Any, ...] = ()
     for (s, after), z in zip(pairwise(grid), states, strict=False):
         remembered = method.remember(remembered, after - s, field(time_tensor(s, states, span), z))
@@ -161,15 +162,15 @@ def _recall(
 
 
 def target_noise(residual: Residual, rtol: float, atol: float | None) -> float:
-    r"""Noise of a residual's target as a share of its RMS.
+    r"""Estimate the noise of a residual's target, as a share of its RMS.
 
-    The reference is right to ``atol + rtol |z|`` (atol is ``rtol |z|`` where it is None), and never to better than its
-    dtype's rounding; eq. 6 divides that by :math:`|\epsilon|^{p+1}`.
+    The reference is accurate to ``atol + rtol |z|``, where a missing atol is ``rtol |z|``, and to the rounding of its
+    dtype. Eq. 6 divides that error by :math:`|\epsilon|^{p+1}`.
     """
     scale = residual.z.double().square().mean().sqrt().item()
     atol = rtol * scale if atol is None else atol
-    # torchdiffeq evaluates its quartic interpolant at the end of a step too; its coefficients, up to 16 z, cancel
-    # there.
+    # torchdiffeq evaluates a quartic interpolant at the end of a step too. Its coefficients, of up to 16 z, cancel
+    # there, which leaves 16 times the rounding of z.
     rounding = 16 * torch.finfo(residual.z.dtype).eps * scale
     noise = (atol + rtol * scale + rounding) / abs(residual.eps) ** (residual.order + 1)
     target, unit = in_own_units(residual.target)

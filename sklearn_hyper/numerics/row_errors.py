@@ -1,4 +1,4 @@
-"""Errors about some rows of X, which name them; callers translate the numbers, for they know which rows they passed."""
+"""Errors that name the rows they are about. Callers translate row numbers of a part to those of the whole X."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _NAMED = 10
 
 
 def list_rows(rows: Sequence[int]) -> str:
-    """The first ten of some rows, in words, and how many more there are."""
+    """Return the first ten row numbers as text, and the number of further ones."""
     named = ", ".join(str(row) for row in rows[:_NAMED])
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return f"row{'s' if len(rows) > 1 else ''} {named}{more}"
 
 
 class RowsError(Exception):
-    """An error that some rows are to blame for.
+    """An error that some rows cause.
 
     Attributes
     ----------
     rows : tuple of int
-        Which; empty where that is not known.
+        The rows that cause it; empty if unknown.
     n_rows : int
-        Of how many.
+        Number of rows in the batch.
     what : str
         What failed, without the rows.
     """
@@ -38,7 +38,7 @@ class RowsError(Exception):
 
     @classmethod
     def of(cls, what: str, rows: Sequence[int], n_rows: int) -> Self:
-        """The error, with its rows in the message."""
+        """Return the error, with its rows in the message."""
         error = cls(cls._describe(what, rows, n_rows))
         error.what, error.rows, error.n_rows = what, tuple(rows), n_rows
         return error
@@ -46,11 +46,11 @@ class RowsError(Exception):
     @classmethod
     @abstractmethod
     def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
-        """The message about what failed, and for which rows."""
+        """Return the message that says what failed, and for which rows."""
 
 
 class UndefinedOutputError(RowsError, ValueError):
-    """Outputs of some rows are not numbers: no label or error can be made of them."""
+    """Outputs of some rows are not finite, so that they have no label or error."""
 
     @classmethod
     def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
@@ -62,7 +62,7 @@ class UndefinedOutputError(RowsError, ValueError):
 
 
 def refuse_undefined(values: Tensor, what: str) -> None:
-    """Raise an :class:`UndefinedOutputError` where a row of ``values`` is not finite."""
+    """Raise an :class:`UndefinedOutputError` if a row of ``values`` is not finite."""
     if not values.isfinite().all():
         lost = (~values.reshape(len(values), -1).isfinite()).any(dim=1).nonzero()[:, 0].tolist()
         raise UndefinedOutputError.of(what, lost, len(values))
@@ -70,11 +70,11 @@ def refuse_undefined(values: Tensor, what: str) -> None:
 
 @contextmanager
 def numbered_rows(numbers: Sequence[int], n_rows: int) -> Iterator[None]:
-    """Translate an error about rows of a part: its row i is row ``numbers[i]`` of ``n_rows`` outside."""
+    """Translate an error about rows of a part: row i of the part is row ``numbers[i]`` of ``n_rows``."""
     try:
         yield
     except RowsError as error:
         if not error.rows:
             raise
-        # What fails for every row of a part may leave others: then these are named.
+        # Even if all rows of the part fail, they may be only some of the whole, so the message names them anew.
         raise type(error).of(error.what, sorted(int(numbers[row]) for row in error.rows), n_rows) from error

@@ -1,4 +1,4 @@
-"""Which rows of a batch dopri5 cannot solve, and the solution of the others."""
+"""Find the rows of a batch that dopri5 cannot solve, and solve the others."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torch import Tensor
 from .reference import MAX_EVALUATIONS, ReferenceSolveError, hold_up
 
 _BUDGET = 20 * MAX_EVALUATIONS
+"""Evaluations in failed solves after which the search is given up."""
 _FEWEST = 100
-"""Evaluations that a failed solve counts at least, for it costs time besides."""
+"""Evaluations that a failed solve counts for at least, because each solve also has a fixed cost."""
 _GROUP_LIMIT = MAX_EVALUATIONS // 10
-"""Of a group, which is split where it needs more; a row alone may take all that a solve may."""
+"""Evaluations after which a group of rows is given up and split. A single row may take ``MAX_EVALUATIONS``."""
 
 
 class _GivenUpError(Exception):
-    """Telling rows apart takes too long."""
+    """The search for failing rows takes too long."""
 
 
 class _Search:
-    """Solves groups of rows; a group that fails gives up its worst rows, which form a group of their own.
+    """Solve groups of rows. A group that fails sets its worst rows apart as a new group and is tried again.
 
-    So a row is lost only where it fails alone, whatever was suspected on the way.
+    Suspicion alone never costs a row its solution: a row counts as failed only after it has failed by itself.
     """
 
     def __init__(self, solve: Callable[[Tensor, int], Tensor]):
@@ -31,6 +32,7 @@ class _Search:
         self.solved: list[tuple[Tensor, Tensor]] = []
 
     def attempt(self, rows: Tensor, limit: int | None = None) -> ReferenceSolveError | None:
+        """Solve a group and keep its solution, or return the error."""
         limit = limit or (MAX_EVALUATIONS if len(rows) == 1 else self.group_limit)
         try:
             self.solved.append((rows, self.solve(rows, limit)))
@@ -42,27 +44,27 @@ class _Search:
         return None
 
     def finds_a_good_row(self, error: ReferenceSolveError) -> bool:
-        """Try the row that hindered the solver least, and, if that takes no time, two more."""
+        """Return whether one row can be solved: try the one with the least error, then, if there is time, two more."""
         ranks = _errors(error).argsort()
         for i in sorted({0, len(ranks) // 4, len(ranks) // 2}):
             row = ranks[i : i + 1]
             if self.attempt(row, self.group_limit) is None:
                 return True
             if self.attempt(row) is None:
-                self.group_limit = MAX_EVALUATIONS  # good rows need many, too
+                self.group_limit = MAX_EVALUATIONS  # good rows need many evaluations too
                 return True
             if self.spent >= MAX_EVALUATIONS:
                 break
         return False
 
     def part(self, rows: Tensor, error: ReferenceSolveError | None) -> None:
-        """Solve some rows that fail together."""
+        """Split rows that fail together into groups, and solve those that can be solved."""
         groups, n_out = [], 1
         while error is not None and len(rows) > 1:
             worst = _worst(_errors(error), n_out)
             groups.append(rows[worst])
             rows = rows[~worst]
-            n_out *= 2  # many bad rows would take a round each
+            n_out *= 2  # otherwise many bad rows could take one round each
             error = self.attempt(rows)
         for group in groups:
             self.part(group, self.attempt(group))
@@ -74,7 +76,7 @@ def _errors(error: ReferenceSolveError) -> Tensor:
 
 
 def _worst(errors: Tensor, at_least: int) -> Tensor:
-    """Mask of the rows that stopped the solver; never of all."""
+    """Return the mask of the rows that stopped the solver, at least ``at_least``, but never all rows."""
     at_least = min(at_least, len(errors) // 2)
     mask = hold_up(errors)
     mask[errors.topk(at_least).indices] = True
@@ -84,30 +86,36 @@ def _worst(errors: Tensor, at_least: int) -> Tensor:
 
 
 def solve_by_row(solve: Callable[[Tensor, int], Tensor], n_rows: int) -> tuple[Tensor, str]:
-    """Solutions of all rows, nan where dopri5 cannot solve one, and what failed there ("" where nothing did).
+    """Solve all rows. Rows that dopri5 cannot solve are nan.
 
     Parameters
     ----------
     solve : callable
-        Takes indices of rows and a limit of evaluations, and returns their states in shape (T, len(rows), ...), as
+        Takes row indices and a limit of evaluations. Returns the states of those rows in shape (T, len(rows), ...), as
         :func:`reference_solution` does.
     n_rows : int
+
+    Returns
+    -------
+    states : Tensor of shape (T, n_rows, ...)
+    what : str
+        What failed in the rows that are nan, "" if all rows are solved.
 
     Raises
     ------
     ReferenceSolveError
-        If all rows fail, or those that should be easiest: then it is the field that cannot be solved.
+        If all rows fail, or the rows that should be easiest do. Then the field itself cannot be solved.
     """
-    every = torch.arange(n_rows)
+    all_rows = torch.arange(n_rows)
     try:
-        return solve(every, MAX_EVALUATIONS), ""
+        return solve(all_rows, MAX_EVALUATIONS), ""
     except ReferenceSolveError as error:
         failed = error
     search, what = _Search(solve), failed.what
     if n_rows == 1 or failed.row_errors is None or not search.finds_a_good_row(failed):
         raise ReferenceSolveError.of(what, range(n_rows), n_rows) from failed
     try:
-        search.part(every, failed)
+        search.part(all_rows, failed)
     except _GivenUpError:
         what += "; the search for the rows to blame was given up, and may name some that are not"
     states = torch.full_like(search.solved[0][1][:, :1], torch.nan).repeat_interleave(n_rows, dim=1)

@@ -33,7 +33,7 @@ def hypersolve(
     condition: Mapping[str, Any] | None = None,
     grid: Sequence[float] | None = None,
 ) -> Tensor:
-    r"""Terminal state of a fixed-step solve, corrected by g where one is given.
+    r"""Return the terminal state of a fixed-step solve, corrected by g if one is given.
 
     .. math::
 
@@ -41,15 +41,15 @@ def hypersolve(
                 + \epsilon_k^{p+1} g(\epsilon_k, s_k, z_k, \mathrm{stages}, x)
         \qquad \text{(eq. 5)}
 
-    f is called exactly as often as the base solver's ``count_evaluations(K)`` says (stages x K times for a Runge-Kutta
-    method); g reads the stages that are there and costs no f. p is the order of the step, which is lower in the first
+    f is called exactly ``count_evaluations(K)`` times, which is stages x K for a Runge-Kutta method. g reads the stages
+    that the method has computed, and costs no evaluation of f. p is the order of the step, which is lower in the first
     steps of a multistep method.
 
     Parameters
     ----------
     f : callable
-        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``, and ``condition`` as keywords; t is a 0-d tensor on z's device and
-        of its dtype, or of float64 where that does not resolve the span (see :func:`time_dtype`).
+        ``f(t, z)`` or, with ``x``, ``f(t, z, x)``; ``condition`` is passed as keywords. t is a 0-d tensor on z's device
+        and in z's dtype, or in float64 if z's dtype does not resolve the span (see :func:`time_dtype`).
     z0 : Tensor of shape (batch, ...)
         Initial state. The result has its dtype and device.
     t_span : pair of float
@@ -59,14 +59,14 @@ def hypersolve(
     base_solver : str, ButcherTableau or Method
         See :func:`resolve_base_solver`.
     g : callable, sequence of callables or Correction, optional
-        The correction, ``g(eps, s, z, stages, x)`` -> tensor like z; eps is a Python float, s a 0-d tensor. A sequence
-        (or ``nn.ModuleList``) holds one a step.
+        The correction ``g(eps, s, z, stages, x)``, which returns a tensor like z. eps is a Python float, s a 0-d
+        tensor. A sequence (or ``nn.ModuleList``) holds one callable per step.
     x : Tensor, optional
-        Input of a data-controlled field (eq. 1), handed to f and g.
+        Input of a data-controlled field (eq. 1), passed to f and g.
     condition : mapping of str to Tensor, optional
-        Keyword arguments of f, which travel beside the state.
+        Keyword arguments of f. They are not part of the state.
     grid : sequence of float, optional
-        The mesh s_0, ..., s_K itself, uniform or not; it must agree with t_span and n_steps where those are given.
+        The mesh s_0, ..., s_K, uniform or not. It must agree with t_span and n_steps where those are given.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def hypersolve_trajectory(
     condition: Mapping[str, Any] | None = None,
     grid: Sequence[float] | None = None,
 ) -> Tensor:
-    """All states z_0, ..., z_K of the solve that :func:`hypersolve` makes.
+    """Return all states z_0, ..., z_K of a fixed-step solve.
 
     Parameters and errors are those of :func:`hypersolve`.
 

@@ -1,4 +1,4 @@
-"""The stepping loop (paper, eqs. 2, 4 and 5): how a method is driven over a span of time."""
+"""The stepping loop (paper, eqs. 2, 4 and 5), which runs a method over a span of time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .times import check_grid, check_resolution, time_tensor
 
 
 class Stepping(ABC):
-    """A policy that drives a method over a span: which steps are taken, of what size.
+    """A policy that chooses the steps by which a method covers a span.
 
-    :class:`FixedMesh` is told its steps beforehand. A policy that chooses them as it goes would read
+    :class:`FixedMesh` knows all steps beforehand. An adaptive policy would choose each step size from
     :attr:`~sklearn_hyper.numerics.methods.Step.error`.
     """
 
@@ -37,7 +37,7 @@ class Stepping(ABC):
 
     @abstractmethod
     def count_evaluations(self) -> int:
-        """Evaluations of f in a solve."""
+        """Return the number of evaluations of f in a solve."""
 
     def solve(
         self,
@@ -66,21 +66,23 @@ class Stepping(ABC):
 
 
 class FixedMesh(Stepping):
-    """Steps from one time of a mesh to the next.
+    """Step from each time of a fixed mesh to the next.
 
-    All that does not depend on states is computed here once, for it takes as long as evaluating a small field.
+    All that does not depend on states is computed once, in the constructor. In the loop it would take as long as
+    evaluating a small field.
 
     Parameters
     ----------
     method : Method
     grid : sequence of float
-        The mesh s_0, ..., s_K, checked: see :func:`check_method_grid`. A tensor where it is being learned.
+        The mesh s_0, ..., s_K, already checked by :func:`check_method_grid`. A tensor while it is being learned.
     """
 
     def __init__(self, method: Method, grid: Sequence[float] | Tensor):
         self.method, self.grid = method, grid
         self.plans = [StepPlan(k, s, after - s, method.kind(k)) for k, (s, after) in enumerate(pairwise(grid))]
-        # The start of every step, which the correction reads, and then its nodes, but for one that is the start.
+        # For each step: its start, which the correction reads, then its nodes. A first node at the start is not
+        # repeated.
         self._times: list[Any] = []
         self._places: list[tuple[StepPlan, int, slice, Any]] = []
         for plan in self.plans:
@@ -92,7 +94,7 @@ class FixedMesh(Stepping):
 
     @classmethod
     def of(cls, method: Method, t_span: Any, n_steps: int) -> FixedMesh:
-        """The mesh that a method takes for so many steps of a span: equal steps, or its own."""
+        """Return the mesh of ``n_steps`` steps that a method takes over a span: equal steps, or the method's own."""
         return cls(method, method.mesh(t_span, n_steps))
 
     @property
@@ -112,8 +114,8 @@ class FixedMesh(Stepping):
     ) -> Iterator[Tensor]:
         """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop."""
         field = ProtectedField(f, inputs)
-        # One tensor for all node times, made before the loop: no transfer to the device in it. A mesh that is being
-        # learned consists of tensors already.
+        # All node times go into one tensor before the loop, so that no step waits for a transfer to the device. A mesh
+        # that is being learned consists of tensors already.
         times: Any = self._times if isinstance(self.grid, Tensor) else time_tensor(self._times, z0, self.grid).unbind()
         z, state, step, x = z0, (), self.method.step, inputs.x
         for plan, start, nodes, scale in self._places:
@@ -131,12 +133,12 @@ class FixedMesh(Stepping):
 
 
 def _add(z: Tensor, direction: Tensor, scale: float | Tensor) -> Tensor:
-    # alpha takes numbers only, and is one operation where they are.
+    # add with alpha is a single operation, but alpha must be a number.
     return z + scale * direction if isinstance(scale, Tensor) else z.add(direction, alpha=scale)
 
 
 def check_state(z0: Any) -> None:
-    """Refuse what is no floating-point tensor with a batch axis."""
+    """Refuse a state that is not a floating-point tensor with a batch axis."""
     if not isinstance(z0, Tensor) or not z0.is_floating_point() or z0.ndim < 1:
         raise TypeError(f"z0 must be a floating-point tensor of shape (batch, ...), got {z0!r}.")
 
@@ -144,7 +146,7 @@ def check_state(z0: Any) -> None:
 def check_method_grid(
     method: Method, grid: Sequence[float] | Tensor, t_span: Any = None, n_steps: int | None = None
 ) -> tuple[float, ...]:
-    """Check a mesh of the user's own, by itself and against a method that is made for one mesh alone."""
+    """Return a user's mesh as floats. Refuse one that is invalid, or that the method is not made for."""
     mesh = check_grid(grid, t_span, n_steps)
     check_resolution("grid", mesh)
     if method.n_steps is not None:

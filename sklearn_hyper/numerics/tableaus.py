@@ -7,8 +7,8 @@ from typing import Any
 
 Vector = tuple[float, ...]
 
-# Order conditions are sums of products of a handful of numbers of order one, so rounding stays
-# far below this; a coefficient typed with too few digits does not.
+# Order conditions are sums of products of a few numbers of order one, so rounding errors stay far below this.
+# A coefficient typed with too few digits exceeds it.
 _TOLERANCE = 1e-10
 
 
@@ -35,7 +35,7 @@ def _times(*vectors: Vector) -> Vector:
 
 
 def _order_conditions(a: tuple[Vector, ...], b: Vector, c: Vector) -> list[tuple[int, str, float, float]]:
-    """The 17 conditions (one a rooted tree) up to order 5, as (order, formula, value, required)."""
+    """Return the 17 conditions up to order 5, one per rooted tree, as (order, formula, value, required)."""
     ac, ac2, ac3 = _apply(a, c), _apply(a, _times(c, c)), _apply(a, _times(c, c, c))
     aac, aac2 = _apply(a, ac), _apply(a, ac2)
     return [
@@ -75,8 +75,8 @@ class ButcherTableau:
     name : str
         Shown in reports and errors.
     order : int, 1 to 5
-        The order p, stated and then *checked* against the order conditions to 1e-10.
-        It is not the number of stages: Dormand and Prince's fifth-order formula has six.
+        The order p, *checked* against the order conditions to 1e-10. It is not the number of stages: Dormand and
+        Prince's fifth-order formula has six.
     a : sequence of sequences of float
         The strictly lower triangular stage matrix.
     b, c : sequences of float
@@ -119,7 +119,7 @@ class ButcherTableau:
 
     @property
     def n_stages(self) -> int:
-        """Evaluations of f a step."""
+        """Evaluations of f per step."""
         return len(self.b)
 
     def _check_shapes(self) -> None:
@@ -178,15 +178,15 @@ TABLEAUS: dict[str, ButcherTableau] = {
 
 
 def alpha_family(alpha: float) -> ButcherTableau:
-    r"""The second-order, two-stage method of parameter alpha (paper, Fig. 5).
+    r"""Return the second-order, two-stage method with parameter alpha (paper, Fig. 5).
 
-    :math:`c_2 = a_{21} = \alpha`, :math:`b = (1 - 1/(2\alpha),\; 1/(2\alpha))`: alpha = 1/2 is the
-    midpoint method, 2/3 Ralston's, 1 Heun's.
+    :math:`c_2 = a_{21} = \alpha`, :math:`b = (1 - 1/(2\alpha),\; 1/(2\alpha))`. alpha = 1/2 is the midpoint method,
+    2/3 is Ralston's, 1 is Heun's.
 
     Parameters
     ----------
     alpha : float
-        Position of the second stage in the step. Any finite number but 0.
+        Position of the second stage in the step. Any finite number except 0.
 
     Returns
     -------

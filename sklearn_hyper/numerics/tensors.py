@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 def flatten_samples(t: Tensor) -> Tensor:
-    """Turn (batch, ...) into (batch, n). A state may have no axis but the batch's."""
+    """Turn (batch, ...) into (batch, n); a state of shape (batch,) becomes (batch, 1)."""
     return t if t.ndim == 2 else t.reshape(t.shape[0], -1)
 
 
 def per_row(value: Any, like: Tensor) -> Any:
-    """Shape one number a row so that it multiplies a batch of states. Leave a number for all rows as it is."""
+    """Shape one number a row to broadcast against a batch of states. Leave a number for all rows as it is."""
     return value.reshape(-1, *[1] * (like.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
 
 
 def sample_norm(t: Tensor) -> Tensor:
-    """Return the 2-norm of every sample, over axes of length one."""
+    """Return the 2-norm of every sample, in shape (batch, 1, ..., 1)."""
     axes = list(range(1, t.ndim))
     return torch.linalg.vector_norm(t, dim=axes, keepdim=True) if axes else t.abs()
 
@@ -36,9 +36,10 @@ def mean_norm(t: Tensor) -> Tensor:
 
 
 def in_own_units(t: Tensor, dim: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-    """Divide a tensor by its largest magnitude over ``dim`` (all axes); return that magnitude too, 1 where all is zero.
+    """Divide a tensor by its largest magnitude over ``dim`` (default all axes), and return that magnitude too.
 
-    Targets are of the size of the span to the power of -p-1: in many units of time their squares leave float32's range.
+    The magnitude is 1 where all entries are zero. Residual targets scale like the span to the power -p-1. In many units
+    of time their squares leave float32's range, so norms are taken in these units.
     """
     unit = t.abs().amax(dim=dim, keepdim=dim != ())
     unit = torch.where(unit > 0, unit, torch.ones_like(unit))
@@ -46,13 +47,13 @@ def in_own_units(t: Tensor, dim: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
 
 
 def mean_size(t: Tensor, unit: Tensor) -> float:
-    """Return the mean norm in a unit of the states. The tensor may be of any size: its squares may leave the range of numbers."""
-    scaled, own = in_own_units(t / unit)
-    return float(mean_norm(scaled)) * float(own)
+    """Return the mean norm of ``t / unit``, even where the squares of its entries leave the dtype's range."""
+    scaled, largest = in_own_units(t / unit)
+    return float(mean_norm(scaled)) * float(largest)
 
 
 def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """Sum tensors by weights, in as few operations as it takes. At least one weight is not zero."""
+    """Return the weighted sum of tensors, skipping zero weights. At least one weight must not be zero."""
     terms = [(weight, tensor) for weight, tensor in zip(weights, tensors, strict=True) if weight]
     weight, total = terms[0]
     if weight != 1:

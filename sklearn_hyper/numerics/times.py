@@ -1,4 +1,4 @@
-"""Spans, step counts and meshes: what a user may pass, and the dtype in which f gets its time."""
+"""Checks of spans, step counts and meshes, and the dtype in which f gets its time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 _FINE, _FINEST = 1e-5, 1e-6
-"""Share of a span that the rounding of its times may reach: in the states' dtype, and in float64."""
-# Half precision resolves no span so well; where a few of its steps do not cover a span, the states' own dtype will do.
+"""Largest rounding of times, as a share of the span: in the states' dtype, and in float64."""
+# Half precision rounds more coarsely than _FINE on any span, so it gets a limit of its own: 4 times the span's length.
 _REACH = {
     dtype: max(_FINE / torch.finfo(dtype).eps, 4.0)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
-"""How many times its length a span may lie from zero, for its times to be of the states' dtype."""
+"""How far from zero a span may lie, in multiples of its length, for its times to have the states' dtype."""
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -36,7 +36,7 @@ def check_t_span(t_span: Any) -> tuple[float, float]:
 
 
 def check_resolution(name: str, times: Sequence[float]) -> None:
-    """Refuse times so far from zero that not even float64 tells the points of a solve between them apart."""
+    """Refuse times so far from zero that even float64 cannot tell the points of a solve apart."""
     far = max(abs(times[0]), abs(times[-1]))
     if not _EPS * far <= _FINEST * abs(times[-1] - times[0]) < math.inf:
         raise ValueError(
@@ -47,26 +47,29 @@ def check_resolution(name: str, times: Sequence[float]) -> None:
 
 
 def time_dtype(dtype: torch.dtype, times: Sequence[float]) -> torch.dtype:
-    """The dtype in which f gets the time of a solve from the first to the last of ``times``.
+    """Return the dtype in which f gets time in a solve from the first to the last of ``times``.
 
-    It is the states' own where that resolves the span to 1e-5 of it, else float64 (Unix times in float32 are 128
-    seconds apart). A 0-d tensor of float64 leaves a float32 state's dtype as it is in arithmetic.
+    It is the states' dtype if that resolves the span to 1e-5 of its length, else float64. Unix times, for example, are
+    128 seconds apart in float32. A 0-d float64 tensor does not change the dtype of float32 states in arithmetic.
     """
     start, end = times[0], times[-1]
     return dtype if max(abs(start), abs(end)) <= _REACH[dtype] * abs(end - start) else torch.float64
 
 
 def time_tensor(values: Any, like: Tensor, times: Sequence[float]) -> Tensor:
-    """Times as f gets them, on the device of ``like``: a number as a 0-d tensor; of a solve as in :func:`time_dtype`."""
+    """Return times as f gets them: on the device of ``like``, in the dtype that :func:`time_dtype` gives for ``times``.
+
+    A single number becomes a 0-d tensor.
+    """
     dtype = time_dtype(like.dtype, times)
     return like.new_tensor(values) if dtype == like.dtype else like.new_tensor(values, dtype=dtype)
 
 
 def check_n_steps(n_steps: Any, name: str = "n_steps") -> int:
-    """Return ``n_steps`` as an int of at least 1 (NumPy integers pass, 2.0 and True do not)."""
+    """Return ``n_steps`` as an int of at least 1. NumPy integers are accepted, 2.0 and True are not."""
     try:
         value = n_steps.__index__()
-    except (AttributeError, TypeError):  # arrays have an __index__ that refuses
+    except (AttributeError, TypeError):  # an array's __index__ raises TypeError
         value = 0
     if isinstance(n_steps, bool) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {n_steps!r}.")
@@ -74,7 +77,7 @@ def check_n_steps(n_steps: Any, name: str = "n_steps") -> int:
 
 
 def uniform_grid(t_span: Any, n_steps: int) -> tuple[float, ...]:
-    """The mesh s_0, ..., s_K of K equal steps; both ends are hit exactly."""
+    """Return the mesh s_0, ..., s_K of K equal steps, with exact ends."""
     start, end = check_t_span(t_span)
     n_steps = check_n_steps(n_steps)
     inner = (start + (end - start) * (k / n_steps) for k in range(1, n_steps))
@@ -82,7 +85,7 @@ def uniform_grid(t_span: Any, n_steps: int) -> tuple[float, ...]:
 
 
 def check_grid(grid: Sequence[float] | Tensor, t_span: Any = None, n_steps: int | None = None) -> tuple[float, ...]:
-    """Validate a mesh of the user's own: finite, strictly monotone, in line with t_span and n_steps."""
+    """Return a user's mesh as floats. Check that it is finite, strictly monotone and agrees with t_span and n_steps."""
     mesh = tuple(float(s) for s in grid)
     steps = [after - before for before, after in pairwise(mesh)]
     if not steps or not all(math.isfinite(s) for s in mesh) or not (min(steps) > 0 or max(steps) < 0):

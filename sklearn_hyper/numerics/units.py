@@ -1,9 +1,8 @@
-"""Sizes of states, which everything that has units is measured by.
+"""Sizes of states, by which the library measures everything that has units.
 
-The rule of units, for the whole library: **what a fit gives does not depend on the units of X, of states, of outputs or
-of time.** Constants are relative to the data's own size: a tolerance, a floor or a threshold is a share of what it is
-compared with, or has no units. What is squared is divided by such a size before, since the squares of small units
-underflow.
+The rule of units, for the whole library: **the result of a fit does not depend on the units of X, of states, of outputs
+or of time.** Therefore a tolerance, a floor or a threshold is a share of the quantity that it is compared with, or it
+has no units. A quantity is divided by its size before it is squared, because squares of small numbers underflow.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor
 
 _LEAST_SHARE = 0.3
+"""Smallest size of a feature, as a share of the RMS of all features, that is still measured in that RMS."""
 
 
 def feature_sizes(z: Tensor, n_unitless: int = 0) -> Tensor:
-    """RMS over a batch, by feature or channel (axis 1), in float64 and with axes of length one for the others.
+    """Return the RMS over a batch for each feature or channel (axis 1), in float64; other axes have length one.
 
-    A feature that is zero is as large as all together, and all zero is 1: sizes are positive. So many features at the
-    end as have no units (log densities) are 1.
+    Sizes are positive. A feature that is zero gets the RMS of all features, or 1 if all are zero. The last
+    ``n_unitless`` features (log densities) have no units and get 1.
     """
     squares = z.detach().double().square()
     sizes = squares.mean(dim=[axis for axis in range(z.ndim) if axis != 1], keepdim=True).sqrt()
@@ -32,22 +32,25 @@ def feature_sizes(z: Tensor, n_unitless: int = 0) -> Tensor:
 
 
 def state_units(z: Tensor, n_unitless: int = 0) -> Tensor:
-    """What to divide states by before their norms are taken, in z's dtype and shaped to broadcast.
+    """Return what to divide states by before their norms are taken, in z's dtype and shaped to broadcast.
 
-    It is one number, the RMS of all features over the batch, so that norms are those of the states. Smaller ones go
-    with features that are smaller by far, whose units must be others: each counts for at least a third of an average
-    one.
+    Most features share one unit, the RMS of all features over the batch, so that norms keep their meaning. A feature
+    that is much smaller probably has other units. Its unit is smaller, so that it counts for about a third of an
+    average one.
     """
     sizes = feature_sizes(z, n_unitless)
-    own = sizes[:, : sizes.shape[1] - n_unitless] if n_unitless else sizes
-    units = torch.minimum(own.square().mean().sqrt(), own / _LEAST_SHARE)
+    measured = sizes[:, : sizes.shape[1] - n_unitless] if n_unitless else sizes
+    units = torch.minimum(measured.square().mean().sqrt(), measured / _LEAST_SHARE)
     return (torch.cat([units, sizes[:, -n_unitless:]], dim=1) if n_unitless else units).to(z.dtype)
 
 
 def absolute_tolerance(
     atol: float | Tensor | None, rtol: float, z: Tensor, sizes: Sequence[float] | None = None, n_unitless: int = 0
 ) -> float | Tensor:
-    """``atol``, or where it is None, ``rtol`` times the size of the states by feature: ``sizes``, or those of the batch z."""
+    """Return ``atol``. If it is None, return ``rtol`` times the size of the states by feature.
+
+    The size is ``sizes`` where given, else that of the batch z.
+    """
     if atol is not None:
         return atol
     if sizes is None:
@@ -61,5 +64,5 @@ def absolute_tolerance(
 
 
 def is_constant(spread: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whether what varies by so much beside its size varies by rounding alone, in that dtype."""
+    """Return whether values of this size and spread vary by no more than the rounding of the dtype."""
     return ~(spread > 2 * torch.finfo(dtype).eps * size)

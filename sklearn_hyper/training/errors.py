@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class References:
     states: Tensor
     unit: Tensor
     """Of the states, by feature: see :func:`sklearn_hyper.numerics.units.state_units`."""
+    _found: dict[tuple[float, ...], list[int]] = field(default_factory=dict, repr=False)
+    """Where grids were found: training asks for the same ones in every step."""
 
     def __len__(self) -> int:
         return len(self.task)
@@ -46,10 +48,13 @@ class References:
 
     def indices(self, grid: Sequence[float]) -> list[int]:
         """Where the mesh holds the times of a grid."""
-        found = mesh_indices(self.times, grid)
-        if not found:
-            raise KeyError(f"references are on {self.times}, which lacks times of {grid}")
-        return found
+        key = tuple(grid)
+        if key not in self._found:
+            found = mesh_indices(self.times, grid)
+            if not found:
+                raise KeyError(f"references are on {self.times}, which lacks times of {grid}")
+            self._found[key] = found
+        return self._found[key]
 
     def on_grid(self, grid: Sequence[float], rows: Any = slice(None)) -> Tensor:
         """States at the times of a grid that the mesh contains."""
@@ -66,9 +71,10 @@ class UnrolledSolves:
 
     def mesh(self, run: Run) -> FixedMesh:
         """The steps of a run, planned once."""
-        if run not in self._meshes:
-            self._meshes[run] = FixedMesh.of(run.method, self.neural_ode.t_span, run.n_steps)
-        return self._meshes[run]
+        mesh = self._meshes.get(run)
+        if mesh is None:
+            mesh = self._meshes[run] = FixedMesh.of(run.method, self.neural_ode.t_span, run.n_steps)
+        return mesh
 
     def solve(
         self, references: References, rows: Any, run: Run, correction: Correction | None
@@ -85,15 +91,20 @@ class UnrolledSolves:
 
     def share(self, references: References, rows: Any, run: Run, correction: Correction) -> Tensor:
         """Error of some rows as a share of the base solver's on the first rows of ``references``."""
-        if run not in self._units:
-            with torch.no_grad():
-                states, reference = self.solve(references, slice(0, _UNIT_ROWS), run, None)
-                difference = self.loss(states, reference)
-                is_of_states = self.loss in (terminal_loss, trajectory_loss)
-                unit = references.unit if is_of_states else state_units(self.neural_ode.output_map(reference[-1]))
-                self._units[run] = unit * max(mean_size(difference, unit), _TINY)
+        unit = self._units.get(run)
+        if unit is None:
+            unit = self._units[run] = self._unit_of(references, run)
         found = self.solve(references, rows, run, correction)
-        return mean_norm(self.loss(*found) / self._units[run])
+        return mean_norm(self.loss(*found) / unit)
+
+    def _unit_of(self, references: References, run: Run) -> Tensor:
+        """Measure the base solver's mean loss in a run."""
+        with torch.no_grad():
+            states, reference = self.solve(references, slice(0, _UNIT_ROWS), run, None)
+            difference = self.loss(states, reference)
+            is_of_states = self.loss in (terminal_loss, trajectory_loss)
+            unit = references.unit if is_of_states else state_units(self.neural_ode.output_map(reference[-1]))
+            return unit * max(mean_size(difference, unit), _TINY)
 
 
 class BaseSolverOverflowError(RowsError, ValueError):

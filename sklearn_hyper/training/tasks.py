@@ -53,6 +53,6 @@ class Task:
 
     @property
     def span(self) -> float:
-        """|S|, the length of the span."""
+        """Return the length of the span."""
         start, end = self.neural_ode.t_span
         return abs(end - start)

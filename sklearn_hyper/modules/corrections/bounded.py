@@ -47,16 +47,22 @@ class Units(nn.Module):
         """Scale of the residuals of a kind of step."""
         name = self._buffer_names.get(kind.family)
         if name is None:
-            fitted = ", ".join(f"order {order} with {n} stages" for order, n in self._buffer_names)
-            raise ValueError(
-                f"the correction is fitted for steps of {fitted}; it cannot run in a step of order {kind.order} with "
-                f"{kind.n_stages} stages. Fit a hypersolver with that base solver."
-            )
+            raise self._foreign(f"of order {kind.order} with {kind.n_stages} stages")
         return self._buffers[name]  # type: ignore[return-value]
 
     def kind_of(self, n_stages: int) -> StepKind:
         """The fitted kind of step that hands out so many stages."""
-        return next(kind for kind in self.kinds if kind.n_stages == n_stages)
+        for kind in self.kinds:
+            if kind.n_stages == n_stages:
+                return kind
+        raise self._foreign(f"with {n_stages} stages")
+
+    def _foreign(self, step: str) -> ValueError:
+        fitted = ", ".join(f"order {order} with {n} stages" for order, n in self._buffer_names)
+        return ValueError(
+            f"the correction is fitted for steps of {fitted}; it cannot run in a step {step}. Fit a hypersolver with that "
+            "base solver."
+        )
 
 
 class BoundedCorrection(ModuleCorrection):

@@ -218,7 +218,7 @@ class CorrectionSpec(ABC):
     >>> x = torch.linspace(0.5, 1, 50, dtype=torch.float64)[:, None]
     >>> field = lambda t, z: -z  # Euler's residual is z / 2 to leading order
     >>> fast = HypersolverRegressor(
-    ...     field, base_solver="euler", n_steps=2, correction=WeightSpec(), max_epochs=30, random_state=0
+    ...     field, base_solver="euler", n_steps=2, correction=WeightSpec(), lr=0.1, random_state=0
     ... )
     >>> fast.fit(x.numpy()).score(x.numpy()) > -0.02
     True

@@ -1,4 +1,4 @@
-"""Fixed-step methods: one file a family, and the contract that they keep."""
+"""Fixed-step methods: the contract (``method``), one file for each family, and names (``resolve``)."""
 
 from .adams_bashforth import AdamsBashforth, adams_bashforth_weights
 from .method import Field, Method, Step, StepKind, StepPlan

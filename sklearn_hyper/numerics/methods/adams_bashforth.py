@@ -16,22 +16,22 @@ from .method import Field, Method, Step, StepKind
 from .runge_kutta import RungeKutta
 
 STARTERS = {1: "euler", 2: "midpoint", 3: "rk3"}
-"""The Runge-Kutta method of the start-up steps, by its order."""
+"""The Runge-Kutta method of the start-up steps, by order."""
 
 Past: TypeAlias = tuple[()] | tuple[tuple[float, ...], tuple[Tensor, ...]]
-"""What a multistep method remembers, newest first: the sizes of the last steps, and f at their starts."""
+"""The state of a multistep method, newest first: the sizes of the last steps, and f at their starts."""
 
 
 @dataclass(frozen=True)
 class AdamsBashforth(Method):
-    r"""Explicit multistep method: one evaluation of f a step, and the last p - 1 remembered.
+    r"""Explicit multistep method: each step evaluates f once and reads the last p - 1 evaluations.
 
-    :math:`\psi = \sum_j b_j f(s_{k-j}, z_{k-j})` with the weights of the mesh as it is, uniform or not. On a uniform one
-    they are 3/2, -1/2 for p = 2, and so on; see :func:`adams_bashforth_weights`.
+    :math:`\psi = \sum_j b_j f(s_{k-j}, z_{k-j})`, with weights that fit the step sizes, equal or not. For equal steps
+    and p = 2 they are 3/2 and -1/2; see :func:`adams_bashforth_weights`.
 
     The first p - 1 steps are those of a Runge-Kutta method of order p - 1 (euler, midpoint, rk3). Their local error is
-    of order p, and there are never more of them, so the order of a solve is p. They are of a kind of their own, with
-    their own order and stages.
+    of order p and their number is fixed, so a solve has order p. These start-up steps have another kind, with its own
+    order and stages.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class AdamsBashforth(Method):
     def kind(self, index: int) -> StepKind:
         if index < self.memory:
             return self.starter.kind(index)
-        # Offsets are those on a uniform mesh.
+        # The offsets are those of equal steps. On other meshes they are an approximation.
         return StepKind(self.order, (0.0,), tuple(0.0 - k for k in range(self.order)))
 
     def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: float, state: tuple[Any, ...]) -> Step:
@@ -91,8 +91,8 @@ class AdamsBashforth(Method):
 
 
 def past_weights(eps: float, sizes: tuple[float, ...]) -> tuple[float, ...]:
-    """Weights of f here and at the starts of earlier steps of these sizes, newest first, for a step of size eps."""
-    # A compiler folds the weights into its graph, and warns of caches.
+    """Return the weights of f at the start of a step of size eps and at the starts of earlier steps, newest first."""
+    # torch.compile folds the weights into its graph, and warns about cached functions.
     return (_weights if is_compiling() else _cached_weights)(eps, sizes)
 
 
@@ -100,7 +100,7 @@ def _weights(eps: float, sizes: tuple[float, ...]) -> tuple[float, ...]:
     return adams_bashforth_weights([-sum(sizes[:k]) / eps for k in range(len(sizes) + 1)])
 
 
-# A mesh has few different steps, and computing the weights of one takes as long as evaluating a small field.
+# A mesh has few different step sizes, and computing the weights of one takes as long as evaluating a small field.
 _cached_weights = lru_cache(maxsize=4096)(_weights)
 
 
@@ -109,9 +109,9 @@ Polynomial: TypeAlias = list[float]
 
 
 def adams_bashforth_weights(offsets: Sequence[float]) -> tuple[float, ...]:
-    r"""Weights of f at the mesh points that an Adams-Bashforth step reads.
+    r"""Return the weights of f at the mesh points that an Adams-Bashforth step reads.
 
-    The polynomial through them is integrated over the step, which asks for no equal steps:
+    They integrate the interpolating polynomial over the step. The points need not be equally spaced:
 
     .. math::
 
@@ -121,12 +121,12 @@ def adams_bashforth_weights(offsets: Sequence[float]) -> tuple[float, ...]:
     Parameters
     ----------
     offsets : sequence of float
-        :math:`o_j`: where the points lie, measured from the start of the step in units of its size; all different.
+        :math:`o_j`, the points, measured from the start of the step in units of its size. All must differ.
 
     Returns
     -------
     tuple of float
-        One weight a point. They sum to 1, and are exact for polynomials of degree below their number.
+        One weight per point. They sum to 1. With n points they are exact for polynomials of degree below n.
 
     References
     ----------
@@ -144,7 +144,7 @@ def adams_bashforth_weights(offsets: Sequence[float]) -> tuple[float, ...]:
 
 
 def _lagrange(offsets: Sequence[float], j: int) -> Polynomial:
-    """The polynomial that is 1 at point j and 0 at the others."""
+    """Return the polynomial that is 1 at point j and 0 at the others."""
     product = [1.0]
     for m, root in enumerate(offsets):
         if m != j:
@@ -153,10 +153,11 @@ def _lagrange(offsets: Sequence[float], j: int) -> Polynomial:
 
 
 def _times_linear(polynomial: Polynomial, constant: float, slope: float) -> Polynomial:
+    """Multiply a polynomial by ``constant + slope * tau``."""
     raised, kept = [0.0, *polynomial], [*polynomial, 0.0]
     return [constant * low + slope * high for low, high in zip(kept, raised, strict=True)]
 
 
 def _integral(polynomial: Polynomial) -> float:
-    """Over [0, 1]."""
+    """Integrate a polynomial over [0, 1]."""
     return sum(coefficient / (degree + 1) for degree, coefficient in enumerate(polynomial))

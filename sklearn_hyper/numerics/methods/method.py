@@ -1,4 +1,4 @@
-"""What a fixed-step method is, whatever its family: the contract that the stepping loop and corrections rely on."""
+"""The contract of a fixed-step method, on which the stepping loop and corrections rely."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import Tensor
 from ..times import uniform_grid
 
 Field: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""A vector field as a step calls it: f(t, z), its inputs already bound."""
+"""A vector field as a step calls it: f(t, z), with its other inputs already bound."""
 
 
 @dataclass(frozen=True)
 class StepKind:
-    """What all steps of one kind have in common, wherever and however long they are.
+    """What all steps of one kind have in common, independent of their time and size.
 
-    A one-step method has one kind. A multistep method has another for each sort of start-up step. Corrections know
-    steps by their kind: order, stages and scales differ between kinds.
+    A one-step method has one kind. A multistep method has further kinds for its start-up steps. Order, stages and
+    scales differ between kinds, so corrections look them up by kind.
 
     Parameters
     ----------
     order : int
         p of such a step: its local error is of order p + 1.
     nodes : tuple of float
-        Where the step evaluates f, measured from its start in units of its size. One evaluation a node.
+        The times at which the step evaluates f, once each. Measured from the step's start in units of its size.
     offsets : tuple of float
-        Where the stages lie that a correction reads, in the same units. The first is 0: f at the start of the step.
+        The times of the stages that a correction reads, in the same units. The first is 0: f at the step's start.
     leading_error : pair of float, optional
-        How the method weighs the two terms of its leading error, where it has a tableau.
+        Weights of the two terms of the method's leading error, if it has a tableau. See :func:`leading_error`.
 
     Examples
     --------
     >>> from sklearn_hyper.numerics import resolve_base_solver
     >>> ab2 = resolve_base_solver("ab2")
-    >>> [(kind.order, kind.nodes, kind.offsets) for kind in ab2.kinds]  # Euler's step first, then two stages, one remembered
+    >>> [(kind.order, kind.nodes, kind.offsets) for kind in ab2.kinds]  # Euler's step, then two stages
     [(1, (0.0,), (0.0,)), (2, (0.0,), (0.0, -1.0))]
     """
 
@@ -45,13 +45,13 @@ class StepKind:
     nodes: tuple[float, ...]
     offsets: tuple[float, ...]
     leading_error: tuple[float, float] | None = None
-    # Derived once: training asks for them in every step.
+    # Computed once, because training reads them in every step.
     family: tuple[int, int] = field(init=False, repr=False, compare=False)
-    """Order and number of stages. A correction fitted for one kind runs with every other kind of its family."""
+    """Order and number of stages. A correction fitted for one kind also runs with the other kinds of its family."""
     spacings: tuple[float, ...] = field(init=False, repr=False, compare=False)
-    """What differences between later stages and the first are divided by, in units of eps.
+    """Distances of the later stages from the first, in units of eps: divisors of difference quotients.
 
-    1 where a stage lies at the start of the step too: there is no distance to divide by.
+    1 for a stage that lies at the start of the step too, where the distance is zero.
     """
 
     def __post_init__(self) -> None:
@@ -60,50 +60,49 @@ class StepKind:
 
     @property
     def n_stages(self) -> int:
-        """Stages that a correction reads."""
+        """Number of stages that a correction reads."""
         return len(self.offsets)
 
 
 class StepPlan(NamedTuple):
-    """A step before it is taken: all that is known whatever the state."""
+    """A step before it is taken: all that does not depend on the state."""
 
     k: int
-    """How many steps of the solve come before."""
+    """Index of the step in the solve, from 0."""
     s: Any
-    """Where it starts: a float (a 0-d tensor where the mesh is being learned)."""
+    """Start time: a float, or a 0-d tensor while the mesh is being learned."""
     eps: Any
-    """How long it is, signed: a float, or a 0-d tensor likewise."""
+    """Signed size: a float, or a 0-d tensor likewise."""
     kind: StepKind
 
     def times(self) -> list[Any]:
-        """When it evaluates f."""
+        """Return the times at which the step evaluates f."""
         return [self.s + node * self.eps for node in self.kind.nodes]
 
     @property
     def evaluates_start(self) -> bool:
-        """Whether its first evaluation is at its start."""
+        """Whether the first evaluation is at the step's start."""
         return self.kind.nodes[0] == 0
 
 
 class Step(NamedTuple):
-    """What a method makes of one step."""
+    """The result of one step of a method."""
 
     direction: Tensor
-    """psi of eq. 2: z + eps * psi is the method's step."""
+    """psi of eq. 2: z + eps * psi is the state after the step."""
     stages: list[Tensor]
-    """f at the offsets of the step's kind: what the correction reads."""
+    """f at the offsets of the step's kind. The correction reads them."""
     state: tuple[Any, ...]
     """What the method remembers for the next step. Only the method looks inside."""
     error: Tensor | None = None
-    """An estimate of the local error, like z, where the method has one."""
+    """Estimate of the local error, shaped like z, if the method has one."""
 
 
 class Method(ABC):
-    """A fixed-step method: one step of it. Where steps go is the business of :mod:`sklearn_hyper.numerics.stepping`.
+    """A fixed-step method, which takes one step at a time. :mod:`sklearn_hyper.numerics.stepping` runs the whole solve.
 
-    Subclass this to bring a method of your own, and pass an instance as ``base_solver``. Say its :attr:`name` and
-    :attr:`order`, and write :meth:`kind` and :meth:`step`. All else has defaults, which are those of a one-step method
-    that takes any mesh.
+    Subclass this to add your own method, and pass an instance as ``base_solver``. Set :attr:`name` and :attr:`order`,
+    and write :meth:`kind` and :meth:`step`. Everything else has defaults that suit a one-step method on any mesh.
 
     Examples
     --------
@@ -129,7 +128,7 @@ class Method(ABC):
 
     @abstractmethod
     def kind(self, index: int) -> StepKind:
-        """Kind of the step that comes after ``index`` others."""
+        """Return the kind of step number ``index`` of a solve, counted from 0."""
 
     @abstractmethod
     def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: Any, state: tuple[Any, ...]) -> Step:
@@ -140,61 +139,64 @@ class Method(ABC):
         f : callable
             f(t, z).
         times : sequence of 0-d Tensor
-            The times of the kind's nodes: f is evaluated at each once.
+            The times of the kind's nodes. The step evaluates f once at each.
         z : Tensor of shape (batch, ...)
         eps : float
-            Signed. A 0-d tensor where the mesh is being learned.
+            Signed step size. A 0-d tensor while the mesh is being learned.
         state : tuple
-            What the step before has left, () at the start of a solve.
+            ``Step.state`` of the previous step, () at the start of a solve.
         """
 
     memory = 0
-    """Steps that a later one may look back on. From step ``memory`` on, all are of one kind."""
+    """Number of earlier steps that a step may read. From step ``memory`` on, all steps are of one kind."""
     n_steps: int | None = None
-    """The only number of steps that the method is made for, on a mesh of its own. None: any number, on any mesh."""
+    """The only number of steps that the method is made for, on its own mesh. None: any number, on any mesh."""
     follows_trajectory = True
-    """Whether states between the ends of a solve approximate the trajectory as its end does."""
+    """Whether the states between the ends of a solve approximate the trajectory as well as the last one does."""
 
     def remember(self, state: tuple[Any, ...], eps: float, stage: Tensor) -> tuple[Any, ...]:
-        """What a step of size eps leaves behind, from a point where f is ``stage``: how a past is rebuilt."""
+        """Return the state that a step of size eps would leave, from a point where f is ``stage``.
+
+        Residuals along a reference rebuild a method's past with it, without taking the steps.
+        """
         return state
 
     def arrive(self, state: tuple[Any, ...], stage: Tensor) -> tuple[Any, ...]:
-        """What the last step leaves behind that has already evaluated f where the next one starts: ``stage``.
+        """Return the state as the previous step would leave it if it had evaluated f at its end, giving ``stage``.
 
-        Asked only of methods whose main kind has no node at its start.
+        Only called for methods whose main kind has no node at its start.
         """
         return state
 
     def mesh(self, t_span: Any, n_steps: int) -> tuple[float, ...]:
-        """The mesh of a solve in so many steps: equal ones, or the method's own."""
+        """Return the mesh of a solve in ``n_steps`` steps: equal steps, unless the method has its own mesh."""
         return uniform_grid(t_span, n_steps)
 
     def check_mesh(self, mesh: Sequence[float]) -> None:  # noqa: B027 - any mesh will do
-        """Refuse a mesh (or the first steps of one) that the method is not made for."""
+        """Refuse a mesh, or the first steps of one, that the method is not made for."""
 
     @property
     def kinds(self) -> tuple[StepKind, ...]:
-        """The kinds of its steps, each once, in the order in which they first come up."""
+        """All kinds of the method's steps, in the order of their first steps."""
         return tuple(dict.fromkeys(self.kind(index) for index in range(self.memory + 1)))
 
     @property
     def main_kind(self) -> StepKind:
-        """The kind of every step but the first few."""
+        """The kind of all steps after the first few."""
         return self.kind(self.memory)
 
     @property
     def n_stages(self) -> int:
-        """Stages that a correction reads, but in the first few steps."""
+        """Number of stages that a correction reads in a step of the main kind."""
         return self.main_kind.n_stages
 
     @property
     def n_startup(self) -> int:
-        """Steps before the first of the main kind."""
+        """Number of steps before the first of the main kind."""
         return next(index for index in range(self.memory + 1) if self.kind(index) == self.main_kind)
 
     def count_evaluations(self, n_steps: int) -> int:
-        """Evaluations of f in so many steps."""
+        """Return the number of evaluations of f in ``n_steps`` steps."""
         n_first = min(n_steps, self.memory)
         first = sum(len(self.kind(index).nodes) for index in range(n_first))
         return first + (n_steps - n_first) * len(self.main_kind.nodes)

@@ -1,4 +1,4 @@
-"""Solvers whose coefficients and mesh are made for one number of steps."""
+"""Methods whose coefficients and mesh are made for one number of steps."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from ..times import check_n_steps, check_t_span
 from .method import Field, Method, Step, StepKind
 
 NONSTATIONARY = "nonstationary"
-"""Names a method whose coefficients a fit learns."""
+"""Name of the method whose coefficients a fit learns."""
 NONSTATIONARY_ORDER = 1
 _OFFSETS = (0.0, -1.0)
-"""A correction reads f here and at the mesh point before: offsets on a uniform mesh."""
+"""A correction reads f at the start of the step and at the previous mesh point. Offsets are those of equal steps."""
 _LAST_STAGE = 0.9
+"""Where :func:`compose_tableaus` moves a last stage that lies at the end of the step."""
 
 
 @dataclass(frozen=True)
 class Nonstationary(Method):
-    r"""Explicit method with coefficients of its own in every step, for one K and one mesh.
+    r"""Explicit method with its own coefficients in every step, for one K and one mesh.
 
     .. math:: z_{k+1} = z_k + \epsilon_k \sum_{j \le k} w_{kj} f(s_j, z_j), \qquad \sum_j w_{kj} = 1
 
-    Every explicit method that evaluates f once a step and whose steps are consistent is one of these: Euler, and the
-    Adams-Bashforth methods that start with it, too. It has order 1, and is defined for its K alone. Estimators learn
-    one with ``base_solver="nonstationary"``.
+    This is the general form of a consistent explicit method that evaluates f once per step. Euler's method and
+    second-order Adams-Bashforth are examples. It has order 1, and is defined for its K only. Estimators learn one with
+    ``base_solver="nonstationary"``.
 
     Parameters
     ----------
@@ -75,16 +76,16 @@ class Nonstationary(Method):
     name = NONSTATIONARY
     order = NONSTATIONARY_ORDER
     follows_trajectory = False
-    """Learned coefficients let the states between leave the trajectory where that serves the end."""
+    """Learned coefficients let the states in between leave the trajectory if that makes the last one better."""
 
     @property
     def n_steps(self) -> int:  # type: ignore[override]
-        """The K that it is made for."""
+        """The K that the method is made for."""
         return len(self.weights)
 
     @property
     def memory(self) -> int:  # type: ignore[override]
-        """Every step remembers all that came before."""
+        """Every step reads all steps before it."""
         return self.n_steps - 1
 
     def kind(self, index: int) -> StepKind:
@@ -120,31 +121,31 @@ class Nonstationary(Method):
 
 
 def nonstationary_kind(index: int) -> StepKind:
-    """Euler's kind for the first step; the later ones read the stage before, too."""
+    """Return the kind of a step: Euler's for the first; later steps also read f at the previous mesh point."""
     return StepKind(NONSTATIONARY_ORDER, (0.0,), _OFFSETS[: index + 1])
 
 
 def nonstationary_step(direction: Tensor, stages: tuple[Tensor, ...]) -> Step:
-    """A step after f here (the last of ``stages``) and at all mesh points before."""
+    """Return a step, given f at all mesh points up to its start, oldest first."""
     return Step(direction, list(stages[: -len(_OFFSETS) - 1 : -1]), stages)
 
 
 def compose_tableaus(tableaus: Sequence[ButcherTableau]) -> Nonstationary:
-    r"""One step of each Runge-Kutta method in turn, as a nonstationary method; spans go by the number of stages.
+    r"""Write one step of each Runge-Kutta method in turn as a single nonstationary method.
 
-    Its states are those that the stages are evaluated at, so that a step leads from one stage's state to the next
-    one's.
+    Each Runge-Kutta step gets a share of the span in proportion to its stages. The states of the result are the states
+    at which the stages are evaluated: each step goes from one stage's state to the next one's.
 
     Parameters
     ----------
     tableaus : sequence of ButcherTableau
-        With stages at different times, in their order. A last stage at the end of the step, where the next one begins,
-        is moved to nine tenths of it, which costs such a method its full order.
+        Their stages must lie at different times, in rising order. A last stage at the end of the step would coincide
+        with the start of the next step, so it is moved to 0.9 of the step. That lowers the order of such a method.
 
     Returns
     -------
     Nonstationary
-        Its K is the number of all stages.
+        Its K is the total number of stages.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Predictor-corrector methods: an Adams-Bashforth step foresees the end of the step, a trapezoid corrects it."""
+"""Predictor-corrector methods: an Adams-Bashforth step predicts the state, the trapezoidal rule corrects it."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from .adams_bashforth import past_weights
 from .method import Field, Method, Step, StepKind
 
 _MILNE = 1 / 6
-"""On equal steps the corrector's error is that share of its distance from the predictor: 1/12 of 5/12 + 1/12."""
+"""Error of the corrector as a share of its distance from the predictor, on equal steps: 1/12 of 5/12 + 1/12."""
 
 
 class _Past(NamedTuple):
-    """What a step leaves behind."""
+    """What a step leaves for the next one."""
 
     size: float
-    """Of that step."""
+    """Size of the step."""
     stage: Tensor
     """f at its start."""
     ahead: Tensor | None = None
-    """f at its end, at the predicted state; None where the next step evaluates f at its start itself."""
+    """f at its end, at the predicted state. None if the next step evaluates f at its start itself."""
 
 
 @dataclass(frozen=True)
 class PredictorCorrector(Method):
-    r"""Adams-Bashforth of order 2 predicts, the trapezoidal rule corrects.
+    r"""Predict with Adams-Bashforth of order 2, correct with the trapezoidal rule.
 
     .. math::
 
         \hat z = z_k + \epsilon \big(w_0 r_k + w_1 r_{k-1}\big), \qquad
         \psi = \tfrac12 \big(r_k + f(s_{k+1}, \hat z)\big)
 
-    with the weights w of the mesh as it is (3/2, -1/2 on equal steps). The first step predicts by Euler's method, and
-    so is Heun's. Each step has an estimate of its local error: a sixth of the distance between corrector and predictor
-    (Milne).
+    The weights w fit the step sizes (3/2 and -1/2 for equal steps). The first step predicts with Euler's method, which
+    makes it a step of Heun's method. Each step estimates its local error as a sixth of the distance between corrector
+    and predictor (Milne).
 
     Parameters
     ----------
     evaluations : int, 1 or 2
-        Of f, a step. With two (PECE, "abm2") r_k is f at the corrected state; with one (PEC, "abm2_pec") it is what the
-        step before has evaluated at its predicted state. Both are of order 2; the second is half as expensive and less
-        accurate.
+        Evaluations of f per step. With two (PECE, "abm2"), r_k is f at the corrected state. With one (PEC, "abm2_pec"),
+        r_k is f at the predicted state, taken from the previous step. Both have order 2. PEC costs half as much and is
+        less accurate.
 
     References
     ----------

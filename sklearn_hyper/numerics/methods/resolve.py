@@ -1,4 +1,4 @@
-"""Which method a name, a tableau or an order stands for."""
+"""Resolve a name, a tableau or an order to a method."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .predictor_corrector import PredictorCorrector
 from .runge_kutta import RungeKutta
 
 CANONICAL = {1: "euler", 2: "midpoint", 3: "rk3", 4: "rk4"}
-"""The method that ``base_solver="auto"`` stands for, by order."""
+"""The method that ``base_solver="auto"`` means, by order."""
 
 DEFAULT = "ab2"
-"""The method that ``base_solver="auto"`` stands for without an order: one evaluation of f a step, the first Euler's."""
+"""The method that ``base_solver="auto"`` means without an order: one evaluation of f per step, starting with Euler."""
 
 MULTISTEP: dict[str, Method] = {
     method.name: method for method in (*map(AdamsBashforth, (2, 3, 4)), *map(PredictorCorrector, (1, 2)))
@@ -26,16 +26,16 @@ _NAMES = (*sorted(TABLEAUS), *MULTISTEP)
 
 
 def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> Method:
-    """Turn what a user may pass as ``base_solver`` and ``order`` into a method.
+    """Return the method that a user's ``base_solver`` and ``order`` mean.
 
     Parameters
     ----------
     base_solver : str, ButcherTableau or Method
-        ``"auto"`` is the canonical method of ``order``: euler, midpoint, rk3, rk4 for 1 to 4; without one, ``"ab2"``.
-        ``"ab2"``, ``"ab3"`` and ``"ab4"`` are :class:`AdamsBashforth`, ``"abm2"`` and ``"abm2_pec"`` its
-        predictor-corrector of two evaluations and of one; the other names are tableaus.
+        ``"auto"`` is the canonical method of ``order`` (euler, midpoint, rk3, rk4 for 1 to 4), or ``"ab2"`` without an
+        order. ``"ab2"``, ``"ab3"`` and ``"ab4"`` are :class:`AdamsBashforth`. ``"abm2"`` and ``"abm2_pec"`` are
+        :class:`PredictorCorrector` with two evaluations and with one. All other names are tableaus.
     order : int, optional
-        Chooses with ``"auto"``; otherwise it must agree with the method.
+        Chooses the method with ``"auto"``. Otherwise it must agree with the method.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> 
     ValueError
         If the name is unknown, or ``order`` contradicts the method.
     TypeError
-        If ``base_solver`` is none of the accepted kinds.
+        If ``base_solver`` is of another type.
 
     Examples
     --------

@@ -20,7 +20,7 @@ class RungeKutta(Method):
     r"""Explicit Runge-Kutta step from a tableau (paper, eq. 3).
 
     :math:`r_i = f(s_k + c_i \epsilon, z_k + \epsilon \sum_j a_{ij} r_j)` and
-    :math:`\psi = \sum_i b_i r_i`; f is called once a stage.
+    :math:`\psi = \sum_i b_i r_i`. f is called once per stage.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class RungeKutta(Method):
         return self.tableau.order
 
     def kind(self, index: int) -> StepKind:
-        # A compiler warns of caches.
+        # torch.compile warns about cached functions.
         return (_kind_of if is_compiling() else _cached_kind_of)(self.tableau)
 
     def step(self, f: Field, times: Sequence[Tensor], z: Tensor, eps: float, state: tuple[Any, ...]) -> Step:
@@ -60,10 +60,10 @@ _cached_kind_of = lru_cache(maxsize=256)(_kind_of)
 
 
 def leading_error(tableau: ButcherTableau) -> tuple[float, float]:
-    r"""How a method weighs two terms of its leading error: :math:`b \cdot c^p` and :math:`b \cdot A c^{p-1}`.
+    r"""Return the weights of two terms of a method's leading error, :math:`b \cdot c^p` and :math:`b \cdot A c^{p-1}`.
 
-    The residual is linear in such weights as eps -> 0, and for p <= 2 there are no others. Unlike b, they stay small
-    where a method comes close to numerical differentiation: in the alpha family they are alpha / 2 and 0.
+    As eps -> 0 the residual is linear in such weights, and for p <= 2 there are no others. In the alpha family they are
+    alpha / 2 and 0. So they stay small for small alpha, where b grows without bound.
     """
     a, b, c, p = tableau.a, tableau.b, tableau.c, tableau.order
     inner = [sum(weight * node ** (p - 1) for weight, node in zip(row, c, strict=True)) for row in a]
