@@ -1,4 +1,4 @@
-"""Errors against a reference and truncation errors (paper, sections 2 and 4)."""
+"""Errors against a reference, truncation errors (paper, sections 2 and 4), and a distance between samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "sliced_wasserstein_distance",
 ]
 
-_PROJECTED_VALUES = 2_000_000  # projections held at a time, 16 MB an array
+_PROJECTED_VALUES = 2_000_000  # projections in memory at a time: 16 MB an array
 
 
 def _pair(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -42,25 +42,26 @@ def _pair(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[Any], NDArray[A
 def mean_absolute_percentage_error(
     y_true: ArrayLike, y_pred: ArrayLike, *, floor: ArrayLike = 1e-2, sample_weight: ArrayLike | None = None
 ) -> float:
-    r"""MAPE with a floored denominator.
+    r"""Compute the mean absolute percentage error (MAPE) with a floored denominator.
 
     .. math:: \mathrm{mean}\; \frac{|\hat y - y|}{\max(|y|, \mathrm{floor})}
 
-    over samples and coordinates. Without a floor one coordinate near zero decides the mean.
+    The mean is over samples and coordinates. Without a floor, one coordinate near zero would dominate it.
 
     Parameters
     ----------
     y_true, y_pred : array-like of shape (n_samples, ...)
-        The reference and what approximates it.
+        The reference y and its approximation.
     floor : float or array, default 1e-2
-        Smallest denominator, in the units of y; an array broadcasts to it. Estimators take a share of the outputs'
-        size.
+        Smallest denominator, in the units of y. An array is broadcast to y. The estimators' own scores use a share of
+        the outputs' size.
     sample_weight : array-like of shape (n_samples,), optional
+        Weights of the samples in the mean.
 
     Returns
     -------
     float
-        A share, not per cent: 0 is perfect.
+        A share, not per cent; 0 is perfect.
 
     Examples
     --------
@@ -78,7 +79,7 @@ def mean_absolute_percentage_error(
 
 
 def mape_floor(share: float, y_true: NDArray[Any], sample_weight: ArrayLike | None = None) -> NDArray[np.float64]:
-    """A floor for :func:`mean_absolute_percentage_error`: a share of the size of every column (or channel), its RMS."""
+    """Return a floor for :func:`mean_absolute_percentage_error`: a share of the RMS of every column or channel."""
     y = np.asarray(y_true, dtype=float)
     if sample_weight is not None and np.any(sample_weight):
         weight = np.asarray(sample_weight, dtype=float)
@@ -87,16 +88,17 @@ def mape_floor(share: float, y_true: NDArray[Any], sample_weight: ArrayLike | No
 
 
 def relative_l2(z_true: ArrayLike, z_pred: ArrayLike) -> NDArray[np.float64]:
-    r"""Relative error of every sample, :math:`\|\hat z - z\|_2 / \|z\|_2`.
+    r"""Compute the relative error of every sample, :math:`\|\hat z - z\|_2 / \|z\|_2`.
 
     Parameters
     ----------
     z_true, z_pred : array-like of shape (n_samples, ...)
+        The reference z and its approximation.
 
     Returns
     -------
     ndarray of shape (n_samples,)
-        inf where the reference is zero and the approximation is not, 0 where both are.
+        Errors, which are inf where only the reference is zero and 0 where both are.
 
     Examples
     --------
@@ -111,7 +113,7 @@ def relative_l2(z_true: ArrayLike, z_pred: ArrayLike) -> NDArray[np.float64]:
 
 
 def local_truncation_error(z: ArrayLike, z_next: ArrayLike, increment: ArrayLike) -> NDArray[np.float64]:
-    r"""Local truncation error of every sample (paper, section 2).
+    r"""Compute the local truncation error of every sample (paper, section 2).
 
     .. math:: e_k = \|z(s_{k+1}) - z(s_k) - \epsilon \psi(s_k, x, z(s_k))\|_2
 
@@ -120,7 +122,7 @@ def local_truncation_error(z: ArrayLike, z_next: ArrayLike, increment: ArrayLike
     z, z_next : array-like of shape (n_samples, ...)
         Reference states at s_k and s_{k+1}.
     increment : array-like of shape (n_samples, ...)
-        What the solver adds in a step from z(s_k): eps * psi, with eps^(p+1) * g for a hypersolver.
+        What the solver adds in a step from z(s_k): eps * psi, plus eps^(p+1) * g for a hypersolver.
 
     Returns
     -------
@@ -137,12 +139,14 @@ def local_truncation_error(z: ArrayLike, z_next: ArrayLike, increment: ArrayLike
 
 
 def global_truncation_error(reference: ArrayLike, trajectory: ArrayLike) -> NDArray[np.float64]:
-    r"""Global truncation error of every sample and step (paper, section 2), :math:`E_k = \|z(s_k) - z_k\|_2`.
+    r"""Compute the global truncation error :math:`E_k = \|z(s_k) - z_k\|_2` of every sample and step.
+
+    It is defined in section 2 of the paper.
 
     Parameters
     ----------
     reference, trajectory : array-like of shape (n_samples, K + 1, ...)
-        As :meth:`HypersolverRegressor.trajectory` returns them.
+        States in the shape that :meth:`HypersolverRegressor.trajectory` returns.
 
     Returns
     -------
@@ -161,30 +165,31 @@ def global_truncation_error(reference: ArrayLike, trajectory: ArrayLike) -> NDAr
 def sliced_wasserstein_distance(
     X: ArrayLike, Y: ArrayLike, *, n_projections: int = 500, random_state: Any = None
 ) -> float:
-    r"""Sliced Wasserstein-1 distance between two sets of samples.
+    r"""Compute the sliced Wasserstein-1 distance between two sets of samples.
 
     .. math:: \frac{1}{L} \sum_{l=1}^{L} W_1(\theta_l \cdot X, \theta_l \cdot Y),
               \qquad W_1(u, v) = \int_0^1 |F_u^{-1}(q) - F_v^{-1}(q)| \, dq
 
-    over directions :math:`\theta_l` drawn uniformly from the unit sphere, with the samples' quantile functions
-    :math:`F^{-1}`. For sets of one size :math:`W_1` is the mean distance between the sorted projections.
+    The directions :math:`\theta_l` are drawn uniformly from the unit sphere, and :math:`F^{-1}` are the samples'
+    quantile functions. For sets of one size, :math:`W_1` is the mean distance between the sorted projections.
 
-    It is not zero for two draws from one distribution: compare it with the distance between two such draws.
+    The distance between two draws from one distribution is not zero. Compare other distances with it.
 
     Parameters
     ----------
     X : array-like of shape (n_samples_X, n_features)
+        One set of samples.
     Y : array-like of shape (n_samples_Y, n_features)
-        The sizes may differ.
+        The other set, which may have another size.
     n_projections : int, default 500
-        The number L of directions. Memory does not grow with it.
+        L, the number of directions. Memory does not grow with it.
     random_state : int, RandomState or None
-        Draws the directions; distances to be compared should share an int.
+        Seeds the directions. Pass the same int to distances that you compare.
 
     Returns
     -------
     float
-        In the units of X.
+        The distance, in the units of X.
 
     Raises
     ------
@@ -194,8 +199,8 @@ def sliced_wasserstein_distance(
     References
     ----------
     Rabin et al. (2011), *Wasserstein barycenter and its application to texture mixing*; Bonneel et al. (2015), *Sliced
-    and Radon Wasserstein barycenters of measures*. They take the 2-distance; the 1-distance is less swayed by a few
-    samples far off.
+    and Radon Wasserstein barycenters of measures*. They use the 2-distance; the 1-distance depends less on a few far
+    samples.
 
     Examples
     --------
@@ -222,9 +227,9 @@ def sliced_wasserstein_distance(
 
 
 def _wasserstein(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Wasserstein-1 distance between the samples in each row of u and of v."""
+    """Return the Wasserstein-1 distance between the samples in each row of u and v."""
     n, m = u.shape[1], v.shape[1]
-    # The quantile functions step at i / n and j / m; in units of 1 / (n m) these are integers, so no level is lost.
+    # The quantile functions step at i / n and j / m. In units of 1 / (n m) these are integers, so rounding loses none.
     levels = np.union1d(np.arange(n) * m, np.arange(m) * n)
     widths = np.diff(levels, append=n * m) / (n * m)
     steps = np.sort(u, axis=1)[:, levels // m] - np.sort(v, axis=1)[:, levels // n]

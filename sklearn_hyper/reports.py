@@ -1,4 +1,4 @@
-"""Tables of solvers: accuracy beside cost."""
+"""Tables that compare the accuracy and cost of solvers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ __all__ = ["SolverReport", "SolverRow"]
 class SolverRow:
     """One solver's accuracy and cost; the fields are the columns of :class:`SolverReport`.
 
-    Columns that are nan in every row (the accuracy of a regressor, O_r without a correction) are not shown.
+    The accuracy and the relative overhead are not shown if they are nan in every row, as for a regressor or without a
+    correction.
     """
 
     solver: str
@@ -39,13 +40,14 @@ _HEADINGS = {
 
 
 class SolverReport(Sequence[SolverRow]):
-    """A table of solvers: prints as text, displays as HTML, converts to a dict or a DataFrame.
+    """A table of solvers, which prints as text, displays as HTML, and converts to a dict or a DataFrame.
 
-    Reports of several hypersolvers add up (``a + b``); of rows with one name the first is kept.
+    Add reports of several hypersolvers with ``a + b``. Among rows with the same name, the first is kept.
 
     Parameters
     ----------
     rows : iterable of SolverRow
+        One row for each solver.
     notes : iterable of str
         What a reader must know, such as why a column is nan.
 
@@ -112,7 +114,7 @@ class SolverReport(Sequence[SolverRow]):
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Rows as dicts, by solver.
+        """Return the rows as dicts, keyed by solver.
 
         Returns
         -------
@@ -121,7 +123,7 @@ class SolverReport(Sequence[SolverRow]):
         return {row.solver: {key: value for key, value in asdict(row).items() if key != "solver"} for row in self.rows}
 
     def to_frame(self) -> Any:
-        """Rows as a pandas DataFrame, indexed by solver (needs pandas, extra ``plots``).
+        """Return the rows as a pandas DataFrame, indexed by solver (needs pandas, extra ``plots``).
 
         Returns
         -------

@@ -10,7 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_hyper.numerics import AdamsBashforth, ButcherTableau, alpha_family
+from sklearn_hyper.numerics import (
+    AdamsBashforth,
+    ButcherTableau,
+    Method,
+    Nonstationary,
+    RungeKutta,
+    Step,
+    StepKind,
+    alpha_family,
+    resolve_base_solver,
+)
 from sklearn_hyper.numerics.tableaus import TABLEAUS
 
 
@@ -114,6 +124,38 @@ DORMAND_PRINCE = ButcherTableau(  # a user's tableau: six stages, order 5
 )
 BASE_SOLVERS = (*TABLEAUS.values(), *map(alpha_family, (-1.0, 0.3, 0.8, 2.0)), DORMAND_PRINCE)
 MULTISTEP = (AdamsBashforth(2), AdamsBashforth(3), AdamsBashforth(4))
+LEARNED = Nonstationary([(1.0,), (-0.3, 1.3), (0.2, -0.4, 1.2)], (0.0, 0.3, 0.6, 1.0))
+
+
+@dataclass(frozen=True)
+class OwnTwoStep(Method):
+    """A multistep method of a user's own, for equal steps: one evaluation, one remembered; the first step is Euler's."""
+
+    name = "own two-step"
+    order = 2
+    memory = 1
+
+    def kind(self, index):
+        return StepKind(2, (0.0,), (0.0, -1.0)) if index else StepKind(1, (0.0,), (0.0,))
+
+    def step(self, f, times, z, eps, state):
+        now = f(times[0], z)
+        if not state:
+            return Step(now, [now], (now,))
+        return Step(1.5 * now - 0.5 * state[0], [now, state[0]], (now,))
+
+    def remember(self, state, eps, stage):
+        return (stage,)
+
+
+ANY_MESH = (*map(RungeKutta, BASE_SOLVERS), *MULTISTEP, *map(resolve_base_solver, ("abm2", "abm2_pec")))
+METHODS = (*ANY_MESH, OwnTwoStep(), LEARNED)
+"""Every method there is: those that take any mesh, one for equal steps, and one for a mesh of its own."""
+
+
+def kind_of(order, n_stages=1):
+    """A kind of step whose later stages lie anywhere."""
+    return StepKind(order, (0.0,), (0.0, *(1.0 / i for i in range(1, n_stages))))
 
 
 def named(values):
@@ -143,6 +185,6 @@ class Recorder:
     def __init__(self, f):
         self.f, self.times = f, []
 
-    def __call__(self, t, *args):
+    def __call__(self, t, *args, **condition):
         self.times.append(t)
-        return self.f(t, *args)
+        return self.f(t, *args, **condition)

@@ -1,4 +1,4 @@
-"""Things to try the estimators on: analytic vector fields with known behaviour, and two-dimensional densities."""
+"""Problems to try the estimators on: analytic vector fields with known behaviour, and two-dimensional densities."""
 
 from .densities import DENSITIES, density_log_prob, make_density
 from .fields import ForcedOscillator, LeadingFeatures, LotkaVolterra, Pendulum, VanDerPol, make_pendulum

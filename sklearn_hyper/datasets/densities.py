@@ -1,4 +1,4 @@
-"""Two-dimensional densities on which normalizing flows are compared, three of them with their log density."""
+"""Two-dimensional densities to compare normalizing flows on; three have a closed form of their log density."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Points = NDArray[np.float64]
 def make_density(name: str, n_samples: int = 2000, random_state: Any = None) -> Points:
     r"""Draw independent samples of a two-dimensional density, as used for FFJORD and for hypersolvers.
 
-    All lie around the origin and reach to about 4.
+    All densities lie around the origin, with coordinates up to about 4.
 
     - "8gaussians": normal distributions of standard deviation :math:`1 / \sqrt 8`, evenly on the circle of radius
       :math:`\sqrt 8`
@@ -32,8 +32,9 @@ def make_density(name: str, n_samples: int = 2000, random_state: Any = None) -> 
     name : str
         One of ``DENSITIES``.
     n_samples : int, default 2000
-        Any number: components are drawn, not dealt out evenly.
+        Number of samples. The component of each is drawn at random, so any number will do.
     random_state : int, RandomState or None
+        Seeds the draws.
 
     Returns
     -------
@@ -46,7 +47,7 @@ def make_density(name: str, n_samples: int = 2000, random_state: Any = None) -> 
 
     See Also
     --------
-    density_log_prob : The true log density of some.
+    density_log_prob : The true log density, for those that have a closed form.
 
     References
     ----------
@@ -68,10 +69,9 @@ def make_density(name: str, n_samples: int = 2000, random_state: Any = None) -> 
 
 
 def density_log_prob(name: str, X: ArrayLike) -> NDArray[np.float64]:
-    r"""True log density of the samples that :func:`make_density` draws, where it has a closed form.
+    r"""Compute the true log density of samples of :func:`make_density`, where it has a closed form.
 
-    A circle of radius r with normal noise :math:`\sigma`, seen from a point at distance :math:`\rho` of its centre, has
-    the density
+    A circle of radius r with normal noise :math:`\sigma` has, at distance :math:`\rho` from its centre, the density
 
     .. math:: \frac{1}{2 \pi \sigma^2} \exp\left(-\frac{\rho^2 + r^2}{2 \sigma^2}\right)
               I_0\left(\frac{\rho r}{\sigma^2}\right)
@@ -81,18 +81,19 @@ def density_log_prob(name: str, X: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     name : {"8gaussians", "checkerboard", "rings"}
-        The others have no closed form.
+        Name of the density. The others have no closed form.
     X : array-like of shape (n_samples, 2)
 
     Returns
     -------
     ndarray of shape (n_samples,)
-        As ``score_samples`` of a density estimator; -inf on the light squares of the checkerboard and outside.
+        Log densities in nats, as ``score_samples`` of a density estimator. They are -inf on the light squares of the
+        checkerboard and outside it.
 
     Raises
     ------
     ValueError
-        If the density is unknown or has no closed form, or X is not two wide and finite.
+        If the density is unknown or has no closed form, or X is not finite with two columns.
 
     Examples
     --------
@@ -152,7 +153,7 @@ def _draw_rings(n: int, rng: RandomState) -> Points:
 def _log_prob_rings(X: Points) -> NDArray[np.float64]:
     distance = np.linalg.norm(X, axis=1)[:, None]
     variance = _RING_STD**2
-    # The scaled i0e(u) = exp(-u) I_0(u), as I_0 itself overflows here.
+    # I_0 itself overflows here, so take the scaled i0e(u) = exp(-u) I_0(u).
     bessel = torch.special.i0e(torch.from_numpy(distance * _RING_RADII / variance)).numpy()
     return _log_mean_exp(np.log(bessel) - (distance - _RING_RADII) ** 2 / (2 * variance)) - np.log(2 * np.pi * variance)
 

@@ -1,6 +1,6 @@
 """Analytic vector fields of two-dimensional systems, as modules without parameters.
 
-They compute in the dtype and on the device of the state. Their classes stand at module level, so they pickle.
+They compute in the dtype and on the device of the state. Their classes are defined at module level, so they pickle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..modules.neural_ode import NeuralODE
 
 
 class _AnalyticField(nn.Module):
-    """Shows its constants in its repr."""
+    """A field that shows its constants in its repr."""
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in vars(self).items() if isinstance(value, float))
@@ -30,12 +30,12 @@ class Pendulum(_AnalyticField):
 
         \dot q = p / m, \qquad \dot p = -k q - m g l \sin q - \beta p / m + u
 
-    The state is z = (q, p), the input x = (q_0, p_0, u); u is the last feature of x and constant along a solve.
+    The state is z = (q, p) and the input x = (q_0, p_0, u). The torque u is constant along a solve.
 
     Parameters
     ----------
     mass, stiffness, length, gravity, friction : float
-        m, k, l, g and beta.
+        The constants m, k, l, g and beta.
 
     Examples
     --------
@@ -69,14 +69,14 @@ class Pendulum(_AnalyticField):
 
 
 class VanDerPol(_AnalyticField):
-    r"""The Van der Pol oscillator; stiff for large mu.
+    r"""The Van der Pol oscillator, which is stiff for large mu.
 
     .. math:: \dot z_1 = z_2, \qquad \dot z_2 = \mu (1 - z_1^2) z_2 - z_1
 
     Parameters
     ----------
     mu : float, default 1.0
-        0 gives the harmonic oscillator.
+        Strength of the damping. 0 gives the harmonic oscillator.
 
     Examples
     --------
@@ -96,7 +96,7 @@ class VanDerPol(_AnalyticField):
 
 
 class LotkaVolterra(_AnalyticField):
-    r"""Prey and predators.
+    r"""The Lotka-Volterra model of prey and predators.
 
     .. math:: \dot z_1 = \alpha z_1 - \beta z_1 z_2, \qquad \dot z_2 = \delta z_1 z_2 - \gamma z_2
 
@@ -105,7 +105,8 @@ class LotkaVolterra(_AnalyticField):
     Parameters
     ----------
     alpha, beta, gamma, delta : float
-        Growth of the prey, loss to predators, death of predators, their growth by prey.
+        Rates of the prey's growth, its loss to predators, the predators' death, and their growth by prey, in this
+        order.
 
     Examples
     --------
@@ -130,7 +131,7 @@ class LotkaVolterra(_AnalyticField):
 
 
 class ForcedOscillator(_AnalyticField):
-    r"""A damped oscillator under a periodic force: a field that depends on time.
+    r"""A damped oscillator under a periodic force, as an example of a field that depends on time.
 
     .. math::
 
@@ -140,13 +141,13 @@ class ForcedOscillator(_AnalyticField):
     Parameters
     ----------
     frequency : float, default 2.0
-        omega.
+        omega, the angular frequency without damping.
     damping : float, default 0.1
-        zeta, a share of the critical damping.
+        zeta, as a share of the critical damping.
     amplitude : float, default 1.0
-        A.
+        A, the amplitude of the force.
     drive : float, default 3.0
-        nu.
+        nu, the angular frequency of the force.
 
     Examples
     --------
@@ -171,12 +172,12 @@ class ForcedOscillator(_AnalyticField):
 
 
 class LeadingFeatures(nn.Module):
-    """Input map that takes the state from the first features of x; the others only control the field.
+    """Take the initial state from the first features of x, as an input map; the others only control the field.
 
     Parameters
     ----------
     n_features : int
-        Width of the state.
+        Number of features of the state.
 
     Examples
     --------
@@ -198,19 +199,21 @@ class LeadingFeatures(nn.Module):
 
 
 def make_pendulum(n_samples: int = 2000, random_state: Any = None) -> tuple[NDArray[np.float64], NeuralODE]:
-    r"""Draw states and torques for the controlled :class:`Pendulum`, with the Neural ODE that they start.
+    r"""Draw states and torques for the controlled :class:`Pendulum`, and make its Neural ODE.
 
     Parameters
     ----------
     n_samples : int, default 2000
+        Number of samples.
     random_state : int, RandomState or None
+        Seeds the draws.
 
     Returns
     -------
     X : ndarray of shape (n_samples, 3)
         Features (q, p, u), :math:`(q, p) \sim U(-5, 5)^2` and :math:`u \sim U(-10, 10)`.
     neural_ode : NeuralODE
-        From X to (q, p) after ``t_span=(0, 1)``, data-controlled.
+        Data-controlled, from X to (q, p) at the end of ``t_span=(0, 1)``.
 
     Examples
     --------

@@ -72,11 +72,10 @@ def _refused_fitted(estimator: Any, is_accepted: Callable[[Any], bool], expected
         return TypeError(
             f"neural_ode is a {name} that is fitted, but none of the accepted forms. {expected}; got {estimator!r}."
         )
-    others = f" (also {', '.join(held[1:_SHOWN])}{', ...' * (len(held) > _SHOWN)})" if len(held) > 1 else ""
+    also = f" (also {', '.join(held[1:_SHOWN])}{', ...' * (len(held) > _SHOWN)})" if len(held) > 1 else ""
     return TypeError(
         f"neural_ode is a {name} that is fitted, but none of the accepted forms: what it predicts is not the output of "
-        "its "
-        f"Neural ODE alone. Pass the {name}'s {held[0]}{others}, and do what the {name} does around it to the "
+        f"its Neural ODE alone. Pass the {name}'s {held[0]}{also}, and do what the {name} does around it to the "
         "hypersolver's outputs yourself."
     )
 
@@ -86,8 +85,7 @@ def _refused_net(net: Any) -> Exception:
     if not is_initialized(net):
         return NotFittedError(
             f"neural_ode is a {name}, a skorch net that is not initialized: call fit, or initialize() and "
-            "load_params(). If it "
-            "was, scikit-learn's clone has undone it: wrap it in sklearn.frozen.FrozenEstimator."
+            "load_params(). If it was, scikit-learn's clone has undone it: wrap it in sklearn.frozen.FrozenEstimator."
         )
     return TypeError(
         f"neural_ode is a {name} whose module is a {type(net_module(net)).__name__}, not a NeuralODE; wrap the "
@@ -98,8 +96,7 @@ def _refused_net(net: Any) -> Exception:
 def _not_fitted(estimator: Any) -> NotFittedError:
     return NotFittedError(
         f"neural_ode is a {type(estimator).__name__} that is not fitted. Fit it first (a search with refit=True); if "
-        "it was "
-        "fitted, scikit-learn's clone has unfitted it (as a grid over neural_ode=[...] does): wrap it in "
+        "it was fitted, scikit-learn's clone has unfitted it (as a grid over neural_ode=[...] does): wrap it in "
         "sklearn.frozen.FrozenEstimator."
     )
 

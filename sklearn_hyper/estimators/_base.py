@@ -174,16 +174,16 @@ class TorchEstimator(BaseEstimator):
         -------
         dict
         """
-        own = super().get_params(deep=False)
+        params = super().get_params(deep=False)
         if not deep:
-            return own
+            return params
         nested = {
             f"{name}__{key}": inner
-            for name, value in own.items()
+            for name, value in params.items()
             if name not in self._model_parameters and hasattr(value, "get_params") and not isinstance(value, type)
             for key, inner in value.get_params().items()
         }
-        return own | nested
+        return params | nested
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters; refuse those of a fitted model (``neural_ode__*``), which a change would unfit.
@@ -206,8 +206,7 @@ class TorchEstimator(BaseEstimator):
         if inner and isinstance(params.get("correction", vars(self).get("correction")), str):
             raise ValueError(
                 f"{', '.join(inner)}: correction='auto' has no parameters; pass correction=MLPCorrection() or "
-                "ConvCorrection(), "
-                "whose parameters can be set and searched."
+                "ConvCorrection(), whose parameters can be set and searched."
             )
         return super().set_params(**params)
 
@@ -336,8 +335,7 @@ def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:
     if output.element_size() < 4:
         raise VectorFieldError(
             f"output_map returns {output.dtype} for states of {z.dtype}, which rounds every output to two or three "
-            "digits. Return "
-            "float32 or float64: no autocast, no .bfloat16() or .half() inside."
+            "digits. Return float32 or float64: no autocast, no .bfloat16() or .half() inside."
         )
     return output
 

@@ -28,7 +28,7 @@ class FittedNeuralODE(NamedTuple):
     estimator: TorchEstimator | None = None
     net: Any = None
     checked: Any = None
-    """A net, or an estimator with methods of its own: its predictions are to be compared with what is taken over."""
+    """A net, or an estimator that overrides ``predict``: its predictions are compared with the hypersolver's own."""
 
 
 class FittedFlow(NamedTuple):

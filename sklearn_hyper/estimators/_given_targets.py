@@ -12,14 +12,10 @@ from sklearn.utils.validation import _num_samples, assert_all_finite, check_arra
 
 _RECODED = (
     "Its labels are those of the fitted Neural ODE: meta-estimators that recode labels for their members "
-    "(VotingClassifier, "
-    "StackingClassifier, BaggingClassifier, OneVsRestClassifier, OneVsOneClassifier, ClassifierChain and others) "
-    "cannot fit one. "
-    "Fit it first, without them: VotingClassifier(voting='soft') and StackingClassifier take "
-    "FrozenEstimator(hypersolver). "
-    "Those that train a classifier for each label, or pair, take the Neural ODE's own classifier, for whose members "
-    "hypersolvers "
-    "are fitted then. Or leave out y."
+    "(VotingClassifier, StackingClassifier, BaggingClassifier, OneVsRestClassifier, OneVsOneClassifier, "
+    "ClassifierChain and others) cannot fit one. Fit it first, without them: VotingClassifier(voting='soft') and "
+    "StackingClassifier take FrozenEstimator(hypersolver). Those that train a classifier for each label, or pair, take "
+    "the Neural ODE's own classifier, for whose members hypersolvers are fitted then. Or leave out y."
 )
 
 
@@ -73,10 +69,8 @@ def check_agreement(y: np.ndarray, predicted: np.ndarray, classes: np.ndarray, *
     if len(labels) > 1 and agreement < (most if lacks_some else 0.5 / len(classes)):
         raise ValueError(
             f"y holds {_few(labels.tolist())} of classes_ {_few(classes.tolist())}, and the Neural ODE's own "
-            "predictions agree with "
-            f"{agreement:.0%} of it, always predicting {labels.tolist()[counts.argmax()]!r} with {most:.0%}: these "
-            "seem to be other labels "
-            f"of the same names. {_RECODED}"
+            f"predictions agree with {agreement:.0%} of it, always predicting {labels.tolist()[counts.argmax()]!r} "
+            f"with {most:.0%}: these seem to be other labels of the same names. {_RECODED}"
         )
 
 
@@ -111,8 +105,8 @@ def warn_of_targets(y: np.ndarray, outputs: np.ndarray) -> None:
         warnings.warn(
             f"nothing is learned from y, and the Neural ODE's own outputs have R2 = {score:.3g} against it. If a "
             "TransformedTargetRegressor transforms y here, it will transform predictions back that never were "
-            "transformed: "
-            "wrap the Neural ODE in it instead, and pass its regressor_ to the hypersolver. Or leave out y.",
+            "transformed: wrap the Neural ODE in it instead, and pass its regressor_ to the hypersolver. Or leave out "
+            "y.",
             UserWarning,
             stacklevel=7,
         )

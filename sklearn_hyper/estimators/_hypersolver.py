@@ -300,10 +300,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             states[lost] = states[solved[0]].clone()  # a stand-in, since the output map may refuse nan
             warnings.warn(
                 f"dopri5 cannot solve the Neural ODE from {len(lost)} of {len(states)} rows of X ({list_rows(lost)}), "
-                "whose "
-                "references are nan: the field is stiff or its solution grows without bound from there. Leave those "
-                "rows "
-                "out of score and solver_report.",
+                "whose references are nan: the field is stiff or its solution grows without bound from there. Leave "
+                "those rows out of score and solver_report.",
                 UnsolvedRowsWarning,
                 stacklevel=2,
             )
@@ -556,8 +554,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         if self.preprocess_ is not None and not preprocessed:
             raise ValueError(
                 f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would "
-                "take "
-                "their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
+                "take their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
             )
         if X is None:
             X = np.random.default_rng(0).normal(size=(_PARITY_ROWS, *self._input_shape))

@@ -73,8 +73,7 @@ def take_X(
     if not reset and X.shape[1:] != estimator._input_shape:
         raise ValueError(
             f"the steps before the Neural ODE give samples of shape {X.shape[1:]}, those of the fit that warm_start "
-            "goes "
-            f"on from gave {estimator._input_shape}; fit anew with warm_start=False."
+            f"goes on from gave {estimator._input_shape}; fit anew with warm_start=False."
         )
     estimator._input_shape = X.shape[1:]
     return X

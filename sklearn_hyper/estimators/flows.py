@@ -358,8 +358,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         if not any(parameter.requires_grad for parameter in flow.parameters()):
             raise ValueError(
                 f"vector_field={self.vector_field!r} holds no trainable parameters: there is nothing to fit. Pass an "
-                "nn.Module "
-                "with parameters that require gradients, or None for a field made to the data's width."
+                "nn.Module with parameters that require gradients, or None for a field made to the data's width."
             )
         return flow
 
@@ -377,13 +376,13 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return row_times
 
     def _settings(self, n_features: int, row_times: bool) -> FlowSettings:
-        own = {
+        resolved = {
             "noise": resolve_trace(self.trace, n_features),
             "row_times": row_times,
             "device": self.device_,
             "n_steps": check_n_steps(self.n_steps),
         }
-        return FlowSettings.of(self.get_params(deep=False) | own)
+        return FlowSettings.of(self.get_params(deep=False) | resolved)
 
     def _check_agreement(self, x: Tensor) -> None:
         X = x.cpu().numpy()

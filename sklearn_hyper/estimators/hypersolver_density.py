@@ -224,8 +224,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         refuse_checkpoints(
             self.callbacks,
             "a HypersolverDensity fits two corrections, whose checkpoints would overwrite each other. Fit them apart, "
-            "as "
-            "HypersolverRegressor(flow.flow_.sampling()) and HypersolverRegressor(flow.flow_.density()), or without "
+            "as HypersolverRegressor(flow.flow_.sampling()) and HypersolverRegressor(flow.flow_.density()), or without "
             "it.",
         )
         refuse_scoring(self.callbacks, "a hypersolver")
@@ -320,8 +319,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             if not all(isinstance(part, nn.Identity) for part in (flow.input_map, flow.output_map)):
                 raise ValueError(
                     "neural_ode is a NeuralODE with an input_map or output_map, whose log-determinant is unknown; a "
-                    "flow has "
-                    "none. Pass a NeuralODE of the field alone, and put scaling in a Pipeline."
+                    "flow has none. Pass a NeuralODE of the field alone, and put scaling in a Pipeline."
                 )
             if flow.data_controlled:
                 raise ValueError("neural_ode is data-controlled; a flow's field is f(t, z).")
@@ -352,8 +350,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         if self.density_ is None:
             raise ValueError(
                 "this HypersolverDensity was fitted for sampling only, by fit(X=None) or a fit that was interrupted "
-                "before "
-                "the densities' turn: call fit(X) with data for score_samples, score and transform."
+                "before the densities' turn: call fit(X) with data for score_samples, score and transform."
             )
         return LogDensity(self.density_.module, self.flow_).eval()
 
@@ -384,8 +381,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         if not hasattr(self.preprocess_, "inverse_transform"):
             raise ValueError(
                 f"samples cannot be carried back through {self.preprocess_!r}, the steps before the flow: one of them "
-                "has no "
-                "inverse_transform. Pass the flow alone as neural_ode to sample in its own coordinates."
+                "has no inverse_transform. Pass the flow alone as neural_ode to sample in its own coordinates."
             )
         return np.asarray(self.preprocess_.inverse_transform(X))
 
@@ -604,8 +600,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         if self.preprocess_ is not None and not preprocessed:
             raise ValueError(
                 f"the steps before the flow, {self.preprocess_!r}, cannot become part of the file, whose samples would "
-                "be in "
-                "their output's coordinates. Pass preprocessed=True to say that you apply "
+                "be in their output's coordinates. Pass preprocessed=True to say that you apply "
                 "preprocess_.inverse_transform."
             )
         rows = np.random.default_rng(0).normal(size=(_PARITY_ROWS, self.flow_.n_features))
@@ -625,8 +620,8 @@ def _fit_direction(
     dtype = module_dtype(neural_ode.dtype, rows)
     x = TorchEstimator._to_tensor(rows, dtype, "cpu")
     try:
-        few = x[:PROBED_ROWS].to(settings.device, copy=True)
-        prepare_neural_ode(neural_ode, few, settings, lambda z: check_output_map(neural_ode, z))
+        probed_rows = x[:PROBED_ROWS].to(settings.device, copy=True)
+        prepare_neural_ode(neural_ode, probed_rows, settings, lambda z: check_output_map(neural_ode, z))
         fitted = fit_hypersolver(Task(neural_ode, x), settings, previous)
     except KeyboardInterrupt:
         return None, True

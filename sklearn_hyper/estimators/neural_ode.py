@@ -178,8 +178,8 @@ class _NeuralODEEstimator(TorchEstimator):
         field, input_map, output_map = trained_copies(self.vector_field, self.input_map, self.output_map)
         given = NeuralODE(_no_field if field is None else field, input_map=input_map, output_map=output_map)
         check_precision(given)
-        own = given.dtype
-        dtype = module_dtype(torch.float32 if own is None and X.ndim > 2 else own, X)
+        given_dtype = given.dtype
+        dtype = module_dtype(torch.float32 if given_dtype is None and X.ndim > 2 else given_dtype, X)
         self.dtype_, self.device_ = dtype, str(device)
         given.to(device=device, dtype=dtype)
         x = self._to_tensor(X, dtype, device)
@@ -238,10 +238,8 @@ class _NeuralODEEstimator(TorchEstimator):
         if abs(trained - exact) > _AGREEMENT:
             warnings.warn(
                 f"the validation score is {trained:.4f} with the training solver {self.solver!r} "
-                f"(n_steps={self.n_steps}) "
-                f"and {exact:.4f} with dopri5: this network has learned its solver's errors and is no Neural ODE. "
-                "Raise "
-                "n_steps, or train with solver='dopri5'.",
+                f"(n_steps={self.n_steps}) and {exact:.4f} with dopri5: this network has learned its solver's errors "
+                "and is no Neural ODE. Raise n_steps, or train with solver='dopri5'.",
                 SolverAgreementWarning,
                 stacklevel=4,
             )
@@ -364,8 +362,7 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         if len(unknown):
             raise ValueError(
                 f"y holds labels {unknown.tolist()} that are not among classes_ {self.classes_.tolist()}; name all "
-                "classes "
-                "in the first partial_fit(X, y, classes=...), or fit anew with warm_start=False."
+                "classes in the first partial_fit(X, y, classes=...), or fit anew with warm_start=False."
             )
         return np.searchsorted(self.classes_, y)
 
@@ -580,8 +577,7 @@ def _default_input_map(x: Tensor) -> nn.Module:
         return AugmentedInput(nn.Linear(x.shape[1], _ADDED_FEATURES), scaler)
     raise ValueError(
         f"there is no default input_map for samples of shape {tuple(x.shape[1:])}; pass vector_field and output_map, "
-        "and "
-        "an input_map of your own (nn.Identity() for none)."
+        "and an input_map of your own (nn.Identity() for none)."
     )
 
 

@@ -220,8 +220,7 @@ def _resolve_estimators(estimators: Mapping[str, Any], kind: str) -> dict[str, A
             if getattr(estimator, "preprocess_", None) is not None:
                 raise TypeError(
                     f"{name}: fitted to a Pipeline, its score_samples is the density of the transformed data, not of "
-                    "X. Fit "
-                    "one to the pipeline's last step, pipeline[-1], and pass pipeline[:-1].transform(X) as X."
+                    "X. Fit one to the pipeline's last step, pipeline[-1], and pass pipeline[:-1].transform(X) as X."
                 )
     return {str(name): _resolve(name, estimator, _METHODS[kind]) for name, estimator in estimators.items()}
 

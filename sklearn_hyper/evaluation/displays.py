@@ -1,4 +1,4 @@
-"""The Pareto picture: error against cost for hypersolvers, their base solvers and dopri5."""
+"""Draw error against cost of hypersolvers, their base solvers and dopri5."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ERRORS = {
     "relative_l2": ("l2_mean", "mean relative L2 error of the terminal state"),
     "accuracy_loss": ("accuracy", "accuracy lost against dopri5 (points)"),
 }
-# Shape and filling tell the kinds apart without colour.
+# Shapes and fills differ, so that solvers can be told apart without colour.
 _STYLES = {
     "dopri5": {"marker": "*", "s": 130, "color": "black", "zorder": 3},
     "base solver": {"marker": "o", "s": 40, "facecolors": "none", "edgecolors": "C0", "zorder": 3},
@@ -37,34 +37,35 @@ _PLAIN_BELOW = 1000
 
 
 class ParetoDisplay:
-    """Error against cost of several solvers of one Neural ODE, with the Pareto front.
+    """Draw error against cost of several solvers of one Neural ODE, with the Pareto front.
 
-    Make it with :meth:`from_estimators`, or from a report that has been measured already.
+    Make a display with :meth:`from_estimators`, or from a report that has been measured already.
 
     Parameters
     ----------
     report : SolverReport
-        As ``solver_report`` of a fitted hypersolver returns it; reports add up.
+        Report that ``solver_report`` of a fitted hypersolver returned. Add reports to draw several hypersolvers.
     cost : {"nfe", "macs", "ms"}, default "nfe"
-        Horizontal axis.
+        Horizontal axis: evaluations of f, multiply-accumulates, or milliseconds.
     error : {"mape", "relative_l2", "accuracy_loss"}, default "mape"
-        Vertical axis. The accuracy loss is in points, against the report's first dopri5; it needs a report with labels.
+        Vertical axis: MAPE of the outputs, relative L2 error of the terminal states, or accuracy lost against the
+        report's first dopri5. The accuracy loss is in points and needs a report with labels.
     hypersolvers : iterable of str, optional
-        Names of the rows that are hypersolvers. Missing: those that start with ``hyper-``.
+        Names of the rows that are hypersolvers. By default those that start with ``hyper-``.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
     points_ : dict of str to matplotlib PathCollection
-        By kind: "dopri5", "base solver", "hypersolver".
+        Points of each kind of solver: "dopri5", "base solver", "hypersolver".
     front_ : matplotlib Line2D
         The staircase through the points on the front.
     texts_ : list of matplotlib Annotation
 
     See Also
     --------
-    pareto_front : The front alone.
+    pareto_front : Computes the front alone.
 
     Examples
     --------
@@ -103,23 +104,26 @@ class ParetoDisplay:
         tolerance: float = 1e-4,
         annotate: bool = True,
     ) -> ParetoDisplay:
-        """Measure fitted hypersolvers of one Neural ODE, with their base solvers and dopri5, and draw them.
+        """Measure and draw fitted hypersolvers of one Neural ODE, with their base solvers and dopri5.
 
         Parameters
         ----------
         estimators : list or dict of fitted hypersolvers
-            Pipelines and searches that end in one may stand in. A dict names them; in a list they are named after
-            their base solver and K.
+            The hypersolvers, or Pipelines and searches that end in one. A dict names them; those of a list are named
+            after their base solver and K.
         X : array-like of shape (n_samples, ...)
-            What ``solver_report`` measures on.
+            Rows that ``solver_report`` measures on.
         y : array-like of shape (n_samples,), optional
             Labels, needed for ``error="accuracy_loss"``.
         cost : {"nfe", "macs", "ms"}, default "nfe"
+            Horizontal axis.
         error : {"mape", "relative_l2", "accuracy_loss"}, default "mape"
+            Vertical axis.
         ax : matplotlib Axes, optional
-            Missing: a new figure.
+            Axes to draw in. By default those of a new figure.
         tolerance : float, default 1e-4
-            rtol and atol of the dopri5 that is drawn. Errors are against the estimators' references.
+            Tolerance of the dopri5 that is drawn, relative to the states' size. Errors are measured against the
+            estimators' references.
         annotate : bool, default True
             Write each solver's name beside its point.
 
@@ -131,15 +135,15 @@ class ParetoDisplay:
         Raises
         ------
         ValueError
-            If an axis is unknown, the estimators are of different Neural ODEs, a name is taken by a base solver, or
-            the accuracy loss is wanted without labels.
+            If ``cost`` or ``error`` is unknown, the estimators are of different Neural ODEs, a base solver has the name
+            of an estimator, or the accuracy loss is asked for without labels.
         TypeError
             If an estimator is no hypersolver.
         ImportError
             If matplotlib is missing.
         """
         _check_axes(cost, error)
-        import_pyplot("ParetoDisplay")  # measuring takes a while: rather fail now
+        import_pyplot("ParetoDisplay")  # measuring takes a while, so fail before it
         named = _name_estimators(estimators)
         if error == "accuracy_loss" and y is None:
             raise ValueError("error='accuracy_loss' needs labels: pass y, or use error='mape', which needs none.")
@@ -174,7 +178,7 @@ class ParetoDisplay:
 
     @property
     def kinds(self) -> list[str]:
-        """What each solver is: "dopri5", "base solver" or "hypersolver"."""
+        """Kinds of the solvers: "dopri5", "base solver" or "hypersolver"."""
         known = None if self.hypersolvers is None else set(self.hypersolvers)
         return [_kind(name, known) for name in self.solvers]
 
@@ -184,7 +188,7 @@ class ParetoDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Missing: a new figure.
+            Axes to draw in. By default those of a new figure.
         annotate : bool, default True
             Write each solver's name beside its point.
 
@@ -202,7 +206,7 @@ class ParetoDisplay:
         Warns
         -----
         UserWarning
-            If a solver cannot be drawn because its cost or error is not finite.
+            If a solver's cost or error is not finite. It is not drawn.
         """
         costs, errors = self.costs, self.errors
         drawn = self._drawable(costs, errors)
@@ -253,7 +257,7 @@ _PLACES = [((5, 4), "left"), ((5, -9), "left"), ((-5, 4), "right"), ((-5, -9), "
 
 
 def _part_labels(ax: Any, texts: Sequence[Any]) -> None:
-    """Put every label where it lies in the axes and on no other; where none such is left, upper right of its point."""
+    """Place labels inside the axes so that they do not overlap; a label that fits nowhere goes to the upper right."""
     taken: list[Any] = []
     for text in texts:
         for offset, side in [*_PLACES, _PLACES[0]]:
@@ -284,7 +288,7 @@ def _name_estimators(estimators: Any) -> list[tuple[str, Any]]:
 
 
 def _check_same_neural_ode(resolved: Mapping[str, tuple[Any, Any]]) -> None:
-    """Hypersolvers of one Neural ODE have one reference; errors against different ones do not compare."""
+    """Refuse hypersolvers whose references differ: errors against different references do not compare."""
     references = {name: estimator.reference(X[:_CHECKED_ROWS]) for name, (estimator, X) in resolved.items()}
     (first, expected), *others = references.items()
     for name, reference in others:
@@ -299,29 +303,31 @@ def _check_same_neural_ode(resolved: Mapping[str, tuple[Any, Any]]) -> None:
 def _measure(
     resolved: Mapping[str, tuple[Any, Any]], y: Any, tolerance: float, *, keep_names: bool
 ) -> tuple[SolverReport, list[str]]:
-    """Reports of all hypersolvers as one, and the names of the hypersolvers in it."""
-    others: dict[str, SolverRow] = {}
+    """Return one report of all solvers, and the names of the hypersolvers in it."""
+    compared_rows: dict[str, SolverRow] = {}
     hypersolvers: list[SolverRow] = []
     notes: list[str] = []
     for name, (estimator, X) in resolved.items():
         labels = y if hasattr(estimator, "predict_proba") else None
         report = estimator.solver_report(X, labels, tolerance=tolerance)
-        *compared, own = report
+        *compared, hypersolver_row = report
         for row in compared:
-            others.setdefault(row.solver, row)
-        hypersolvers.append(replace(own, solver=_unused(own.solver, hypersolvers) if keep_names else name))
+            compared_rows.setdefault(row.solver, row)
+        hypersolvers.append(
+            replace(hypersolver_row, solver=_unused(hypersolver_row.solver, hypersolvers) if keep_names else name)
+        )
         notes += report.notes
     names = [row.solver for row in hypersolvers]
-    taken = sorted(others.keys() & set(names))
+    taken = sorted(compared_rows.keys() & set(names))
     if taken:
         raise ValueError(
             f"{', '.join(taken)}: the name of a hypersolver is that of a base solver or dopri5; choose another."
         )
-    return SolverReport([*others.values(), *hypersolvers], notes), names
+    return SolverReport([*compared_rows.values(), *hypersolvers], notes), names
 
 
 def _unused(name: str, rows: Iterable[SolverRow]) -> str:
-    """``name``, numbered where several hypersolvers have the same base solver and K."""
+    """Return ``name``, with a number appended if a row has that name already."""
     taken = {row.solver for row in rows}
     numbered = (name if n == 1 else f"{name} ({n})" for n in range(1, len(taken) + 2))
     return next(candidate for candidate in numbered if candidate not in taken)
@@ -334,13 +340,13 @@ def _kind(name: str, hypersolvers: set[str] | None) -> str:
 
 
 def _scale_axes(ax: Any, costs: NDArray[np.float64], errors: NDArray[np.float64], error: str) -> None:
-    """Log axes, as both range over decades; accuracy losses do not, and may be negative."""
+    """Set log scales, since costs and errors span decades. Accuracy losses stay linear: they may be negative."""
     from matplotlib.ticker import LogFormatter
 
     ax.margins(x=0.15)  # room for the names
     if (costs > 0).all():
         ax.set_xscale("log")
-        if costs.max() < _PLAIN_BELOW:  # 2 and 40 rather than 2 x 10^0 and 4 x 10^1
+        if costs.max() < _PLAIN_BELOW:  # write 2 and 40, not 2 x 10^0 and 4 x 10^1
             ax.xaxis.set_major_formatter(LogFormatter())
             ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     if error == "accuracy_loss":

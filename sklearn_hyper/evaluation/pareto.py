@@ -1,4 +1,4 @@
-"""Which of several solvers are worth having: those that no other beats in both cost and error."""
+"""Find the solvers worth having: those that no other beats in both cost and error."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ def pareto_front(costs: ArrayLike, errors: ArrayLike) -> NDArray[np.bool_]:
     Parameters
     ----------
     costs, errors : array-like of shape (n_points,)
-        Less is better. A point with a nan in either is never on the front and dominates nothing.
+        Cost and error of every point; less is better. A point with a nan is never on the front and dominates nothing.
 
     Returns
     -------
     ndarray of bool of shape (n_points,)
+        True for the points on the front.
 
     Raises
     ------
     ValueError
-        If the two are not one-dimensional and of one length.
+        If the two are not one-dimensional or differ in length.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Label-free scorers: how well a hypersolver stands in for dopri5 and what it costs, as ``scoring=`` of searches."""
+"""Scorers without labels for ``scoring=`` of searches: how close a hypersolver is to dopri5, and what it costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ALL = (*_PREDICTORS, HypersolverDensity)
 
 
 def resolve_hypersolver(estimator: Any, X: Any, kinds: tuple[type, ...] = _PREDICTORS) -> tuple[Any, Any]:
-    """The hypersolver that a pipeline, search or FrozenEstimator ends in, and X as it reaches it.
+    """Return the hypersolver that a pipeline, search or FrozenEstimator ends in, and X as it receives it.
 
     Raises
     ------
@@ -45,16 +45,17 @@ def resolve_hypersolver(estimator: Any, X: Any, kinds: tuple[type, ...] = _PREDI
 
 
 def neg_mape_scorer(estimator: Any, X: Any, y: Any = None) -> float:
-    """Minus the MAPE of a hypersolver's outputs against dopri5's; greater is better, 0 is perfect.
+    """Return minus the MAPE of a hypersolver's outputs against dopri5's; greater is better, 0 is perfect.
 
-    For a regressor this is its ``score``. For a classifier the outputs are the logits, so it tells candidates apart
-    that agree on every label.
+    For a regressor this is its ``score``. For a classifier the outputs are logits, so the score also tells apart
+    candidates that agree on every label.
 
     Parameters
     ----------
     estimator : hypersolver, or a Pipeline or search that ends in one
         Fitted.
     X : array-like of shape (n_samples, ...)
+        Rows to compare on.
     y : ignored
         The reference is dopri5, not labels.
 
@@ -64,7 +65,7 @@ def neg_mape_scorer(estimator: Any, X: Any, y: Any = None) -> float:
 
     See Also
     --------
-    agreement_scorer : Counts labels instead.
+    agreement_scorer : Compares labels instead.
 
     Examples
     --------
@@ -84,13 +85,14 @@ def neg_mape_scorer(estimator: Any, X: Any, y: Any = None) -> float:
 
 
 def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
-    """Share of labels on which a hypersolver and its dopri5 reference agree.
+    """Return the share of labels on which a hypersolver and its dopri5 reference agree.
 
     Parameters
     ----------
     estimator : HypersolverClassifier, or a Pipeline or search that ends in one
         Fitted.
     X : array-like of shape (n_samples, ...)
+        Rows to compare on.
     y : ignored
         The reference is dopri5, not labels.
 
@@ -102,11 +104,11 @@ def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     Raises
     ------
     TypeError
-        If the hypersolver predicts no labels.
+        If the hypersolver is not a classifier.
 
     See Also
     --------
-    neg_mape_scorer : Compares logits, which is finer.
+    neg_mape_scorer : Compares logits, which tells more candidates apart.
 
     Examples
     --------
@@ -128,15 +130,15 @@ def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
 
 
 def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
-    """Minus the multiply-accumulates that a hypersolver's solve takes a sample; greater is cheaper.
+    """Return minus the multiply-accumulates of a hypersolver's solve for one sample; greater is cheaper.
 
-    Every evaluation of f and of g counts, as in ``solver_report``; the input and output maps, which any solver of the
-    Neural ODE calls alike, do not. They are counted on X's first row; nothing is solved by dopri5.
+    Every evaluation of f and g counts, as in ``solver_report``. The input and output maps do not count, because every
+    solver of the Neural ODE calls them alike. The count is taken on X's first row, without a dopri5 solve.
 
     Parameters
     ----------
     estimator : hypersolver, or a Pipeline or search that ends in one
-        Fitted. Of a HypersolverDensity the density solve is counted, which its ``score`` runs.
+        Fitted. For a HypersolverDensity the density solve is counted, which its ``score`` runs.
     X : array-like of shape (n_samples, ...)
     y : ignored
 
@@ -147,8 +149,8 @@ def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     Raises
     ------
     ValueError
-        If the vector field has no MACs: it holds no matrix product or convolution, as analytic fields do, and counting
-        g alone would call f free. Use :func:`neg_nfe_scorer` then.
+        If the vector field holds no matrix product or convolution, as analytic fields do. Its count would be zero, as
+        if f were free. Use :func:`neg_nfe_scorer` then.
 
     See Also
     --------
@@ -178,17 +180,17 @@ def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
 
 
 def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
-    """Minus the evaluations of f that a hypersolver makes for a prediction; greater is cheaper.
+    """Return minus the evaluations of f that a hypersolver makes for a prediction; greater is cheaper.
 
-    The correction is not counted. For a field without MACs this is the cost to search by; for any other,
-    :func:`neg_macs_scorer` counts the correction, too.
+    The correction is not counted. Use this cost for fields without MACs; for others, :func:`neg_macs_scorer` counts the
+    correction too.
 
     Parameters
     ----------
     estimator : hypersolver, or a Pipeline or search that ends in one
         Fitted.
     X : array-like of shape (n_samples, ...)
-        Does not matter: a fixed-step solver costs the same from everywhere.
+        Ignored, because a fixed-step solver costs the same from everywhere.
     y : ignored
 
     Returns

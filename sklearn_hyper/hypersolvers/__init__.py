@@ -1,4 +1,4 @@
-"""Fit hypersolvers and use them, on tensors: what the estimators delegate to. No scikit-learn estimator is made here."""
+"""Fit hypersolvers and use them, on tensors and without scikit-learn; the estimators delegate to these functions."""
 
 from ..training.settings import FitSettings, SolveSettings
 from ..training.tasks import Task

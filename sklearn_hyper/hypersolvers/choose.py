@@ -1,4 +1,4 @@
-"""What ``base_solver="auto"`` stands for, and whether a method can serve a fit at all."""
+"""Choose what ``base_solver="auto"`` stands for, and check that a method can serve a fit."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ..training.coefficients import LearnedCoefficients
 from ..training.settings import FitSettings
 
 _FEW_DIMENSIONS = 4
-"""Up to here a correction with a tenth of f's MACs knows the state well; beyond, learned coefficients are worth more."""
+"""Up to this many numbers in a state, a correction with a tenth of f's MACs beats learned coefficients."""
 
 
 class BaseSolverChoice(NamedTuple):
-    """A method to plan a fit with, and how its coefficients are learned before."""
+    """A method to plan a fit with, and what learns its coefficients, if any."""
 
     method: Method
     coefficients: LearnedCoefficients | None = None
-    """What learns the method that takes its place; None for a method that is as it is."""
+    """Learns the method that replaces this one before the correction is fitted; None for a fixed method."""
 
     def check_steps(self, settings: FitSettings) -> None:
-        """Refuse so few steps that a multistep method never leaves its start-up."""
+        """Refuse numbers of steps so small that a multistep method takes start-up steps only."""
         for name in ("n_steps", "fit_n_steps"):
             value = getattr(settings, name)
             most = value[-1] if isinstance(value, tuple) else value
@@ -28,8 +28,7 @@ class BaseSolverChoice(NamedTuple):
             if n_startup and most is not None and most <= n_startup:
                 raise ValueError(
                     f"{name}={value!r} with base_solver={self.method.name!r} makes start-up steps only; {name} must "
-                    "reach "
-                    f"{n_startup + 1}, or use {_startup_name(self.method)!r}."
+                    f"reach {n_startup + 1}, or use {_startup_name(self.method)!r}."
                 )
 
 
@@ -49,26 +48,27 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
     all else                                                            "nonstationary": learned coefficients
     ==================================================================  =====================================
 
-    All of these evaluate f once a step. Learned coefficients serve one number of steps and the terminal state alone,
-    and are worth more than a correction that is small beside a large state. With ``order``, "auto" is the canonical
-    Runge-Kutta method: euler, midpoint, rk3, rk4.
+    All of these evaluate f once a step. Learned coefficients serve a single number of steps and only the terminal
+    state. For large states they gain more than a correction, which is small beside the state. With ``order``, "auto" is
+    the canonical Runge-Kutta method: euler, midpoint, rk3, rk4.
 
     Parameters
     ----------
     settings : FitSettings
     n_state : int
-        Numbers in a state.
+        Number of values in a state.
 
     Returns
     -------
     BaseSolverChoice
+        The method, and what learns its coefficients.
 
     Raises
     ------
     ValueError
-        If the name is unknown, ``order`` contradicts it, or the method cannot serve these numbers of steps.
+        If the name is unknown, contradicts ``order``, or names a method that cannot serve these numbers of steps.
     TypeError
-        If ``base_solver`` is no name, tableau or method.
+        If ``base_solver`` is not a name, tableau or method.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
 
 
 def auto_name(settings: FitSettings, n_state: int) -> Any:
-    """``base_solver``, or the name that "auto" stands for: the table of :func:`choose_base_solver`."""
+    """Return ``base_solver``, or the name that "auto" stands for by the table of :func:`choose_base_solver`."""
     if settings.base_solver != "auto" or settings.order is not None:
         return settings.base_solver
     if 1 in (settings.n_steps, settings.fit_n_steps):
@@ -102,15 +102,14 @@ def auto_name(settings: FitSettings, n_state: int) -> Any:
 
 
 def check_same_family(method: Method, fitted: Method, advice: str) -> None:
-    """Refuse a method that a correction fitted for another cannot run with.
+    """Refuse a method that cannot take over a correction fitted for another.
 
-    Both have to take steps of the same families: order and number of stages, of start-up steps, too.
+    The steps of both, start-up steps included, must have the same orders and numbers of stages.
     """
     if _families(method) != _families(fitted):
         raise ValueError(
             f"base_solver {method.name!r} ({_describe(method)}) cannot take over the correction fitted for "
-            f"{fitted.name!r} "
-            f"({_describe(fitted)}); {advice}."
+            f"{fitted.name!r} ({_describe(fitted)}); {advice}."
         )
 
 
@@ -124,7 +123,7 @@ def _describe(method: Method) -> str:
 
 
 def _startup_name(method: Method) -> str:
-    """A one-step method that takes the steps that a multistep method starts with."""
+    """Return the name of the one-step method that a multistep method starts with."""
     first = method.kinds[0]
     return next(
         name

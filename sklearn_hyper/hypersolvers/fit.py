@@ -1,4 +1,4 @@
-"""Fit hypersolvers: choose the base method, check all that can be checked, learn coefficients, and fit the correction."""
+"""Fit hypersolvers: choose the base method, check before solving, learn coefficients, and fit the correction."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ def fit_hypersolver(task: Task, settings: FitSettings, previous: FittedHypersolv
     task : Task
         A Neural ODE in eval mode, on the device of the settings, and rows in its dtype.
     settings : FitSettings
+        Settings of the fit.
     previous : FittedHypersolver, optional
-        Start from its correction, and go on with its method where ``base_solver`` is "auto".
+        Fit to continue: start from its correction, and keep its method if ``base_solver`` is "auto".
 
     Returns
     -------
     FittedHypersolver
-        Also after Ctrl-C in training, with ``interrupted`` set and the best weights so far.
+        The result. After Ctrl-C in training it has the best weights so far, and ``interrupted`` is set.
 
     Raises
     ------
@@ -68,17 +69,18 @@ def fit_hypersolvers(
     Parameters
     ----------
     tasks : sequence of Task
-        Of fields whose states are of one shape.
+        One task for each Neural ODE. Their states must have one shape and dtype.
     settings : FitSettings
+        Settings of the fit.
     previous : sequence of FittedHypersolver, optional
-        Start from their corrections, one a task.
+        Fits to continue, one for each task: training starts from their corrections.
     refit_units : bool, default False
-        Take scales, caps and floors of previous corrections anew: for fields that have changed since.
+        Measure scales, caps and floors of previous corrections again, for fields that have changed since.
 
     Returns
     -------
     list of FittedHypersolver
-        One a task. Learned coefficients are those of the first task.
+        One for each task. Learned coefficients are those of the first task.
 
     Examples
     --------
@@ -92,6 +94,7 @@ def fit_hypersolvers(
     True
     """
     starts = [_initial_states(task, settings) for task in tasks]
+    _check_alike(starts)
     choice = choose_base_solver(settings, starts[0][0].numel())
     if previous is not None and any(one.correction is None for one in previous):
         previous = None  # there is nothing to start from
@@ -106,7 +109,7 @@ def fit_hypersolvers(
     tasks = [
         _checked(task, z, rows, choice.method, settings) for task, z, rows in zip(tasks, starts, chosen, strict=True)
     ]
-    # Of several tasks, errors name the rows of the one that they are about, as they were drawn.
+    # Errors name rows of x, not of the drawn rows. With several tasks they name drawn rows: it is not known whose.
     numbering = numbered_rows(chosen[0].tolist(), n_rows[0]) if len(tasks) == 1 else nullcontext()
     with numbering:
         method, fitted = _fit(tasks, choice, settings, previous, refit_units)
@@ -120,20 +123,22 @@ def refit_hypersolver(
     condition: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> FittedHypersolver:
-    """Fit again from a correction: on other rows, or for a field that has changed since.
+    """Continue a fit on other rows, or for a field that has changed since.
 
-    Units (scales, caps and floors) are measured anew, and the method's coefficients are kept.
+    The correction's units (scales, caps and floors) are measured again. The method's coefficients are kept.
 
     Parameters
     ----------
     previous : FittedHypersolver
+        The fit to continue.
     x : Tensor of shape (n, ...)
+        Rows to fit on.
     neural_ode : NeuralODE, optional
-        In eval mode. Missing: the one it was fitted for.
+        The Neural ODE to fit for, in eval mode. By default that of ``previous``.
     condition : mapping of str to Tensor, optional
-        Keyword arguments of the field, one entry a row of x.
+        Keyword arguments of the field, with one entry for each row of x.
     **changes
-        Settings to change, ``max_epochs`` say: a warm start needs fewer.
+        Settings to change, such as ``max_epochs``: a warm start needs fewer epochs.
 
     Examples
     --------
@@ -159,10 +164,10 @@ def _fit(
     previous: Sequence[FittedHypersolver] | None,
     refit_units: bool,
 ) -> tuple[Method, list[FittedCorrection]]:
-    """Learn coefficients, if the base method has some to learn, and corrections over them."""
+    """Learn coefficients, if the base method has some to learn, and fit the corrections."""
     method, ends = choice.method, None
     if len(tasks) == 1 and not settings.needs_mesh(method):
-        # One solve of the ends serves both; where the states between are needed too, their mesh is not yet known.
+        # One solve of the ends serves coefficients and correction. A whole mesh is known only after the coefficients.
         ends = solve_ends(tasks[0], settings)
     if choice.coefficients is not None:
         method = choice.coefficients.fit(tasks[0], ends)
@@ -172,25 +177,36 @@ def _fit(
 
 
 def _resume(choice: BaseSolverChoice, fitted: Method, task: Task, settings: FitSettings) -> BaseSolverChoice:
-    """The method that a warm start goes on with: one of the fitted kind; "auto" stays what it stood for."""
+    """Return the method that a warm start continues with, of the fitted family; "auto" keeps the fitted one."""
     if settings.base_solver == "auto" and settings.order is None:
         choice = BaseSolverChoice(fitted)
         choice.check_steps(settings)
-        fitted.mesh(task.neural_ode.t_span, settings.n_steps)  # learned coefficients refuse another number of steps
+        fitted.mesh(task.neural_ode.t_span, settings.n_steps)  # raises an error if learned coefficients are asked for
+        # another number of steps
     check_same_family(choice.method, fitted, "fit another one, with warm_start=False")
-    # A correction that goes on belongs to the coefficients it was fitted on.
+    # Coefficients are not learned again, because the correction was fitted for these.
     return choice if choice.coefficients is None else BaseSolverChoice(fitted)
 
 
 # ---------------------------------------------------------------------- before any solve
 def _initial_states(task: Task, settings: FitSettings) -> Tensor:
-    """States of two rows, on the device of the fit."""
+    """Return the initial states of two rows, on the device of the fit."""
     with torch.no_grad():
         return task.neural_ode.input_map(task.x[:2].to(settings.device, copy=True))
 
 
+def _check_alike(starts: Sequence[Tensor]) -> None:
+    """Refuse tasks whose states a single net cannot serve."""
+    kinds = sorted({f"{tuple(z.shape[1:])}, {z.dtype}" for z in starts})
+    if len(kinds) != 1:
+        raise ValueError(
+            f"tasks must be one or more, with states of one shape and dtype, got {len(starts)} with {kinds}; fit the "
+            "others apart."
+        )
+
+
 def _check_range(neural_ode: NeuralODE, z: Tensor, method: Method, sizes: StepSizes) -> None:
-    """Refuse units of time in which residuals are out of the range of the states' dtype."""
+    """Refuse units of time in which residuals overflow or underflow in the states' dtype."""
     span = abs(neural_ode.t_span[1] - neural_ode.t_span[0])
     size = float(state_units(z, neural_ode.n_unitless).max())
     power = method.order + 1
@@ -199,17 +215,14 @@ def _check_range(neural_ode: NeuralODE, z: Tensor, method: Method, sizes: StepSi
     if max(abs(log - offset) for log in powers for offset in (0, math.log10(size))) > largest:
         raise ValueError(
             f"neural_ode.t_span={neural_ode.t_span} with base_solver={method.name!r}: eq. 6 divides by eps^{power}, "
-            "with eps "
-            f"from {sizes.low * span:.3g} to {sizes.high * span:.3g} and states of size {size:.3g}, which leaves the "
-            "range of "
-            f"{z.dtype}. Measure time in units that make t_span about one long, take a base solver of lower order, or "
-            "fit in "
-            "float64."
+            f"with eps from {sizes.low * span:.3g} to {sizes.high * span:.3g} and states of size {size:.3g}, which "
+            f"leaves the range of {z.dtype}. Measure time in units that make t_span about one long, take a base solver "
+            "of lower order, or fit in float64."
         )
 
 
 def _draw_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> np.ndarray:
-    """Indices of the rows to fit on: all, or as many as ``max_samples`` says, drawn at random."""
+    """Return the indices of the rows to fit on: all, or ``max_samples`` of them, drawn at random."""
     n_samples = len(task)
     limit = settings.max_samples
     if isinstance(limit, str):
@@ -221,14 +234,14 @@ def _draw_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> 
 
 
 def _checked(task: Task, z: Tensor, chosen: np.ndarray, method: Method, settings: FitSettings) -> Task:
-    """The task of the chosen rows, found to start and to suit the correction; its states' size is measured."""
+    """Check the task of the chosen rows with the field and the correction, measure its states' size, and return it."""
     n_rows, rows = len(task), torch.from_numpy(chosen)
     n_fitted = len(chosen) - count_held_out(settings.validation_fraction, len(chosen), at_least=1)
-    few = task.rows(slice(0, len(z))).to(settings.device)
+    first_rows = task.rows(slice(0, len(z))).to(settings.device)
     task = task if len(chosen) == n_rows else task.rows(rows)
     check_start(task.neural_ode, task.x, chosen, task.condition)
     with numbered_rows(range(len(z)), n_rows):
-        check_correction(few, method, settings, n_fitted)
+        check_correction(first_rows, method, settings, n_fitted)
     if task.neural_ode.state_size is None:
         task.neural_ode.measure_size(task.x.to(settings.device))
     return task
@@ -255,23 +268,21 @@ def _product(task: Task, method: Method, fitted: FittedCorrection, settings: Fit
 
 
 def _problems(fitted: FittedCorrection, method: Method, settings: FitSettings) -> list[str]:
-    """What a user should know of a fit, in sentences."""
+    """Describe the problems of a fit to its user, one sentence or two each."""
     found = []
     if fitted.correction is None:
         found.append(
             "no epoch was better than the base solver on held-out rows without exceeding its largest error there (best "
             f"valid_loss {fitted.valid_loss:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is "
-            "None. "
-            "Lower lr, raise max_epochs, or give more rows."
+            "None. Lower lr, raise max_epochs, or give more rows."
         )
     large = [
         f"{share:.3g} times the size of {what}" for what, share in fitted.relative_errors.items() if not share <= 1
     ]
     if large:
         found.append(
-            f"the fit ends with errors of {' and '.join(large)} on held-out rows: steps of "
-            f"base_solver={method.name!r} with n_steps={settings.n_steps} are too long for this field. Raise n_steps, "
-            "or take "
-            "a base solver of higher order."
+            f"the fit ends with errors of {' and '.join(large)} on held-out rows: steps of base_solver={method.name!r} "
+            f"with n_steps={settings.n_steps} are too long for this field. Raise n_steps, or take a base solver of "
+            "higher order."
         )
     return found

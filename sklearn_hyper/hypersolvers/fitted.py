@@ -1,4 +1,4 @@
-"""What a fit of a hypersolver makes: a value that solves, measures, swaps its solver, and leaves as a module or a file."""
+"""The result of a fit: a value that solves, measures itself, changes its solver, and becomes a module or a file."""
 
 from __future__ import annotations
 
@@ -31,46 +31,46 @@ from .choose import check_same_family
 from .report import measure_solvers
 
 UNDEFINED = "the output map of dopri5's states at the end of t_span is not finite"
-"""What is wrong with rows that an error names."""
+"""What an error says about the rows that it names."""
 
 
 @dataclass(frozen=True, eq=False)
 class FittedHypersolver(DeviceFree):
-    """A fitted hypersolver, on tensors and without scikit-learn: what estimators delegate to.
+    """A fitted hypersolver, on tensors and without scikit-learn. Estimators delegate to it.
 
-    A value: methods that change something return another one, which shares weights with this one.
+    It is a value: methods that change something return another one, which shares its weights.
 
     Parameters
     ----------
     neural_ode : NeuralODE
-        Frozen, in eval mode.
+        The Neural ODE, frozen and in eval mode.
     method : Method
-        The base method, its coefficients learned.
+        The base method, with its coefficients learned.
     correction : BoundedCorrection or None
-        g. None: this is the base method alone.
+        The correction g. With None this is the base method alone.
     n_steps : int
-        K.
+        Number K of steps.
     settings : FitSettings
-        What the fit was told.
+        Settings of the fit.
     fitted_eps : pair of float
         Smallest and largest step size that the correction was fitted at.
     errors, delta : dict
-        By fitted K: see ``errors_`` and ``delta_`` of :class:`~sklearn_hyper.HypersolverRegressor`.
+        Errors by fitted K: see ``errors_`` and ``delta_`` of :class:`~sklearn_hyper.HypersolverRegressor`.
     history : list of dict
-        One row an epoch.
+        One row for each epoch.
     net : skorch net
         The net that trained g.
     n_samples : int
-        Rows that the fit has used.
+        Number of rows that the fit has used.
     problems : tuple of str
-        What a user should be warned of.
+        Messages that a user should be warned with.
     interrupted : bool
         Whether Ctrl-C ended the training early.
 
     Attributes
     ----------
     module : FoldedODE
-        Input map, corrected steps and output map: what every method runs.
+        Input map, corrected steps and output map, which all methods run.
 
     Examples
     --------
@@ -110,17 +110,17 @@ class FittedHypersolver(DeviceFree):
 
     # ------------------------------------------------------------------ solve
     def solve(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """Terminal state z_K of every row of x, a tensor in the Neural ODE's dtype and on its device."""
+        """Return the terminal state z_K of every row of x, a tensor of the Neural ODE's dtype and on its device."""
         with torch.no_grad():
             return self.module.terminal_state(x, condition)
 
     def predict(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """Output of the hypersolved Neural ODE, h_y(z_K)."""
+        """Return the output of the hypersolved Neural ODE, h_y(z_K)."""
         with torch.no_grad():
             return self.module(x, condition)
 
     def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """z_0, ..., z_K, time first."""
+        """Return the states z_0, ..., z_K, of shape (K + 1, n, ...)."""
         with torch.no_grad():
             return self.module.trajectory(x, condition)
 
@@ -132,21 +132,21 @@ class FittedHypersolver(DeviceFree):
         solving: SolveSettings | None = None,
         keep_lost: bool = False,
     ) -> Tensor:
-        """Terminal states by dopri5, on the CPU.
+        """Solve by dopri5; return the terminal states, on the CPU.
 
         Parameters
         ----------
         x : Tensor of shape (n, ...)
         condition : mapping of str to Tensor, optional
         solving : SolveSettings, optional
-            Tolerances, cache and jobs. Missing: those of the fit.
+            Tolerances, cache and jobs. By default those of the fit.
         keep_lost : bool, default False
-            Return nan for rows that dopri5 cannot solve.
+            Return nan for rows that dopri5 cannot solve, instead of raising. If it can solve none, it still raises.
 
         Raises
         ------
         ReferenceSolveError
-            If dopri5 cannot solve some rows; it names them.
+            If dopri5 cannot solve some rows; the error names them.
         """
         task = Task(self.neural_ode, x, condition or {})
         t_span = self.neural_ode.t_span
@@ -163,9 +163,9 @@ class FittedHypersolver(DeviceFree):
         labels: np.ndarray | None = None,
         to_labels: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> SolverReport:
-        """Accuracy and cost beside the base method and dopri5; see :meth:`HypersolverRegressor.solver_report`.
+        """Compare accuracy and cost with the base method and dopri5; see :meth:`HypersolverRegressor.solver_report`.
 
-        ``labels`` are indices of a classifier's labels, ``to_labels`` makes such of its outputs.
+        For a classifier, ``labels`` are indices of labels, and ``to_labels`` computes such indices from outputs.
         """
         reference = (self.reference(x.cpu()) if reference is None else reference).to(x.device)
         refuse_undefined(torch.from_numpy(self.map_output(reference)), UNDEFINED)
@@ -179,7 +179,7 @@ class FittedHypersolver(DeviceFree):
         )  # fmt: skip
 
     def map_output(self, states: Tensor) -> np.ndarray:
-        """Outputs h_y of terminal states, in batches."""
+        """Return the outputs h_y of terminal states, computed in batches."""
         with torch.no_grad():
             parts = states.split(self.settings.batch_size)
             return np.concatenate([self.neural_ode.output_map(z.to(self.settings.device)).cpu().numpy() for z in parts])
@@ -188,18 +188,18 @@ class FittedHypersolver(DeviceFree):
     def with_solver(
         self, base_solver: Any = None, n_steps: int | None = None, t_span: tuple[float, float] | None = None
     ) -> FittedHypersolver:
-        """Another method, number of steps or span, with the same correction (Fig. 6).
+        """Return a copy with another method, number of steps or span, and the same correction (Fig. 6).
 
         Raises
         ------
         ValueError
-            If the order or number of stages differs, naming both, or learned coefficients are asked for another number
-            of steps.
+            If the order or number of stages differs; the error names both. If learned coefficients are asked for
+            another number of steps.
 
         Warns
         -----
         UserWarning
-            If the step size, or the method, lies outside those that the correction was fitted at or over.
+            If the correction was not fitted at the step size, or not over the method.
         """
         method = self.method if base_solver is None else resolve_base_solver(base_solver)
         n_steps = check_n_steps(self.n_steps if n_steps is None else n_steps)
@@ -214,7 +214,7 @@ class FittedHypersolver(DeviceFree):
 
     def _warn_outside_fit(self, method: Method, eps: float) -> None:
         low, high = self.fitted_eps
-        # A step far from zero is the difference of two numbers that are rounded.
+        # At times far from zero, a step is the difference of two large numbers, whose rounding counts.
         slack = 1e-6 + 4 * np.finfo(float).eps * max(map(abs, self.neural_ode.t_span)) / eps
         if not low * (1 - slack) <= eps <= high * (1 + slack):
             warnings.warn(
@@ -226,19 +226,18 @@ class FittedHypersolver(DeviceFree):
         if self.correction is not None and not self.correction.covers(method):
             warnings.warn(
                 f"base_solver {method.name!r} lies outside the family that the correction was fitted over; check "
-                "score(X), "
-                "or fit with it among the correction's tableaus.",
+                "score(X), or fit with it among the correction's tableaus.",
                 UserWarning,
                 stacklevel=4,
             )
 
     def without_correction(self) -> FittedHypersolver:
-        """The base method alone: what the correction has to beat."""
+        """Return a copy without the correction: the base method alone."""
         return replace(self, correction=None)
 
     # ------------------------------------------------------------------ leaving
     def to_module(self) -> HypersolvedODE:
-        """A plain module that predicts and can be trained further; see :meth:`HypersolverRegressor.to_module`."""
+        """Return a module that predicts and can be trained further; see :meth:`HypersolverRegressor.to_module`."""
         return copy.deepcopy(self._live())
 
     def export_onnx(
@@ -255,12 +254,15 @@ class FittedHypersolver(DeviceFree):
         Parameters
         ----------
         path : str or path
+            The file to write.
         x : Tensor of shape (n, ...)
+            Rows to compare on.
         wrap : callable, optional
-            What the file's outputs are made by, around the module.
+            ``wrap(module)`` returns the module to export, for other outputs than the folded module's own.
         outputs : sequence of str
-            Their names.
+            Names of the outputs.
         metadata : mapping of str to str, optional
+            Metadata to store in the file.
 
         Raises
         ------
@@ -275,21 +277,21 @@ class FittedHypersolver(DeviceFree):
         return target
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a file that :meth:`load` reads, on any device; an older file is replaced only when it is complete."""
+        """Write a file that :meth:`load` reads on any device; replace an older file only when it is complete."""
         target = check_target(path)
         replace_file(target, pack(self))
         return target
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FittedHypersolver:
-        """Read what :meth:`save` has written, onto the CPU. Unpickles: load files that you trust."""
+        """Read a file of :meth:`save` onto the CPU. It is unpickled, so load only files that you trust."""
         loaded = unpack(Path(path).read_bytes())
         if not isinstance(loaded, cls):
             raise ValueError(f"path={str(path)!r} holds a {type(loaded).__name__}, not a {cls.__name__}.")
         return loaded
 
     def move(self, device: torch.device) -> None:
-        """Move all tensors, those of the net included, to another device, in place."""
+        """Move all tensors to another device in place, those of the net included."""
         for module in (self.neural_ode, self.correction, self.module):
             if module is not None:
                 module.to(device)

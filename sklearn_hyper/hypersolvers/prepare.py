@@ -1,4 +1,4 @@
-"""Make a user's Neural ODE one that a fit can rely on."""
+"""Prepare a user's Neural ODE for a fit: check it, and settle what would go wrong silently."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from .choose import choose_base_solver
 def prepare_neural_ode(
     neural_ode: NeuralODE, x: Tensor, settings: FitSettings, check_output: Callable[[Tensor], object] | None = None
 ) -> Tensor:
-    """Check a frozen copy of a Neural ODE before any solve, and settle what would go wrong silently; return two states.
+    """Check a frozen copy of a Neural ODE before any solve, and prepare it in place; return two initial states.
 
     Parameters
     ----------
     neural_ode : NeuralODE
-        A copy, on the device of the fit: parts of it may be wrapped.
+        A copy, on the device of the fit. Its parts may be wrapped.
     x : Tensor
         A few rows, in its dtype and on that device.
     settings : FitSettings
+        Settings of the fit.
     check_output : callable, optional
-        Called with the states, before the parts are probed: what the outputs have to be.
+        ``check_output(z)`` refuses wrong outputs of states. It is called before the parts are probed.
 
     Raises
     ------
     VectorFieldError
         If a signature, shape or dtype is wrong, or a part is random or mixes rows.
     ValueError
-        If the fit has to pickle the Neural ODE, and it cannot be.
+        If the fit has to pickle the Neural ODE and cannot.
 
     Warns
     -----
     GradientWarning, PersistenceWarning
+        As :meth:`HypersolverRegressor.fit`.
     """
     x = x[:PROBED_ROWS]
     z = check_neural_ode(neural_ode, x[:2])
@@ -47,12 +49,12 @@ def prepare_neural_ode(
     trains_through = settings.loss != "residual" or settings.finetune is not None
     learns_coefficients = choose_base_solver(settings, 0).coefficients is not None
     settle_parts(neural_ode, x, differentiates=trains_through or learns_coefficients)
-    freeze(neural_ode)  # a field may make its layers when it is called first
+    freeze(neural_ode)  # frozen last, because a field may make its layers at its first call
     return z
 
 
 def _pickling_parameter(settings: FitSettings) -> str | None:
-    """The parameter for which a fit pickles the Neural ODE."""
+    """Return the parameter that makes a fit pickle the Neural ODE, if there is one."""
     if settings.memory is not None:
         return f"memory={settings.memory!r}"
     return None if settings.n_jobs in (None, 1) else f"n_jobs={settings.n_jobs}"

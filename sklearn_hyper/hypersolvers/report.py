@@ -1,4 +1,4 @@
-"""Measures solvers of one Neural ODE side by side: errors, evaluations, MACs and milliseconds."""
+"""Measure solvers of one Neural ODE side by side: errors, evaluations, MACs and milliseconds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def measure_solvers(
     floor: float,
     batch_size: int,
 ) -> SolverReport:
-    """Report on dopri5 at ``tolerance`` and on every solver, against the reference's terminal states."""
+    """Measure dopri5 at ``tolerance`` and every solver, with errors against the reference's terminal states."""
     ode = next(iter(solvers.values())).neural_ode
     batches = x.split(batch_size)
     notes = [f"Errors against the reference; milliseconds for a batch of {len(batches[0])}."]
@@ -75,7 +75,7 @@ def _cost(solver: SolvedODE, macs_f: float, x: Tensor, ms: float, speed_up: floa
     if not solver.has_correction:
         return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
     macs = solver.count_macs(x)
-    macs_g = (macs - nfe * macs_f) / solver.n_steps  # of a step, on average: those of start-up steps may differ
+    macs_g = (macs - nfe * macs_f) / solver.n_steps  # mean over steps, since those of start-up steps may differ
     return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs_g, nfe / solver.n_steps))
 
 

@@ -1,4 +1,4 @@
-"""Torch modules: the Neural ODE, fields, corrections, and what a fit makes of them."""
+"""Torch modules: Neural ODEs, vector fields, corrections, and the modules that a fit returns."""
 
 from .corrections import (
     BoundedCorrection,

@@ -1,4 +1,4 @@
-"""Copies of what the user brings: frozen, for a fit that only reads it, or to be trained."""
+"""Copies of the user's field and maps: frozen for a fit that only reads them, or live for training."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from .user_code import find_hidden_modules, refuse_state_in_functions, walk
 
 
 def frozen_copy(neural_ode: NeuralODE) -> NeuralODE:
-    """A copy in eval mode of which nothing is trained: what a fit works on, the user's own being left as it is.
+    """Return a frozen copy in eval mode. A fit works on it and leaves the user's module as it is.
 
     Raises
     ------
     TypeError
-        If a function holds a module, which no copy reaches, or something cannot be copied.
+        If a function holds a module, which a copy cannot reach, or something cannot be copied.
     """
     refuse_state_in_functions(neural_ode.parts)
     return freeze(copy_user_code(neural_ode, "neural_ode"))
 
 
 def freeze(neural_ode: NeuralODE) -> NeuralODE:
-    """Set to eval mode whatever it reaches, and train nothing of it; again, where parts may have come by modules since."""
+    """Freeze all that the Neural ODE reaches, and set it to eval mode. Repeat this if its parts gain modules later."""
     neural_ode.register_hidden()
     neural_ode.eval().requires_grad_(False)
     for _, tensor in _trained_tensors(neural_ode):
-        if tensor.is_leaf:  # a plain attribute, which modules do not know of, and no activation that is kept
+        if tensor.is_leaf:  # a plain attribute that is not a registered parameter; other tensors are kept activations
             tensor.requires_grad_(False)
     return neural_ode
 
 
 def trained_copies(*parts: Any) -> tuple[Any, ...]:
-    """Copies of a field and maps, to be trained; what they share stays shared, and what is None stays None.
+    """Return copies of a field and maps, to be trained. Modules that they share stay shared, and None stays None.
 
     Raises
     ------
     TypeError
-        If a function holds a module, which no copy reaches; if a tensor that requires gradients is no parameter of a
-        module, and so would not be trained; or if something cannot be copied.
+        If a function holds a module, which a copy cannot reach, or something cannot be copied. Also if a tensor that
+        requires gradients is not a parameter of a module, because it would not be trained.
     """
     given = {name: part for name, part in zip(PARTS, parts, strict=False) if part is not None}
     refuse_state_in_functions(given)
@@ -53,43 +53,41 @@ def trained_copies(*parts: Any) -> tuple[Any, ...]:
         if id(tensor) not in known:
             raise TypeError(
                 f"the vector field or a map holds a tensor that requires gradients and is no parameter ({path}): it "
-                "would "
-                "never be trained. Make it an nn.Parameter of a module."
+                "would never be trained. Make it an nn.Parameter of a module."
             )
     return copied
 
 
 class PersistenceWarning(UserWarning):
-    """What is being fitted cannot be saved."""
+    """The result of a fit cannot be saved."""
 
 
 def check_saveable(neural_ode: NeuralODE, *, needed_for: str | None = None) -> None:
-    """Say before a fit, not after it, that what it makes cannot be pickled.
+    """Warn before a fit, not after it, if its result cannot be pickled.
 
     Parameters
     ----------
     neural_ode : NeuralODE
     needed_for : str, optional
-        A parameter that pickles it in the fit itself, which then is an error.
+        Name of a parameter for which the fit itself has to pickle ``neural_ode``. Then failing to is an error.
 
     Raises
     ------
     ValueError
-        With ``needed_for``.
+        If it cannot be pickled and ``needed_for`` is given.
 
     Warns
     -----
     PersistenceWarning
-        Without.
+        If it cannot be pickled and ``needed_for`` is missing.
     """
     try:
         pack(neural_ode)
     except Exception as error:
         what = (
             f"the field or a map cannot be pickled ({type(error).__name__}: {error}). Open files, locks, generators "
-            "and modules "
-            "of torch.export are what usually cannot: pass the Python module, or define __getstate__ on the class that "
-            "holds them"
+            "and modules of torch.export are what usually cannot: pass the Python module, or define __getstate__ on "
+            "the class that holds them"
         )
         if needed_for is not None:
             raise ValueError(f"{needed_for} needs to pickle neural_ode, and {what}.") from error

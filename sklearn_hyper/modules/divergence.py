@@ -1,4 +1,4 @@
-"""Divergence of a vector field, and the dynamics that carry log densities along with states (FFJORD)."""
+"""Divergence of a vector field, and dynamics that integrate log densities along with states (FFJORD)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from .serialization import DeviceFreeModule
 def vector_jacobian_products(
     f: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor, vectors: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    r"""A field and the products :math:`v^\top J` of its Jacobian :math:`J = \partial f / \partial z` with some vectors.
+    r"""Evaluate f and the products :math:`v^\top J` of vectors with its Jacobian :math:`J = \partial f / \partial z`.
 
     Parameters
     ----------
     f : callable
-        ``f(t, z)``; rows of a batch must not depend on each other.
-    t : Tensor
-        0-d.
+        ``f(t, z)``. Rows of a batch must not depend on each other.
+    t : 0-d Tensor
     z : Tensor of shape (batch, d)
     vectors : sequence of Tensor, broadcastable to z
-        One backward pass each.
+        Each costs one backward pass.
 
     Returns
     -------
     dz : Tensor of shape (batch, d)
     products : list of Tensor of shape (batch, d)
-        Part of the graph where gradients are enabled outside, so that training can differentiate them.
+        Where gradients are enabled outside, these are part of the graph, so that training can differentiate them.
 
     Raises
     ------
@@ -45,7 +44,7 @@ def vector_jacobian_products(
     with torch.enable_grad():
         if not (training and z.requires_grad):
             z = z.detach().requires_grad_(True)
-        dz = f(t, z.clone())  # on a copy: an f that works in place would change what the Jacobian is taken by
+        dz = f(t, z.clone())  # on a copy: an in-place f would change the z that the Jacobian is taken with respect to
         products = [_vector_jacobian_product(dz, z, v, training) for v in vectors]
     return (dz, products) if training else (dz.detach(), products)
 
@@ -60,34 +59,34 @@ def _vector_jacobian_product(dz: Tensor, z: Tensor, v: Tensor, training: bool) -
     if product is None:
         raise VectorFieldError(
             "vector_field's output does not depend on z as autograd sees it, so its divergence is unknown: do not "
-            "detach "
-            "it or compute it under torch.no_grad or torch.inference_mode (a field that really is constant can add 0 * "
-            "z)."
+            "detach it or compute it under torch.no_grad or torch.inference_mode (a field that really is constant can "
+            "add 0 * z)."
         )
     return product
 
 
 class LogDensityField(DeviceFreeModule):
-    r"""Dynamics of a state and its log density: the instantaneous change of variables.
+    r"""Dynamics of a state and its log density, by the instantaneous change of variables.
 
     .. math::
 
         \frac{d}{dt} \begin{pmatrix} z \\ \log p \end{pmatrix} =
         \begin{pmatrix} f(t, z) \\ -\operatorname{tr} \partial f / \partial z \end{pmatrix}
 
-    With ``hutchinson=True`` the trace is the unbiased estimate :math:`e^\top (\partial f / \partial z)\, e`; the noise
-    e comes in as the last d features of x, and so is the same at every evaluation of a solve, and in every solver that
-    gets the same x.
+    With ``hutchinson=True`` the trace is the unbiased estimate :math:`e^\top (\partial f / \partial z)\, e`. The noise
+    e is read from the last d features of x. So it is the same at every evaluation of a solve, and for all solvers that
+    get the same x.
 
     Parameters
     ----------
     vector_field : nn.Module or callable
         ``f(t, z)``.
     hutchinson : bool, default False
-        One backward pass an evaluation instead of d, for a noisy trace.
+        Estimate the trace from one backward pass per evaluation instead of d. The estimate is noisy.
     penalties : bool, default False
-        Carry two more coordinates, :math:`\int \|f\|^2` and :math:`\int \|\partial f / \partial z\|_F^2` (estimated by
-        :math:`\|e^\top \partial f / \partial z\|^2` with ``hutchinson=True``): the regularisers of RNODE.
+        Add two coordinates, the regularisers of RNODE: :math:`\int \|f\|^2` and
+        :math:`\int \|\partial f / \partial z\|_F^2`. With ``hutchinson=True`` the second is estimated by
+        :math:`\|e^\top \partial f / \partial z\|^2`.
 
     References
     ----------
@@ -130,16 +129,16 @@ class LogDensityField(DeviceFreeModule):
 
 
 class AppendLogDensity(nn.Module):
-    """Input map of a density solve: the first d features of x, mapped to the field's coordinates, and zeros.
+    """Input map of a density solve: map the first d features of x to the field's coordinates, and append zeros.
 
     Parameters
     ----------
     n_features : int
         d.
     scaler : nn.Module
-        From data to the field's coordinates.
+        Maps data to the field's coordinates.
     n_zeros : int, default 1
-        Coordinates to append.
+        Number of zeros to append.
     """
 
     def __init__(self, n_features: int, scaler: nn.Module, n_zeros: int = 1):

@@ -1,4 +1,4 @@
-"""What a fit finds out about a field and its maps before it starts: a few calls that show what would go wrong silently."""
+"""Probes of a field and its maps before a fit: a few calls that reveal errors which would otherwise pass silently."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from .serialization import DeviceFreeModule
 
 PROBED_ROWS = 8
 _START_ROWS = 2048
+"""Rows that :func:`check_start` evaluates at once."""
 _APART = 1e-3
-"""Share of the largest value by which two evaluations of one row may differ: rounding, and no more."""
+"""Largest difference of two evaluations of a row, as a share of the largest value. It allows for rounding only."""
 _STEP = 5e-3
+"""Step of the difference quotient, in usual sizes of the states."""
 _CUT = 0.2
-"""Share of a difference quotient that autograd's derivative may be off by: kinks, and no more."""
+"""Largest error of autograd's derivative, as a share of a difference quotient. It allows for kinks only."""
 
 
 class GradientWarning(UserWarning):
-    """Autograd's derivative of a field is not its derivative."""
+    """Autograd's derivative of a field differs from a difference quotient of its values."""
 
 
 class CopyingPart(DeviceFreeModule):
-    """A field or map that writes into its arguments, or returns one buffer again and again, on copies.
+    """Run a field or map on copies, because it writes into its arguments or returns the same buffer at each call.
 
-    One that differentiates inside may also hand out a graph where gradients are off; it ends here.
+    Where gradients are off, the output is detached too: a part that differentiates inside may return a graph.
 
     Parameters
     ----------
@@ -56,12 +58,13 @@ def _copied(value: Any) -> Any:
 def settle_parts(
     neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None, *, differentiates: bool = True
 ) -> None:
-    """Let parts that write into their arguments or reuse their output work on copies; refuse those no solver can use.
+    """Make parts that write into their arguments or reuse their output work on copies. Refuse parts no solver can use.
 
     Parameters
     ----------
     neural_ode : NeuralODE
-        Checked by :func:`check_neural_ode`; a copy of the user's, for parts of it may be wrapped. Probed in eval mode.
+        Already checked by :func:`check_neural_ode`. Must be a copy of the user's, because its parts may be wrapped. It
+        is probed in eval mode.
     x : Tensor of shape (n, ...)
         A few rows of the input.
     condition : mapping of str to Tensor, optional
@@ -72,13 +75,12 @@ def settle_parts(
     Raises
     ------
     VectorFieldError
-        If the field or a map is random, or what it makes of a row depends on the other rows, or it computes in half
-        precision.
+        If the field or a map is random, mixes the rows of a batch, or computes in half precision.
 
     Warns
     -----
     GradientWarning
-        If autograd's derivative of the field is not that of its values.
+        If autograd's derivative of the field differs from a difference quotient.
     """
     x = x[:PROBED_ROWS]
     modes = {module: module.training for module in neural_ode.modules()}
@@ -111,7 +113,7 @@ def _settle(neural_ode: NeuralODE, name: str, /, *arguments: Tensor, **condition
     pairs = [*zip(given, arguments, strict=True), *((keywords[key], value) for key, value in condition.items())]
     writes = any(is_written(*pair) for pair in pairs)
     reuses = output._version != version or shares_memory(again, output)
-    if writes or reuses or output.requires_grad:  # no gradients are wanted here
+    if writes or reuses or output.requires_grad:  # gradients are off here, so a graph should not come out
         setattr(neural_ode, name, CopyingPart(part))
     if differ(first, again):
         raise VectorFieldError(
@@ -130,14 +132,13 @@ def _check_rows(
     if len(output) != n_rows:
         raise VectorFieldError(f"{name} returns {len(output)} rows for {n_rows}: it must return one for every row.")
     for row in range(n_rows):
-        one = [_row_of(argument, row) for argument in arguments]
+        row_arguments = [_row_of(argument, row) for argument in arguments]
         keywords = {key: _row_of(value, row) for key, value in condition.items()}
-        if differ(call_part(neural_ode, name, *one, **keywords), output[row : row + 1]):
+        if differ(call_part(neural_ode, name, *row_arguments, **keywords), output[row : row + 1]):
             raise VectorFieldError(
                 f"{name} mixes the rows of a batch: for row {row} it gives other values alone than beside {n_rows - 1} "
                 "more. A row is one sample, which is solved and predicted in any batch. Make what interacts (nodes of "
-                "a "
-                "graph, particles) one sample of shape (n, ...), or take means over other axes than the first."
+                "a graph, particles) one sample of shape (n, ...), or take means over other axes than the first."
             )
 
 
@@ -146,64 +147,61 @@ def _row_of(value: Any, row: int) -> Any:
 
 
 def _check_graph(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...], condition: Mapping[str, Any]) -> None:
-    """Refuse parts that use trained tensors which the copy does not hold, by whatever way: autograd's graph knows them."""
+    """Refuse parts that use trained tensors which the copy does not hold. Autograd's graph shows which they use."""
     known = {id(parameter) for parameter in neural_ode.parameters()}
     with torch.enable_grad():
         calls = [_find_leaves(call_part(neural_ode, name, *arguments, **condition)) for _ in range(2)]
-    # A leaf that the part makes at every call, to differentiate by, is another one each time.
+    # A leaf that the part itself makes at each call, to differentiate by, has another identity in the second call.
     foreign = [leaf for i, leaf in calls[0].items() if i in calls[1] and i not in known]
     if foreign:
         raise TypeError(
             f"{name} calls a module, or uses a tensor that requires gradients, of shape {tuple(foreign[0].shape)}, "
-            "which fit can "
-            "neither copy nor freeze, and would not train: it is reached in a way that is not followed. Pass the "
-            "module itself, or "
-            "an nn.Module that holds it and whose forward calls it."
+            "which fit can neither copy nor freeze, and would not train: it is reached in a way that is not followed. "
+            "Pass the module itself, or an nn.Module that holds it and whose forward calls it."
         )
 
 
 def _find_leaves(output: Tensor) -> dict[int, Tensor]:
-    """Tensors that a graph ends in, by their identity."""
+    """Return the leaf tensors of an output's graph, by id."""
     leaves, seen, queue = {}, set(), [output.grad_fn]
     while queue:
         node = queue.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            variable = getattr(node, "variable", None)  # of the nodes that accumulate gradients
+            variable = getattr(node, "variable", None)  # only nodes that accumulate gradients have one
             if variable is not None:
                 leaves[id(variable)] = variable
             queue += [following for following, _ in node.next_functions]
     return leaves
 
 
-def differ(one: Tensor, other: Tensor) -> bool:
-    """Whether two evaluations of the same rows are further apart than rounding explains; what is not finite is left out."""
-    if one.shape != other.shape:
+def differ(first: Tensor, second: Tensor) -> bool:
+    """Return whether two evaluations of the same rows differ by more than rounding. Only finite values are compared."""
+    if first.shape != second.shape:
         return True
-    finite = one.isfinite() & other.isfinite()
-    apart = torch.where(finite, (one - other).abs(), 0.0)
-    size = torch.where(finite, torch.maximum(one.abs(), other.abs()), 0.0)
+    finite = first.isfinite() & second.isfinite()
+    apart = torch.where(finite, (first - second).abs(), 0.0)
+    size = torch.where(finite, torch.maximum(first.abs(), second.abs()), 0.0)
     return bool((apart > _APART * size.amax()).any())
 
 
 def _check_full_precision(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldInputs) -> None:
-    """Refuse fields that compute in half precision inside (autocast): a solver takes their rounding for stiffness."""
+    """Refuse fields that compute in half precision (autocast): to a solver, their rounding looks like stiffness."""
     dz = call_field(neural_ode, t, z * (1 + 1e-3 / 3), inputs)
     values = dz[dz.isfinite() & (dz != 0)][:64]
-    # Fields of round numbers (signs, counts) repeat theirs; rounded to half precision few are the same.
+    # A field of round numbers (signs, counts) has few distinct values, and would be exact in half precision too.
     if len(values.abs().unique()) < max(8, 0.6 * len(values)):
         return
     for half in (torch.bfloat16, torch.float16):
         if torch.equal(values.to(half).to(values.dtype), values) and not torch.equal(z.to(half).to(z.dtype), z):
             raise VectorFieldError(
                 f"vector_field computes in {half}: all its values are rounded to it, which a solver cannot tell from a "
-                "stiff "
-                "field. Compute in float32 (no autocast, no .bfloat16() or .half() inside)."
+                "stiff field. Compute in float32 (no autocast, no .bfloat16() or .half() inside)."
             )
 
 
 def _check_gradient(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldInputs) -> None:
-    """Compare a directional derivative by autograd with a difference quotient, and tell where most rows differ."""
+    """Compare a directional derivative by autograd with a difference quotient, and warn if most rows differ."""
     generator = torch.Generator().manual_seed(0)
     direction, weights = (torch.randn(z.shape, generator=generator).to(z) for _ in range(2))
     direction = direction * _usual_sizes(z)
@@ -222,17 +220,15 @@ def _check_gradient(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldIn
     derivative = torch.zeros_like(quotient)
     if slope is not None:
         derivative = (slope * direction).reshape(len(z), -1).sum(dim=1)
-    # Of most rows: one may lie at a kink, or so far out that its quotient is rounding.
+    # Most rows must differ: a single row may lie at a kink, or so far out that its quotient is mostly rounding.
     off = (quotient - derivative).abs()
     if (off > _CUT * quotient.abs() + rounding).double().mean() > 0.5:
         share = float((off / quotient.abs().clamp(min=torch.finfo(z.dtype).tiny)).median())
         warnings.warn(
             f"autograd's derivative of vector_field along a direction is {share:.2g} of a difference quotient away "
-            "from it, so "
-            "training through the solver would follow a wrong gradient: something inside is detached, under no_grad, "
-            "in NumPy, or "
-            "differentiated without create_graph=True. Mend that, or fit with loss='residual', finetune=None, which "
-            "differentiate "
+            "from it, so training through the solver would follow a wrong gradient: something inside is detached, "
+            "under no_grad, in NumPy, or differentiated without create_graph=True. Mend that, or fit with "
+            "loss='residual', finetune=None, which differentiate "
             "no field.",
             GradientWarning,
             stacklevel=2,
@@ -240,7 +236,7 @@ def _check_gradient(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldIn
 
 
 def _usual_sizes(z: Tensor) -> Tensor:
-    """By how much each number of a state varies among the rows, whatever its units; where it does not, its magnitude."""
+    """Return by how much each number of a state varies among the rows, or its magnitude if it does not vary."""
     spread = (z - z.median(dim=0, keepdim=True).values).abs().median(dim=0, keepdim=True).values
     size = z.abs().median(dim=0, keepdim=True).values
     usual = torch.where(spread > 0, spread, size)
@@ -249,14 +245,14 @@ def _usual_sizes(z: Tensor) -> Tensor:
 
 
 def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None, condition: Mapping[str, Any] | None = None) -> None:
-    """Name the rows from which the Neural ODE does not even start: where the input map or the field is not finite.
+    """Refuse rows at which the input map, or the field at the start of the span, is not finite.
 
     Parameters
     ----------
     neural_ode : NeuralODE
     x : Tensor of shape (n, ...)
     rows : sequence of int, optional
-        What to call them by; missing: their places in x.
+        Row numbers to show in the message. If missing: positions in x.
     condition : mapping of str to Tensor, optional
         Keyword arguments of the field.
 
@@ -268,10 +264,10 @@ def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None, condition: M
     device = next((tensor.device for tensor in (*neural_ode.parameters(), *neural_ode.buffers())), x.device)
     with torch.no_grad():
         for first in range(0, len(x), _START_ROWS):
-            some = slice(first, first + _START_ROWS)
-            z = neural_ode.input_map(x[some].to(device, copy=True))
+            batch = slice(first, first + _START_ROWS)
+            z = neural_ode.input_map(x[batch].to(device, copy=True))
             t = time_tensor(neural_ode.t_span[0], z, neural_ode.t_span)
-            inputs = neural_ode.inputs(x, condition).rows(some).each(lambda tensor: tensor.to(device, copy=True))
+            inputs = neural_ode.inputs(x, condition).rows(batch).each(lambda tensor: tensor.to(device, copy=True))
             slope = neural_ode.vector_field(t, z.clone(), *inputs.arguments, **inputs.condition)
             values = {"input_map": z, "vector_field": slope}
             for name, value in values.items():
@@ -282,6 +278,5 @@ def check_start(neural_ode: NeuralODE, x: Tensor, rows: Any = None, condition: M
             named = list_rows(places if rows is None else [int(rows[place]) for place in places])
             raise VectorFieldError(
                 f"{name} is not finite (nan or infinite) for {len(places)} of {len(x)} rows of X ({named}) at the "
-                "start of "
-                "t_span. Leave those rows out, scale the inputs, or mend it."
+                "start of t_span. Leave those rows out, scale the inputs, or mend it."
             )

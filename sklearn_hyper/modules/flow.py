@@ -1,4 +1,4 @@
-"""A continuous normalizing flow as a module: one field, and the Neural ODE of either direction."""
+"""A continuous normalizing flow: one field, and a Neural ODE for each direction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FAR, _MEASURED_DRAWS = 1e4, 512
 
 
 class Flow(DeviceFreeModule):
-    r"""An invertible map between a base distribution and data, :math:`z(t_1)` from :math:`\dot z = f(t, z)`.
+    r"""An invertible map from a base distribution to data: the solution of :math:`\dot z = f(t, z)` at :math:`t_1`.
 
     .. math::
 
@@ -37,18 +37,18 @@ class Flow(DeviceFreeModule):
     n_features : int
         d.
     t_span : pair of float, default (0.0, 1.0)
-        From base to data: sampling runs forward, densities in reverse.
+        From base to data. Sampling runs forward, densities run in reverse.
     scaler : Standardize, optional
-        mu and sigma; missing: data are the field's coordinates.
+        mu and sigma. If missing, the field's coordinates are those of the data.
     base_distribution : torch.distributions.Distribution, optional
-        p_0, over vectors of width d; computes on the CPU, in its own dtype. Missing: the standard normal.
+        p_0, over vectors of width d. It computes on the CPU, in its own dtype. If missing: the standard normal.
 
     Attributes
     ----------
     data_size, base_size : tuple of float or None
-        How large states are where they start from data and from base samples, by feature (see :class:`NeuralODE`'s
-        ``state_size``). Scaled data and a standard normal are 1; data in their own units are measured by whoever has
-        them.
+        Sizes of the initial states by feature, for solves that start from data and from base samples. See
+        ``state_size`` of :class:`NeuralODE`. They are 1 for scaled data and for a standard normal. Without a scaler,
+        ``data_size`` is None until the caller sets it.
     """
 
     data_size: tuple[float, ...] | None = None
@@ -84,7 +84,7 @@ class Flow(DeviceFreeModule):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The floating dtype of the field's tensors, None where it has none."""
+        """The floating dtype of the field's tensors, or None if it has none."""
         return NeuralODE(self.vector_field).dtype
 
     @property
@@ -93,14 +93,15 @@ class Flow(DeviceFreeModule):
         return 0.0 if self.scaler is None else float(self.scaler.scale.double().log().sum())
 
     def sampling(self) -> NeuralODE:
-        """From base to data: predicts x from z(t_0)."""
+        """Return the Neural ODE from base to data, which predicts x from z(t_0)."""
         back = None if self.scaler is None else Rescale(nn.Identity(), self.scaler.scale, self.scaler.shift)
         return NeuralODE(self.vector_field, output_map=back, t_span=self.t_span, state_size=self.base_size)
 
     def density(self, *, hutchinson: bool = False, penalties: bool = False) -> NeuralODE:
-        """From data to base: the terminal state is (z(t_0), ∫ tr from t_0 to t_1), to be read by :meth:`log_prob`.
+        """Return the Neural ODE from data to base. Its terminal state is (z(t_0), ∫ tr from t_0 to t_1).
 
-        With ``hutchinson=True`` the input is x and the noise side by side, 2 d features.
+        :meth:`log_prob` turns that state into log densities. With ``hutchinson=True`` the input holds x and then the
+        noise, 2 d features in all.
         """
         scaler = nn.Identity() if self.scaler is None else self.scaler
         n_zeros = 3 if penalties else 1
@@ -115,32 +116,32 @@ class Flow(DeviceFreeModule):
         return ode
 
     def log_prob(self, state: Tensor) -> Tensor:
-        """Log densities of data, from the terminal states of :meth:`density`."""
+        """Return log densities of data, from the terminal states of :meth:`density`."""
         d = self.n_features
         return self.base_log_prob(state[:, :d]) - state[:, d] - self.log_scale
 
     def base_log_prob(self, z: Tensor) -> Tensor:
-        """Log density of the base distribution, differentiable in z."""
+        """Return the log density of the base distribution, differentiable in z."""
         return _base_log_prob(z, self.base_distribution, self._base_dtype)
 
     def sample_base(self, n_samples: int, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
-        """Draws from the base distribution on the CPU, by torch's global generator where none is given."""
+        """Draw from the base distribution on the CPU. Without a generator, torch's global one is used."""
         if self.base_distribution is None:
             return torch.randn(n_samples, self.n_features, dtype=dtype, generator=generator)
         if generator is None:
             return self.base_distribution.sample((n_samples,)).to(dtype)
-        # Distributions take no generator.
+        # Distributions take no generator, so seed the global one from it.
         with seeded(int(torch.randint(2**31, (), generator=generator)), "cpu"):
             return self.base_distribution.sample((n_samples,)).to(dtype)
 
 
 class LogDensity(DeviceFreeModule):
-    """Log densities of a flow by a solver of its density direction.
+    """Log densities of a flow, by a fast solver of its density direction.
 
     Parameters
     ----------
     solver : HypersolvedODE or FoldedODE
-        Of ``flow.density()``; the first can be trained, the second is faster.
+        Solves ``flow.density()``. The first can be trained, the second is faster.
     flow : Flow
     """
 
@@ -152,44 +153,43 @@ class LogDensity(DeviceFreeModule):
     def __init__(self, solver: SolvedODE, flow: Flow | LogDensity):
         super().__init__()
         self.solver = solver
-        # Not the flow itself: its field is the solver's, and would be here twice.
+        # Do not keep the flow: its field is part of the solver already, and would be registered twice.
         self.n_features, self.log_scale = flow.n_features, flow.log_scale
         self.base_distribution, self._base_dtype = flow.base_distribution, flow._base_dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """Log density of every row, in nats."""
+        """Return the log density of every row, in nats."""
         state, d = self.solver.terminal_state(x), self.n_features
         return _base_log_prob(state[:, :d], self.base_distribution, self._base_dtype) - state[:, d] - self.log_scale
 
     def base_state(self, x: Tensor) -> Tensor:
-        """z(t_0) of every row."""
+        """Return z(t_0) of every row."""
         return self.solver.terminal_state(x)[:, : self.n_features]
 
     def fold(self) -> LogDensity:
-        """The faster module for inference, of a solver that can be trained; see ``HypersolvedODE.fold``."""
+        """Return the faster module for inference; see ``HypersolvedODE.fold``."""
         folded = LogDensity(self.solver.fold(), self)
-        folded.training = self.training  # of this module alone
+        folded.training = self.training  # train() would also change the modes of the shared modules
         return folded
 
 
 def _base_log_prob(z: Tensor, base_distribution: Any, dtype: torch.dtype | None) -> Tensor:
     if base_distribution is None:
         return -0.5 * (z.pow(2).sum(dim=1) + z.shape[1] * math.log(2 * math.pi))
-    # Distributions are no modules: they neither move nor change dtype with one.
+    # Distributions are not modules: they do not move or change dtype with this one.
     return base_distribution.log_prob(z.to("cpu", dtype)).to(z)
 
 
 def check_base_distribution(flow: Flow) -> None:
-    """Draw two base samples and their log densities, or say what is wrong with the distribution."""
+    """Draw two base samples and their log densities. Refuse a base distribution that does not suit the flow."""
     d, base = flow.n_features, flow.base_distribution
     if base is None:
         return
     if tuple(base.event_shape) != (d,) or tuple(base.batch_shape):
         raise ValueError(
             f"base_distribution must be over vectors of {d} features (event_shape ({d},), no batch_shape), got "
-            "batch_shape "
-            f"{tuple(base.batch_shape)} and event_shape {tuple(base.event_shape)}; wrap independent marginals in "
-            "torch.distributions.Independent(..., 1)."
+            f"batch_shape {tuple(base.batch_shape)} and event_shape {tuple(base.event_shape)}; wrap independent "
+            "marginals in torch.distributions.Independent(..., 1)."
         )
     sizes = flow.base_size or (1.0,) * d
     far = (
@@ -205,7 +205,7 @@ def check_base_distribution(flow: Flow) -> None:
 
 
 def check_divergence(flow: Flow, x: Tensor) -> None:
-    """Evaluate the density's dynamics at a few rows of data and, at the span's other end, at as many base draws.
+    """Evaluate the density's dynamics at a few rows of data, and at as many base draws at the other end of the span.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def check_divergence(flow: Flow, x: Tensor) -> None:
     """
     data = x if flow.scaler is None else flow.scaler(x)
     base = flow.sample_base(len(x), data.dtype, own_generator(0)).to(data)
-    # One backward pass: what is not finite anywhere in the Jacobian shows in the product with ones.
+    # One backward pass is enough: an entry of the Jacobian that is not finite shows in its product with ones.
     field = LogDensityField(flow.vector_field, hutchinson=True)
     with torch.no_grad():
         for end, z, where in zip(flow.t_span, (base, data), ("base samples", "rows of X"), strict=True):

@@ -1,4 +1,4 @@
-"""The product of a fit: a Neural ODE with its solver inside, to train further (live weights) or to predict with (folded)."""
+"""The module that a fit returns: a Neural ODE with its solver, either live (trainable) or folded (fast)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .serialization import DeviceFreeModule
 
 
 class SolvedODE(DeviceFreeModule):
-    """Input map, K steps, output map; what is added to a step is for subclasses to say."""
+    """Run the input map, K steps and the output map. Subclasses supply the correction of a step."""
 
     def __init__(self, neural_ode: NeuralODE, stepping: FixedMesh):
         super().__init__()
@@ -30,11 +30,11 @@ class SolvedODE(DeviceFreeModule):
     @property
     @abstractmethod
     def _correction(self) -> Correction | None:
-        """What the loop runs."""
+        """The correction that the stepping loop runs."""
 
     @abstractmethod
     def fold(self) -> FoldedODE:
-        """This solve for inference."""
+        """Return the module for inference."""
 
     @property
     def base_solver(self) -> Method:
@@ -53,25 +53,25 @@ class SolvedODE(DeviceFreeModule):
 
     @property
     def has_correction(self) -> bool:
-        """False where this is the base solver alone."""
+        """Whether there is a correction. False for a base solver alone."""
         return self._correction is not None
 
     def forward(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """Output of the hypersolved Neural ODE, h_y(z_K)."""
+        """Return the output of the hypersolved Neural ODE, h_y(z_K)."""
         return self.neural_ode.output_map(self.terminal_state(x, condition))
 
     def terminal_state(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """z_K (eq. 5)."""
+        """Return z_K (eq. 5)."""
         ode = self.neural_ode
         return self.stepping.solve(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
 
     def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """z_0, ..., z_K, time first."""
+        """Return z_0, ..., z_K, time first."""
         ode = self.neural_ode
         return self.stepping.trajectory(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
 
     def count_macs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
-        """Multiply-accumulates of the solve from x, as it runs and without the maps; nan where f has none."""
+        """Count the multiply-accumulates of the solve from x, without the maps. nan if f has none."""
         ode = self.neural_ode
         if math.isnan(ode.count_field_macs(x, condition)):
             return math.nan
@@ -81,23 +81,23 @@ class SolvedODE(DeviceFreeModule):
 
 
 class HypersolvedODE(SolvedODE):
-    """Input map, K corrected steps, output map: a plain module that runs the weights it holds, so that it can be trained.
+    """Run the input map, K corrected steps and the output map, with live weights, so that it can be trained.
 
     Parameters
     ----------
     neural_ode : NeuralODE
         Supplies the field and the maps.
     base_solver : Method
-        psi and its order.
+        Supplies psi.
     correction : nn.Module, optional
-        g: a :class:`BoundedCorrection`, or any module ``g(eps, s, z, stages, x=None)``. Without one this is the base
-        solver.
+        g: a :class:`BoundedCorrection`, or any module ``g(eps, s, z, stages, x=None)``. If missing, the base solver
+        runs alone.
     grid : sequence of float
         The mesh s_0, ..., s_K.
 
     See Also
     --------
-    FoldedODE : What :meth:`fold` makes of it, for inference.
+    FoldedODE : The module for inference, returned by :meth:`fold`.
 
     Examples
     --------
@@ -121,46 +121,46 @@ class HypersolvedODE(SolvedODE):
         return self.correction
 
     def fold(self) -> FoldedODE:
-        """The fast module for inference, deployment and ``torch.export``, with the correction as it is now.
+        """Return the fast module for inference, deployment and ``torch.export``, with the correction as it is now.
 
         Returns
         -------
         FoldedODE
-            Agrees with this one to rounding. Later changes of this module's correction do not reach it; the Neural ODE
-            (field and maps) is shared. Where that is to change too, fold a ``copy.deepcopy`` of this module.
+            Agrees with this module to rounding. It copies the correction, so later changes of this module's correction
+            do not affect it. It shares the Neural ODE (field and maps). If those will change too, fold a
+            ``copy.deepcopy`` of this module.
         """
         return FoldedODE(self)
 
 
 class FoldedODE(SolvedODE):
-    """A hypersolved ODE for inference: s, eps and scales are moved into the correction's weights, once for every step.
+    """A hypersolved ODE for inference, with s, eps and scales folded into the correction's weights for each step.
 
-    Made by :meth:`HypersolvedODE.fold`. It holds the folded steps and not the correction itself, so training it would
-    not train g. A correction of the user's own is not folded but kept, as a frozen copy in eval mode.
+    Made by :meth:`HypersolvedODE.fold`. It holds the folded steps instead of the correction, so training it does not
+    train g. A user's own correction is not folded, but kept as a frozen copy in eval mode.
 
     Parameters
     ----------
     live : HypersolvedODE
-        Its Neural ODE is shared.
+        The module to fold. Its Neural ODE is shared.
     """
 
-    folded: FoldedCorrection | None
+    folded: ModuleCorrection | None
 
     def __init__(self, live: HypersolvedODE):
         super().__init__(live.neural_ode, live.stepping)
-        self.training = live.training  # of this module alone: the Neural ODE's own modes stay as they are
-        folded = None if live.correction is None else live.correction.fold(self.stepping.plans)
-        self.folded = None if folded is None else folded.eval()
+        self.training = live.training  # train() would also change the modes of the shared Neural ODE
+        self.folded = None if live.correction is None else live.correction.fold(self.stepping.plans).eval()
 
     @property
     def steps(self) -> nn.ModuleList:
-        """The correction in every step; none where this is the base solver alone."""
-        return nn.ModuleList() if self.folded is None else self.folded.steps
+        """The folded correction of each step; empty for a base solver alone, and where nothing can be folded."""
+        return self.folded.steps if isinstance(self.folded, FoldedCorrection) else nn.ModuleList()
 
     @property
     def _correction(self) -> Correction | None:
         return self.folded
 
     def fold(self) -> FoldedODE:
-        """Itself, which is folded already."""
+        """Return this module, which is folded already."""
         return self

@@ -34,30 +34,30 @@ class NeuralODE(DeviceFreeModule):
     Parameters
     ----------
     vector_field : nn.Module or callable
-        ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``; keyword arguments are passed to
-        it as a ``condition``. t is a 0-d tensor on z's device and of its dtype, or of float64 where that does not
-        resolve ``t_span`` (Unix times in float32, say); z has shape (batch, ...), and so has the result. Parameters
-        that vary with depth, theta(s), are just such an f. It may be a bound method, a ``functools.partial`` or an
-        object: modules that these hold are found and registered.
+        ``f(t, z)``, as in torchdiffeq, or ``f(t, z, x)`` with ``data_controlled=True``. Keyword arguments are passed as
+        a ``condition``. z and the result have shape (batch, ...). t is a 0-d tensor on z's device and in z's dtype, or
+        in float64 if z's dtype does not resolve ``t_span`` (Unix times in float32, for example). Parameters that vary
+        with depth, theta(s), are covered: f may use t in any way. f may also be a bound method, a
+        ``functools.partial`` or an object; modules that these hold are found and registered.
     input_map : nn.Module or callable, optional
-        :math:`h_x`, from the input to the initial state. Missing: the identity.
+        :math:`h_x`, from the input to the initial state. If missing: the identity.
     output_map : nn.Module or callable, optional
-        :math:`h_y`, from the terminal state to the output. Missing: the identity.
+        :math:`h_y`, from the terminal state to the output. If missing: the identity.
     t_span : pair of float, default (0.0, 1.0)
-        Start and end of the solve; the end may lie before the start.
+        Start and end of the solve. The end may lie before the start.
     data_controlled : bool, default False
-        Whether the field takes the raw input x as a third argument. Stated, never guessed from argument names.
+        Whether the field takes the raw input x as a third argument. It is never guessed from argument names.
     state_size : sequence of float, optional
-        How large the states are, by feature or channel (axis 1): what an absolute tolerance that is left out is a share
-        of. Missing: their RMS over the batch that is solved. Estimators take it from the rows of their fit, so that a
-        prediction does not depend on its batch.
+        Size of the states, by feature or channel (axis 1). A missing absolute tolerance is a share of it. If missing:
+        the RMS over the batch that is solved. Estimators measure it on the rows of their fit, so that a prediction does
+        not depend on its batch.
 
     Raises
     ------
     TypeError
         If the field or a map is not callable.
     ValueError
-        If ``t_span`` is not a pair of two different finite numbers, or too far from zero for float64 to resolve it.
+        If ``t_span`` is not a pair of different finite numbers, or lies too far from zero for float64 to resolve it.
 
     References
     ----------
@@ -74,7 +74,7 @@ class NeuralODE(DeviceFreeModule):
 
     state_size: tuple[float, ...] | None = None
     n_unitless = 0
-    """So many numbers at the end of a state have no units: log densities."""
+    """How many numbers at the end of a state have no units (log densities)."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class NeuralODE(DeviceFreeModule):
         self.output_map = nn.Identity() if output_map is None else output_map
         self.t_span = check_t_span(t_span)
         self.data_controlled = bool(data_controlled)
-        # Plain numbers: they need not move with the module, and leave its dtype to be that of its tensors.
+        # Plain numbers instead of a buffer: they need not move with the module, and do not count for its dtype.
         self.state_size = None if state_size is None else tuple(float(size) for size in state_size)
         self.register_hidden()
 
@@ -109,23 +109,24 @@ class NeuralODE(DeviceFreeModule):
     def register_hidden(self) -> None:
         """Register modules that the parts hold in lists, bound methods, partials or objects.
 
-        As ``reached`` they move, freeze and change mode with the rest, and an optimizer finds their parameters.
+        Registered as ``reached``, they move, freeze and change mode with the rest, and optimizers find their
+        parameters.
         """
         hidden = find_hidden_modules(self.parts)
         if hidden:
             self.reached = nn.ModuleList(hidden)
 
     def with_span(self, t_span: tuple[float, float]) -> NeuralODE:
-        """The same field and maps on another span of time: shared, not copied."""
-        other = NeuralODE(
+        """Return a Neural ODE with the same field and maps on another span of time. They are shared, not copied."""
+        result = NeuralODE(
             self.vector_field, input_map=self.input_map, output_map=self.output_map, t_span=t_span,
             data_controlled=self.data_controlled, state_size=self.state_size,
         )  # fmt: skip
-        other.n_unitless, other.training = self.n_unitless, self.training
-        return other
+        result.n_unitless, result.training = self.n_unitless, self.training
+        return result
 
     def inputs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> FieldInputs:
-        """What the field takes beside t and z: x as its third argument, where it is data-controlled, and the condition."""
+        """Return the field's inputs besides t and z: the condition, and x if the field is data-controlled."""
         if not self.data_controlled and not condition:
             return NO_INPUTS
         return FieldInputs(x if self.data_controlled else None, condition or {})
@@ -145,11 +146,11 @@ class NeuralODE(DeviceFreeModule):
         x : Tensor of shape (batch, ...)
         rtol : float, default 1e-6
         atol : float, optional
-            In the units of the states. Missing: ``rtol`` times their size, ``state_size``.
+            In the units of the states. If missing: ``rtol`` times their size, ``state_size``.
         adjoint : bool, default False
-            Gradients by the adjoint method instead of backpropagation through the solver.
+            Compute gradients by the adjoint method instead of backpropagation through the solver.
         condition : mapping of str to Tensor, optional
-            Keyword arguments of the field, one entry a row.
+            Keyword arguments of the field, with one entry per row.
 
         Returns
         -------
@@ -169,10 +170,10 @@ class NeuralODE(DeviceFreeModule):
         field: Callable[..., Tensor] | None = None,
         max_evaluations: int = MAX_EVALUATIONS,
     ) -> Tensor:
-        """Terminal state by torchdiffeq's dopri5 as it comes, differentiable: for training and for timing.
+        """Return the terminal state by torchdiffeq's plain dopri5, differentiable: for training and for timing.
 
-        ``field`` stands in for the vector field: one that counts, say. ``adjoint_params`` are tensors whose gradients
-        are to be computed by the adjoint method. Other parameters are those of :meth:`forward`.
+        ``field`` replaces the vector field, for example by one that counts evaluations. ``adjoint_params`` are tensors
+        whose gradients the adjoint method computes. Other parameters are those of :meth:`forward`.
         """
         z0 = self.input_map(x)
         return solve_dopri5(
@@ -196,24 +197,24 @@ class NeuralODE(DeviceFreeModule):
         atol: float | Tensor,
         max_evaluations: int = MAX_EVALUATIONS,
     ) -> Tensor:
-        """States at some times, each row as accurate as the tolerance whatever its batch: see ``reference_solution``."""
+        """Return states at given times, accurate to the tolerance in each row: see ``reference_solution``."""
         return reference_solution(
             self.vector_field, z0, times, rtol=rtol, atol=atol,
             x=inputs.x, condition=inputs.condition, max_evaluations=max_evaluations,
         )  # fmt: skip
 
     def tolerance(self, atol: float | None, rtol: float, z0: Tensor) -> float | Tensor:
-        """The absolute tolerance of a solve from z0: ``atol``, or where that is None a share of the states' size."""
+        """Return the absolute tolerance of a solve from z0: ``atol``, or a share of the states' size if it is None."""
         return absolute_tolerance(atol, rtol, z0, self.state_size, self.n_unitless)
 
     def measure_size(self, x: Tensor) -> None:
-        """Take ``state_size`` from the initial states of (some of) these rows."""
+        """Set ``state_size`` from the initial states of these rows, or of about 512 of them."""
         with torch.no_grad():
             z = self.input_map(x[:: -(-len(x) // _MEASURED_ROWS)])
         self.state_size = tuple(feature_sizes(z, self.n_unitless).flatten().tolist())
 
     def count_field_macs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
-        """Multiply-accumulates of one evaluation of f, for the inputs x; nan where it holds no product or convolution."""
+        """Count the multiply-accumulates of one evaluation of f. nan if f has no matrix product or convolution."""
         with torch.no_grad():
             z = self.input_map(x)
         t = time_tensor(self.t_span[0], z, self.t_span)
@@ -222,7 +223,7 @@ class NeuralODE(DeviceFreeModule):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The floating dtype of the module's parameters and buffers, None where it has none."""
+        """The floating dtype of the module's parameters and buffers, or None if it has none."""
         tensors = [*self.parameters(), *self.buffers()]
         return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
 
@@ -236,19 +237,18 @@ class NeuralODE(DeviceFreeModule):
 
 
 class VectorFieldError(ValueError):
-    """A vector field or map does not do what a Neural ODE needs of it."""
+    """A vector field or map cannot be used in a Neural ODE."""
 
 
 def check_neural_ode(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-    """Run the maps and the field once on a few rows; return the initial state or say what is wrong.
+    """Run the input map and the field once on a few rows, refuse wrong outputs, and return the initial state.
 
     Raises
     ------
     ValueError
-        If the weights are of a dtype that no solver can compute in.
+        If the weights have a dtype that no solver can compute in.
     VectorFieldError
-        If a signature is wrong, or what the field or the input map returns has another shape, dtype or device than
-        needed.
+        If a signature is wrong, or the field or the input map returns a wrong shape, dtype or device.
     """
     check_precision(neural_ode)
     with torch.no_grad():
@@ -263,23 +263,20 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, A
         if not _is_like(dz, z):
             raise VectorFieldError(
                 f"vector_field{_signature(neural_ode)} must return a tensor like z ({_describe(z)}), got "
-                f"{_describe(dz)}"
-                f"{_time_hint(neural_ode, t, z)}."
+                f"{_describe(dz)}{_time_hint(neural_ode, t, z)}."
             )
         _check_argument_order(neural_ode, t, z)
     return z
 
 
 def check_precision(neural_ode: NeuralODE) -> None:
-    """Refuse weights in half precision: dopri5's tolerances, and residuals even more, lie below their rounding."""
+    """Refuse weights in half precision: its rounding is larger than dopri5's tolerances and than residuals."""
     for name, tensor in (*neural_ode.named_parameters(), *neural_ode.named_buffers()):
         if not is_lazy(tensor) and tensor.is_floating_point() and tensor.element_size() < 4:
             raise ValueError(
                 f"neural_ode holds weights of dtype {tensor.dtype} ({name}); a solver needs float32 or float64, since "
-                "the "
-                "errors that it controls lie below the rounding of half precision. Pass neural_ode.float(), which "
-                "computes "
-                "the same field more precisely."
+                "the errors that it controls lie below the rounding of half precision. Pass neural_ode.float(), which "
+                "computes the same field more precisely."
             )
 
 
@@ -289,7 +286,7 @@ def call_field(neural_ode: NeuralODE, t: Tensor, z: Tensor, inputs: FieldInputs)
 
 
 def call_part(neural_ode: NeuralODE, name: str, /, *arguments: Tensor, **condition: Any) -> Any:
-    """Call the field or a map on copies of some arguments, or say what was called, with what, and what came back.
+    """Call the field or a map on copies of its arguments. An error says what was called, with what, and what failed.
 
     Raises
     ------
@@ -309,13 +306,12 @@ def call_part(neural_ode: NeuralODE, name: str, /, *arguments: Tensor, **conditi
         raise VectorFieldError(
             f"{name}{_signature(neural_ode) if name == 'vector_field' else ''} fails on {kind} of shape "
             f"{tuple(state.shape)} (batch first) and dtype {state.dtype}: {type(error).__name__}: {text}. It was "
-            "called with "
-            f"{', '.join(called)}{_advise(neural_ode, name, arguments)}."
+            f"called with {', '.join(called)}{_advise(neural_ode, name, arguments)}."
         ) from error
 
 
 def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> str:
-    """What would have worked, where calling the field another way does."""
+    """Return advice on what would have worked, if calling the field in another way does."""
     if name != "vector_field":
         return ""
     t, z = arguments[:2]
@@ -328,8 +324,7 @@ def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> 
     if _solves_by_itself(neural_ode.vector_field, z):
         return (
             "; with z alone it returns a tensor of another shape: if it is a whole model that solves an ODE of its "
-            "own, pass its "
-            "field, as NeuralODE(model.field, input_map=..., output_map=...)"
+            "own, pass its field, as NeuralODE(model.field, input_map=..., output_map=...)"
         )
     if not neural_ode.data_controlled and _works(neural_ode.vector_field, t, z, z, like=z):
         return (
@@ -341,7 +336,7 @@ def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> 
 def _solves_by_itself(field: Any, z: Tensor) -> bool:
     try:
         return isinstance(field(z.clone()), Tensor)
-    except Exception:  # whatever it says, it does not work
+    except Exception:  # a user's field may raise anything
         return False
 
 
@@ -350,15 +345,14 @@ def _time_hint(neural_ode: NeuralODE, t: Tensor, z: Tensor) -> str:
         return ""
     return (
         f". Times of t_span={neural_ode.t_span} are not resolved by {z.dtype}, so the field gets t in {t.dtype}: cast "
-        "what it makes "
-        "of t to z's dtype, measure time from the start (t_span=(0, ...)), or use float64 for all"
+        "what it makes of t to z's dtype, measure time from the start (t_span=(0, ...)), or use float64 for all"
     )
 
 
 def _works(field: Any, *arguments: Tensor, like: Tensor) -> bool:
     try:
         return _is_like(field(*(argument.clone() for argument in arguments)), like)
-    except Exception:  # whatever it says, it does not work
+    except Exception:  # a user's field may raise anything
         return False
 
 
@@ -366,21 +360,20 @@ _TIME_NAMES = {"t", "s", "ts", "time", "times", "tau", "sigma", "timestep", "tim
 
 
 def _check_argument_order(neural_ode: NeuralODE, t: Tensor, z: Tensor) -> None:
-    """Refuse f(z, t) that works as f(t, z) too, by broadcasting: a wrong field without an error.
+    """Refuse a field f(z, t) that also works when called as f(t, z), because its arguments broadcast.
 
-    Its numbers cannot tell, so the names of its arguments do, where it says them.
+    It would give wrong values without an error. Values cannot show the mistake, so the argument names are checked.
     """
     field = neural_ode.vector_field
     function = field.forward if isinstance(field, nn.Module) else field
     try:
         names = [p.name for p in inspect.signature(function).parameters.values() if p.kind in _POSITIONAL][:2]
-    except (ValueError, TypeError):  # built in or scripted: it names none
+    except (ValueError, TypeError):  # built-in and scripted functions have no signature
         return
     if len(names) == 2 and names[1] in _TIME_NAMES and names[0] not in _TIME_NAMES and _works(field, z, t, like=z):
         raise VectorFieldError(
             f"vector_field takes ({names[0]}, {names[1]}), a time second, and is called as vector_field(t, z): it does "
-            "not "
-            "fail, but broadcasts, and its numbers would be those of another field. Wrap it so that the time comes "
+            "not fail, but broadcasts, and its numbers would be those of another field. Wrap it so that the time comes "
             "first."
         )
 

@@ -1,4 +1,4 @@
-"""A module as an ONNX file: exported with a free batch axis, run once beside torch, and only then written."""
+"""Export of a module to ONNX with a free batch axis. The file is written only if its outputs agree with torch's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 PARITY = {torch.float32: 1e-4, torch.float64: 1e-7}
-"""The most that ONNX Runtime may deviate from torch, as a share of the output's largest magnitude.
+"""Largest deviation of ONNX Runtime from torch, as a share of the output's largest magnitude.
 
-For float64 it is no smaller, since attributes of ONNX's operators (the slope of a leaky ReLU, say) are float32.
+The float64 limit is not tighter because attributes of ONNX operators, such as the slope of a leaky ReLU, are float32.
 """
 
 _TRACED_ROWS = 3
@@ -25,7 +25,7 @@ _EXTRA = 'pip install "sklearn-hyper[onnx]"'
 
 
 class WithProbabilities(nn.Module):
-    """The outputs that a module returns, and their probabilities: the softmax of logits, or what ``head`` makes of them."""
+    """Return a module's outputs and their probabilities: their softmax, or ``head(outputs)`` if a head is given."""
 
     def __init__(self, module: nn.Module, head: nn.Module | None = None):
         super().__init__()
@@ -38,7 +38,7 @@ class WithProbabilities(nn.Module):
 
 
 class FirstOutput(nn.Module):
-    """The only column of a module's output, without the column axis."""
+    """Return the first column of a module's output, without the column axis."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -49,7 +49,7 @@ class FirstOutput(nn.Module):
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a file can be written to, or say why not, before any work is done."""
+    """Return the path to write to. Refuse one that cannot be a file, before any work is done."""
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
         reason = "is a folder" if target.is_dir() else f"lies in {str(target.parent)!r}, which is no folder"
@@ -58,7 +58,7 @@ def check_target(path: str | os.PathLike[str]) -> Path:
 
 
 def require_onnx() -> None:
-    """Raise an ImportError that names the extra, where ONNX, its exporter or its runtime is missing."""
+    """Raise an ImportError that names the extra to install if ONNX, its exporter or its runtime is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -70,20 +70,20 @@ def require_onnx() -> None:
 def write_onnx(
     module: nn.Module, x: Tensor, path: Path, *, outputs: Sequence[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Export a module in eval mode on the CPU, compare on the rows of x, and write the file in one go.
+    """Export a module that is on the CPU in eval mode, compare it with torch on the rows of x, and write the file.
 
     Parameters
     ----------
     module : nn.Module
-        Takes one tensor with the batch axis first; returns one tensor or a tuple of them, likewise.
+        Takes one tensor and returns one tensor or a tuple of tensors. The batch axis comes first in all.
     x : Tensor of shape (n_samples, ...)
-        Rows to compare on; the file takes any number of them under the name ``X``.
+        Rows to compare on. The file's input is named ``X`` and takes any number of rows.
     path : Path
-        Replaced only by a complete file that has passed the comparison.
+        An existing file is replaced only after the comparison has passed.
     outputs : sequence of str
         Names of the outputs.
     metadata : mapping of str to str, optional
-        Kept in the file.
+        Stored in the file.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def write_onnx(
 
 
 def _export(module: nn.Module, x: Tensor, outputs: Sequence[str], metadata: Mapping[str, str]) -> bytes:
-    # Not one row: torch.export takes an axis of length 1 for a constant.
+    # More than one row, because torch.export treats an axis of length 1 as a constant.
     example = x[torch.arange(_TRACED_ROWS) % len(x)]
     try:
         with _known_noise_removed(), torch.no_grad():
@@ -111,10 +111,8 @@ def _export(module: nn.Module, x: Tensor, outputs: Sequence[str], metadata: Mapp
     except Exception as error:
         raise ValueError(
             "the hypersolver cannot be exported: torch could not trace it with a free batch axis. The vector field, "
-            "the maps "
-            "and a correction of your own must not branch on values (of the state or of time; torch.where is fine) or "
-            "on the "
-            f"batch size, nor leave torch (NumPy, .item()). {_reason(error)}"
+            "the maps and a correction of your own must not branch on values (of the state or of time; torch.where is "
+            f"fine) or on the batch size, nor leave torch (NumPy, .item()). {_reason(error)}"
         ) from error
     assert program is not None  # what torch.onnx.export returns with dynamo=True
     model = program.model_proto
@@ -125,7 +123,7 @@ def _export(module: nn.Module, x: Tensor, outputs: Sequence[str], metadata: Mapp
 
 
 def _exact_translations() -> dict[Any, Any]:
-    """Operators whose numbers torch's exporter takes by way of float32, whatever the tensors are."""
+    """Return own translations of operators whose constants torch's exporter rounds to float32 in any dtype."""
     import onnx
     from onnxscript import opset18
 
@@ -150,7 +148,7 @@ def _exact_translations() -> dict[Any, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, from the exception that the exporter's own report wraps."""
+    """Return the text of the original exception, which the exporter wraps in its own report."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -158,7 +156,7 @@ def _reason(error: Exception) -> str:
 
 
 def _strip(model: Any) -> None:
-    """Drop what the exporter notes on every node: stack traces, with the paths of the machine that exported."""
+    """Drop the exporter's notes on every node: stack traces that show paths of the exporting machine."""
     del model.metadata_props[:]
     graph = model.graph
     del graph.value_info[:]
@@ -169,7 +167,7 @@ def _strip(model: Any) -> None:
 
 @contextmanager
 def _known_noise_removed() -> Iterator[None]:
-    """torch's exporter uses a deprecated check of its own, and logs that torchvision's operators are missing."""
+    """Silence two messages of torch's exporter: its own deprecated check, and a note that torchvision is missing."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("torchvision is not installed")
@@ -192,14 +190,14 @@ def _compare(module: nn.Module, content: bytes, x: Tensor) -> None:
     try:
         session = onnxruntime.InferenceSession(content, _one_thread(), providers=["CPUExecutionProvider"])
         found = session.run(None, {"X": x.numpy()})
-    except Exception as error:  # ONNX Runtime's exceptions share no public base class
+    except Exception as error:  # ONNX Runtime's exceptions have no public base class in common
         hint = " It lacks some float64 operators, convolutions among them: fit in float32." * (x.dtype == torch.float64)
         raise ValueError(f"ONNX Runtime cannot run the exported hypersolver: {error}.{hint}") from error
     with torch.no_grad():
         result = module(x)
     expected = [tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,))]
-    for one, other in zip(found, expected, strict=True):
-        _check_parity(one, other, PARITY[x.dtype])
+    for found_output, expected_output in zip(found, expected, strict=True):
+        _check_parity(found_output, expected_output, PARITY[x.dtype])
 
 
 def _check_parity(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
@@ -223,12 +221,12 @@ def _one_thread() -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors: warnings go to stderr, past Python
+    options.log_severity_level = 3  # errors only: warnings would go to stderr directly, where Python cannot filter them
     return options
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write through a temporary file beside the target, so that no reader ever sees half a file."""
+    """Write to a temporary file beside the target and rename it, so that no reader sees an incomplete file."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("wb") as file:

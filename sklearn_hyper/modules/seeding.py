@@ -1,7 +1,7 @@
-"""Torch's global generators, lent to one thread at a time.
+"""Seeding of torch's global generators, for one thread at a time.
 
-What is ours to draw takes a ``torch.Generator`` of its own. Some code cannot: layers initialise themselves by the
-global generator, dropout and a distribution's ``sample`` draw from it. Such code runs inside :func:`seeded`.
+The library's own draws use a separate ``torch.Generator``. Some code has no such option: layer initialisation, dropout
+and a distribution's ``sample`` draw from the global generator. Such code runs inside :func:`seeded`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _lock = threading.RLock()
 
 
 def _renew_lock() -> None:
-    """In a forked child nobody is left to release what another thread held."""
+    """Replace the lock in a forked child, where no thread is left to release it."""
     global _lock
     _lock = threading.RLock()
 
@@ -29,23 +29,23 @@ if sys.platform != "win32":
 
 @contextmanager
 def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
-    """Seed torch inside, leave its global generators as found; other threads wait at the door.
+    """Seed torch's global generators inside the context, and restore them after it. Other threads wait.
 
-    Fits hold it while nets are built, and all through the training of modules that may be the user's: those of Neural
-    ODEs and flows, and corrections of the user's own. Our corrections draw nothing in training, which therefore stays
-    parallel. One thread may enter it again; what runs inside must not wait for a fit in another thread. CUDA's
-    generator is touched for a CUDA device alone.
+    Fits enter it while nets are built, and during training that may run user code (Neural ODEs, flows, the user's own
+    correction modules). The library's corrections draw nothing in training, so their training stays parallel.
+    A thread may enter it again, but code inside must not wait for a fit in another thread. CUDA's generator is seeded
+    only for a CUDA device.
     """
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with _lock, torch.random.fork_rng(devices=cuda):
-        # Not torch.manual_seed, which would seed every device, those that are not forked here too.
+    cuda_devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with _lock, torch.random.fork_rng(devices=cuda_devices):
+        # Not torch.manual_seed, which would also seed the devices that are not restored afterwards.
         torch.default_generator.manual_seed(seed)
-        for one in cuda:
-            with torch.cuda.device(one):
+        for cuda_device in cuda_devices:
+            with torch.cuda.device(cuda_device):
                 torch.cuda.manual_seed(seed)
         yield
 
 
 def own_generator(seed: int) -> torch.Generator:
-    """A generator of one's own, on the CPU: draws are moved, and so the same on every device."""
+    """Return a new seeded generator on the CPU. Draws from it are moved to the device, so they are the same on all."""
     return torch.Generator().manual_seed(seed)

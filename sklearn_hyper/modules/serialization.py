@@ -1,8 +1,8 @@
-"""Device-free, address-free pickling of modules (and of the estimators that hold them).
+"""Pickling of modules and estimators without devices and memory addresses.
 
-A torch tensor pickles as its storage: with its device, so that a CUDA pickle fails on a CPU machine, and with its
-memory address, so that ``joblib.hash`` of equal modules differs. Here every tensor is written as NumPy bytes instead,
-and classes or lambdas defined in a notebook travel by value (cloudpickle), so that loky workers can load them.
+A torch tensor pickles as its storage. That includes its device, so a CUDA pickle fails on a CPU machine. It also
+includes a memory address, so ``joblib.hash`` differs for equal modules. Here every tensor is written as NumPy bytes
+instead. Classes and lambdas from a notebook are pickled by value (cloudpickle), so that loky workers can load them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _rebuild_tensor(
 
 
 def _rebuild_sparse(parts: Sequence[Tensor], shape: tuple[int, ...], layout: str, requires_grad: bool) -> Tensor:
-    how: dict[str, Any] = {"size": shape, "check_invariants": False}  # they held when it was written
+    how: dict[str, Any] = {"size": shape, "check_invariants": False}  # they held when the tensor was written
     if layout == "sparse_coo":
         tensor = torch.sparse_coo_tensor(parts[0], parts[1], is_coalesced=True, **how)
     else:
@@ -48,7 +48,7 @@ def _rebuild_sparse(parts: Sequence[Tensor], shape: tuple[int, ...], layout: str
 
 
 def _sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The dense tensors that a sparse one is made of."""
+    """Return the dense tensors that make up a sparse one."""
     if tensor.layout == torch.sparse_coo:
         tensor = tensor.coalesce()
         return tensor.indices(), tensor.values()
@@ -59,7 +59,7 @@ def _sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:
 
 def _rebuild_scripted(data: bytes, requires_grad: list[bool], training: bool, device: str | None = "cpu") -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's, which is for whoever scripted it
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated, but was the user's choice
         loaded = torch.jit.load(io.BytesIO(data), map_location=device)
     for parameter, required in zip(loaded.parameters(), requires_grad, strict=True):
         parameter.requires_grad_(required)
@@ -77,7 +77,7 @@ def _reduce_scripted(module: Any) -> tuple[Any, ...]:
 
 
 def _set_parametrized(module: nn.Module, attributes: dict[str, Any]) -> None:
-    """Parametrized modules refuse to be pickled for their class, which is made for each: it is made anew."""
+    """Restore a parametrized module. Torch makes a class for each one, which cannot be pickled, so make it anew."""
     module.__dict__.update(attributes)
     names = list(module.parametrizations)  # type: ignore[arg-type]
     parametrize._inject_new_class(module)
@@ -86,16 +86,18 @@ def _set_parametrized(module: nn.Module, attributes: dict[str, Any]) -> None:
 
 
 class _NumpyPickler(cloudpickle.Pickler):
-    """cloudpickle, with tensors written as NumPy arrays and device-free objects by their attributes.
+    """A cloudpickle pickler that writes tensors as NumPy arrays, and device-free objects by their attributes.
 
-    It also writes what pickle refuses: parametrized, scripted and (uncompiled) compiled modules, and sparse tensors.
+    It also writes some objects that pickle refuses: parametrized and scripted modules, and sparse tensors. Compiled
+    modules are written uncompiled.
     """
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor):
             return self._reduce_tensor(obj)
         if isinstance(obj, DeviceFree):
-            # Within this pickler, not packed apart: what objects share stays shared, and cycles end.
+            # Not by __reduce_ex__, which packs each object separately: within one pickler, shared objects stay shared
+            # and cycles end.
             return _blank, (type(obj),), obj.__dict__, None, None, _set_attributes
         if isinstance(obj, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             return _reduce_scripted(obj)
@@ -111,7 +113,7 @@ class _NumpyPickler(cloudpickle.Pickler):
         if obj.layout != torch.strided:
             layout = str(obj.layout).removeprefix("torch.")
             return _rebuild_sparse, (_sparse_parts(obj.detach()), tuple(obj.shape), layout, obj.requires_grad)
-        # Bytes, because NumPy lacks bfloat16; at least 1-d, because a 0-d tensor cannot be viewed as bytes.
+        # As bytes, because NumPy has no bfloat16. Flattened, because a 0-d tensor cannot be viewed as bytes.
         plain = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         data = plain.view(torch.uint8).numpy()
         dtype = str(obj.dtype).removeprefix("torch.")
@@ -126,7 +128,7 @@ def pack(state: Any) -> bytes:
 
 
 def unpack(packed: bytes) -> Any:
-    """Inverse of :func:`pack`; tensors come back on the CPU."""
+    """Invert :func:`pack`. Tensors come back on the CPU."""
     return pickle.loads(packed)
 
 
@@ -144,7 +146,7 @@ def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
 
 # ---------------------------------------------------------------------- copies
 def deepcopy_attributes(obj: Any, memo: dict[int, Any]) -> Any:
-    """``__deepcopy__`` without the trip through pickle, which would lose devices and shared tensors."""
+    """Implement ``__deepcopy__`` without pickling, which would lose devices and shared tensors."""
     _copy_uncopyable(obj, memo)
     clone = _blank(type(obj))
     memo[id(obj)] = clone
@@ -153,15 +155,16 @@ def deepcopy_attributes(obj: Any, memo: dict[int, Any]) -> Any:
 
 
 def copy_user_code(value: Any, name: str) -> Any:
-    """A deep copy that also takes what ``copy.deepcopy`` refuses: cached activations, scripted and compiled modules.
+    """Return a deep copy, even of objects that ``copy.deepcopy`` refuses.
 
-    Tensors of a graph (an activation that ``forward`` keeps, a weight of the old ``weight_norm``) are copied detached,
-    and compiled modules uncompiled. Plain functions are shared, as ``copy.deepcopy`` does.
+    Tensors of a graph (an activation that ``forward`` keeps, a weight of the old ``weight_norm``) are copied detached.
+    Compiled modules are copied uncompiled. Scripted modules are copied as well. Plain functions are shared, as in
+    ``copy.deepcopy``.
 
     Raises
     ------
     TypeError
-        If something in it cannot be copied, saying what can be done.
+        If something in it cannot be copied. The message suggests what to do.
     """
     memo: dict[int, Any] = {}
     try:
@@ -170,35 +173,34 @@ def copy_user_code(value: Any, name: str) -> Any:
     except Exception as error:
         raise TypeError(
             f"{name} cannot be copied, and fit works on a copy: {type(error).__name__}: {error}. Drop locks, open "
-            "files and "
-            "the like from the modules, or define __deepcopy__ on the class that holds them."
+            "files and the like from the modules, or define __deepcopy__ on the class that holds them."
         ) from error
 
 
 def _copy_uncopyable(value: Any, memo: dict[int, Any]) -> None:
-    """Tell a deep copy's memo of copies that ``copy.deepcopy`` cannot make."""
+    """Put copies that ``copy.deepcopy`` cannot make into its memo, where it looks them up instead."""
     found = [reached.value for reached in walk(value, "") if id(reached.value) not in memo]
-    memo.setdefault(id(memo), []).extend(found)  # deepcopy keeps alive there what its memo names by id
-    for one in found:
-        copied = _copy_of_uncopyable(one)
+    memo.setdefault(id(memo), []).extend(found)  # as deepcopy does: keep objects alive while the memo names them by id
+    for obj in found:
+        copied = _copy_of_uncopyable(obj)
         if copied is not None:
-            memo.setdefault(id(one), copied)
-    # Last, since what is inside them may be among those above.
-    for one in found:
-        uncompiled = find_uncompiled(one)
+            memo.setdefault(id(obj), copied)
+    # Compiled modules come last, because they may contain objects that were copied above.
+    for obj in found:
+        uncompiled = find_uncompiled(obj)
         if uncompiled is not None:
-            memo.setdefault(id(one), copy.deepcopy(uncompiled, memo))
+            memo.setdefault(id(obj), copy.deepcopy(uncompiled, memo))
 
 
 def _copy_of_uncopyable(value: Any) -> Any:
-    """None for what deepcopy does well."""
-    if isinstance(value, torch.jit.ScriptModule):  # its own deep copy makes parameters that are no leaves
+    """Return a copy of an object that deepcopy refuses or copies wrongly, or None for all others."""
+    if isinstance(value, torch.jit.ScriptModule):  # its own deep copy makes parameters that are not leaves
         rebuild, arguments = _reduce_scripted(value)
         return rebuild(*arguments, device=None)
     if isinstance(value, torch.jit.ScriptFunction):
         return value  # it has no state
     if isinstance(value, Tensor) and is_lazy(value):
-        return None  # of a lazy layer: it has no values yet
+        return None  # a lazy layer's tensor has no values yet
     if isinstance(value, Tensor) and (value.grad_fn is not None or value.is_inference() or _has_no_storage(value)):
         plain = value.detach().clone()
         plain = plain.requires_grad_(value.requires_grad and value.is_leaf)
@@ -212,7 +214,7 @@ def _has_no_storage(tensor: Tensor) -> bool:
 
 # ---------------------------------------------------------------------- modules and objects
 class DeviceFree:
-    """Pickles without devices or addresses (see this file's docstring); deep copies keep their device."""
+    """An object that pickles without devices or addresses (see this file's docstring). Deep copies keep the device."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return unpack, (pack(self),)

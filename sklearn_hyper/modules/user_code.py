@@ -1,8 +1,8 @@
-"""What a callable of the user's reaches, by whatever path, and how it is copied.
+"""Find everything that a user's callable reaches: modules, tensors, functions, objects and constants.
 
 A vector field may be a module, a function, a bound method, a ``functools.partial`` or any object with ``__call__``.
-What it computes lies in what it *reaches*: attributes, list entries, closures, defaults, globals. A fit has to copy and
-freeze all of it, and a cache has to know all of it. Both ask :func:`walk`.
+What it computes depends on all that it *reaches* through attributes, list entries, closures, defaults and globals. A
+fit has to copy and freeze all of it, and a cache key has to include it. Both use :func:`walk`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Their classes and functions hide no module of the user's; instances of theirs are looked into all the same.
+# Classes and functions of these libraries cannot hold a user's module, so they are skipped. Instances can, and are not.
 _LIBRARIES = frozenset(
     {
         *sys.stdlib_module_names,
@@ -37,8 +37,7 @@ _LIBRARIES = frozenset(
 _OURS = __name__.partition(".")[0]
 _LEAVES = (str, bytes, bytearray, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, range)
 _UNREAD = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl", "__weakref__"})
-"""Attributes of a module that are read apart, or not at all: a compiled call is made anew from the module."""
-
+"""Attributes of a module that are read separately, or not at all (a compiled call is rebuilt from the module)."""
 
 _DESCRIPTORS = (
     types.MemberDescriptorType,
@@ -52,18 +51,18 @@ class Reached(NamedTuple):
     """Something that a callable reaches."""
 
     path: str
-    """How: ``vector_field.layers[0]``."""
+    """How it is reached, as in ``vector_field.layers[0]``."""
     value: Any
     in_function: bool
-    """Whether a function holds it (in a closure, a default or a global), which no deep copy enters."""
+    """Whether a function holds it, in a closure, a default or a global. A deep copy does not enter functions."""
 
 
 def walk(root: Any, name: str, *, constants: bool = False) -> Iterator[Reached]:
-    """What ``root`` reaches, itself included: modules, tensors, functions, objects, and ``constants`` (numbers, strings).
+    """Yield everything that ``root`` reaches, including itself. With ``constants``, yield numbers and strings too.
 
-    Python code is followed from ``__call__`` and ``forward`` on: globals that it loads, modules that it imports, and
-    methods and attributes of classes whose names it reads. Names that are made when it runs (``getattr`` of a sum of
-    strings) and globals of installed packages are not.
+    Python code is followed from ``__call__`` and ``forward`` on. That covers the globals it loads, the modules it
+    imports, and the methods and class attributes whose names it reads. Names that are computed at run time (``getattr``
+    of a joined string) and globals of installed packages are not followed.
     """
     return _Walk(constants).run(root, name)
 
@@ -72,8 +71,10 @@ class _Walk:
     def __init__(self, constants: bool) -> None:
         self.constants = constants
         self.queue: deque[Reached] = deque()
-        self.seen: dict[tuple[int, bool], Any] = {}  # values are kept alive: an id may be given again otherwise
-        self.called = {"__call__", "forward"}  # names of methods that code which has been reached may call
+        self.seen: dict[tuple[int, bool], Any] = {}  # keeps the values alive, so that no id is used twice
+        # Names that the code found so far may call. Code that is found later adds names, so all instances and classes
+        # are kept, to look the new names up in them.
+        self.called = {"__call__", "forward"}
         self.instances: list[Reached] = []
 
     def run(self, root: Any, name: str) -> Iterator[Reached]:
@@ -85,7 +86,7 @@ class _Walk:
 
     def _add(self, path: str, value: Any, in_function: bool) -> None:
         key = (id(value), in_function)
-        # What a function holds has been told already where it was reached without one, and is told again.
+        # A value that is reached both inside and outside a function is yielded once for each.
         if key in self.seen or isinstance(value, types.ModuleType):
             return
         if isinstance(value, _LEAVES) and not self.constants:
@@ -144,7 +145,7 @@ class _Walk:
         self._enter_methods(instance, self.called)
 
     def _enter_methods(self, instance: Reached, names: Iterable[str]) -> None:
-        """What a class, or that of an instance, has under names that may be read: the code of methods, and attributes."""
+        """Add the methods and class attributes with these names, of a class or of an instance's class."""
         of = instance.value if isinstance(instance.value, type) else type(instance.value)
         for cls in of.__mro__:
             if not _is_library(cls.__module__):
@@ -154,7 +155,7 @@ class _Walk:
                     if function is not None:
                         self._add(path, function, instance.in_function)
                     elif not isinstance(attribute, _DESCRIPTORS):
-                        self._add(path, attribute, True)  # no copy of the instance copies it
+                        self._add(path, attribute, True)  # it belongs to the class, so a copy of the instance shares it
 
     def _enter_function(self, path: str, function: types.FunctionType) -> None:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
@@ -170,7 +171,7 @@ class _Walk:
             self._add(f"{path}.{name}", scope[name], True)
         for name in names.imported & sys.modules.keys():
             self._enter_module(name, sys.modules[name], names)
-        # What is read of a library's module (torch.log) is no method of the user's of that name.
+        # An attribute of a library's module (torch.log) does not refer to a user's method of that name.
         read = {name for first, name in names.read if not _is_library_module(scope.get(first))}
         new = read - self.called
         self.called |= new
@@ -178,7 +179,7 @@ class _Walk:
             self._enter_methods(instance, new)
 
     def _enter_module(self, path: str, value: Any, names: _Names) -> None:
-        """What code reads of a Python module of the user's, and of those inside it."""
+        """Add what code reads from a user's Python module and from its submodules."""
         if isinstance(value, types.ModuleType) and not _is_library(value.__name__):
             for name in sorted({name for _, name in names.read} & vars(value).keys()):
                 inner = vars(value)[name]
@@ -193,14 +194,14 @@ def _is_library_module(value: Any) -> bool:
 
 @functools.cache
 def _is_library(module: str | None) -> bool:
-    """Whether code is somebody else's, installed: its globals are not the user's, and may lead anywhere."""
+    """Return whether code belongs to an installed package. Its globals are not the user's and may lead anywhere."""
     root = (module or "").partition(".")[0]
     file = getattr(sys.modules.get(root), "__file__", None) or ""
     return root in _LIBRARIES or root == _OURS or "site-packages" in file or "dist-packages" in file
 
 
 def _is_opaque(cls: type) -> bool:
-    """Whether instances are the insides of a numerical library, which hold nothing of the user's."""
+    """Return whether instances are internals of a numerical library, which hold no user code."""
     root = cls.__module__.partition(".")[0]
     return root in ("numpy", "scipy", "pandas") or (root == "torch" and "distributions" not in cls.__module__)
 
@@ -213,7 +214,7 @@ def _slots(cls: type) -> Iterator[str]:
 
 
 def _function_of(attribute: Any) -> types.FunctionType | None:
-    """The function behind a method, static method or property of a class."""
+    """Return the function behind a method, static method or property of a class, or None."""
     attribute = getattr(attribute, "fget", None) or getattr(attribute, "__func__", attribute)
     attribute = getattr(attribute, "__wrapped__", attribute)
     return attribute if isinstance(attribute, types.FunctionType) else None
@@ -222,7 +223,7 @@ def _function_of(attribute: Any) -> types.FunctionType | None:
 def _is_filled(cell: types.CellType) -> bool:
     try:
         return cell.cell_contents is not None
-    except ValueError:  # a name that has not been bound yet
+    except ValueError:  # the name is not bound yet
         return False
 
 
@@ -233,14 +234,14 @@ def _default_names(function: types.FunctionType) -> tuple[str, ...]:
 
 
 class _Names(NamedTuple):
-    """Names in code, and in code inside it."""
+    """Names that code uses, including the functions defined inside it."""
 
     loaded: frozenset[str]
-    """As globals."""
+    """Globals."""
     imported: frozenset[str]
-    """Modules that are imported inside."""
+    """Modules that it imports."""
     read: frozenset[tuple[str, str]]
-    """As attributes, with the global at the front of the chain (``torch`` of ``torch.nn.functional``), if it is one."""
+    """Attributes, as (global, attribute). The global starts the chain (``torch`` in ``torch.nn``) or is ""."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -268,7 +269,7 @@ def _names(code: types.CodeType) -> _Names:
 
 # ---------------------------------------------------------------------- modules that torch does not see
 def find_hidden_modules(parts: dict[str, Any]) -> list[nn.Module]:
-    """Modules that parts hold in lists, bound methods, partials or objects, where ``parameters()`` does not look."""
+    """Return modules in lists, bound methods, partials or objects of the parts, which ``parameters()`` misses."""
     registered = {id(m) for part in parts.values() if isinstance(part, nn.Module) for m in part.modules()}
     hidden: list[nn.Module] = []
     for name, part in parts.items():
@@ -285,7 +286,7 @@ def refuse_state_in_functions(parts: dict[str, Any]) -> None:
     Raises
     ------
     TypeError
-        Naming the function, what it holds and where.
+        Names the function, what it holds and where.
     """
     for name, part in parts.items():
         for path, value, in_function in walk(part, name):
@@ -295,21 +296,21 @@ def refuse_state_in_functions(parts: dict[str, Any]) -> None:
                 raise TypeError(
                     f"{name} {'is' if isinstance(part, types.FunctionType) else 'holds'} a function that {what} "
                     f"{path.removeprefix(f'{name}.')}, which fit could neither copy nor freeze. Pass the module "
-                    "itself, a bound "
-                    "method or functools.partial of it, or an nn.Module that holds it and whose forward calls it."
+                    "itself, a bound method or functools.partial of it, or an nn.Module that holds it and whose "
+                    "forward calls it."
                 )
 
 
 # ---------------------------------------------------------------------- compiled code
 def find_uncompiled(value: Any) -> Any:
-    """What ``torch.compile`` was given, or None where ``value`` is not compiled."""
+    """Return the object that was passed to ``torch.compile``, or None if ``value`` is not compiled."""
     if isinstance(value, nn.Module):
         return vars(value)["_modules"].get("_orig_mod") if _is_optimized(value) else None
     return vars(value).get("_torchdynamo_orig_callable") if isinstance(value, types.FunctionType) else None
 
 
 def _is_optimized(module: nn.Module) -> bool:
-    # By name: importing torch._dynamo takes a second.
+    # Compare names, because importing torch._dynamo takes a second.
     return any(
         cls.__name__ == "OptimizedModule" and cls.__module__.startswith("torch.") for cls in type(module).__mro__
     )
@@ -317,7 +318,10 @@ def _is_optimized(module: nn.Module) -> bool:
 
 # ---------------------------------------------------------------------- what a callable computes with
 def describe_code(parts: dict[str, Any]) -> list[Any]:
-    """Code that parts run, and constants that it reads: what pickling by name leaves out. The same in every process."""
+    """Return the code that parts run and the constants it reads, for a cache key. The same in every process.
+
+    Importable functions are pickled by name, so their pickles do not change when their code does.
+    """
     described: list[Any] = []
     for name, part in parts.items():
         for _, value, in_function in walk(part, name, constants=True):
@@ -335,7 +339,7 @@ def _describe_function(code: types.CodeType) -> tuple[Any, ...]:
 
 
 def _describe_constant(value: Any) -> Any:
-    """A value that enters a key; what a container or an object holds enters by itself."""
+    """Return what a value adds to a key. A container or an object adds its type; its contents are added separately."""
     if isinstance(value, Tensor):
         return value.detach().cpu().to_dense().numpy() if value.dtype != torch.bfloat16 else value.float().cpu().numpy()
     return value if isinstance(value, _LEAVES) or hasattr(value, "__array__") else type(value).__qualname__

@@ -1,4 +1,4 @@
-"""Ready-made vector fields and input maps: what the estimators build where the user brings none."""
+"""Ready-made vector fields and maps, which the estimators build if the user passes none."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _UNIT_SPAN = (0.0, 1.0)
 
 
 def _share(t: Tensor, t_span: tuple[float, float]) -> Tensor:
-    """Time as a share of the span."""
+    """Return time as a share of the span."""
     return t if t_span == _UNIT_SPAN else (t - t_span[0]) / (t_span[1] - t_span[0])
 
 
 def _velocity(change: Tensor, t_span: tuple[float, float]) -> Tensor:
-    """What changes over the whole span, per unit of time."""
+    """Convert a change over the whole span into a change per unit of time."""
     return change if t_span == _UNIT_SPAN else change / (t_span[1] - t_span[0])
 
 
 class MLPVectorField(nn.Module):
-    """f(t, z) for vector states: a fully connected net, time entering the first layer as a bias.
+    """f(t, z) for vector states: a fully connected net, in which time shifts the bias of the first layer.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ class MLPVectorField(nn.Module):
     depth : int, default 2
         Number of hidden layers.
     t_span : pair of float, default (0.0, 1.0)
-        The net gets time as a share of this span, and its output is what changes over it: units of time make no
-        difference.
+        The net gets time as a share of this span, and its output is a change over the span. So the units of time do not
+        matter.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class MLPVectorField(nn.Module):
 class ConvVectorField(nn.Module):
     """f(t, z) for image states (channels, height, width): 3x3 convolutions that keep the shape.
 
-    With :class:`AugmentedInput` in front it is the convolutional Neural ODE of the paper's section 4.1; see the
+    Together with :class:`AugmentedInput` it gives the convolutional Neural ODE of the paper's section 4.1; see the
     examples.
 
     Parameters
@@ -83,9 +83,9 @@ class ConvVectorField(nn.Module):
     depth : int, default 1
         Number of hidden layers.
     activation : {"silu", "softplus", "tanh"}, default "silu"
-        Between the convolutions. Smooth ones only: at a kink every solver is of first order.
+        Applied between the convolutions. All choices are smooth: at a kink every solver has first order.
     t_span : pair of float, default (0.0, 1.0)
-        As in :class:`MLPVectorField`.
+        See :class:`MLPVectorField`.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class ConvVectorField(nn.Module):
     torch.Size([2, 8, 6, 6])
 
     On a CPU, convolve at a quarter of the resolution: the pixels of each 4 x 4 patch become channels. An MNIST
-    classifier is
+    classifier:
 
     >>> from torch import nn
     >>> from sklearn_hyper import NeuralODEClassifier
@@ -107,7 +107,7 @@ class ConvVectorField(nn.Module):
     ...     output_map=nn.Sequential(nn.AvgPool2d(7), nn.Flatten(), nn.Linear(32, 10)),
     ... )  # model.fit(X, y) takes X of shape (n, 1, 28, 28)
 
-    and the paper's, at full resolution and for a GPU (36 million multiply-accumulates an evaluation), is
+    The paper's classifier runs at full resolution, for a GPU (36 million multiply-accumulates per evaluation):
 
     >>> model = NeuralODEClassifier(
     ...     ConvVectorField(32, hidden=46, depth=2, activation="softplus"),
@@ -147,12 +147,12 @@ class ConvVectorField(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Fixed affine map (x - shift) / scale, per feature or channel, with statistics taken from data.
+    """Fixed affine map (x - shift) / scale, per feature or channel.
 
     Parameters
     ----------
     shift, scale : Tensor
-        Of shape (features,) or (channels, 1, 1).
+        In shape (features,) or (channels, 1, 1).
     """
 
     shift: Tensor
@@ -165,11 +165,11 @@ class Standardize(nn.Module):
 
     @classmethod
     def from_data(cls, x: Tensor) -> Standardize:
-        """Statistics over all axes but the feature (or channel) axis, in any units.
+        """Build the map from means and deviations of data, over all axes except the feature (or channel) axis.
 
-        A feature that varies by no more than rounding is constant: it is shifted, and measured by its size.
+        A feature that varies by no more than rounding counts as constant: it is divided by its magnitude instead.
         """
-        axes, exact = [0, *range(2, x.ndim)], x.double()  # the squares of small units underflow in float32
+        axes, exact = [0, *range(2, x.ndim)], x.double()  # in float32 the squares of small values underflow
         shift, spread = exact.mean(dim=axes, keepdim=True)[0], exact.std(dim=axes, keepdim=True, unbiased=False)[0]
         size = shift.abs()
         size = torch.where(size > 0, size, torch.ones_like(size))
@@ -181,12 +181,12 @@ class Standardize(nn.Module):
 
 
 class Rescale(nn.Module):
-    """An output map followed by a fixed affine map back to the targets' units: inner(z) * scale + shift.
+    """Apply an output map, then a fixed affine map back to the targets' units: inner(z) * scale + shift.
 
     Parameters
     ----------
     inner : nn.Module
-        What is trained, on standardised targets.
+        The output map. It is trained on standardised targets.
     scale, shift : Tensor of shape (n_outputs,)
     """
 
@@ -204,9 +204,9 @@ class Rescale(nn.Module):
 
 
 class AugmentedInput(nn.Module):
-    r"""Input-layer augmentation: :math:`h_x(x) = [x, \mathrm{lift}(x)]`, concatenated along features or channels.
+    r"""Augment the input: :math:`h_x(x) = [x, \mathrm{lift}(x)]`, concatenated along features or channels.
 
-    Extra dimensions let trajectories pass one another, which a flow in the input space cannot
+    In the input space, trajectories cannot cross. Extra dimensions let them pass one another
     (Massaroli et al., 2020, *Dissecting Neural ODEs*, section 4).
 
     Parameters
@@ -214,7 +214,7 @@ class AugmentedInput(nn.Module):
     lift : nn.Module
         A linear map to the added features, or a convolution to the added channels.
     scaler : nn.Module, optional
-        Applied to x first, as :class:`Standardize`.
+        Applied to x first, for example :class:`Standardize`.
 
     Examples
     --------

@@ -47,7 +47,7 @@ class StepTerms(Correction):
 
 
 def as_correction(g: Any, n_steps: int) -> Correction | None:
-    """Return a user's g as a correction. g is None, a correction, a callable, or a sequence of one callable per step."""
+    """Return a user's g as a correction. g is None, a correction, a callable, or a sequence of a callable per step."""
     if g is None or isinstance(g, Correction):
         return g
     if not isinstance(g, (Sequence, nn.ModuleList)):

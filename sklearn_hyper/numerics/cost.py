@@ -87,7 +87,7 @@ def count_macs(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> fl
     -------
     float
         Half the FLOPs that :class:`torch.utils.flop_counter.FlopCounterMode` counts. nan if the call holds no matrix
-        product or convolution: an analytic field of elementwise operations has no MACs, and a 0 would make every ratio
+        product or convolution. An analytic field of elementwise operations has no MACs, and a 0 would make every ratio
         with it meaningless.
 
     Examples
@@ -214,7 +214,7 @@ def _estimate(call: Callable[[], Any], long: float) -> float:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Switch garbage collection off. It runs at regular allocation counts, so it would hit the same call every round."""
+    """Switch garbage collection off: it runs at regular allocation counts, so it would hit the same call each round."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

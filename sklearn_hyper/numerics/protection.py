@@ -23,7 +23,7 @@ class FieldInputs:
         Input of a data-controlled field (eq. 1), its third argument. Corrections read it too.
     condition : mapping of str to Tensor, optional
         Keyword arguments of the field: labels, contexts, guidance weights. A tensor has one entry per row. Any other
-        value is the same for all rows.
+        value, and a 0-d tensor, is the same for all rows.
 
     Examples
     --------
@@ -38,7 +38,7 @@ class FieldInputs:
 
     def rows(self, rows: Any) -> FieldInputs:
         """Return the inputs of some of the rows."""
-        return self.each(lambda tensor: tensor[rows])
+        return self.each(lambda tensor: tensor[rows] if tensor.ndim else tensor)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> FieldInputs:
         """Return the inputs with every tensor changed, moved to another device for example."""
@@ -95,8 +95,7 @@ class ProtectedField:
         if z._version != version:
             raise ValueError(
                 "vector_field writes into its argument z in some calls and not in others, so that no solver can trust "
-                "its "
-                "state: return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = "
+                "its state: return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = "
                 "z.clone()."
             )
         if watched._version != self._version:

@@ -52,8 +52,8 @@ class ReferenceSolveError(RowsError, RuntimeError):
         if len(rows) in (0, n_rows):
             start = f"{what}: {stiff}{', from every row' if rows else ''}. Loosen"
         else:
-            who = f"from {len(rows)} of {n_rows} rows ({list_rows(rows)})"
-            start = f"{what}: {who} {stiff}. Leave those rows out, or loosen"
+            origin = f"from {len(rows)} of {n_rows} rows ({list_rows(rows)})"
+            start = f"{what}: {origin} {stiff}. Leave those rows out, or loosen"
         return (
             f"{start} rtol and atol, scale the inputs, shorten t_span, or retrain the field with weight decay or a "
             "kinetic penalty."
@@ -107,7 +107,7 @@ class _EvaluationLimit:
         return span * self.f((start + span * t.double()).to(dtype), z)
 
     def largest_row_rms(self, error: Tensor) -> Tensor:
-        """Return the RMS error of the worst row, so that every row meets the tolerance whatever batch it is in."""
+        """Return the RMS error of the worst row. As the solver's norm, it makes every row meet the tolerance."""
         self.row_errors = error.reshape(error.shape[0], -1).pow(2).mean(dim=1).sqrt()
         return self.row_errors.max()
 
@@ -154,7 +154,7 @@ def reference_solution(
     """Solve with dopri5 and return the states at given times, each as accurate as the tolerance.
 
     The solver steps *onto* every time instead of interpolating. It keeps the tolerance for the worst row instead of the
-    batch's mean, so that a row's solution depends on the other rows by no more than the tolerance.
+    batch's mean. So a row's solution depends on the other rows by no more than the tolerance.
 
     Parameters
     ----------
@@ -268,7 +268,7 @@ def _solve(
     rtol = check_tolerance("rtol", rtol)
     atol = check_tolerance("atol", absolute_tolerance(atol, rtol, z0))
     clock = _Clock.of(z0.dtype, times)
-    # Times stay in float64 whatever z's dtype: rounding them to float32 would move the mesh.
+    # Times stay in float64 for states of any dtype: rounding them to float32 would move the mesh.
     mesh = torch.tensor(times if clock is None else clock.shares(times), dtype=torch.float64, device=z0.device)
     limited = _EvaluationLimit(ProtectedField(f, inputs), max_evaluations, clock)
     options: dict[str, Any] = {"dtype": torch.float64}

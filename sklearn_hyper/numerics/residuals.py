@@ -143,8 +143,7 @@ def _check_n_past(n_past: int, method: Method, n_steps: int) -> None:
     if n_past not in range(most + 1):
         raise ValueError(
             f"n_past must be an integer from 0 to {most} (for base_solver={method.name!r} and a grid of {n_steps} "
-            "steps), "
-            f"got {n_past!r}."
+            f"steps), got {n_past!r}."
         )
 
 

@@ -56,8 +56,7 @@ class UndefinedOutputError(RowsError, ValueError):
     def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
         return (
             f"{what} for {len(rows)} of {n_rows} rows of X ({list_rows(rows)}). Leave those rows out, scale the "
-            "inputs, or mend "
-            "the output map, which may be undefined there (the logarithm or root of a negative number)."
+            "inputs, or mend the output map, which may be undefined there (the logarithm or root of a negative number)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Shapes and norms of batches of states: axis 0 is the batch, whatever the state's own shape."""
+"""Shapes and norms of batches of states. Axis 0 is the batch; the state may have any shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def flatten_samples(t: Tensor) -> Tensor:
 
 
 def per_row(value: Any, like: Tensor) -> Any:
-    """Shape one number a row to broadcast against a batch of states. Leave a number for all rows as it is."""
+    """Reshape one number per row to broadcast against a batch of states. Leave a number for all rows as it is."""
     return value.reshape(-1, *[1] * (like.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
 
 

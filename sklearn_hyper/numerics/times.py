@@ -12,7 +12,7 @@ from torch import Tensor
 
 _FINE, _FINEST = 1e-5, 1e-6
 """Largest rounding of times, as a share of the span: in the states' dtype, and in float64."""
-# Half precision rounds more coarsely than _FINE on any span, so it gets a limit of its own: 4 times the span's length.
+# Half precision rounds more coarsely than _FINE on any span, so it gets a separate limit: 4 times the span's length.
 _REACH = {
     dtype: max(_FINE / torch.finfo(dtype).eps, 4.0)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -41,8 +41,7 @@ def check_resolution(name: str, times: Sequence[float]) -> None:
     if not _EPS * far <= _FINEST * abs(times[-1] - times[0]) < math.inf:
         raise ValueError(
             f"{name} from {times[0]!r} to {times[-1]!r} lies so far from zero that float64 does not resolve it (its "
-            "numbers are "
-            f"{_EPS * far:.1g} apart there): measure time from the start of the span."
+            f"numbers are {_EPS * far:.1g} apart there): measure time from the start of the span."
         )
 
 

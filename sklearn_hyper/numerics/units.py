@@ -1,8 +1,8 @@
 """Sizes of states, by which the library measures everything that has units.
 
 The rule of units, for the whole library: **the result of a fit does not depend on the units of X, of states, of outputs
-or of time.** Therefore a tolerance, a floor or a threshold is a share of the quantity that it is compared with, or it
-has no units. A quantity is divided by its size before it is squared, because squares of small numbers underflow.
+or of time.** So every tolerance, floor and threshold is a share of what it is compared with, or has no units. A
+quantity is divided by its size before it is squared, because squares of small numbers underflow.
 """
 
 from __future__ import annotations

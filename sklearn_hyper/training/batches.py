@@ -1,4 +1,4 @@
-"""Which rows a step of the optimizer learns from, in what order, and what cannot learn from a single one."""
+"""Draw the rows that an optimizer step learns from, and refuse layers that cannot learn from a single row."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .settings import Phase
 from .targets import Target, TargetStack
 
 _MIXED_STEPS = 4
-"""Parts of a batch of single targets, each with a step of its own."""
+"""Number of parts of a batch, each with its own step, where targets are not stacked."""
 _STEPS_A_ROW = 4
-"""Steps that a row of a batch of stacked targets draws."""
+"""Number of steps that each row of a batch draws, where targets are stacked."""
 
 
 class Batches:
-    """Shuffled rows by the batch, each in one, and none alone: a layer like BatchNorm learns nothing from a single row.
+    """Batches of shuffled rows, none of a single row: layers like BatchNorm cannot learn from one.
 
-    A last batch of one row joins the one before. Only ``batch_size=1``, or a single row, leaves rows alone.
+    A last batch of one row joins the one before. Only ``batch_size=1`` or a single row in all gives batches of one.
     """
 
     def __init__(self, n_rows: int, batch_size: int, generator: torch.Generator | None = None):
@@ -45,22 +45,22 @@ class Batches:
 
 
 class TargetPart(NamedTuple):
-    """Some rows of a batch, and the residuals that they learn from."""
+    """Some rows of a batch, and the targets that they learn from."""
 
     targets: Target | TargetStack
     rows: Tensor
     steps: Tensor | None = None
-    """Of a stack: a step for every row."""
+    """Step of every row in a stack; None for a single target."""
 
     def loss(self, correction: BoundedCorrection, inputs: FieldInputs) -> Tensor:
-        """Their residual loss as a share of the base solver's."""
+        """Compute the rows' residual loss, as a share of the base solver's."""
         arguments = () if self.steps is None else (self.steps,)
         return self.targets.loss(correction, inputs, self.rows, *arguments)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step learns from: rows of residuals, a solve, or both; all of one task."""
+    """What one optimizer step learns from: residuals, a whole solve, or both, for rows of one task."""
 
     loss: str
     task: int
@@ -74,16 +74,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class TaskBatches:
-    """What batches of one task are drawn from.
+    """What the batches of one task are drawn from.
 
     Parameters
     ----------
     n_rows : int
+        Number of rows trained on.
     targets : list of Target or of TargetStack
-        Residuals of all rows. From stacks every row draws some steps of its own; otherwise a few parts of the rows have
-        one each.
+        Targets of all rows. From stacks, every row draws some steps of its own. Otherwise a batch is split into a few
+        parts with one step each.
     runs : list of Run
-        What unrolled solves are drawn from.
+        Runs that the unrolled solve of a batch is drawn from.
     """
 
     n_rows: int
@@ -91,7 +92,7 @@ class TaskBatches:
     runs: Sequence[Run]
 
     def draw(self, task: int, rows: Tensor, loss: str, generator: torch.Generator) -> Batch:
-        """A batch of these rows."""
+        """Draw a batch for these rows."""
         parts = self._parts(rows, generator) if "residual" in loss else ()
         return Batch(loss, task, rows, parts, None if loss == "residual" else _draw(self.runs, generator))
 
@@ -104,9 +105,9 @@ class TaskBatches:
         repeated = rows.repeat(min(_STEPS_A_ROW, n_steps))
         shares = repeated.tensor_split([round(len(repeated) * end / n_steps) for end in ends])
         return [
-            TargetPart(stack, own, torch.randint(stack.n_steps, (len(own),), generator=generator))
-            for stack, own in zip(stacks, shares, strict=True)
-            if len(own)
+            TargetPart(stack, stack_rows, torch.randint(stack.n_steps, (len(stack_rows),), generator=generator))
+            for stack, stack_rows in zip(stacks, shares, strict=True)
+            if len(stack_rows)
         ]
 
 
@@ -115,9 +116,9 @@ def _draw(options: Sequence[Any], generator: torch.Generator) -> Any:
 
 
 class Curriculum(IterableDataset[tuple[Batch, int]]):
-    """Batches, epoch by epoch; an epoch is one pass over the training rows of all tasks, which take turns.
+    """Batches of one epoch after another. An epoch is one pass over the training rows of all tasks, which take turns.
 
-    A residual batch mixes step sizes: with one alone the gradient is noisier from batch to batch. A solve has one
+    A residual batch mixes step sizes, which makes gradients less noisy than one step size a batch. A solve has one
     method and one number of steps.
 
     Parameters
@@ -126,7 +127,7 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
     batch_size : int
     phases : sequence of Phase
     generator : torch.Generator
-        What every draw comes from.
+        Generator of every draw.
     """
 
     def __init__(
@@ -155,17 +156,17 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
 def check_lone_rows(
     module: nn.Module, forward: Callable[[nn.Module], Any], n_rows: int, batch_size: int, parts: str
 ) -> None:
-    """Refuse batches of a single row where a layer cannot learn from one, as BatchNorm cannot.
+    """Refuse batches of a single row where a layer, such as BatchNorm, cannot learn from one.
 
     Parameters
     ----------
     module : nn.Module
     forward : callable
-        ``forward(module)`` calls it, or rather a copy of it, on one row.
+        ``forward(module)`` calls a module on one row. It is given a copy of the module.
     n_rows, batch_size : int
-        Rows trained on, and rows a batch.
+        Number of rows trained on, and in a batch.
     parts : str
-        Which parameters the module is made of, for the error.
+        Names of the parameters that the module is made of, for the error.
     """
     if min(n_rows, batch_size) > 1 or not any(_may_need_rows(part) for part in module.modules()):
         return
@@ -178,14 +179,12 @@ def check_lone_rows(
             what, remedy = "one row to train on", "give more rows"
         raise ValueError(
             f"{what}: a layer of {parts} cannot be trained on a batch of a single row ({error}), as none can that "
-            "takes "
-            f"statistics over a batch (BatchNorm does); {remedy}, or use a layer that takes them over each row "
-            "(LayerNorm, "
-            "GroupNorm)."
+            f"takes statistics over a batch (BatchNorm does); {remedy}, or use a layer that takes them over each row "
+            "(LayerNorm, GroupNorm)."
         ) from error
 
 
 def _may_need_rows(part: nn.Module) -> bool:
-    """Whether a module may fail on a single row in training: a normalisation over the batch, or one of the user's own."""
-    own = not type(part).__module__.startswith(("torch.nn.", "sklearn_hyper."))
-    return own or isinstance(part, nn.modules.batchnorm._BatchNorm)
+    """Return whether a module may fail on one row in training: a normalisation over the batch, or a user's class."""
+    is_users = not type(part).__module__.startswith(("torch.nn.", "sklearn_hyper."))
+    return is_users or isinstance(part, nn.modules.batchnorm._BatchNorm)

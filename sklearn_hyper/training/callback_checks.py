@@ -1,4 +1,4 @@
-"""Which of skorch's callbacks a training cannot serve, found before it begins."""
+"""Refuse skorch callbacks that a training cannot serve, before it begins."""
 
 from __future__ import annotations
 
@@ -10,52 +10,49 @@ from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LoadInitState,
 from skorch.callbacks.scoring import ScoringBase
 
 LOSS_NET_RECORDS = ("train_loss", "valid_loss", "dur", "epoch")
-"""What an epoch of a net with held-out rows records."""
+"""Names that every epoch of a net with held-out rows records."""
 
 
 def each_callback(callbacks: Any) -> Iterator[Callback]:
-    """The user's callbacks without their names; classes, which skorch takes too, as instances."""
+    """Yield the user's callbacks without their names; classes, which skorch also accepts, as instances."""
     for entry in callbacks or []:
         callback = entry[1] if isinstance(entry, tuple) else entry
         yield callback() if isinstance(callback, type) else callback
 
 
 def refuse_checkpoints(callbacks: Any, why: str) -> None:
-    """Refuse callbacks that write or read weights in files of one name, where several nets would share them."""
+    """Refuse callbacks that write or read weights in files, which several nets would overwrite for each other."""
     for callback in each_callback(callbacks):
         if isinstance(callback, (Checkpoint, LoadInitState)):
             raise ValueError(f"callbacks holds a {type(callback).__name__}: {why}")
 
 
 def refuse_scoring(callbacks: Any, estimator: str) -> None:
-    """Refuse callbacks that score predictions where the net computes its loss and predicts nothing."""
+    """Refuse callbacks that score predictions, for a net that computes a loss and predicts nothing."""
     for callback in each_callback(callbacks):
         if isinstance(callback, ScoringBase):
             raise ValueError(
                 f"callbacks holds a {type(callback).__name__}({callback.scoring!r}), which scores predictions, but "
-                "what "
-                f"{estimator} trains computes its loss and predicts nothing. Drop it: valid_loss is recorded every "
-                "epoch, "
-                "for EarlyStopping and the like to monitor, and score(X) tells of the fitted estimator. "
+                f"what {estimator} trains computes its loss and predicts nothing. Drop it: valid_loss is recorded "
+                "every epoch, for EarlyStopping and the like to monitor, and score(X) tells of the fitted estimator. "
                 "NeuralODEClassifier and NeuralODERegressor take such callbacks."
             )
 
 
 def check_monitors(callbacks: Any, recorded: Collection[str], remedy: str) -> None:
-    """Refuse to wait for a value that no epoch records; a callback of the user's own may record any."""
-    every = list(each_callback(callbacks))
-    if not all(type(callback).__module__.startswith("skorch.") for callback in every):
+    """Refuse callbacks that monitor a value no epoch records; do nothing if a user's callback may record it."""
+    listed = list(each_callback(callbacks))
+    if not all(type(callback).__module__.startswith("skorch.") for callback in listed):
         return
-    scoring = [one for one in every if isinstance(one, (ScoringBase, PassthroughScoring))]
-    scores = [_score_name(one) for one in scoring if one.on_train or "valid_loss" in recorded]
+    scoring = [scorer for scorer in listed if isinstance(scorer, (ScoringBase, PassthroughScoring))]
+    scores = [_score_name(scorer) for scorer in scoring if scorer.on_train or "valid_loss" in recorded]
     names = sorted({*recorded, *scores})
-    for callback in every:
+    for callback in listed:
         monitor = callback.monitor if _watches(callback) else None
         if isinstance(monitor, str) and monitor.removesuffix("_best") not in names:
             raise ValueError(
                 f"callbacks holds a {type(callback).__name__} with monitor={monitor!r}, which no epoch records; "
-                "recorded "
-                f"are {', '.join(names)}. {remedy}"
+                f"recorded are {', '.join(names)}. {remedy}"
             )
 
 
@@ -64,7 +61,7 @@ def _score_name(callback: Any) -> str:
 
 
 def _watches(callback: Any) -> bool:
-    """Whether it reads what it is to monitor; a schedule does so on plateaus only."""
+    """Return whether a callback reads its ``monitor``; a schedule does so only on plateaus."""
     if isinstance(callback, LRScheduler):
         return "ReduceLROnPlateau" in (callback.policy, getattr(callback.policy, "__name__", None))
     return isinstance(callback, (EarlyStopping, Checkpoint))

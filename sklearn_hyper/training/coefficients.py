@@ -1,4 +1,4 @@
-"""Learn the coefficients and the mesh of a nonstationary method, before a correction is fitted on top of it."""
+"""Learn the coefficients and the mesh of a nonstationary method, before a correction is fitted to it."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ _RALSTON3 = ButcherTableau(
 class LearnedCoefficients:
     """Learns a :class:`Nonstationary` method of K steps on terminal states of dopri5.
 
-    It starts as the classical method that does best on held-out rows, and keeps its best epoch: on them it is never
-    worse.
+    It starts from the classical method that does best on held-out rows, and keeps the best epoch there. So it is never
+    worse on them than that method.
 
     Parameters
     ----------
     settings : FitSettings
-        Of the whole fit; this part takes ``max_epochs``, at most 120, passes over its few hundred rows, and an
-        optimizer and learning rate of its own: since coefficients start at a classical method, these ask for no tuning.
+        Settings of the whole fit. Learning takes ``max_epochs`` passes (at most 120) over a few hundred rows. It has
+        its own optimizer and learning rate, which need no tuning because coefficients start at a classical method.
     """
 
     settings: FitSettings
 
     @property
     def start(self) -> Nonstationary:
-        """A method of this form, to plan with: Euler's."""
+        """A method of the same form, Euler's, to plan a fit with before learning."""
         return classical_starts(self.settings.n_steps)[0]
 
     def fit(self, task: Task, ends: Tensor | None = None) -> Nonstationary:
@@ -60,22 +60,22 @@ class LearnedCoefficients:
         Parameters
         ----------
         task : Task
-            Some tens of numbers are learned, so a few hundred of its rows are used.
+            The task. A few hundred of its rows are used, enough for the tens of numbers that are learned.
         ends : Tensor, optional
-            What :func:`solve_ends` gives for the task; where missing, the few hundred rows are solved.
+            Result of :func:`solve_ends` for the task. By default the few hundred rows are solved here.
 
         Raises
         ------
         BaseSolverOverflowError
-            If not even Euler's method stays in the range of numbers.
+            If even Euler's method overflows.
         KeyboardInterrupt
-            On Ctrl-C: without a correction yet, there is nothing to keep.
+            On Ctrl-C. There is no correction yet that could be kept.
         """
         n_rows = len(task)
-        few = torch.linspace(0, n_rows - 1, min(n_rows, _ROWS + _VALID_ROWS)).long()
-        task = task.rows(few)
-        with numbered_rows(few.tolist(), n_rows):
-            states = solve_ends(task, self.settings) if ends is None else ends[:, few]
+        chosen = torch.linspace(0, n_rows - 1, min(n_rows, _ROWS + _VALID_ROWS)).long()
+        task = task.rows(chosen)
+        with numbered_rows(chosen.tolist(), n_rows):
+            states = solve_ends(task, self.settings) if ends is None else ends[:, chosen]
             return self._fit(task.to(self.settings.device), states.to(self.settings.device))
 
     def _fit(self, task: Task, states: Tensor) -> Nonstationary:
@@ -86,10 +86,10 @@ class LearnedCoefficients:
         starts = classical_starts(self.settings.n_steps)
         loss = _CoefficientLoss(task, states)
         with torch.no_grad():
-            # In batches: a step holds the stages of all steps before it.
+            # In batches, because a step holds the stages of all steps before it.
             batches = shuffled.to(self.settings.device).split(_BATCH)
             errors = [torch.cat([loss.errors(rows, start) for rows in batches]) for start in starts]
-        # Where none is finite, Euler's method tells which rows are to blame.
+        # If no start is finite, Euler's method tells which rows overflow.
         finite = [i for i, error in enumerate(errors) if error.isfinite().all()]
         if not finite:
             with numbered_rows(shuffled.tolist(), len(task)):
@@ -123,7 +123,7 @@ class LearnedCoefficients:
 
 
 class TrainableCoefficients(nn.Module, Method):
-    """A nonstationary method whose coefficients and mesh are parameters; runs in the one stepping loop."""
+    """A nonstationary method whose coefficients and mesh are parameters; it runs in the usual stepping loop."""
 
     name, order = NONSTATIONARY, NONSTATIONARY_ORDER
 
@@ -137,12 +137,12 @@ class TrainableCoefficients(nn.Module, Method):
         self.log_steps = nn.Parameter(torch.tensor(start.shares).diff().log())
 
     def shares(self) -> Tensor:
-        """The mesh, as shares of the span."""
+        """Return the mesh, as shares of the span."""
         steps = self.log_steps.softmax(0)
         return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
 
     def row(self, k: int) -> list[Tensor]:
-        """Coefficients of step k; the newest makes their sum 1."""
+        """Return the coefficients of step k; the last one is set so that they sum to 1."""
         earlier = self.below[k, :k]
         return [*earlier.unbind(), 1 - earlier.sum()]
 
@@ -155,7 +155,7 @@ class TrainableCoefficients(nn.Module, Method):
         return nonstationary_step(direction, stages)
 
     def freeze(self) -> Nonstationary:
-        """The method as it is now, in plain numbers."""
+        """Return the method with its current coefficients, as plain numbers."""
         with torch.no_grad():
             n = len(self.log_steps)
             shares = self.shares().double()
@@ -164,9 +164,10 @@ class TrainableCoefficients(nn.Module, Method):
 
 
 def classical_starts(n_steps: int) -> list[Nonstationary]:
-    """Classical methods of n_steps evaluations: Euler, Adams-Bashforth of order 2, and Runge-Kutta steps.
+    """Return classical methods of n_steps evaluations: Euler, Adams-Bashforth of order 2, and Runge-Kutta steps.
 
-    Those are of the midpoint method where n_steps is even, and of as high an order as n_steps lets all of them be.
+    The Runge-Kutta steps are all of the midpoint method if n_steps is even. Another start has steps of the highest
+    orders that make up n_steps evaluations.
     """
     uniform = [k / n_steps for k in range(n_steps + 1)]
     euler, ab2 = [[1.0]], [[1.0]]
@@ -183,28 +184,28 @@ def classical_starts(n_steps: int) -> list[Nonstationary]:
 
 
 def _highest_orders(n_steps: int) -> list[ButcherTableau]:
-    """Methods of four, three and, where it has to be, two stages that make n_steps evaluations."""
+    """Return methods of four, three and, if necessary, two stages that make n_steps evaluations in all."""
     n_fours = next((n for n in range(n_steps // 4, -1, -1) if (n_steps - 4 * n) % 3 == 0), 0)
     n_threes, rest = divmod(n_steps - 4 * n_fours, 3)
     return [RK4_38] * n_fours + [_RALSTON3] * n_threes + [MIDPOINT] * (rest // 2)
 
 
 class _CoefficientLoss(nn.Module):
-    """Mean log squared terminal error, which weighs all rows alike, whatever their size.
+    """Mean log of the squared terminal error, in units of the states.
 
-    Squares are those of errors in a unit of the states.
+    The logarithm weighs all rows alike, whatever the size of their errors.
     """
 
     method: TrainableCoefficients
 
     def __init__(self, task: Task, states: Tensor):
         super().__init__()
-        # In a tuple, the frozen field stays out of parameters(), state_dict() and train().
+        # A tuple hides the frozen field from parameters(), state_dict() and train().
         self._frozen: Any = (task, states)
         self._unit = span_units(task.neural_ode, states)
 
     def errors(self, rows: Tensor, start: Nonstationary | None = None) -> Tensor:
-        """Mean square of the terminal error of every row, in those units: of the coefficients as they are, or of a start."""
+        """Return every row's mean squared terminal error in these units: of the current coefficients, or of a start."""
         task, states = self._frozen
         ode = task.neural_ode
         if start is None:
@@ -214,9 +215,9 @@ class _CoefficientLoss(nn.Module):
         else:
             mesh = FixedMesh.of(start, ode.t_span, start.n_steps)
         *_, z = mesh.iterate(ode.vector_field, states[0][rows], None, task.inputs.rows(rows))
-        # Divided first: the squares of small units underflow.
+        # Divide before squaring: the squares of small units underflow.
         return flatten_samples((z - states[-1][rows]) / self._unit).pow(2).mean(dim=1)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """The loss of some rows."""
+        """Return the loss of some rows."""
         return (self.errors(rows) + _TINY).log().mean()

@@ -1,4 +1,4 @@
-"""What a fit finds out about a correction before it starts: what would be trained wrongly, or not at all."""
+"""Check a correction before a fit, to refuse what would be trained wrongly or not at all."""
 
 from __future__ import annotations
 
@@ -24,29 +24,28 @@ from .tasks import Task
 _PERTURBED = 0.1
 _CONTRACT = (
     "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z; start-up steps of 'ab2' to "
-    "'ab4' and "
-    "'nonstationary' hand it fewer stages."
+    "'ab4' and 'nonstationary' hand it fewer stages."
 )
 
 
 def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: int = 2) -> None:
-    """Build g and call it on a few rows, so that a wrong one shows before any solve.
+    """Build g and call it on a few rows, so that errors show before any solve.
 
     Parameters
     ----------
     task : Task
-        Of a few rows, on the device of the fit.
+        A task of a few rows, on the device of the fit.
     method : Method
     settings : FitSettings
     n_rows : int
-        Rows that the fit will train on.
+        Number of rows that the fit will train on.
 
     Raises
     ------
     ValueError
-        If the correction fails, returns something else than a tensor like z, has nothing to train, holds modules where
-        ``parameters()`` does not find them, is random, mixes rows, writes into its arguments, or cannot learn from a
-        batch of one row and would have to.
+        If the correction fails, does not return a tensor like z, has nothing to train, or holds modules where
+        ``parameters()`` does not find them. If it is random, mixes rows, or writes into its arguments. If it cannot
+        learn from a single row and would have to.
     """
     with torch.no_grad(), seeded(0, task.x.device):
         steps = _first_steps(task, method, settings.n_steps)
@@ -58,19 +57,19 @@ def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: 
         x = task.inputs.x
         sample = ScaleSample(scales, x, task.neural_ode.t_span)
         net = build_net(spec, net_inputs(task, sample, method.kinds)).with_scales(sample)
-        own = user_part(net)
-        if own is not None:
-            check_parts(own)
-        for step in steps[:: len(steps) - 1] if method.memory else steps[-1:]:  # a start-up step, and a full one
+        user_module = user_part(net)
+        if user_module is not None:
+            check_parts(user_module)
+        for step in steps[:: len(steps) - 1] if method.memory else steps[-1:]:  # a start-up step and a full step
             _check_output(net, step, x, method, settings.correction)
-        if own is not None:
-            check_calls(net, own, last, x)
+        if user_module is not None:
+            check_calls(net, user_module, last, x)
         arguments = (last.eps, last.time(), *_rows_of(last, x, slice(0, 1)), last.kind)
         check_lone_rows(net, lambda module: module(*arguments), n_rows, settings.batch_size, "correction")
 
 
 def _first_steps(task: Task, method: Method, n_steps: int) -> list[Residual]:
-    """The first steps of a solve, up to one of the main kind; all from the initial states."""
+    """Return the first steps of a solve, up to one of the main kind, all taken from the initial states."""
     ode, inputs = task.neural_ode, task.inputs
     z = ode.input_map(task.x.clone())
     grid = method.mesh(ode.t_span, n_steps)[: method.memory + 2]
@@ -97,34 +96,33 @@ def _check_output(net: CorrectionNet, step: Residual, x: Tensor | None, method: 
 
 
 def check_parts(net: nn.Module) -> None:
-    """Refuse a net whose ``parameters()`` leave out some of what it computes with.
+    """Refuse a net that computes with modules or tensors missing from its ``parameters()``.
 
     Raises
     ------
     ValueError
         If it holds modules in plain lists, dicts or objects.
     TypeError
-        If functions in it hold modules, or tensors that require gradients.
+        If its functions hold modules, or tensors that require gradients.
     """
     hidden = find_hidden_modules({"correction": net})
     if hidden:
         names = ", ".join(sorted({type(module).__name__ for module in hidden}))
         raise ValueError(
             f"{_name(net)} holds modules ({names}) in plain lists, dicts or objects, where parameters() does not find "
-            "them: they "
-            "would never be trained. Use nn.ModuleList or nn.ModuleDict, or make them attributes."
+            "them: they would never be trained. Use nn.ModuleList or nn.ModuleDict, or make them attributes."
         )
     refuse_state_in_functions({"correction": net})
 
 
-def check_calls(net: CorrectionNet, own: nn.Module, step: Residual, x: Tensor | None) -> None:
+def check_calls(net: CorrectionNet, user_module: nn.Module, step: Residual, x: Tensor | None) -> None:
     """Refuse a net that has nothing to train, writes into its arguments, is random, or mixes the rows of a batch.
 
     Parameters
     ----------
     net : CorrectionNet
-        Found to keep the contract of a correction.
-    own : nn.Module
+        A net that is known to return a tensor like z.
+    user_module : nn.Module
         The user's part of it, which errors name.
     step : Residual
         The step that it is called with.
@@ -134,10 +132,12 @@ def check_calls(net: CorrectionNet, own: nn.Module, step: Residual, x: Tensor | 
     Raises
     ------
     ValueError
+        If it does any of these.
     """
     if not any(True for _ in net.parameters()):
         raise ValueError(
-            f"{_name(own)} has no parameters: there is nothing to fit. Give it layers or nn.Parameter attributes."
+            f"{_name(user_module)} has no parameters: there is nothing to fit. Give it layers or nn.Parameter "
+            "attributes."
         )
     net, z = _without_zeros(net).eval(), step.z
     arguments = [z, *step.stages]
@@ -146,23 +146,20 @@ def check_calls(net: CorrectionNet, own: nn.Module, step: Residual, x: Tensor | 
     for i, (before, after) in enumerate(zip(arguments, given, strict=True)):
         if is_written(after, before):
             raise ValueError(
-                f"{_name(own)} writes in place into {'z' if i == 0 else f'stages[{i - 1}]'}, which the solver goes on "
-                "with. Clone "
-                "it first (z = z.clone()), or use operations that return a new tensor."
+                f"{_name(user_module)} writes in place into {'z' if i == 0 else f'stages[{i - 1}]'}, which the solver "
+                "goes on with. Clone it first (z = z.clone()), or use operations that return a new tensor."
             )
     if differ(_alone(net, step, x, slice(None)), g):
         raise ValueError(
-            f"{_name(own)} is random or keeps a state: two calls in eval mode with the same arguments give other "
-            "values."
+            f"{_name(user_module)} is random or keeps a state: two calls in eval mode with the same arguments give "
+            "other values."
         )
     for row in {0, len(z) - 1}:
         if differ(_alone(net, step, x, slice(row, row + 1)), g[row : row + 1]):
             raise ValueError(
-                f"{_name(own)} mixes the rows of a batch: in eval mode it gives other values for row {row} alone than "
-                "beside "
-                f"{len(z) - 1} more. Rows are solved and predicted in any batch: take means and norms over other axes "
-                "than the "
-                "first."
+                f"{_name(user_module)} mixes the rows of a batch: in eval mode it gives other values for row {row} "
+                f"alone than beside {len(z) - 1} more. Rows are solved and predicted in any batch: take means and "
+                "norms over other axes than the first."
             )
 
 
@@ -171,7 +168,7 @@ def _name(net: nn.Module) -> str:
 
 
 def _without_zeros(net: CorrectionNet) -> CorrectionNet:
-    """A copy in which no parameter is all zero: a net that begins at zero would hide what it does."""
+    """Return a copy in which no parameter is all zero, since a net with zero output would hide what it does."""
     net = copy.deepcopy(net)
     with torch.no_grad():
         for parameter in net.parameters():

@@ -1,4 +1,4 @@
-"""Fit corrections: plan, references, targets, training, and what is kept of it."""
+"""Fit corrections: plan, solve references, make targets, train, and decide what to keep."""
 
 from __future__ import annotations
 
@@ -36,50 +36,51 @@ from .tasks import Task
 
 _VALID_ROWS = 256
 _MAC_SHARE = 0.1
-"""MACs of "auto"'s net, as a share of f's."""
+"""Largest MACs of the net of "auto", as a share of those of f."""
 _ROUNDING = 1e-6
-"""By less than this no correction is better than its base solver."""
+"""A correction must be better than its base solver by more than this share, or it is not kept."""
 
 
 @dataclass(frozen=True)
 class FittedCorrection:
-    """What a fit makes for one task."""
+    """The result of a fit for one task."""
 
     correction: BoundedCorrection | None
-    """None where the base solver alone is better on held-out rows, or its largest error there is smaller."""
+    """None if the base solver alone is better on held-out rows, or has a smaller largest error there."""
     net: TrainingNet
     history: list[dict[str, Any]]
     delta: dict[int, dict[str, float]]
     errors: dict[int, dict[str, float]]
     valid_loss: float
-    """The best, of the weights that training started from, too; 1 is the base solver."""
+    """The lowest, including that of the weights that training started from; 1 is the base solver."""
     relative_errors: dict[str, float]
-    """Mean error on held-out rows as a share of the mean norm: of what, and how much."""
+    """Mean errors of states and outputs on held-out rows, each as a share of its mean norm."""
     fitted_range: tuple[float, float]
-    """Smallest and largest step size that it was fitted at, as shares of the span."""
+    """Smallest and largest step size of the fit, as shares of the span."""
     interrupted: bool
 
 
 class CorrectionFit:
-    """Fits corrections for frozen Neural ODEs and a base method, in three calls that may be made one by one.
+    """Fits corrections for frozen Neural ODEs and a base method, in three calls.
 
-    :meth:`prepare` plans the fit, solves references and makes targets; :meth:`run` trains; :meth:`product` measures
-    what came of it. Whoever trains a Neural ODE meanwhile prepares and runs anew with the same object's corrections as
-    ``warm``.
+    :meth:`prepare` plans the fit, solves references and makes targets; :meth:`run` trains; :meth:`product` measures the
+    result. To refit while a Neural ODE is trained, make another fit with this one's corrections as ``warm``.
 
     Parameters
     ----------
     tasks : sequence of Task
-        One or more. Each gets a correction with units of its own; the weights of all nets are shared, so states and
-        inputs must be of one shape.
+        One or more tasks. Each gets a correction with units of its own. All nets share their weights, so states and
+        inputs must have one shape.
     method : Method
+        The base method.
     settings : FitSettings
+        Settings of the fit.
     warm : sequence of BoundedCorrection, optional
-        Start from these, one a task, instead of new ones.
+        Corrections to start from, one for each task, instead of new ones.
     refit_units : bool, default False
-        Take scales, caps and floors of ``warm`` anew: for a field that has changed since.
+        Measure scales, caps and floors of ``warm`` again, for a field that has changed since.
     ends : Tensor, optional
-        Of a single task: what :func:`solve_ends` gives, where that is known.
+        Result of :func:`solve_ends` for a single task, where it is known already.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class CorrectionFit:
         self.sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
         self.corrections: list[BoundedCorrection] = []
         self.net: TrainingNet | None = None
+        self._is_prepared = False
 
     # ------------------------------------------------------------------ before training
     def prepare(self) -> CorrectionFit:
@@ -111,7 +113,7 @@ class CorrectionFit:
         ReferenceSolveError
             If dopri5 cannot solve some rows.
         BaseSolverOverflowError
-            If the method leaves the range of numbers from some rows.
+            If the method overflows from some rows.
         """
         self.seed = draw_seed(self.settings.random_state)
         rng = np.random.default_rng(self.seed)
@@ -119,6 +121,7 @@ class CorrectionFit:
         guarded = Run(self.method, self.settings.n_steps)
         self.errors = [TerminalErrors(data.valid, guarded) for data in self.sets]
         self.corrections = self._start_corrections()
+        self._is_prepared = True
         return self
 
     def _make_set(self, task: Task, rng: np.random.Generator) -> TaskSet:
@@ -127,7 +130,8 @@ class CorrectionFit:
             z = task.neural_ode.input_map(task.x[:1].to(settings.device))
         family = resolve_spec(settings.correction, z).method_family(self.method)
         plan = make_plan(family, task.neural_ode.t_span, settings.n_steps, self.sizes, rng)
-        # Rows are shuffled for the solve of all, so that a cached one serves every random_state.
+        # All rows are solved in their own order and shuffled afterwards, so that a cached solve serves every
+        # random_state.
         shuffled = torch.from_numpy(rng.permutation(len(task))).to(settings.device)
         n_valid = count_held_out(settings.validation_fraction, len(task), at_least=1)
         held_out, fitted = shuffled[: min(n_valid, _VALID_ROWS)], shuffled[n_valid:]
@@ -145,10 +149,10 @@ class CorrectionFit:
         return solve_ends(task, self.settings) if self._ends is None else self._ends
 
     def _start_corrections(self) -> list[BoundedCorrection]:
-        """New corrections that share a net, or copies of earlier ones; lets go of the samples of units."""
+        """Return new corrections that share a net, or copies of earlier ones; drop the samples of units."""
         samples = [data.take_sample() for data in self.sets]
         if self.warm is None:
-            with seeded(self.seed, self.settings.device):  # layers initialise themselves by the global generator
+            with seeded(self.seed, self.settings.device):  # layers initialise themselves from the global generator
                 return build_corrections(self.tasks, samples, self.method, self.settings.correction)
         warm = copy.deepcopy(list(self.warm))
         if self.refit_units:
@@ -161,22 +165,25 @@ class CorrectionFit:
 
     # ------------------------------------------------------------------ training
     def run(self) -> CorrectionFit:
-        """Train. After Ctrl-C the best weights so far are in place, and ``net.interrupted_`` is set.
+        """Train the corrections. After Ctrl-C they hold the best weights so far, and ``net.interrupted_`` is set.
 
         Raises
         ------
         TrainingDivergedError
             If the loss is no longer finite.
         KeyboardInterrupt
-            If Ctrl-C came before an epoch was finished.
+            If Ctrl-C came before the first epoch was finished.
         """
+        if not self._is_prepared:
+            raise RuntimeError("call prepare() before run(), which uses up the targets that it makes.")
+        self._is_prepared = False
         self.net = train_corrections(self.corrections, self.sets, self.errors, self.settings, self.seed)
         self.corrections = self.net.module_.release()
         return self
 
     # ------------------------------------------------------------------ after training
     def product(self) -> list[FittedCorrection]:
-        """What is kept, task by task: a correction only where it is better than the base method on held-out rows."""
+        """Return the result for each task; its correction is None unless it beats the base method on held-out rows."""
         return [self._product_of(*parts) for parts in zip(self.corrections, self.sets, self.errors, strict=True)]
 
     def _product_of(self, trained: BoundedCorrection, data: TaskSet, errors: TerminalErrors) -> FittedCorrection:
@@ -200,15 +207,16 @@ class CorrectionFit:
 def build_corrections(
     tasks: Sequence[Task], samples: Sequence[ScaleSample], method: Method, correction: Any
 ) -> list[BoundedCorrection]:
-    """Corrections with the weights of one new net, and with scales and bounds of each task's own.
+    """Build corrections that share the weights of one new net; each task has its own scales and bounds.
 
     Parameters
     ----------
     tasks : sequence of Task
     samples : sequence of ScaleSample
-        One a task.
+        Residuals that give the scales and bounds, one sample for each task.
     method : Method
     correction : "auto", CorrectionSpec or nn.Module
+        As in :class:`~sklearn_hyper.HypersolverRegressor`.
     """
     first = samples[0]
     spec = resolve_spec(correction, first.residuals[0].z)
@@ -217,17 +225,21 @@ def build_corrections(
 
 
 def net_inputs(task: Task, sample: ScaleSample, kinds: tuple[StepKind, ...]) -> NetInputs:
-    """What a net will read of a task, and the MACs that it may take."""
+    """Return what a net is built from: the inputs that it reads, and the MACs that it may take."""
     z = sample.residuals[0].z
-    one = task.rows(slice(0, 1)).to(z.device)
-    macs = task.neural_ode.count_field_macs(one.x, one.condition)
+    first_row = task.rows(slice(0, 1)).to(z.device)
+    macs = task.neural_ode.count_field_macs(first_row.x, first_row.condition)
     return NetInputs(z, sample.x, kinds, _MAC_SHARE * macs)
 
 
 def _delta(
     correction: BoundedCorrection | None, method: Method, data: TaskSet, fitted_steps: Sequence[int]
 ) -> dict[int, dict[str, float]]:
-    """Largest and mean ||g - R|| on held-out states, for every fitted K; start-up steps' in units of the others' order."""
+    """Return the largest and mean ||g - R|| on held-out states, by fitted K.
+
+    Those of start-up steps, of order q, are multiplied by eps^(q - p). Then the local truncation error of every step is
+    at most delta * eps^(p + 1), with p the order of the method.
+    """
     valid, source = data.valid, data.source
     t_span, delta = source.neural_ode.t_span, {}
     for k in fitted_steps:
@@ -242,13 +254,13 @@ def _delta(
             missing, unit = in_own_units(flatten_samples(missing))
             norms = torch.linalg.vector_norm(missing, dim=1) * unit
             errors.append(norms * abs(r.eps) ** (r.order - method.order))
-        every = torch.cat(errors)
-        delta[k] = {"max": float(every.max()), "mean": float(every.mean())}
+        norms_of_all = torch.cat(errors)
+        delta[k] = {"max": float(norms_of_all.max()), "mean": float(norms_of_all.mean())}
     return delta
 
 
 def _history(net: TrainingNet, phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    """One row an epoch, with the phase it belongs to (under the public key "stage")."""
+    """Return one row for each epoch; the public key "stage" holds the loss of its phase."""
     keys = ("epoch", "train_loss", "valid_loss", "dur")
     rows = []
     for row in net.history:

@@ -1,4 +1,4 @@
-"""Solves of a fixed Neural ODE along whole spans, and their errors: what a fit trains through, and is guarded by."""
+"""Solve a frozen Neural ODE over whole spans, and measure errors: a fit trains through them and is guarded by them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .plan import Run, mesh_indices
 from .tasks import Task
 
 _TINY = 1e-20
-"""No dtype tells an error of this share of the states from none."""
+"""An error of this share of the states is below rounding in every dtype."""
 _UNIT_ROWS = 256
 
 
 @dataclass
 class References:
-    """Reference states of some rows of a task, on the mesh shared by all."""
+    """Reference states of some rows of a task, at the times of a mesh."""
 
     task: Task
     times: tuple[float, ...]
     states: Tensor
     unit: Tensor
-    """Of the states, by feature: see :func:`sklearn_hyper.numerics.units.state_units`."""
+    """Unit of the states by feature: see :func:`sklearn_hyper.numerics.units.state_units`."""
     _found: dict[tuple[float, ...], list[int]] = field(default_factory=dict, repr=False)
     """Where grids were found: training asks for the same ones in every step."""
 
@@ -43,11 +43,11 @@ class References:
 
     @property
     def inputs(self) -> FieldInputs:
-        """What the field takes beside t and z, by row."""
+        """The field's arguments beside t and z, for each row."""
         return self.task.inputs
 
     def indices(self, grid: Sequence[float]) -> list[int]:
-        """Where the mesh holds the times of a grid."""
+        """Return the mesh indices of the times of a grid."""
         key = tuple(grid)
         if key not in self._found:
             found = mesh_indices(self.times, grid)
@@ -57,12 +57,12 @@ class References:
         return self._found[key]
 
     def on_grid(self, grid: Sequence[float], rows: Any = slice(None)) -> Tensor:
-        """States at the times of a grid that the mesh contains."""
+        """Return the states at the times of a grid, which the mesh must hold."""
         return torch.stack([self.states[i][rows] for i in self.indices(grid)])
 
 
 class UnrolledSolves:
-    """Solves of a fixed Neural ODE, and their errors as shares of the base solver's."""
+    """Solves of a frozen Neural ODE, and their errors as shares of the base solver's."""
 
     def __init__(self, neural_ode: NeuralODE, loss: StateLoss):
         self.neural_ode, self.loss = neural_ode, loss
@@ -70,7 +70,7 @@ class UnrolledSolves:
         self._meshes: dict[Run, FixedMesh] = {}
 
     def mesh(self, run: Run) -> FixedMesh:
-        """The steps of a run, planned once."""
+        """Return the steps of a run; they are planned once."""
         mesh = self._meshes.get(run)
         if mesh is None:
             mesh = self._meshes[run] = FixedMesh.of(run.method, self.neural_ode.t_span, run.n_steps)
@@ -79,7 +79,7 @@ class UnrolledSolves:
     def solve(
         self, references: References, rows: Any, run: Run, correction: Correction | None
     ) -> tuple[Tensor, Tensor]:
-        """States that the loss looks at, and the reference's."""
+        """Solve some rows; return the states that the loss needs, and the reference's."""
         mesh = self.mesh(run)
         every_step = self.loss is trajectory_loss
         grid = tuple(mesh.grid)
@@ -90,7 +90,7 @@ class UnrolledSolves:
         return torch.stack(states if every_step else [z0, states[-1]]), reference
 
     def share(self, references: References, rows: Any, run: Run, correction: Correction) -> Tensor:
-        """Error of some rows as a share of the base solver's on the first rows of ``references``."""
+        """Compute the loss of some rows, as a share of the base solver's on the first rows of ``references``."""
         unit = self._units.get(run)
         if unit is None:
             unit = self._units[run] = self._unit_of(references, run)
@@ -108,21 +108,19 @@ class UnrolledSolves:
 
 
 class BaseSolverOverflowError(RowsError, ValueError):
-    """A base solver leaves the range of numbers from some rows, where dopri5 does not."""
+    """A base solver overflows from some rows from which dopri5 does not."""
 
     @classmethod
     def _describe(cls, what: str, rows: Sequence[int], n_rows: int) -> str:
         return (
             f"{what} overflows from {len(rows)} of {n_rows} rows of X ({list_rows(rows)}), where dopri5 does not: its "
-            "steps are "
-            "too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base solver of higher "
-            "order, "
-            "or leave those rows out."
+            "steps are too long for this field. Raise n_steps (or the lower end of fit_n_steps), take a base solver of "
+            "higher order, or leave those rows out."
         )
 
 
 def check_overflow(values: Tensor, name: str, n_steps: int) -> None:
-    """Raise a ValueError where what a base solver made of a row is not finite: no correction can be trained through that."""
+    """Refuse rows from which a base solver is not finite, since no correction can be trained through that."""
     lost = (~flatten_samples(values).isfinite()).any(dim=1).nonzero()[:, 0].tolist()
     if lost:
         raise BaseSolverOverflowError.of(f"base_solver={name!r} with n_steps={n_steps}", lost, len(values))
@@ -136,7 +134,7 @@ def check_runs(
     Parameters
     ----------
     both : sequence of References
-        Of the rows trained on and of those held out.
+        References of the rows trained on, and of those held out.
     needs_outputs : bool
         Whether outputs are part of a loss.
     """
@@ -157,9 +155,9 @@ def check_runs(
 
 
 def _base_errors(neural_ode: NeuralODE, references: References, run: Run, outputs: list[Tensor] | None) -> Tensor:
-    """Norm of the base solver's terminal error by row: not finite where it leaves the range of numbers.
+    """Return the norm of the base solver's terminal error by row, which is not finite where it overflows.
 
-    The outputs at its states are added to ``outputs``, where that is given.
+    If ``outputs`` is given, append the outputs at the base solver's terminal states to it.
     """
     unrolled = UnrolledSolves(neural_ode, terminal_loss)
     errors = []
@@ -173,13 +171,14 @@ def _base_errors(neural_ode: NeuralODE, references: References, run: Run, output
 
 
 class TerminalErrors:
-    r"""Errors :math:`\|z(S) - z_K\|_2` on held-out rows, beside the base solver's: what guards a fit.
+    r"""Errors :math:`\|z(S) - z_K\|_2` on held-out rows, compared with the base solver's to guard a fit.
 
     Parameters
     ----------
     references : References
+        References of the held-out rows.
     guarded : Run
-        The one that predictions will take.
+        The run that predictions will take.
     """
 
     def __init__(self, references: References, guarded: Run):
@@ -189,21 +188,21 @@ class TerminalErrors:
         self._base = self._norms(*self._ends(guarded, None))
 
     def _ends(self, run: Run, correction: Correction | None) -> tuple[Tensor, Tensor]:
-        """Terminal states, and the reference's."""
+        """Return the terminal states of a run, and the reference's."""
         with torch.no_grad():
             states, reference = self._unrolled.solve(self._references, slice(None), run, correction)
         return states[-1], reference[-1]
 
     def _norms(self, end: Tensor, reference: Tensor) -> Tensor:
-        """Errors in the units of the states, and as they are, in two columns."""
+        """Return two columns of errors by row: in the units of the states, and unscaled."""
         scaled = row_norms((end - reference) / self._references.unit)
         return torch.stack([scaled.double(), _plain_norms(end, reference)], dim=1)
 
     def relative(self, correction: Correction | None, rtol: float) -> dict[str, float]:
-        """Mean error of what, as a share of its own mean norm: of the states at the end of the span, and of the outputs.
+        """Return the mean error of the terminal states and of the outputs, each as a share of its own mean norm.
 
-        Sizes that the reference's tolerance, a share of the states at the start, does not tell from zero are that
-        large.
+        A norm counts as at least ``rtol`` times the states' norm at the start, because the reference does not resolve
+        smaller ones.
         """
         unit, output_map = self._references.unit, self._neural_ode.output_map
         end, reference = self._ends(self.guarded, correction)
@@ -219,21 +218,21 @@ class TerminalErrors:
         return shares
 
     def guarded_share(self, correction: Correction) -> Tensor:
-        """Mean error as a share of the base solver's; infinite where the largest one exceeds the base solver's."""
-        own = self._norms(*self._ends(self.guarded, correction))
-        if not (own.amax(dim=0) <= self._base.amax(dim=0)).all():
-            return own.new_tensor(math.inf)
-        return (own[:, 0].mean() / self._base[:, 0].mean().clamp(min=_TINY)).to(self._references.states.dtype)
+        """Return the mean error as a share of the base solver's; infinite if the largest exceeds the base solver's."""
+        errors = self._norms(*self._ends(self.guarded, correction))
+        if not (errors.amax(dim=0) <= self._base.amax(dim=0)).all():
+            return errors.new_tensor(math.inf)
+        return (errors[:, 0].mean() / self._base[:, 0].mean().clamp(min=_TINY)).to(self._references.states.dtype)
 
     def table(self, correction: Correction | None, steps: Sequence[int]) -> dict[int, dict[str, float]]:
-        """By number of steps, mean and largest error, of the hypersolver and of its base solver."""
+        """Return mean and largest errors of the hypersolver and of its base solver, by number of steps."""
         rows = {}
         for k in sorted({*steps, self.guarded.n_steps}):
             run = self.guarded._replace(n_steps=k)
-            own, base = (_plain_norms(*self._ends(run, g)) for g in (correction, None))
+            corrected, base = (_plain_norms(*self._ends(run, g)) for g in (correction, None))
             rows[k] = {
-                "mean": float(own.mean()),
-                "max": float(own.max()),
+                "mean": float(corrected.mean()),
+                "max": float(corrected.max()),
                 "base_mean": float(base.mean()),
                 "base_max": float(base.max()),
             }
@@ -241,5 +240,5 @@ class TerminalErrors:
 
 
 def _plain_norms(end: Tensor, reference: Tensor) -> Tensor:
-    # In float64, where the squares of small units do not underflow.
+    # float64, in which squares of small units do not underflow.
     return row_norms(end.double() - reference)

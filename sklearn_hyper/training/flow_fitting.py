@@ -1,4 +1,4 @@
-"""Train a continuous normalizing flow: by flow matching, or by maximum likelihood through the solver."""
+"""Train a continuous normalizing flow by flow matching, or by maximum likelihood through the solver."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from .tasks import Task
 
 _VALID_DRAWS = 2048
 _SHARED_TIMES = 16
-"""Times a batch, of a field that cannot have one a row."""
+"""Number of times in a batch, for a field that cannot take one for each row."""
 _VALID_CHUNK = 8
-"""Batches that a validation takes at a time: it keeps no graph."""
+"""Validation keeps no graph, so it takes this many times ``batch_size`` rows at a time."""
 _MANY_EVALUATIONS, _GROWTH = 150, 3
-_MAX_EVALUATIONS = 3000  # a solve; its graph is kept, and no flow worth training needs as many
+_MAX_EVALUATIONS = 3000  # in a solve: its graph is kept in memory, and no useful flow needs as many
 
 
 class StiffFlowWarning(UserWarning):
-    """Training makes the field ever more expensive to solve."""
+    """Training has made the field far more expensive to solve."""
 
 
 @dataclass(frozen=True)
 class FlowSettings(TrainingSettings):
-    """What the training of a flow is told; names and meaning are those of ``ContinuousNormalizingFlow``.
+    """Settings of the training of a flow; ``ContinuousNormalizingFlow`` documents them under the same names.
 
-    ``noise`` is None for the exact trace.
+    ``noise`` is the distribution of Hutchinson's noise, or None for the exact trace.
     """
 
     objective: str
@@ -50,18 +50,18 @@ class FlowSettings(TrainingSettings):
     kinetic: float
     jacobian: float
     row_times: bool = True
-    """Whether ``torch.func.vmap`` can call the field, with a time of its own for every row."""
+    """Whether ``torch.func.vmap`` can call the field, so that every row may have its own time."""
 
 
 def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Noise of Hutchinson's estimator, with zero mean and unit covariance; by torch's global generator where none is given."""
+    """Draw noise of zero mean and unit covariance for Hutchinson's estimator; None uses torch's global generator."""
     if kind == "rademacher":
         return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
     return torch.randn(like.shape, generator=generator).to(like)
 
 
 class FlowMatchingLoss(nn.Module):
-    r"""Conditional flow matching on straight paths: no solve in training.
+    r"""Loss of conditional flow matching on straight paths, which solves nothing in training.
 
     .. math:: \ell = E \big\| (t_1 - t_0) f(t, z_t) - (z_1 - z_0) \big\|^2 / d, \qquad z_t = (1 - s) z_0 + s z_1
 
@@ -77,9 +77,9 @@ class FlowMatchingLoss(nn.Module):
         self.flow, self.generator, self.row_times = flow, generator, row_times
 
     def draw(self, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares s of the span, one in each n-th of it (stratified, for less noise), and base states.
+        """Draw shares s of the span and base states; s is stratified, one in each n-th of the span, for less noise.
 
-        Without ``row_times`` rows share a few such times.
+        Without ``row_times``, rows share a few such times.
         """
         n_times = n if self.row_times else min(n, _SHARED_TIMES)
         order = torch.randperm(n_times, generator=self.generator)
@@ -93,14 +93,14 @@ class FlowMatchingLoss(nn.Module):
         z = torch.lerp(z0, z1, s[:, None])
         times = start + (end - start) * s.to(time_dtype(z.dtype, self.flow.t_span))
         if self.row_times:
-            # A field takes one scalar t a call, and here every row has its own: vmap calls it row by row, in one go.
+            # A field takes one scalar t, but every row has its own time here: vmap batches the calls row by row.
             velocity = torch.func.vmap(self._velocity, randomness="different")(times, z)
         else:
             velocity = torch.empty_like(z)
             for t in times.unique():
                 rows = (times == t).nonzero()[:, 0]
                 velocity = velocity.index_copy(0, rows, self.flow.vector_field(t, z[rows]))
-        # A velocity times the span, so that the loss has no units of time.
+        # Multiply the velocity by the span, so that the loss has no units of time.
         return ((end - start) * velocity - (z1 - z0)).pow(2).mean()
 
     def _velocity(self, t: Tensor, z: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class FlowMatchingLoss(nn.Module):
 
 
 class LikelihoodLoss(nn.Module):
-    """Negative mean log likelihood in nats, through the solver, with the penalties of RNODE where asked for."""
+    """Negative mean log likelihood in nats, through the solver, plus RNODE's penalties where they have a weight."""
 
     def __init__(self, flow: Flow, settings: FlowSettings, generator: torch.Generator | None = None):
         super().__init__()
@@ -119,7 +119,7 @@ class LikelihoodLoss(nn.Module):
         if settings.solver != "dopri5":
             grid = uniform_grid(ode.t_span, settings.n_steps)
             fixed = HypersolvedODE(ode, resolve_base_solver(settings.solver), None, grid)
-        # In a tuple: the flow's parameters must not be registered twice.
+        # A tuple hides them from nn.Module: the flow's parameters must not be registered twice.
         self._solvers = (ode, fixed)
         self.n_evaluations = self.n_solves = 0
 
@@ -130,21 +130,21 @@ class LikelihoodLoss(nn.Module):
         state = self._solve(x)
         loss = -self.flow.log_prob(state).mean()
         if self.penalties:
-            # The solve runs from data to base; integrals of squares are meant positive.
+            # The solve runs backwards in time, which makes the integrals of squares negative.
             energy, jacobian = state[:, -2:].abs().mean(dim=0).unbind()
-            # Integrals of squared velocities over time: times the span, they have no units of time.
+            # Multiply by the span, so that integrals of squared velocities over time have no units of time.
             span = abs(self.flow.t_span[1] - self.flow.t_span[0])
             loss = loss + span * (self.settings.kinetic * energy + self.settings.jacobian * jacobian)
         return loss
 
     def solve_ends(self, x: Tensor) -> None:
-        """Solve from all rows as training does, or raise an error that names those from which dopri5 cannot."""
+        """Solve from all rows as training does; the error names the rows that dopri5 cannot solve."""
         if self.settings.noise is not None:
             x = torch.cat([x, draw_noise(self.settings.noise, x, self.generator)], dim=1)
         solve_ends(Task(self._solvers[0], x), self.settings.solving(x.device))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log densities by the training solver; with Hutchinson's trace the noise is beside x."""
+        """Return log densities by the training solver; for Hutchinson's trace x has the noise in further columns."""
         return self.flow.log_prob(self._solve(x))
 
     def _solve(self, x: Tensor) -> Tensor:
@@ -158,14 +158,14 @@ class LikelihoodLoss(nn.Module):
             field=counted, max_evaluations=_MAX_EVALUATIONS,
         )  # fmt: skip
         if self.training:
-            # Read here, before the adjoint's own solve adds to it.
+            # Read now, before the adjoint's own solve adds to the count.
             self.n_evaluations += counted.n_evaluations
             self.n_solves += 1
         return state
 
 
 class _EvaluationWatch(Callback):
-    """Records dopri5's evaluations a solve as ``nfe``, and warns once when they explode."""
+    """Records dopri5's evaluations in a solve as ``nfe``, and warns once if they explode."""
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.first_, self.warned_ = 0.0, False
@@ -182,9 +182,8 @@ class _EvaluationWatch(Callback):
             self.warned_ = True
             warnings.warn(
                 f"epoch {len(net.history)}: a solve takes {nfe:.0f} evaluations of the field, {nfe / self.first_:.1f} "
-                "times "
-                "as many as in the first epoch: the field is growing stiff. Set kinetic and jacobian (0.01 each is a "
-                "start), lower lr, use an optimizer with weight decay, or train with objective='flow_matching'.",
+                "times as many as in the first epoch: the field is growing stiff. Set kinetic and jacobian (0.01 each "
+                "is a start), lower lr, use an optimizer with weight decay, or train with objective='flow_matching'.",
                 StiffFlowWarning,
                 stacklevel=2,
             )
@@ -194,16 +193,16 @@ class _EvaluationWatch(Callback):
 def build_flow_net(
     flow: Flow, settings: FlowSettings, valid: Tensor | None, n_rows: int, generator: torch.Generator
 ) -> LossNet:
-    """A skorch net whose module computes the flow's loss.
+    """Make a skorch net whose module computes the flow's loss.
 
     Parameters
     ----------
     valid : Tensor or None
-        Held-out rows; every epoch's loss on them is computed with the same draws.
+        Held-out rows. Every epoch's loss on them is computed with the same draws.
     n_rows : int
-        Rows trained on, which set the length of the learning rate's schedule.
+        Number of rows trained on, which sets the length of the learning rate's schedule.
     generator : torch.Generator
-        What every draw comes from.
+        Generator of every draw.
     """
     likelihood = settings.objective == "likelihood"
     loss = (
@@ -222,7 +221,7 @@ def build_flow_net(
 
 
 def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, generator: torch.Generator) -> Any:
-    """Loss of a module on held-out rows, with draws that stay the same from epoch to epoch."""
+    """Return a function that computes a module's loss on held-out rows, with the same draws in every epoch."""
     drawn: Any
     if settings.objective == "likelihood":
         drawn = None if settings.noise is None else draw_noise(settings.noise, valid, generator)
@@ -232,40 +231,41 @@ def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, generator: to
 
     def validate(module: nn.Module) -> float:
         size, total = _VALID_CHUNK * settings.batch_size, 0.0
-        for start in range(0, len(valid), size):  # memory is bounded by batch_size here, too
+        for start in range(0, len(valid), size):  # bound memory by batch_size here too
             rows = slice(start, start + size)
-            some = None if drawn is None else tuple(d[rows] for d in drawn) if isinstance(drawn, tuple) else drawn[rows]
+            draws = (
+                None if drawn is None else tuple(d[rows] for d in drawn) if isinstance(drawn, tuple) else drawn[rows]
+            )
             with torch.no_grad():
-                total += float(module(valid[rows], some)) * len(valid[rows])
+                total += float(module(valid[rows], draws)) * len(valid[rows])
         return total / len(valid)
 
     return validate
 
 
 def check_rows_apart(flow: Flow) -> None:
-    """Refuse layers whose output for a row depends on the other rows of its batch: such a field has no divergence."""
+    """Refuse layers that mix the rows of a batch, since such a field has no divergence by row."""
     for name, module in flow.vector_field.named_modules() if isinstance(flow.vector_field, nn.Module) else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise VectorFieldError(
                 f"vector_field holds {type(module).__name__} ({name}), which mixes the rows of a batch in training, "
-                "and the "
-                "divergence of a flow is that of one row: use LayerNorm or none."
+                "and the divergence of a flow is that of one row: use LayerNorm or none."
             )
 
 
 def check_matching(flow: Flow, x: Tensor) -> bool:
-    """Compute flow matching's loss; say whether every row may have a time of its own.
+    """Compute the loss of flow matching once; return whether every row may have its own time.
 
-    A field that differentiates inside, branches on values or keeps a buffer cannot be called by ``torch.func.vmap``:
-    rows then share times.
+    ``torch.func.vmap`` cannot call a field that differentiates inside, branches on values or keeps a buffer. Rows then
+    share times.
     """
     with torch.no_grad():
         try:
-            # On a copy, in which a buffer may be left that is of no use outside of vmap.
+            # On a copy, because vmap may leave a buffer in the field that is useless outside of it.
             by_row = FlowMatchingLoss(copy.deepcopy(flow), own_generator(0))
             for n_rows in (4, 3):  # a buffer fails where the number of rows changes
                 by_row(torch.cat([x, x])[:n_rows])
-        except Exception:  # what it cannot do is tried otherwise, and raised there
+        except Exception:  # try without vmap; errors of the field itself are raised there
             FlowMatchingLoss(flow, own_generator(0), row_times=False)(x)
             return False
     return True

@@ -1,4 +1,4 @@
-"""Train corrections: the module whose output is the loss, what tells its best weights, and the net that trains it."""
+"""Train corrections: the module that computes the loss, the choice of its best weights, and the net around it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PLAIN_LAYERS = ("torch.nn.modules.activation", "torch.nn.modules.container")
 
 @dataclass(frozen=True)
 class TaskLosses:
-    """Losses of one task: unrolled solves by the name of their loss, its data, and what guards it."""
+    """Losses of one task: its data, unrolled solves by the name of their loss, and the errors that guard the fit."""
 
     data: TaskSet
     unrolled: dict[str, UnrolledSolves]
@@ -44,7 +44,7 @@ class TaskLosses:
         return cls(data, unrolled, errors)
 
     def of_batch(self, correction: BoundedCorrection, batch: Batch) -> Tensor:
-        """A batch's loss, in units of the base solver's; two terms add up with equal weight."""
+        """Compute the loss of a batch, in units of the base solver's; two terms have equal weight."""
         losses = [part.loss(correction, self.data.train.inputs) for part in batch.parts]
         terms = [torch.stack(losses).mean()] if losses else []
         if batch.run is not None:
@@ -52,9 +52,9 @@ class TaskLosses:
         return torch.stack(terms).sum()
 
     def held_out(self, correction: BoundedCorrection, loss: str) -> Tensor:
-        """Losses on held-out rows, one a step or a run; infinite where the largest error exceeds the base solver's.
+        """Compute losses on held-out rows, one for each step or run.
 
-        Such weights are not to be kept.
+        The loss is infinite if the largest error exceeds the base solver's, because such weights must not be kept.
         """
         share = self.errors.guarded_share(correction)
         if share.isinf():
@@ -62,12 +62,12 @@ class TaskLosses:
         valid = self.data.valid
         with torch.no_grad():
             if loss == "residual":
-                some = self.data.valid_targets[:: max(1, len(self.data.valid_targets) // _VALID_STEPS)]
-                return torch.stack([target.loss(correction, valid.inputs, slice(None)) for target in some])
+                targets = self.data.valid_targets[:: max(1, len(self.data.valid_targets) // _VALID_STEPS)]
+                return torch.stack([target.loss(correction, valid.inputs, slice(None)) for target in targets])
             return torch.stack(
                 [
                     share
-                    if (loss, run) == ("terminal", self.errors.guarded)  # solved already
+                    if (loss, run) == ("terminal", self.errors.guarded)  # computed above
                     else self.unrolled[loss].share(valid, slice(None), run, correction)
                     for run in _spread(self.data.plan.runs, _VALID_RUNS)
                 ]
@@ -75,35 +75,40 @@ class TaskLosses:
 
 
 class Objective(nn.Module):
-    """The training module: its parameters are the corrections' alone, its output is the loss.
+    """The training module: its parameters are those of the corrections, and its output is the loss.
 
     Parameters
     ----------
     corrections : sequence of BoundedCorrection
-        One a task; their nets may share weights.
+        One for each task. Their nets may share weights.
     losses : sequence of TaskLosses
+        One for each task.
     """
 
     def __init__(self, corrections: Sequence[BoundedCorrection], losses: Sequence[TaskLosses]):
         super().__init__()
         self.corrections = nn.ModuleList(corrections)
-        # In a tuple, the frozen fields stay out of parameters(), state_dict() and train().
+        # A tuple hides the frozen fields from parameters(), state_dict() and train().
         self._frozen: Any = (tuple(losses),)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The batch's loss."""
+        """Return the loss of a batch."""
         return self._frozen[0][batch.task].of_batch(self.corrections[batch.task], batch)
 
     def held_out_loss(self, loss: str) -> float:
-        """A geometric mean over steps, runs and tasks; 1 is the base solver. Infinite where one of them is."""
+        """Return the geometric mean of the losses over steps, runs and tasks; 1 is the base solver.
+
+        It is infinite if one of the losses is.
+        """
         losses = [
-            one.held_out(correction, loss) for correction, one in zip(self.corrections, self._frozen[0], strict=True)
+            task_losses.held_out(correction, loss)
+            for correction, task_losses in zip(self.corrections, self._frozen[0], strict=True)
         ]
-        every = torch.cat(losses)
-        return math.inf if every.isinf().any() else float((every + _TINY).log().mean().exp())
+        all_losses = torch.cat(losses)
+        return math.inf if all_losses.isinf().any() else float((all_losses + _TINY).log().mean().exp())
 
     def release(self) -> list[BoundedCorrection]:
-        """Let go of the training data, which must not travel with a fitted estimator; return the corrections."""
+        """Drop the training data, which must not be pickled with a fitted estimator; return the corrections."""
         self._frozen = None
         corrections: Any = self.corrections
         return [correction.eval().requires_grad_(False) for correction in corrections]
@@ -116,12 +121,12 @@ def train_corrections(
     settings: FitSettings,
     seed: int,
 ) -> LossNet:
-    """Train corrections, one a task, and return the net that did, its best weights in place.
+    """Train corrections, one for each task; return the net that trained them, with its best weights loaded.
 
-    The targets of the tasks are used up.
+    The targets of the tasks are emptied.
     """
     phases = settings.phases
-    losses = [TaskLosses.of(data, one, phases) for data, one in zip(tasks, errors, strict=True)]
+    losses = [TaskLosses.of(data, task_errors, phases) for data, task_errors in zip(tasks, errors, strict=True)]
     generator = own_generator(seed)
     batches = []
     for correction, data in zip(corrections, tasks, strict=True):
@@ -138,7 +143,7 @@ def train_corrections(
 
 
 def _build_net(objective: Objective, curriculum: Curriculum, settings: FitSettings) -> LossNet:
-    """A skorch net around the training module, not yet trained; its learning rate starts anew with every phase."""
+    """Make a net around the training module; its learning rate starts anew with every phase."""
     phases = settings.phases
     ends = [phase.last_epoch for phase in phases]
     best = BestWeights(_validation(phases[-1].loss))
@@ -151,12 +156,15 @@ def _build_net(objective: Objective, curriculum: Curriculum, settings: FitSettin
 
 
 def _validation(loss: str) -> Callable[[Objective], float]:
-    """What tells the best weights: the last phase's loss on held-out rows."""
+    """Return the function that the best weights minimise: the last phase's loss on held-out rows."""
     return lambda objective: objective.held_out_loss(loss)
 
 
 def _draws_nothing(correction: BoundedCorrection, settings: FitSettings) -> bool:
-    """Whether training is all ours, and so leaves torch's global generators alone: other fits may then train meanwhile."""
+    """Return whether all code of the training is known to draw nothing from torch's global generators.
+
+    Such a fit need not seed them, so that fits in other threads may train at the same time.
+    """
     ours = ("sklearn_hyper.", "torch.nn.modules.linear", "torch.nn.modules.conv", *_PLAIN_LAYERS)
     modules = [type(module) for module in correction.modules()]
     return (
@@ -173,6 +181,6 @@ def _state_loss(loss: str, neural_ode: NeuralODE) -> StateLoss:
 
 
 def _spread(options: Sequence[Run], at_most: int) -> list[Run]:
-    """Evenly spread ones, the first and the last among them."""
+    """Return at most ``at_most`` runs, evenly spread, with the first and the last among them."""
     chosen = np.linspace(0, len(options) - 1, min(len(options), at_most)).round().astype(int)
     return [options[i] for i in chosen]

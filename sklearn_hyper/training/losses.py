@@ -1,7 +1,7 @@
-"""Losses of a correction (paper, section 3.2), as differences of which a fit takes the mean norm.
+"""Losses of a correction (paper, section 3.2). State losses return differences, of which a fit takes the mean norm.
 
-Fits divide each by what the base solver leaves at the same step size: then 1 is the base solver, 0 is exact, large and
-small eps are both served, and terms of different kinds can be added.
+A fit divides each loss by the base solver's at the same step size. Then 1 is the base solver and 0 is exact, large and
+small eps weigh alike, and different losses can be added.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ..numerics.residuals import Residual
 from ..numerics.tensors import mean_norm
 
 StateLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Takes a hypersolver's states and the reference's, both (K + 1, batch, ...), and returns what should vanish, by row."""
+"""Takes a hypersolver's and the reference's states, both (K + 1, batch, ...); returns differences, by row."""
 
 
 def residual_loss(correction: nn.Module, residual: Residual, x: Tensor | None, unit: Tensor) -> Tensor:
     r"""Residual fitting: :math:`\ell = \|R - g\|_2`, averaged over samples, in units of ``unit``."""
     g = correction(residual.eps, residual.time(), residual.z, residual.stages, x, residual.kind)
-    # Divided first: R is of the size of span^-p-1, which is not to be squared.
+    # Divide before the norm: R scales with span^-(p + 1), whose square may overflow.
     return mean_norm((residual.target - g) / unit)
 
 
 def terminal_loss(states: Tensor, reference: Tensor) -> Tensor:
-    r""":math:`\|z(S) - z_K\|_2`, averaged over samples."""
+    r"""Terminal fitting: :math:`\|z(S) - z_K\|_2`, averaged over samples."""
     return reference[-1] - states[-1]
 
 
@@ -36,7 +36,7 @@ def trajectory_loss(states: Tensor, reference: Tensor) -> Tensor:
 
 
 def output_loss(output_map: Callable[[Tensor], Tensor]) -> StateLoss:
-    r""":math:`\|h_y(z(S)) - h_y(z_K)\|_2`: the terminal error that the output map lets through."""
+    r"""Output fitting: return the loss :math:`\|h_y(z(S)) - h_y(z_K)\|_2`, averaged over samples."""
 
     def loss(states: Tensor, reference: Tensor) -> Tensor:
         return output_map(reference[-1]) - output_map(states[-1])
@@ -45,7 +45,7 @@ def output_loss(output_map: Callable[[Tensor], Tensor]) -> StateLoss:
 
 
 class ScaledMSELoss(nn.Module):
-    """Mean squared error in units of the targets' variance, so that one learning rate fits any units of y."""
+    """Mean squared error in units of the targets' variance, so that one learning rate suits any units of y."""
 
     scale: Tensor
 

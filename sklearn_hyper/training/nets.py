@@ -1,4 +1,4 @@
-"""What our skorch nets share: they stop on divergence, remember an interruption and keep their best weights."""
+"""The skorch nets of all trainings: they stop on divergence, note an interruption and keep their best weights."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class TrainingDivergedError(RuntimeError):
 
 
 def draw_seed(random_state: Any) -> int:
-    """A seed from ``random_state``; with None from the operating system, leaving NumPy's global generator alone."""
+    """Draw a seed from ``random_state``; None draws it from the operating system, not from NumPy's global generator."""
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0]) % 2**31
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 class Divergence(Callback):
-    """Raises as soon as an epoch's loss is not finite."""
+    """Raises an error as soon as an epoch's loss is not finite."""
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         loss = net.history[-1, "train_loss"]
@@ -57,9 +57,9 @@ class BestWeights(Callback):
     Parameters
     ----------
     validate : callable, optional
-        ``validate(module)`` returns the loss to minimise, recorded as ``valid_loss``; a fit then ends with the best
-        weights, be they those it began with. Missing: the recorded ``valid_loss``, or ``train_loss`` where nothing is
-        held out, tells which epoch was best, and its weights replace the last only after a Ctrl-C.
+        ``validate(module)`` returns the loss to minimise, which is recorded as ``valid_loss``. A fit then always ends
+        with the best weights, which may be the initial ones. Without it, the best epoch is that of the lowest recorded
+        ``valid_loss``, or ``train_loss`` where nothing is held out. Its weights are then loaded only after Ctrl-C.
     """
 
     def __init__(self, validate: Callable[[Any], float] | None = None):
@@ -71,7 +71,7 @@ class BestWeights(Callback):
         self.scored_, self.n_finished_ = self.validate is None, 0
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        if not self.scored_:  # not sooner: a LoadInitState replaces the weights in on_train_begin
+        if not self.scored_:  # not earlier, since a LoadInitState loads weights in on_train_begin
             self._take(net, self._valid_loss(net))
             self.scored_ = True
 
@@ -88,15 +88,15 @@ class BestWeights(Callback):
         self.n_finished_ = len(net.history)
 
     def _valid_loss(self, net: NeuralNet) -> float:
-        net.module_.eval()  # skorch's next step sets it back
+        net.module_.eval()  # skorch's next step sets train mode again
         return self.validate(net.module_)  # type: ignore[misc]
 
     def _take(self, net: NeuralNet, loss: float) -> None:
-        weights = copy.deepcopy(net.module_.state_dict())  # first: a Ctrl-C may fall in between
+        weights = copy.deepcopy(net.module_.state_dict())  # copied first, so that a Ctrl-C never parts loss and weights
         self.best_loss_, self.best_weights_ = loss if math.isfinite(loss) else math.inf, weights
 
     def restore(self, net: NeuralNet) -> None:
-        """Load the best weights where they are due, and let go of what validating needed."""
+        """Load the best weights, with ``validate`` or after Ctrl-C, and drop the data that validating needed."""
         if self.validate is not None or net.interrupted_:
             net.module_.load_state_dict(self.best_weights_)
         self.best_weights_ = {}
@@ -105,7 +105,7 @@ class BestWeights(Callback):
 
 
 def best_loss(net: NeuralNet) -> float:
-    """The loss that the net's best weights were found by."""
+    """Return the loss of the net's best weights."""
     return float(dict(net.callbacks_)["best_weights"].best_loss_)
 
 
@@ -114,12 +114,12 @@ def _released(module: Any) -> float:
 
 
 class FreshPhases(Callback):
-    """Clears the optimizer's memory where a new phase begins: another loss has gradients of another size.
+    """Clears the optimizer's state where a new phase begins, since its loss has gradients of another size.
 
     Parameters
     ----------
     ends : sequence of int
-        Epoch at which each phase ends.
+        Last epoch of each phase.
     """
 
     def __init__(self, ends: Sequence[int]):
@@ -131,7 +131,7 @@ class FreshPhases(Callback):
 
 
 class EpochBar(Callback):
-    """One progress bar for the whole training, with the losses beside it."""
+    """Shows one progress bar for the whole training, with the current losses."""
 
     def __init__(self, description: str):
         self.description = description
@@ -147,25 +147,25 @@ class EpochBar(Callback):
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self.bar_.close()
-        del self.bar_  # a pickled bar cannot be loaded again
+        del self.bar_  # a pickled bar could not be loaded
 
 
 class TrainingNet(DeviceFree, NeuralNet):
-    """A NeuralNet that keeps its best epoch after a Ctrl-C, and draws from a generator of its own.
+    """A NeuralNet that keeps its best epoch after Ctrl-C and draws from its own generator.
 
-    Pickled our way: skorch's uses plain pickle for modules, which loses classes defined in a notebook.
+    It replaces skorch's pickling, which uses plain pickle for modules and so loses classes defined in a notebook.
     """
 
     interrupted_ = False
     learns_alone_ = False
-    """Whether it is known to learn from a batch of a single row."""
+    """Whether the net was found to learn from a batch of a single row."""
     generator_: torch.Generator | None = None
 
     def train(self, x: Any, y: Any, generator: torch.Generator) -> None:
-        """Train for ``max_epochs``, all batches drawn from ``generator``.
+        """Train for ``max_epochs``, with all batches drawn from ``generator``.
 
-        A Ctrl-C shows in ``interrupted_``; weights and history are then those of finished epochs. It is raised where
-        none has been finished.
+        Ctrl-C sets ``interrupted_`` and leaves the weights and history of finished epochs. It is raised if no epoch was
+        finished.
         """
         self.generator_ = generator
         try:
@@ -190,12 +190,12 @@ class TrainingNet(DeviceFree, NeuralNet):
             raise
 
     def _stopped_early(self) -> bool:
-        """Whether an EarlyStopping has run out of patience: it, too, raises KeyboardInterrupt."""
+        """Return whether an EarlyStopping has run out of patience, since it raises KeyboardInterrupt too."""
         stoppers = [callback for _, callback in self.callbacks_ if isinstance(callback, EarlyStopping)]
         return any(stopper.misses_ >= stopper.patience for stopper in stoppers)
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        """Batches of a dataset; a DataLoader without a generator would draw from torch's global one, shuffled or not."""
+        """Return batches of a dataset, with a generator: without one a DataLoader draws from torch's global one."""
         if not training:
             arguments = {"batch_size": self.batch_size} | self.get_params_for("iterator_valid")
             return self.iterator_valid(dataset, generator=torch.Generator(), **arguments)
@@ -215,22 +215,22 @@ class TrainingNet(DeviceFree, NeuralNet):
 
 
 class ClassifierNet(TrainingNet, NeuralNetClassifier):
-    """Predicts, too: callbacks may score it, in terms of encoded labels."""
+    """A net that predicts encoded labels, so that callbacks may score it."""
 
 
 class RegressorNet(TrainingNet, NeuralNetRegressor):
-    """Predicts, too: callbacks may score it."""
+    """A net that predicts targets, so that callbacks may score it."""
 
 
 class TensorRows(Dataset):
-    """Rows of a tensor, fetched a batch at a time: row by row, as skorch does, costs a small net much of its training."""
+    """Rows of a tensor, fetched a batch at a time: skorch's row by row takes a large share of a small net's time."""
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         return self.X[torch.as_tensor(indices, device=self.X.device)], torch.zeros(len(indices))
 
 
 def collated(batch: Any) -> Any:
-    """What :class:`TensorRows` gives is a batch already."""
+    """Return the batch unchanged, because :class:`TensorRows` already gives one."""
     return batch
 
 
@@ -245,16 +245,16 @@ class LossNet(TrainingNet):
 
 
 def cosine_schedule(n_batches: int, phase_ends: Sequence[int], peaks: Sequence[float]) -> LRScheduler:
-    """Cosine decay to zero within each phase, after a warm-up over its first twentieth.
+    """Make a cosine decay to zero within each phase, after a warm-up over the phase's first twentieth.
 
     Parameters
     ----------
     n_batches : int
-        Batches an epoch.
+        Number of batches in an epoch.
     phase_ends : sequence of int
-        Epoch at which each phase ends.
+        Last epoch of each phase.
     peaks : sequence of float
-        Highest learning rate of each phase as a share of ``lr``.
+        Highest learning rate of each phase, as a share of ``lr``.
     """
     ends = [n_batches * end for end in phase_ends]
     starts = [0, *ends[:-1]]
@@ -270,7 +270,7 @@ def cosine_schedule(n_batches: int, phase_ends: Sequence[int], peaks: Sequence[f
 
 
 class NetSettings(Protocol):
-    """What every training is told."""
+    """Settings that every training has."""
 
     @property
     def optimizer(self) -> Any: ...
@@ -300,21 +300,22 @@ def build_net(
     first: Sequence[tuple[str, Callback]] = (),
     **arguments: Any,
 ) -> Net:
-    """A skorch net around a module, initialized and not yet trained: the only place where one is made.
+    """Make an initialized skorch net around a module; all nets are made here.
 
     Parameters
     ----------
     kind : type
         Class of the net.
     best : BestWeights
+        Callback that keeps the best weights.
     description : str
-        Of the progress bar.
+        Text of the progress bar.
     schedule : LRScheduler or None
-        Of the learning rate; a schedule among the user's callbacks replaces it.
+        Schedule of the learning rate. One among the user's callbacks replaces it.
     first : sequence of (str, Callback)
         Callbacks that come before all others.
     **arguments
-        Of skorch's net.
+        Further arguments of skorch's net.
     """
     callbacks = assemble_callbacks(best, settings.callbacks, schedule, description, settings.verbose)
     defaults: dict[str, Any] = {"criterion": nn.Identity, "train_split": None}
@@ -342,7 +343,7 @@ TENSOR_ROWS: dict[str, Any] = {
 def assemble_callbacks(
     best: BestWeights, user: Any, schedule: LRScheduler | None, description: str, verbose: int
 ) -> list[tuple[str, Callback]]:
-    """Ours first, so that the user's see ``valid_loss``; a schedule of the user's replaces ours."""
+    """List our callbacks first, so that the user's see ``valid_loss``; a schedule of the user's replaces ours."""
     named = [entry if isinstance(entry, tuple) else (f"user_{i}", entry) for i, entry in enumerate(user or [])]
     callbacks: list[tuple[str, Callback]] = [("best_weights", best)]
     if schedule is not None and not any(isinstance(callback, LRScheduler) for callback in each_callback(user)):
@@ -359,5 +360,5 @@ def move_net(net: TrainingNet, device: torch.device) -> None:
     net.device = str(device)
     net.module_.to(device)
     net.criterion_.to(device)
-    # Loading casts the moments to their parameters' device.
+    # Loading moves the moments to the device of their parameters.
     net.optimizer_.load_state_dict(net.optimizer_.state_dict())

@@ -34,7 +34,7 @@ from .tasks import Task
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the training of a Neural ODE is told; names and meaning are those of ``NeuralODEClassifier``."""
+    """Settings of the training of a Neural ODE; ``NeuralODEClassifier`` documents them under the same names."""
 
     solver: Any
     n_steps: int
@@ -51,11 +51,11 @@ class TrainingSettings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From a mapping that holds these settings and others: parameters of an estimator."""
+        """Pick these settings from a mapping that also holds others, such as parameters of an estimator."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def solving(self, device: Any) -> SolveSettings:
-        """How to solve as training does."""
+        """Return settings of reference solves with the tolerances of the training."""
         return SolveSettings(rtol=self.rtol, atol=self.atol, device=str(device))
 
 
@@ -68,7 +68,7 @@ class TrainingForward(nn.Module):
         self.solve: Any = None
         if settings.solver != "dopri5":
             grid = uniform_grid(neural_ode.t_span, settings.n_steps)
-            # In a tuple: the same parameters must not be registered twice.
+            # A tuple hides it from nn.Module: its parameters must not be registered twice.
             self.solve = (HypersolvedODE(neural_ode, resolve_base_solver(settings.solver), None, grid),)
         self.settings = settings
 
@@ -79,7 +79,7 @@ class TrainingForward(nn.Module):
         return self.neural_ode(x, rtol=settings.rtol, atol=settings.atol, adjoint=settings.adjoint)
 
     def solve_ends(self, x: Tensor) -> None:
-        """Solve from all rows as training does, or raise an error that names those from which dopri5 cannot."""
+        """Solve from all rows as training does; the error names the rows that dopri5 cannot solve."""
         solve_ends(Task(self.neural_ode, x), self.settings.solving(x.device))
 
 
@@ -92,19 +92,19 @@ def build_ode_net(
     scheduled: bool,
     n_classes: int | None = None,
 ) -> TrainingNet:
-    """A skorch net around the module, not yet trained.
+    """Make a skorch net around the module, to be trained.
 
     Parameters
     ----------
     scheduled : bool
-        Whether the learning rate follows a cosine to zero over ``max_epochs`` (not so for partial_fit, which has no
-        end).
+        Whether the learning rate follows a cosine to zero over ``max_epochs``. False for partial_fit, which has no last
+        epoch.
     n_classes : int, optional
-        Of a classifier, whose net predicts encoded labels.
+        Number of classes of a classifier, whose net predicts encoded labels. None makes a regressor.
     """
     n_batches = len(Batches(n_rows, settings.batch_size))
     schedule = cosine_schedule(n_batches, [settings.max_epochs], [1.0]) if scheduled else None
-    # Classes are those of the encoded labels: a batch of partial_fit need not hold them all.
+    # Classes are given, because a batch of partial_fit need not hold all of the encoded labels.
     kind: type[TrainingNet]
     classes: Any
     kind, classes = (RegressorNet, {}) if n_classes is None else (ClassifierNet, {"classes": list(range(n_classes))})
@@ -121,9 +121,9 @@ def build_ode_net(
 def train_net(
     net: TrainingNet, x: Tensor, y: Tensor | None, generator: torch.Generator, epochs: int | None = None
 ) -> TrainingNet:
-    """Train for some epochs; a Ctrl-C shows in ``net.interrupted_``, and is raised where no epoch has been finished.
+    """Train for some epochs; after Ctrl-C set ``net.interrupted_``, or raise it if no epoch was finished.
 
-    Where dopri5 cannot solve the field as it was given, the error names rows of x.
+    If dopri5 cannot solve the field that was passed, the error names rows of x.
     """
     if epochs is not None:
         net.set_params(max_epochs=epochs)
@@ -132,7 +132,7 @@ def train_net(
         net.train(x, y, generator)
     except ReferenceSolveError as error:
         updated = any("train_loss" in batch for epoch in net.history for batch in epoch["batches"])
-        # By the weights it began with, since a row that was the field's to refuse may come after some updates.
+        # Solve again with the weights that training began with: was it the field that was passed, or the updates?
         net.module_.load_state_dict(before)
         _name_rows(net, x)
         if updated:
@@ -140,23 +140,21 @@ def train_net(
                 f"training diverged in epoch {len(net.history)}: dopri5 can no longer solve the field. Lower lr (now "
                 f"{net.lr:g}), clip gradients with a skorch GradientNormClipping callback, or scale the inputs."
             ) from error
-        raise ReferenceSolveError.of(error.what, (), len(x)) from error  # the rows that it knows are those of a batch
+        raise ReferenceSolveError.of(error.what, (), len(x)) from error  # its own rows are numbered within a batch
     except AssertionError as error:
         if not gave_up(error):
             raise
         raise TrainingDivergedError(
             f"training failed in epoch {len(net.history)}: the adjoint's solve back in time gave up ({error}). It "
-            "solves the "
-            "field again, so a field that changes from call to call in training (dropout, spectral_norm) has no "
-            "adjoint. Set "
-            "adjoint=False or a fixed-step solver, or lower lr."
+            "solves the field again, so a field that changes from call to call in training (dropout, spectral_norm) "
+            "has no adjoint. Set adjoint=False or a fixed-step solver, or lower lr."
         ) from error
     net.module_.eval()
     return net
 
 
 def _name_rows(net: TrainingNet, x: Tensor) -> None:
-    """Raise an error with the rows of x from which dopri5 cannot solve the field, where that is some of them."""
+    """Raise an error that names the rows of x that dopri5 cannot solve, if these are some but not all."""
     try:
         net.module_.eval().solve_ends(x)
     except ReferenceSolveError as error:

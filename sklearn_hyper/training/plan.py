@@ -1,4 +1,4 @@
-"""Which times a fit needs references at, and which steps it learns from."""
+"""Plan a fit: the times that it needs references at, and the steps that it learns from."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import numpy as np
 from ..numerics.methods import Method
 
 MAX_STEPS = 48
-"""Steps that a fit learns from."""
+"""Number of steps that a fit learns from."""
 _SLACK = 1e-9
 _SHARED_STEPS = 10
-"""Up to here the mesh holds every uniform grid, whatever is asked for."""
+"""The mesh holds every uniform grid up to this number of steps, whatever is asked for."""
 _IRREGULAR_TIMES = 16
 _GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
 @dataclass(frozen=True)
 class StepSizes:
-    """Which step sizes a fit covers, as shares of the span: [low, high], and the K that stand for them."""
+    """Step sizes that a fit covers, as shares of the span: all of [low, high], tested at some numbers of steps."""
 
     low: float
     high: float
@@ -32,7 +32,10 @@ class StepSizes:
 
     @classmethod
     def from_parameters(cls, n_steps: int, fit_n_steps: int | tuple[int, int] | None) -> StepSizes:
-        """None: around n_steps (half to one and a half steps); an int: exactly one; a pair: log-uniform between."""
+        """Translate ``fit_n_steps``: None covers sizes around n_steps, an int one size, a pair the sizes between.
+
+        Around ``n_steps`` means from 2/3 to 3/2 of its step size.
+        """
         if fit_n_steps is None:
             return cls(1 / (1.5 * n_steps), min(1.0, 1.5 / n_steps), (n_steps,))
         if isinstance(fit_n_steps, tuple):
@@ -42,10 +45,10 @@ class StepSizes:
         return cls(1 / fit_n_steps, 1 / fit_n_steps, (fit_n_steps,))
 
     def grids(self, method: Method) -> tuple[int, ...]:
-        """K of the uniform grids that the mesh of references has to hold.
+        """Return the K of the uniform grids that the mesh of references has to hold.
 
-        A multistep method takes a full step where its previous nodes are on the mesh. Where :func:`mesh_times` does not
-        hold all small grids, some more are needed, or the fitted range would be one of ``steps`` alone.
+        A multistep method takes a full step only where its previous nodes are on the mesh. If :func:`mesh_times` does
+        not hold all small grids, more grids are added; otherwise full steps would exist only at the sizes of ``steps``.
         """
         if not method.memory or max(self.steps) <= _SHARED_STEPS:
             return self.steps
@@ -56,7 +59,7 @@ class StepSizes:
 class PlannedStep(NamedTuple):
     """A step to learn from: mesh indices of its ends, and the method that takes it.
 
-    A multistep method takes it with its full order where the mesh holds the previous nodes, else as a start-up step.
+    A multistep method takes it as a full step if the mesh holds the previous nodes, otherwise as a start-up step.
     """
 
     start: int
@@ -64,21 +67,21 @@ class PlannedStep(NamedTuple):
     method: Method
 
     def past(self, times: Sequence[float]) -> list[int]:
-        """Mesh indices of the nodes that a solve has come by before, oldest first, as far as the method remembers."""
-        if self.method.n_steps is not None:  # it takes the steps of its own mesh alone, which this mesh is
+        """Return the mesh indices of the previous nodes that the method remembers, oldest first."""
+        if self.method.n_steps is not None:  # this mesh is the method's own, and it remembers all nodes
             return list(range(self.start))
         return past_nodes(times, self.start, self.end, self.method.memory)
 
 
 class Run(NamedTuple):
-    """A way through the span: a method in K steps."""
+    """A solve of the whole span: a method in K steps."""
 
     method: Method
     n_steps: int
 
 
 def mesh_indices(times: Sequence[float], wanted: Sequence[float] | np.ndarray) -> list[int]:
-    """Where the mesh holds these times, to rounding and whatever their units; empty where it lacks one."""
+    """Return the mesh indices of these times, up to rounding; an empty list if the mesh lacks one."""
     mesh, wanted = np.asarray(times), np.asarray(wanted)
     nearest = np.abs(mesh[:, None] - wanted).argmin(axis=0)
     off = np.abs(mesh[nearest] - wanted)
@@ -86,14 +89,14 @@ def mesh_indices(times: Sequence[float], wanted: Sequence[float] | np.ndarray) -
 
 
 def _slack(times: np.ndarray) -> float:
-    """By how much of the span times may differ by rounding: more, the farther from zero it lies."""
+    """Return the share of the span by which rounding may change a time: more for a span far from zero."""
     return float(_SLACK + 16 * np.finfo(float).eps * np.abs(times).max() / abs(times[-1] - times[0]))
 
 
 def past_nodes(times: Sequence[float], start: int, end: int, n_past: int) -> list[int]:
-    """Mesh indices of the ``n_past`` nodes that equal steps would have come by, oldest first; none where one is missing.
+    """Return the mesh indices of the ``n_past`` nodes before a step, at equal distances and oldest first.
 
-    None is missing but to start-up steps: the previous nodes of these would lie before the span.
+    The list is empty if the mesh lacks one of them. The step is then a start-up step.
     """
     mesh = np.asarray(times)
     return mesh_indices(times, mesh[start] - (mesh[end] - mesh[start]) * np.arange(n_past, 0, -1))
@@ -102,10 +105,10 @@ def past_nodes(times: Sequence[float], start: int, end: int, n_past: int) -> lis
 def choose_steps(
     times: Sequence[float], sizes: StepSizes, n_steps: int, rng: np.random.Generator, n_past: int = 0
 ) -> list[tuple[int, int]]:
-    """Pairs (i, j) of mesh indices whose distance lies in the fitted range, spread evenly over log eps.
+    """Choose pairs (i, j) of mesh indices whose distance lies in the fitted range, spread evenly over log eps.
 
-    For a method with ``n_past`` start-up steps these are, first, up to a third: its start-up steps, the first
-    ``n_past`` of a solve; then steps whose previous nodes lie on the mesh.
+    For a method with ``n_past`` start-up steps, up to a third are start-up steps: the first ``n_past`` of a solve. The
+    others are full steps, whose previous nodes lie on the mesh.
     """
     slack = _slack(np.asarray(times))
     mesh = (np.asarray(times) - times[0]) / (times[-1] - times[0])
@@ -133,11 +136,12 @@ def _spread_sizes(
 ) -> list[tuple[int, int]]:
     if len(i) <= n_steps:
         return list(zip(i.tolist(), j.tolist(), strict=True))
-    # One step of each slice of log eps; slices that the mesh leaves empty take their nearest.
+    # One step for each slice of log eps. A slice without a step takes the nearest one; the random term varies the
+    # choice.
     edges = np.linspace(math.log(sizes.low), math.log(sizes.high), n_steps)
     distance = np.abs(np.log(share)[None, :] - edges[:, None]) + rng.uniform(0, 0.15, (n_steps, len(share)))
     chosen = np.unique(distance.argmin(axis=1))
-    # Steps from the start are the ones every solve takes.
+    # Add steps from the start of the span, which every solve takes.
     first = np.flatnonzero(i == 0)
     chosen = np.union1d(chosen, first[np.linspace(0, len(first) - 1, min(len(first), n_steps // 4 + 1)).astype(int)])
     return [(int(i[k]), int(j[k])) for k in chosen]
@@ -146,11 +150,11 @@ def _spread_sizes(
 def deal_methods(
     pairs: Sequence[tuple[int, int]], family: Sequence[Method], n_steps: int, rng: np.random.Generator
 ) -> list[PlannedStep]:
-    """Steps of a family of methods: each pair with all of them, or with as many as ``n_steps`` in all allow."""
+    """Assign methods of a family to pairs: each pair gets all of them, or as many as ``n_steps`` in all allow."""
     if len(family) == 1:
         return [PlannedStep(*pair, family[0]) for pair in pairs]
     n_each = min(len(family), max(1, n_steps // len(pairs)))
-    # From shuffled copies of the family: all methods come equally often, and with steps of all sizes.
+    # Deal from shuffled copies of the family, so that all methods come equally often, with steps of all sizes.
     n_copies = -(-n_each * len(pairs) // len(family))
     dealt = iter(np.concatenate([rng.permutation(len(family)) for _ in range(n_copies)]))
     return [PlannedStep(*pair, family[next(dealt)]) for pair in pairs for _ in range(n_each)]
@@ -158,16 +162,16 @@ def deal_methods(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a fit does on one span of time.
+    """What a fit does on the span of one task.
 
     Parameters
     ----------
     times : tuple of float
-        The mesh that references are needed on.
+        The mesh: times that references are needed at.
     steps : list of PlannedStep
-        Steps along it to learn from.
+        Steps along the mesh to learn residuals from.
     runs : list of Run
-        Ways through the span to train through, and to measure errors on.
+        Whole solves to train through and to measure errors on.
     """
 
     times: tuple[float, ...]
@@ -178,10 +182,10 @@ class Plan:
 def make_plan(
     family: Sequence[Method], t_span: tuple[float, float], n_steps: int, sizes: StepSizes, rng: np.random.Generator
 ) -> Plan:
-    """Plan the fit of a correction over a family of methods, the first of which will predict in ``n_steps``."""
+    """Plan the fit of a correction over a family of methods; the first is to predict in ``n_steps`` steps."""
     method = family[0]
     runs = [Run(member, k) for member in family for k in sizes.steps]
-    if method.n_steps is not None:  # made for one mesh, it takes no other steps
+    if method.n_steps is not None:  # it was made for one mesh and takes no other steps
         times = method.mesh(t_span, n_steps)
         pairs = list(pairwise(range(len(times))))
     else:
@@ -191,11 +195,11 @@ def make_plan(
 
 
 def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float, ...]:
-    """Times a fit needs: every uniform grid of ``steps``, and irregular times between.
+    """Return the times that a fit needs: every uniform grid of ``steps``, and irregular times between.
 
-    Up to ten steps the mesh is the Farey sequence F_10 (all k / K with K <= 10: 33 times), whatever K is asked for, so
-    that a grid search over ``n_steps`` shares one cached solve, whatever its random_state. The irregular times (one in
-    each sixteenth, at offsets of the golden ratio) make the set of step sizes all but continuous.
+    Up to ten steps, the uniform grids are those of all K <= 10: 33 times, the Farey sequence F_10. They are the same
+    whatever K and random_state are, so a grid search over ``n_steps`` shares one cached solve. The irregular times make
+    the set of step sizes almost continuous: one in each sixteenth of the span, at offsets of the golden ratio.
     """
     ks = range(1, _SHARED_STEPS + 1) if max(steps) <= _SHARED_STEPS else [1, *steps]
     fractions = {Fraction(k, n) for n in ks for k in range(n + 1)}

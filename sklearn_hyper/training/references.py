@@ -1,4 +1,4 @@
-"""Reference solutions for a whole data set: chunked, parallel, cached, with a progress bar."""
+"""Reference solutions of a whole data set: in chunks, in parallel, cached, with a progress bar."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ from .tasks import Task
 _CHUNK_ELEMENTS = 2**17
 _PROBED_ROWS = 16
 FAILED_ROWS = 64
-"""So many rows without one that can be solved are the field's fault."""
+"""If this many rows fail and none can be solved, the field is at fault and the others are not tried."""
 
 
 def chunk_rows(state_numel: int) -> int:
-    """Rows a solve: a function of the state's size alone, so that a result does not depend on n_jobs or batch_size."""
+    """Return the rows in a solve. They depend on the state's size alone, so n_jobs and batch_size change no result."""
     return min(8192, max(32, _CHUNK_ELEMENTS // state_numel))
 
 
 def digest(neural_ode: NeuralODE, x: Tensor | None = None, condition: Mapping[str, Any] | None = None) -> str:
-    """Fingerprint of what a Neural ODE computes: not its address or device.
+    """Return a fingerprint of what a Neural ODE computes, independent of its address and device.
 
-    It holds the weights and attributes, the code of what is called, by whatever name, with the constants that it reads,
-    and values: f and the input map on a few rows of x (where it is given), for what no reading of code finds.
+    It covers weights, attributes, and the code of all that is called, with the constants that the code reads. Given x,
+    it also covers values of f and the input map on a few rows, for whatever reading code cannot find.
     """
-    # Once there and back: equal strings that are one object before pickling may be two after, which changes the bytes.
+    # Pickle, unpickle and pickle again. Equal strings that are one object may become two, which changes the bytes.
     packed = pack(unpack(pack(neural_ode)))
     values = [] if x is None else _probe(neural_ode, x, condition)
     return str(joblib.hash((packed, describe_code(neural_ode.parts), values)))
 
 
 def _probe(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None) -> list[np.ndarray]:
-    """States and values of f at a few rows and times, computed on the CPU and row by row, which rounds alike everywhere."""
+    """Compute states and values of f at a few rows and times: row by row on the CPU, to round alike everywhere."""
     probed = copy.deepcopy(neural_ode).cpu()
     start, end = probed.t_span
     values = []
     with torch.no_grad():
         for row in torch.linspace(0, len(x) - 1, min(len(x), _PROBED_ROWS)).long().tolist():
-            one = x[row : row + 1].clone()
-            z = probed.input_map(one)
-            inputs = probed.inputs(one, FieldInputs(condition=condition or {}).rows(slice(row, row + 1)).condition)
+            x_row = x[row : row + 1].clone()
+            z = probed.input_map(x_row)
+            inputs = probed.inputs(x_row, FieldInputs(condition=condition or {}).rows(slice(row, row + 1)).condition)
             for share, scale in ((0.0, 1.0), (0.37, -0.5), (1.0, 2.0)):
                 t = time_tensor(start + share * (end - start), z, probed.t_span)
                 try:
                     value = probed.vector_field(t, scale * z, *inputs.arguments, **inputs.condition)
                     values.append(value.detach().numpy().copy())
-                except Exception as error:  # a field may refuse states that no solve comes by
+                except Exception as error:  # a field may refuse states that no solve reaches
                     values.append(np.array(type(error).__name__))
             values.append(z.detach().numpy())
     return values
@@ -76,21 +76,23 @@ def solve_rows(
     atol: float | None,
     condition: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, str]:
-    """Reference states of one batch, nan for rows that cannot be solved, and what failed there; no gradients.
+    """Solve the references of one batch without gradients; return the states and what failed, if anything.
+
+    States are nan for rows that cannot be solved.
 
     Raises
     ------
     ReferenceSolveError
-        If none can be solved.
+        If none of the rows can be solved.
     """
     with torch.no_grad():
         z0, inputs = neural_ode.input_map(x), neural_ode.inputs(x, condition)
         absolute = neural_ode.tolerance(atol, rtol, z0)
 
         def solve(rows: Tensor, limit: int) -> Tensor:
-            own = slice(None) if len(rows) == len(x) else rows.to(x.device)
+            index = slice(None) if len(rows) == len(x) else rows.to(x.device)
             return neural_ode.reference(
-                z0[own], inputs.rows(own), times, rtol=rtol, atol=absolute, max_evaluations=limit
+                z0[index], inputs.rows(index), times, rtol=rtol, atol=absolute, max_evaluations=limit
             )
 
         return solve_by_row(solve, len(x))
@@ -105,7 +107,7 @@ def _solve_chunk(
     atol: float | None,
     device: str,
 ) -> tuple[np.ndarray, str]:
-    # A worker gets the module on the CPU, whatever its device here.
+    # In a worker, the module arrives on the CPU, whatever its device was.
     neural_ode, x = neural_ode.to(device), x.to(device)
     condition = FieldInputs(condition=condition).each(lambda tensor: tensor.to(device)).condition
     try:
@@ -134,7 +136,7 @@ def _solve_chunks(
         z0 = neural_ode.input_map(rows[:1].to(device))
     size = chunk_rows(z0.numel())
     chunks = [slice(i, i + size) for i in range(0, len(x), size)]
-    # return_as: results are written in order as they come, and the bar moves with them.
+    # A generator gives results as they come, so that the bar moves and none are held twice.
     jobs = Parallel(n_jobs=n_jobs, return_as="generator")(
         delayed(_solve_chunk)(neural_ode, rows[chunk], given.rows(chunk).condition, times, rtol, atol, device)
         for chunk in chunks
@@ -155,7 +157,7 @@ def _solve_chunks(
 
 
 def lost_rows(states: np.ndarray | Tensor) -> list[int]:
-    """Rows of reference states (T, n, ...) that dopri5 could not solve: those of nan."""
+    """Return the rows of reference states (T, n, ...) that dopri5 could not solve, which are nan."""
     ends = torch.as_tensor(states[-1]).flatten(1) if states[-1].ndim > 1 else torch.as_tensor(states[-1])[:, None]
     return ends.isnan().any(dim=1).nonzero()[:, 0].tolist()
 
@@ -170,7 +172,7 @@ def solve_references(
     double: bool = False,
     keep_lost: bool = False,
 ) -> Tensor:
-    """Dopri5 states of every row of a task at ``times``, in shape (T, n, ...), on the CPU.
+    """Solve every row of a task by dopri5; return the states at ``times``, of shape (T, n, ...), on the CPU.
 
     Parameters
     ----------
@@ -178,20 +180,20 @@ def solve_references(
     times : sequence of float
         Strictly monotone.
     settings : SolveSettings
-        With ``memory``, solves are cached: keyed on the weights, the rows, the times, the tolerances and the size that
-        atol=None stands for. With ``n_jobs``, chunks of rows are solved in parallel by joblib.
+        With ``memory``, solves are cached by weights, rows, times, tolerances and the size that atol=None stands for.
+        With ``n_jobs``, joblib solves chunks of rows in parallel.
     rtol, atol : float, optional
-        In place of the settings' tolerances. Missing: those; an atol of None there is ``rtol`` times the size of the
-        states.
+        Tolerances to use instead of the settings', which are the default. An atol of None beside an rtol stands for
+        ``rtol`` times the size of the states.
     double : bool
         Solve in float64 whatever the module's dtype.
     keep_lost : bool
-        Return nan for rows that cannot be solved, where that is not all of them.
+        Return nan for rows that cannot be solved, instead of raising. If no row can be solved, it still raises.
 
     Raises
     ------
     ReferenceSolveError
-        If rows cannot be solved; its ``rows`` are all of those.
+        If some rows cannot be solved. Its ``rows`` are all of them.
     """
     if rtol is None:
         rtol, atol = settings.rtol, settings.atol
@@ -207,19 +209,19 @@ def solve_references(
         key, task.neural_ode, rows, task.condition, mesh, float(rtol), absolute,
         str(settings.device), settings.n_jobs, settings.verbose > 0,
     )  # fmt: skip
-    # What failed is cached with the states: a solve from the cache is refused as well.
+    # What failed is cached with the states, so that a cached solve is refused as well.
     if failed and not keep_lost:
         raise ReferenceSolveError.of(failed, lost_rows(states), len(rows))
     return torch.from_numpy(states)
 
 
 def _key(task: Task) -> str:
-    """What a solve depends on beside the rows of x, which joblib hashes itself."""
-    own = digest(task.neural_ode, task.x, task.condition)
+    """Return a key for all that a solve depends on, except for the rows of x, which joblib hashes itself."""
+    fingerprint = digest(task.neural_ode, task.x, task.condition)
     condition = f" {joblib.hash(pack(dict(task.condition)))}" if task.condition else ""
-    return f"{own} {task.neural_ode.state_size}{condition}"
+    return f"{fingerprint} {task.neural_ode.state_size}{condition}"
 
 
 def solve_ends(task: Task, settings: SolveSettings) -> Tensor:
-    """Reference states of all rows at both ends of the span, in shape (2, n, ...)."""
+    """Solve references at both ends of the span only; return states of shape (2, n, ...)."""
     return solve_references(task, task.neural_ode.t_span, settings)

@@ -1,4 +1,4 @@
-"""What a fit of a correction is told."""
+"""Settings of a fit of a correction."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _FINETUNE_SHARE, FINETUNE_LR = 0.6, 0.5
 
 
 class Phase(NamedTuple):
-    """A part of a training, with one loss."""
+    """A part of a training, with one loss, up to and including an epoch."""
 
     last_epoch: int
     loss: str
 
     def includes(self, loss: str) -> bool:
-        """Whether a loss ("residual", "trajectory", ...) is a term of this phase's."""
+        """Return whether a loss ("residual", "trajectory", ...) is a term of this phase's loss."""
         return loss in self.loss
 
 
 @dataclass(frozen=True)
 class SolveSettings:
-    """How references are solved; names and meaning are those of ``HypersolverRegressor``."""
+    """Settings of reference solves; ``HypersolverRegressor`` documents them under the same names."""
 
     rtol: float = DEFAULT_TOLERANCE
     atol: float | None = None
@@ -40,13 +40,13 @@ class SolveSettings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From a mapping that holds these settings and others: parameters of an estimator."""
+        """Pick these settings from a mapping that also holds others, such as parameters of an estimator."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 @dataclass(frozen=True)
 class FitSettings(SolveSettings):
-    """All that a fit of a correction is told; names, defaults and meaning are those of ``HypersolverRegressor``."""
+    """Settings of a fit of a correction; ``HypersolverRegressor`` documents them under the same names."""
 
     base_solver: Any = "auto"
     order: int | None = None
@@ -66,28 +66,28 @@ class FitSettings(SolveSettings):
 
     @property
     def phases(self) -> list[Phase]:
-        """The parts of the training, which split ``max_epochs``."""
+        """The phases of the training, which split ``max_epochs``."""
         if self.finetune is None or self.max_epochs == 1:
             return [Phase(self.max_epochs, self.loss)]
         first = min(self.max_epochs - 1, max(1, round((1 - _FINETUNE_SHARE) * self.max_epochs)))
         return [Phase(first, self.loss), Phase(self.max_epochs, self.finetune)]
 
     def over(self, method: Method) -> FitSettings:
-        """These settings as they are over a method."""
+        """Return these settings adapted to a method: one that leaves the trajectory is not trained on residuals."""
         if method.follows_trajectory or self.finetune is None or self.loss != "residual":
             return self
-        # States between may have left the trajectory, which residuals would force them back to.
+        # Its states between the ends may leave the trajectory; residuals would force them back to it.
         return replace(self, loss=self.finetune, finetune=None, lr=FINETUNE_LR * self.lr)
 
     def trains_on(self, loss: str) -> bool:
-        """Whether some phase trains on that loss ("residual", "trajectory", "output")."""
+        """Return whether some phase trains on a loss ("residual", "trajectory", "output")."""
         return any(phase.includes(loss) for phase in self.phases)
 
     def needs_mesh(self, method: Method) -> bool:
-        """Whether references of all rows are needed at all times; else their ends will do.
+        """Return whether all rows need references on the whole mesh, and not only at the ends of the span.
 
-        Methods that take any mesh share one, and its cached solve, with all candidates of a search, whatever their
-        losses.
+        Methods that take any mesh always use the whole one, whatever their losses. Candidates of a search then share
+        its cached solve.
         """
         settings = self.over(method)
         return method.n_steps is None or settings.trains_on("residual") or settings.trains_on("trajectory")

@@ -1,4 +1,4 @@
-"""What a skorch net makes of its module's output: its conventions, taken over so that predictions are the net's own."""
+"""What a skorch net does to its module's output, reproduced here so that predictions equal the net's own."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ..modules.serialization import DeviceFreeModule
 
 
 def is_net(estimator: Any) -> bool:
-    """Whether an estimator is a skorch net."""
+    """Return whether an estimator is a skorch net."""
     return isinstance(estimator, NeuralNet)
 
 
 def is_initialized(net: NeuralNet) -> bool:
-    """Whether a net has its module; a net whose weights were loaded is initialized, too, though never fitted."""
+    """Return whether a net has its module. A net with loaded weights has one, though it was never fitted."""
     return bool(net.initialized_)
 
 
 def net_module(net: NeuralNet) -> nn.Module | None:
-    """The module of an initialized net, as it was before ``compile=True`` wrapped it."""
+    """Return the module of an initialized net, without the wrapper of ``compile=True``."""
     module = vars(net).get("module_")
     return getattr(module, "_orig_mod", module)
 
 
 def predicts_labels(net: NeuralNet) -> bool:
-    """Whether ``net.predict`` gives labels: of any other net it gives what ``predict_proba`` does."""
+    """Return whether ``net.predict`` gives labels; that of other nets gives the same as ``predict_proba``."""
     return isinstance(net, (NeuralNetClassifier, NeuralNetBinaryClassifier))
 
 
 class NetHead(DeviceFreeModule):
-    """From the module's output to the net's probabilities (``predict_proba``), and from these to its labels.
+    """Turns the module's output into the net's probabilities (``predict_proba``), and these into its labels.
 
     The criterion says what the output means: logits for CrossEntropyLoss and BCEWithLogitsLoss, probabilities for
-    NLLLoss and BCELoss; ``predict_nonlinearity`` may say otherwise.
+    NLLLoss and BCELoss. ``predict_nonlinearity`` may override that.
     """
 
     def __init__(self, net: NeuralNet):
@@ -50,18 +50,18 @@ class NetHead(DeviceFreeModule):
         self.threshold = float(net.threshold) if binary else None
 
     def forward(self, output: Tensor) -> Tensor:
-        """The net's ``predict_proba`` of its module's output."""
+        """Return the net's ``predict_proba`` from its module's output."""
         return self.nonlinearity(output.reshape(-1) if self.flat else output)
 
     def indices(self, probabilities: np.ndarray) -> np.ndarray:
-        """The net's ``predict`` of its probabilities."""
+        """Return the net's ``predict`` from its probabilities, as indices."""
         if self.threshold is None:
             return probabilities.argmax(axis=1)
         return (probabilities[:, 1] > self.threshold).astype(np.int64)
 
 
 class NetOutput(DeviceFreeModule):
-    """An output map, and then what the net's ``predict`` does to its module's output."""
+    """An output map, followed by what the net's ``predict`` does to its module's output."""
 
     def __init__(self, output_map: Callable[[Tensor], Tensor], net: NeuralNet):
         super().__init__()
@@ -69,7 +69,7 @@ class NetOutput(DeviceFreeModule):
         self.nonlinearity = _nonlinearity(net)
 
     def forward(self, z: Tensor) -> Tensor:
-        """What the net predicts from the terminal state."""
+        """Return what the net predicts from the terminal state."""
         return self.nonlinearity(self.output_map(z))
 
 
@@ -79,14 +79,14 @@ def _nonlinearity(net: NeuralNet) -> Callable[[Tensor], Tensor]:
 
 
 def predictions(model: Any, name: str, rows: np.ndarray) -> np.ndarray:
-    """What ``model.predict``, say, gives; rows have lost their names, which is of no matter here."""
+    """Call a method of a model, such as ``predict``; do not warn that the rows have no feature names."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="X does not have valid feature names", category=UserWarning)
         return np.asarray(getattr(model, name)(rows))
 
 
 def net_labels(net: NeuralNet, rows: np.ndarray, indices: np.ndarray, n_classes: int) -> np.ndarray:
-    """The labels that ``net.predict`` gives: indices of outputs, or ``classes_`` where a predict of its own looks them up."""
+    """Return the labels that ``net.predict`` gives: indices of outputs, or ``classes_`` if it looks them up there."""
     numbers = np.arange(n_classes)
     if type(net).predict in (NeuralNetClassifier.predict, NeuralNetBinaryClassifier.predict):
         return numbers
@@ -98,12 +98,12 @@ def net_labels(net: NeuralNet, rows: np.ndarray, indices: np.ndarray, n_classes:
 
 
 def check_predictions(model: Any, name: str, expected: Any, found: np.ndarray) -> None:
-    """Refuse a model with a method of its own that gives something else than what is taken over of it.
+    """Refuse a model that overrides a method, such as ``predict``, so that the hypersolver would not follow it.
 
     Raises
     ------
     TypeError
-        If what the model gives and what would be given in its place differ.
+        If the model's values differ from those that the hypersolver would give.
     """
     expected = np.asarray(expected)
     differ = _differ(expected, found)
@@ -113,17 +113,15 @@ def check_predictions(model: Any, name: str, expected: Any, found: np.ndarray) -
     module = "net.module_" if is_net(model) else "model.neural_ode_"
     raise TypeError(
         f"neural_ode is a {type(model).__name__} whose {name} gives {_shown(expected, row)} for row {row}, where its "
-        "module, and "
-        f"what a net's criterion and predict_nonlinearity make of outputs, give {_shown(found, row)}: it has a {name} "
-        "of its own "
-        "(or infer), which cannot be taken over. Pass predict_nonlinearity= to a net instead, or its module alone, "
-        "neural_ode="
-        f"{module} (to a HypersolverClassifier with classes=[...]), and do the rest to the outputs yourself."
+        f"module, and what a net's criterion and predict_nonlinearity make of outputs, give {_shown(found, row)}: it "
+        f"has a {name} of its own (or infer), which cannot be taken over. Pass predict_nonlinearity= to a net instead, "
+        f"or its module alone, neural_ode={module} (to a HypersolverClassifier with classes=[...]), and do the rest to "
+        "the outputs yourself."
     )
 
 
 def _differ(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Which rows differ by more than rounding and the reference's tolerance."""
+    """Return which rows differ by more than rounding and the reference's tolerance."""
     if expected.shape != found.shape:
         return np.ones(1, dtype=bool)
     if expected.dtype.kind in "fiub":

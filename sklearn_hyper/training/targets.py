@@ -1,4 +1,4 @@
-"""From reference states to what a fit learns from: residuals of planned steps, in units of the base solver's error."""
+"""Make targets from reference states: residuals of planned steps, in units of the base solver's error."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .tasks import Task
 
 _ROWS_AT_ONCE = 2048
 _MEMORY_BUDGET = 3 * 2**28
-"""Bytes that a training set may take at its largest; with what comes and goes in solves and batches, about one GiB."""
+"""Bytes that a training set may take at its peak. Together with the memory of solves and batches: about one GiB."""
 _SCALE_ROWS, _SCALE_SHARE = 256, 0.2
-"""Rows whose residuals tell the units of a correction that is not trained on residuals, and their share of the memory."""
+"""If no phase trains on residuals: rows whose residuals give the correction's units, and their share of memory."""
 
 
 # ---------------------------------------------------------------------- targets of a batch
@@ -38,7 +38,7 @@ _SCALE_ROWS, _SCALE_SHARE = 256, 0.2
 class Target:
     """A step's residual for all rows, and its unit: the mean norm of R, which is the base solver's loss.
 
-    The unit is shaped as that of the states is, which it is a multiple of.
+    The unit is a multiple of the states' unit, and has its shape.
     """
 
     residual: Residual
@@ -46,21 +46,21 @@ class Target:
 
     @classmethod
     def of(cls, residual: Residual, unit: Tensor) -> Target:
-        """The target of some rows, for states of that unit."""
+        """Make the target of a residual, for states of the given unit."""
         return cls(residual, unit * (mean_size(residual.target, unit) or 1.0))
 
     def loss(self, correction: BoundedCorrection, inputs: FieldInputs, rows: slice | Tensor) -> Tensor:
-        """Residual loss of some of its rows as a share of the base solver's."""
+        """Compute the residual loss of some rows, as a share of the base solver's."""
         return residual_loss(correction, self.residual.rows(rows), inputs.rows(rows).x, self.unit)
 
 
 class TargetStack:
-    """Targets of one kind of step, stacked, so that every row of a batch may take another step.
+    """Targets of one kind of step, stacked so that the rows of a batch may take different steps.
 
     Parameters
     ----------
     targets : list of Target
-        Emptied, so that targets and stack need not both be in memory.
+        Emptied, so that memory does not hold both the targets and the stack.
     """
 
     def __init__(self, targets: list[Target]):
@@ -75,12 +75,12 @@ class TargetStack:
         parts += map(list, zip(*(r.stages for r in residuals), strict=True))
         del residuals
         stacks = []
-        while parts:  # one at a time: its tensors are let go when they are stacked
+        while parts:  # pop, so that the tensors of each part are freed once stacked
             stacks.append(torch.stack(parts.pop(0)))
         self.target, self.z, *self.stages = stacks
 
     def loss(self, correction: BoundedCorrection, inputs: FieldInputs, rows: Tensor, steps: Tensor) -> Tensor:
-        """Residual loss of some rows, each in a step of its own, as a share of the base solver's in that step."""
+        """Compute the residual loss of rows, each at its own step, as a share of the base solver's at that step."""
         at, x = (steps, rows), inputs.rows(rows).x
         stages = [stage[at] for stage in self.stages]
         g = correction(self.eps[steps], self.s[steps], self.z[at], stages, x, self.kind)
@@ -88,12 +88,12 @@ class TargetStack:
 
 
 def stack_targets(targets: list[Target]) -> list[TargetStack]:
-    """A stack for every kind of step; empties ``targets``."""
+    """Make a stack for every kind of step, and empty ``targets``."""
     by_kind: dict[StepKind, list[Target]] = {}
     while targets:
         target = targets.pop(0)
         by_kind.setdefault(target.residual.kind, []).append(target)
-    return [TargetStack(some) for some in by_kind.values()]
+    return [TargetStack(group) for group in by_kind.values()]
 
 
 # ---------------------------------------------------------------------- residuals of a task
@@ -102,27 +102,27 @@ def task_residuals(
 ) -> Iterator[Residual]:
     """Yield residuals (eq. 6) of all rows for every planned step, computed in the dtype of ``states``.
 
-    What the method remembers is taken from the reference states on the previous nodes.
+    What the method remembers is computed from the reference states at the previous nodes.
     """
     for step in steps:
         nodes = [*step.past(times), step.start, step.end]
         grid = tuple(times[k] for k in nodes)
         residual = _last_residual(neural_ode, step.method, grid, states[nodes], inputs)
-        # A view of the reference states: one of states[nodes] would keep the past of every step in memory.
+        # A view of the reference states. A view of the copy states[nodes] would keep every step's past in memory.
         yield residual._replace(z=states[step.start])
 
 
 def _last_residual(
     neural_ode: NeuralODE, method: Method, grid: tuple[float, ...], states: Tensor, inputs: FieldInputs
 ) -> Residual:
-    """Residual of the last step of the grid; those before are the method's past."""
+    """Compute the residual of the last step of a grid; the steps before are the method's past."""
     parts = []
     for start in range(0, states.shape[1], _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        some = inputs.rows(rows)
+        part_inputs = inputs.rows(rows)
         (part,) = compute_residuals(
             neural_ode.vector_field, states[:, rows], grid, method,
-            x=some.x, condition=some.condition, n_past=len(grid) - 2, t_span=neural_ode.t_span,
+            x=part_inputs.x, condition=part_inputs.condition, n_past=len(grid) - 2, t_span=neural_ode.t_span,
         )  # fmt: skip
         parts.append(part)
     if len(parts) == 1:
@@ -133,14 +133,14 @@ def _last_residual(
 
 @dataclass(frozen=True)
 class TargetSource:
-    """What residual targets are made of: a Neural ODE, its reference states and inputs, all of one dtype."""
+    """What residuals are computed from: a Neural ODE, its reference states and its inputs, all of one dtype."""
 
     neural_ode: NeuralODE
     states: Tensor
     inputs: FieldInputs
 
     def rows(self, rows: Tensor) -> TargetSource:
-        """The same for some of the rows."""
+        """Return the source for some of the rows."""
         return TargetSource(self.neural_ode, self.states[:, rows], self.inputs.rows(rows))
 
     def residuals(self, times: Sequence[float], steps: Sequence[PlannedStep], dtype: torch.dtype) -> Iterator[Residual]:
@@ -152,19 +152,19 @@ class TargetSource:
 # ---------------------------------------------------------------------- sets of a task
 @dataclass
 class TaskSet:
-    """What a fit knows of one task, once its references are solved.
+    """What a fit learns from for one task, once its references are solved.
 
     Parameters
     ----------
     plan : Plan
     train, valid : References
-        Of the rows that are trained on, and of those that are held out.
+        References of the rows that are trained on, and of those that are held out.
     targets, valid_targets : list of Target
         Their residuals; empty where no phase trains on residuals.
     sample : ScaleSample
-        Residuals from which units and scales are taken.
+        Residuals that the correction's units and scales are taken from.
     source : TargetSource
-        What ``delta_`` is measured on, of held-out rows.
+        Held-out rows that ``delta_`` is measured on.
     """
 
     plan: Plan
@@ -176,24 +176,24 @@ class TaskSet:
     source: TargetSource
 
     def take_sample(self) -> ScaleSample:
-        """The sample, which is let go of: it need not stay in memory with what is trained on."""
+        """Return the sample and drop it here, so that it does not stay in memory during training."""
         sample, self.sample = self.sample, None
         assert sample is not None
         return sample
 
 
 def residual_set(task: Task, plan: Plan, held_out: Tensor, fitted: Tensor, settings: FitSettings) -> TaskSet:
-    """What a fit on residuals learns from: targets of all rows, solved for as tightly as they need."""
+    """Make the set of a fit on residuals: targets of all rows, from references as tight as they need."""
     states, source = solve_conditioned(task, plan, settings)
-    # One step at a time: the float64 residuals of all need not be alive together.
+    # The source yields one step at a time, so that only one step's float64 residuals are in memory.
     residuals = list(source.residuals(plan.times, plan.steps, states.dtype))
-    source = source.rows(held_out)  # the float64 states of all rows have done their work
+    source = source.rows(held_out)  # frees the float64 states of the other rows
     _check_residuals(residuals, plan.steps, settings)
     on_device = task.to(settings.device)
     unit = span_units(task.neural_ode, states)
     valid_targets = [Target.of(residual.rows(held_out), unit) for residual in residuals]
     valid = References(on_device.rows(held_out), plan.times, states[:, held_out], unit)
-    # Popped one by one, since a residual and its copy need not both stay in memory.
+    # Pop one by one, so that memory does not hold both the residuals and their copies.
     targets = [Target.of(residuals.pop(0).rows(fitted), unit) for _ in plan.steps]
     train = References(on_device.rows(fitted), plan.times, states[:, fitted], unit)
     sample = ScaleSample([target.residual for target in targets], train.inputs.x, task.neural_ode.t_span)
@@ -203,27 +203,27 @@ def residual_set(task: Task, plan: Plan, held_out: Tensor, fitted: Tensor, setti
 def state_set(
     task: Task, plan: Plan, held_out: Tensor, fitted: Tensor, settings: FitSettings, ends: Tensor | None
 ) -> TaskSet:
-    """What a fit through the solver alone learns from: residuals of a few rows tell the units, at the references' noise.
+    """Make the set of a fit through the solver alone, where residuals of a few rows give the correction's units.
 
-    With ``ends`` these are what all rows are fitted to, and only those few and the held-out ones are solved on the
-    mesh.
+    With ``ends``, all rows are fitted to these terminal states. Only the few rows and the held-out ones are then solved
+    on the mesh.
     """
     device, neural_ode = settings.device, task.neural_ode
-    few = torch.cat([held_out, fitted[: _n_scale_rows(task, plan, device)]])
+    mesh_rows = torch.cat([held_out, fitted[: _n_scale_rows(task, plan, device)]])
     if ends is None:
-        every = solve_references(task, plan.times, settings).to(device)
-        states, train_times, train_states = every[:, few], plan.times, every[:, fitted]
-        del every
+        all_states = solve_references(task, plan.times, settings).to(device)
+        states, train_times, train_states = all_states[:, mesh_rows], plan.times, all_states[:, fitted]
+        del all_states
     else:
-        with numbered_rows(few.tolist(), len(task)):
-            states = solve_references(task.rows(few.cpu()), plan.times, settings).to(device)
+        with numbered_rows(mesh_rows.tolist(), len(task)):
+            states = solve_references(task.rows(mesh_rows.cpu()), plan.times, settings).to(device)
         train_times, train_states = neural_ode.t_span, ends.to(device)[:, fitted]
     on_device, n_valid = task.to(device), len(held_out)
     unit = span_units(neural_ode, train_states)
-    # A copy, which does not keep the states that are for the scales alone.
+    # Cloned: a view would keep the states that only the scales need in memory.
     valid = References(on_device.rows(held_out), plan.times, states[:, :n_valid].clone(), unit)
     train = References(on_device.rows(fitted), train_times, train_states, unit)
-    rows = few[n_valid:]
+    rows = mesh_rows[n_valid:]
     inputs = on_device.rows(rows).inputs
     residuals = list(task_residuals(neural_ode, plan.times, states[:, n_valid:], inputs, plan.steps))
     with numbered_rows(rows.tolist(), len(task)):
@@ -247,18 +247,22 @@ def _check_residuals(residuals: Sequence[Residual], steps: Sequence[PlannedStep]
 
 
 def span_units(neural_ode: NeuralODE, states: Tensor) -> Tensor:
-    """Units of states from the start and the end of a span: their squares may leave the range of numbers, but not in these."""
-    if neural_ode.n_unitless and neural_ode.state_size is not None:  # 1 for a flow that scales its data
+    """Return the units of states, measured at both ends of the span.
+
+    Squares of states may overflow or underflow; in these units they do not.
+    """
+    if neural_ode.n_unitless and neural_ode.state_size is not None:  # a known size, such as 1 for a flow that scales
+        # its data
         return state_units(states.new_tensor([neural_ode.state_size]), neural_ode.n_unitless)
     return state_units(torch.cat([states[0], states[-1]]), neural_ode.n_unitless)
 
 
 # ---------------------------------------------------------------------- noise
 def solve_conditioned(task: Task, plan: Plan, settings: FitSettings) -> tuple[Tensor, TargetSource]:
-    """Solve references; return their states, and what residual targets are to be made of.
+    """Solve references; return their states, and the source that residuals are to be computed from.
 
-    Where the states' noise would drown the targets, these are made of tighter float64 states instead; the first states
-    stay what scores and solves are compared with.
+    Where the states' noise would dominate the residuals, the source holds tighter float64 states instead. Scores and
+    solves are still compared with the first states.
     """
     device, rtol, atol = settings.device, settings.rtol, settings.atol
     states = solve_references(task, plan.times, settings).to(device)
@@ -293,11 +297,11 @@ def solve_conditioned(task: Task, plan: Plan, settings: FitSettings) -> tuple[Te
 
 
 def _smallest_steps(plan: Plan) -> list[PlannedStep]:
-    """The smallest step of every sort: start-up steps have another order than the others, and so another noise."""
+    """Return the smallest step for each number of past nodes: start-up steps differ in order, and so in noise."""
     sorts: dict[int, list[PlannedStep]] = {}
     for step in plan.steps:
         sorts.setdefault(len(step.past(plan.times)), []).append(step)
-    return [min(some, key=lambda step: abs(plan.times[step.end] - plan.times[step.start])) for some in sorts.values()]
+    return [min(steps, key=lambda step: abs(plan.times[step.end] - plan.times[step.start])) for steps in sorts.values()]
 
 
 def _warn(message: str) -> None:
@@ -306,12 +310,12 @@ def _warn(message: str) -> None:
 
 # ---------------------------------------------------------------------- memory
 def max_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> int:
-    """Rows whose reference states, targets, and what is made of them on the way, stay under one GiB.
+    """Return how many rows fit in one GiB, with their reference states, targets and all intermediate tensors.
 
     Parameters
     ----------
     task, z : Task, Tensor
-        A few rows and their states, for their size.
+        A few rows and their states, of which only the sizes matter.
     """
     sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
     family = resolve_spec(settings.correction, z).method_family(method)
@@ -320,8 +324,8 @@ def max_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> in
     state, one_x = z[0].numel() * z.element_size(), task.x[0].numel() * task.x.element_size()
     double = 8 / z.element_size()
     if settings.over(method).trains_on("residual"):
-        # States beside float64 ones and the residuals made of these; then states, their shuffled copy and targets; last
-        # targets beside a stack of one sort of their tensors.
+        # Peaks: states beside float64 states and residuals; then states, their shuffled copy and targets; then targets
+        # beside a stack of one of their tensors.
         most = max(n_times * (1 + double) + 2 * block * double, 2 * n_times, n_times + n_steps)
         return max(2, int(_MEMORY_BUDGET / (state * (most + n_steps * block) + one_x * (2 + double))))
     n_all = n_times if settings.needs_mesh(method) else 2

@@ -1,4 +1,4 @@
-"""What a fit is about."""
+"""What a fit is given: a Neural ODE, and rows to fit on."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..numerics.protection import FieldInputs
 
 @dataclass(frozen=True)
 class Task:
-    """One frozen Neural ODE, and rows to fit on. It knows nothing of solvers.
+    """One frozen Neural ODE, and rows to fit on. It is independent of any solver.
 
     Parameters
     ----------
     neural_ode : NeuralODE
-        In eval mode, parameters frozen, on the device of the fit.
+        In eval mode, with frozen parameters, on the device of the fit.
     x : Tensor of shape (n, ...)
-        Inputs; the reference trajectories that start from them are what a correction learns from.
+        Inputs. A correction learns from the reference trajectories that start from them.
     condition : mapping of str to Tensor, optional
-        Keyword arguments of the field, one entry a row of x.
+        Keyword arguments of the field, with one entry for each row of x.
     """
 
     neural_ode: NeuralODE
@@ -35,11 +35,11 @@ class Task:
         return len(self.x)
 
     def rows(self, rows: Any) -> Task:
-        """The same for some of the rows."""
+        """Return the task for some of the rows."""
         return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Task:
-        """The same with its rows on another device, or its floating-point rows in another dtype."""
+        """Return the task with its rows on another device, or its floating-point rows in another dtype."""
         return self._each(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     def _each(self, change: Any) -> Task:
@@ -48,7 +48,7 @@ class Task:
 
     @property
     def inputs(self) -> FieldInputs:
-        """What the field takes beside t and z, by row."""
+        """The field's arguments beside t and z, for each row."""
         return self.neural_ode.inputs(self.x, self.condition)
 
     @property

@@ -1,6 +1,7 @@
 """What pickle and deepcopy refuse by themselves copies, pickles and computes the same."""
 
 import copy
+import threading
 import warnings
 
 import joblib
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from sklearn_hyper import NeuralODE
+from sklearn_hyper.modules.copies import PersistenceWarning, check_saveable, freeze, frozen_copy, trained_copies
 from sklearn_hyper.modules.serialization import copy_user_code, pack, unpack
 
 
@@ -174,3 +176,72 @@ def test_weights_of_inference_mode_are_copied_to_ones_that_train(z):
     copied = copy_user_code(made, "field")
     copied(z).sum().backward()
     assert copied.weight.grad is not None
+
+
+# ---------------------------------------------------------------------- of a Neural ODE and its parts
+class PlainTensor:
+    """A field that holds a tensor which requires gradients, and is no parameter of a module."""
+
+    def __init__(self):
+        self.weight = torch.ones(2, requires_grad=True)
+
+    def __call__(self, t, z):
+        return self.weight * z
+
+
+def test_a_frozen_copy_is_apart_in_eval_mode_and_trains_nothing(z):
+    field = Caching()
+    ode = NeuralODE(field, output_map=nn.Linear(2, 1)).train()
+    frozen = frozen_copy(ode)
+    assert torch.equal(frozen(z), ode(z)) and ode.training and all(p.requires_grad for p in ode.parameters())
+    assert not any(module.training for module in frozen.modules())
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert not {id(p) for p in frozen.parameters()} & {id(p) for p in ode.parameters()}
+
+
+def test_freezing_reaches_tensors_that_no_module_knows():
+    ode = NeuralODE(PlainTensor())
+    assert not frozen_copy(ode).vector_field.weight.requires_grad and ode.vector_field.weight.requires_grad
+    assert freeze(ode) is ode and not ode.vector_field.weight.requires_grad
+
+
+def test_copies_that_are_trained_share_what_the_parts_share():
+    shared = nn.Linear(2, 2)
+    field, lift = Around(shared), nn.Sequential(shared)
+    copied_field, copied_lift, nothing = trained_copies(field, lift, None)
+    assert copied_field.inner is copied_lift[0] and copied_field.inner is not shared and nothing is None
+
+
+def test_a_tensor_that_would_never_be_trained_is_refused():
+    with pytest.raises(TypeError, match=r"requires gradients and is no parameter .*weight.*nn.Parameter of a module"):
+        trained_copies(PlainTensor(), None, None)
+
+
+def test_functions_that_hold_modules_cannot_be_copied():
+    layer = nn.Linear(2, 2)
+    for copied in (lambda f: frozen_copy(NeuralODE(f)), lambda f: trained_copies(f, None, None)):
+        with pytest.raises(TypeError, match="vector_field is a function that calls the module layer, which fit could"):
+            copied(lambda t, z: layer(z))
+
+
+class Unsaveable:
+    """Holds what no pickle takes."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __call__(self, t, z):
+        return -z
+
+
+def test_what_cannot_be_saved_is_said_before_a_fit():
+    check_saveable(NeuralODE(Caching()))
+    ode = NeuralODE(Unsaveable())
+    with pytest.warns(
+        PersistenceWarning, match=r"cannot be pickled \(TypeError: .*lock.*can be neither saved nor sent"
+    ):
+        check_saveable(ode)
+    with pytest.raises(
+        ValueError, match="n_jobs=2 needs to pickle neural_ode, and the field or a map cannot be pickled"
+    ):
+        check_saveable(ode, needed_for="n_jobs=2")

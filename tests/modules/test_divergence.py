@@ -52,7 +52,7 @@ def augmented(z, n_zeros=1):
 
 
 def terminal_state(ode, x):
-    return reference_solution(ode.vector_field, ode.input_map(x), ode.t_span, x=ode.control(x), **TIGHT)[-1]
+    return reference_solution(ode.vector_field, ode.input_map(x), ode.t_span, x=ode.inputs(x).x, **TIGHT)[-1]
 
 
 # ---------------------------------------------------------------------- the dynamics

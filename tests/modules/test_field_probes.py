@@ -304,3 +304,46 @@ def test_what_data_control_does_not_mend_is_not_said_to_need_it(field, x):
 @pytest.mark.parametrize("field", [lambda s, y: -y, lambda t, x: -x, lambda *a: -a[1], torch.add, lambda a, b: a * b])
 def test_right_signatures_of_any_names_pass(field, x):
     assert torch.equal(check_neural_ode(NeuralODE(field), x), x)
+
+
+# ---------------------------------------------------------------------- conditions
+def test_a_field_that_writes_into_its_condition_works_on_a_copy(x):
+    ode, rate = NeuralODE(lambda t, z, rate: z * rate.mul_(2.0)), torch.full((8, 1), 0.25)
+    settle_parts(ode, x, {"rate": rate})
+    assert isinstance(ode.vector_field, CopyingPart)
+    assert torch.equal(ode.vector_field(torch.zeros(()), x, rate=rate), x * 0.5)
+    assert torch.equal(rate, torch.full((8, 1), 0.25))
+
+
+def test_a_clean_field_with_a_condition_stays_as_it_is(x):
+    """Only the first rows of many are probed, with their own conditions; names are the user's."""
+    many = x.repeat(4, 1)
+    condition = {"name": torch.arange(1.0, 33.0)[:, None], "neural_ode": 0.5, "part": 2}
+    field = lambda t, z, *, name, neural_ode, part: torch.sin(z) * neural_ode / name * part  # noqa: E731
+    ode = NeuralODE(field)
+    settle_parts(ode, many, condition)
+    assert ode.vector_field is field
+    check_start(ode, many, condition=condition)
+
+
+def test_rows_that_depend_on_the_conditions_of_others_are_refused(x):
+    ode = NeuralODE(lambda t, z, rate: z * rate.mean())
+    with pytest.raises(VectorFieldError, match="vector_field mixes the rows of a batch"):
+        settle_parts(ode, x, {"rate": torch.arange(8.0)[:, None]})
+
+
+def test_gradients_that_are_cut_are_told_with_a_condition(x):
+    condition = {"rate": torch.arange(1.0, 9.0)[:, None]}
+    with pytest.warns(GradientWarning, match="a difference quotient away from it"):
+        settle_parts(NeuralODE(lambda t, z, rate: rate * torch.sin(z.detach())), x, condition)
+    settle_parts(NeuralODE(lambda t, z, rate: rate * torch.sin(z)), x, condition)
+
+
+def test_rows_whose_condition_lets_the_field_start_nowhere_are_named(x):
+    rate = torch.ones(8, 1)
+    rate[[2, 5]] = 0
+    ode = NeuralODE(lambda t, z, rate: z / rate)
+    with pytest.raises(VectorFieldError, match=r"vector_field is not finite .* for 2 of 8 rows of X \(rows 2, 5\)"):
+        check_start(ode, x, condition={"rate": rate})
+    with pytest.raises(VectorFieldError, match=r"rows 12, 15"):
+        check_start(ode, x, range(10, 18), {"rate": rate})

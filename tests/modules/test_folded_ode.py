@@ -1,60 +1,20 @@
-"""A hypersolved ODE runs the weights it holds, so it can be trained; folding it is a step of its own."""
+"""Live weights and folded ones: a hypersolved ODE can be trained, and folding it is a step of its own."""
 
 import copy
 import io
 import pickle
 
-import numpy as np
 import pytest
 import torch
-from small_hypersolvers import Swirl, make_regressor
-from torch import nn
+from problems import LEARNED
+from small_corrections import Own, bound_to, make_hypersolved
 
-from sklearn_hyper import ConvCorrection, HypersolverDensity, MLPCorrection, NeuralODE, alpha_family
-from sklearn_hyper.modules import (
-    BoundedCorrection,
-    ConvVectorField,
-    FoldedODE,
-    HypersolvedODE,
-    MLPVectorField,
-    Rescale,
-    Standardize,
-)
-from sklearn_hyper.numerics import CountedField, Nonstationary, Residual, count_macs, hypersolve, resolve_base_solver
+from sklearn_hyper import ConvCorrection, MLPCorrection, NeuralODE, alpha_family
+from sklearn_hyper.modules import FoldedODE, HypersolvedODE, MLPVectorField
+from sklearn_hyper.numerics import CountedField, count_macs, resolve_base_solver
 from sklearn_hyper.numerics.reference import reference_solution
 
 GRID = (0.0, 0.3, 0.6, 1.0)
-LEARNED = Nonstationary([(1.0,), (-0.3, 1.3), (0.2, -0.4, 1.2)], (0.0, 0.3, 0.6, 1.0))
-
-
-class Controlled(nn.Module):
-    """f(t, z, x) for two states and three inputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(5, 2)
-
-    def forward(self, t, z, x):
-        return torch.tanh(self.linear(torch.cat([z, x], dim=1))) + t
-
-
-class Own(nn.Module):
-    """A user's correction, with a dropout that inference must not run."""
-
-    def __init__(self, n_state):
-        super().__init__()
-        self.layer, self.dropout = nn.Linear(2 * n_state, n_state), nn.Dropout(0.5)
-
-    def forward(self, eps, s, z, stages, x=None):
-        return torch.tanh(self.layer(self.dropout(torch.cat([z, stages[0]], dim=1)))) * (1 + eps * s)
-
-
-def bounded(net, z, order):
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    scale = torch.full((z.shape[1], *[1] * (z.ndim - 2)), 0.5)
-    return BoundedCorrection(net, order=order, output_scale=scale, cap=0.5, floor=0.1)
-
 
 # name: (base solver, spec or module, kind of state)
 CASES = {
@@ -73,32 +33,15 @@ CASES = {
 
 
 def make(case):
-    """A hypersolved ODE in float64 with maps and a random correction, frozen as fits leave it, and an input for it."""
-    base, spec, kind = CASES[case]
-    solver = resolve_base_solver(base)
-    x, control = torch.randn(5, 3), None
-    if kind == "vector":
-        ode = NeuralODE(MLPVectorField(6, hidden=8), input_map=nn.Linear(3, 6), output_map=nn.Linear(6, 2))
-    elif kind == "planar":
-        ode = NeuralODE(MLPVectorField(2, hidden=8), input_map=nn.Linear(3, 2), output_map=nn.Linear(2, 2))
-    elif kind == "controlled":
-        ode = NeuralODE(Controlled(), input_map=nn.Linear(3, 2), output_map=nn.Linear(2, 2), data_controlled=True)
-        control = x
-    else:
-        x, head = torch.randn(5, 1, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(32, 2))
-        ode = NeuralODE(ConvVectorField(2, hidden=3), input_map=nn.Conv2d(1, 2, 1), output_map=head)
-    z = ode.input_map(x).detach()
-    if isinstance(spec, str):
-        g = Own(z.shape[1]) if spec == "bare" else bounded(Own(z.shape[1]), z, solver.order)
-    else:
-        stages = Residual(0.0, 0.1, z, [z] * solver.n_stages, solver.order, z)
-        reads_startup = base in ("ab2", LEARNED)
-        g = bounded(spec.build(stages, control, reads_startup=reads_startup), z, solver.order)
-    module = HypersolvedODE(ode, solver, g, GRID).double().eval()
-    return module.requires_grad_(False), x.double()
+    """A hypersolved ODE and an input for it."""
+    base_solver, spec, kind = CASES[case]
+    return make_hypersolved(kind, base_solver, spec, GRID)
 
 
 each_case = pytest.mark.parametrize("case", CASES)
+
+
+# --- live weights ---------------------------------------------------------------------------------------------------
 
 
 @each_case
@@ -146,7 +89,7 @@ def test_gradients_reach_every_weight_and_are_difference_quotients(case):
 def test_training_it_lowers_the_terminal_error_and_its_fold_follows(case):
     module, x = make(case)
     ode = module.neural_ode
-    target = reference_solution(ode.vector_field, ode.input_map(x), (0.0, 1.0), rtol=1e-8, atol=1e-8, x=ode.control(x))
+    target = reference_solution(ode.vector_field, ode.input_map(x), (0.0, 1.0), rtol=1e-8, atol=1e-8, x=ode.inputs(x).x)
     unit = (module.terminal_state(x) - target[-1]).pow(2).mean()
     optimizer = torch.optim.SGD(module.correction.requires_grad_(True).parameters(), lr=0.02)
     stale, losses = module.fold(), []
@@ -159,6 +102,9 @@ def test_training_it_lowers_the_terminal_error_and_its_fold_follows(case):
     assert losses[-1] < 0.95 * losses[0]
     torch.testing.assert_close(module.fold()(x), module(x).detach(), rtol=1e-10, atol=1e-12)
     assert torch.equal(stale(x), before)
+
+
+# --- folds ----------------------------------------------------------------------------------------------------------
 
 
 @each_case
@@ -200,7 +146,8 @@ def test_a_users_own_correction_is_kept_once_as_a_frozen_copy():
     for case in ("own", "bare own"):
         module, x = make(case)
         folded = module.requires_grad_(True).fold()
-        assert len({id(step) for step in folded.steps}) == 1 and folded.steps[0] is not module.correction
+        kept = [part for part in folded.modules() if isinstance(part, Own)]
+        assert len(kept) == 1 and kept[0] not in list(module.modules())
         assert torch.equal(folded(x), module(x)) and not any(p.requires_grad for p in folded.steps.parameters())
 
 
@@ -216,6 +163,9 @@ def test_a_method_of_the_users_own_that_is_called_fold_is_not_ours():
     module = HypersolvedODE(ode, resolve_base_solver("euler"), Foldable(3), GRID).eval()
     x = torch.randn(2, 3)
     assert torch.equal(module.fold()(x), module(x))
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
 
 
 @each_case
@@ -262,7 +212,7 @@ def test_both_export(case):
 
 def test_both_evaluate_the_field_stages_times_steps():
     field = CountedField(lambda t, z: -z)
-    g = bounded(Own(3), torch.ones(2, 3), 2)
+    g = bound_to(Own(3), torch.ones(2, 3), resolve_base_solver("heun"))
     module = HypersolvedODE(NeuralODE(field), resolve_base_solver("heun"), g, GRID).eval()
     for one in (module, module.fold()):
         field.n_evaluations = 0
@@ -277,84 +227,3 @@ def test_states_are_checked_at_every_call_and_meshes_once():
     assert not module.has_correction and not module.fold().has_correction
     with pytest.raises(ValueError, match=r"is not the mesh that base_solver='nonstationary' is made for"):
         HypersolvedODE(NeuralODE(lambda t, z: -z), LEARNED, None, (0.0, 0.4, 0.6, 1.0))
-
-
-# ---------------------------------------------------------------------- as estimators hand it out
-X = np.random.default_rng(0).uniform(-1, 1, (40, 2))
-
-
-@pytest.mark.parametrize("base_solver", ["euler", "ab2", "nonstationary"])
-def test_fine_tuning_what_an_estimator_hands_out(base_solver):
-    fast = make_regressor(base_solver=base_solver, n_steps=3, max_epochs=2, batch_size=8).fit(X)
-    before, x = fast.predict(X), torch.from_numpy(X)
-    module, target = fast.to_module(), torch.from_numpy(fast.reference(X))
-    assert not any(p.requires_grad for p in module.parameters()) and not module.training
-    np.testing.assert_allclose(module(x), before, rtol=1e-12, atol=1e-13)
-    assert np.array_equal(module.fold()(x), before)
-    optimizer = torch.optim.Adam(module.correction.requires_grad_(True).parameters(), lr=1e-3)
-    losses = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        losses.append((module(x) - target).pow(2).mean())
-        losses[-1].backward()
-        optimizer.step()
-    assert losses[-1] < 0.9 * losses[0]
-    torch.testing.assert_close(module.fold()(x), module(x).detach(), rtol=1e-10, atol=1e-12)
-    assert np.array_equal(fast.predict(X), before)  # the estimator is left as it is
-
-
-def test_swaps_and_fallbacks_hand_out_live_modules():
-    fast = make_regressor(base_solver="heun", correction=MLPCorrection(hidden=4, tableaus=["midpoint"])).fit(X)
-    x = torch.from_numpy(X)
-    for one in (fast.with_solver("midpoint"), fast.with_solver(n_steps=2), fast.without_correction()):
-        module = one.to_module()
-        assert type(module) is HypersolvedODE and type(one.module_) is FoldedODE
-        np.testing.assert_allclose(module(x), one.predict(X), rtol=1e-12, atol=1e-13)
-        if one.correction_ is not None:
-            for parameter in module.correction.parameters():
-                parameter.data.zero_()
-        assert np.array_equal(module(x), one.without_correction().predict(X))
-    assert fast.without_correction().to_module().correction is None
-
-
-def test_an_estimator_pickles_with_both():
-    fast = make_regressor(correction=Own(2).double(), n_steps=3).fit(X)
-    for other in (pickle.loads(pickle.dumps(fast)), copy.deepcopy(fast)):
-        assert np.array_equal(other.predict(X), fast.predict(X))
-        assert np.array_equal(other.to_module()(torch.from_numpy(X)), fast.to_module()(torch.from_numpy(X)))
-        assert other.module_.neural_ode is other.neural_ode_
-
-
-@pytest.fixture(scope="module")
-def density():
-    return HypersolverDensity(Swirl(), base_solver="euler", n_steps=2, max_epochs=2, random_state=0).fit(X)
-
-
-@pytest.mark.parametrize("direction", ["sampling", "density"])
-def test_both_directions_of_a_flow_can_be_fine_tuned(density, direction):
-    module, x = density.to_module(direction), torch.from_numpy(X)
-    solver = module if direction == "sampling" else module.solver
-    folded, expected = module.fold(), module(x)
-    torch.testing.assert_close(folded(x), expected, rtol=1e-10, atol=1e-12)
-    solver.correction.requires_grad_(True)
-    module(x).sum().backward()
-    assert all(p.grad is not None and p.grad.norm() > 0 for p in solver.correction.parameters())
-    with torch.no_grad():
-        for parameter in solver.correction.parameters():
-            parameter.zero_()
-    base = density.without_correction()
-    assert np.array_equal(module(x).detach(), base.inverse_transform(X) if module is solver else base.score_samples(X))
-    assert torch.allclose(folded(x), expected)
-    assert not folded.training and not folded.state_dict().keys() & {"correction.output_scale"}
-
-
-def test_a_hypersolved_ode_has_what_it_needs_for_maps_of_scales():
-    ode = NeuralODE(
-        MLPVectorField(2, hidden=4),
-        input_map=Standardize(torch.ones(2), torch.full((2,), 2.0)),
-        output_map=Rescale(nn.Identity(), torch.full((2,), 2.0), torch.ones(2)),
-    )
-    module = HypersolvedODE(ode, resolve_base_solver("euler"), None, GRID)
-    x = torch.randn(4, 2)
-    z = hypersolve(ode.vector_field, ode.input_map(x), None, None, "euler", grid=GRID)
-    assert torch.equal(module.fold()(x), ode.output_map(z))

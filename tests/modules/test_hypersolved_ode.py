@@ -1,18 +1,20 @@
-"""Fit's product is one plain module: what it computes, what it costs, and that it exports."""
+"""Fit's product is one plain module that runs the weights it holds: what it computes, and that it exports and trains."""
 
 import copy
+import math
 import pickle
 
 import pytest
 import torch
-from problems import BASE_SOLVERS, FORCED, LOGISTIC, largest, named
+from problems import BASE_SOLVERS, FORCED, LOGISTIC, METHODS, OwnTwoStep, largest, named
+from small_corrections import bound_to, make_hypersolved, randomize
 from torch import nn
 
-from sklearn_hyper import ConvCorrection, MLPCorrection, alpha_family
-from sklearn_hyper.modules import BoundedCorrection, ConvVectorField, HypersolvedODE, MLPVectorField, NeuralODE
+from sklearn_hyper import ConvCorrection, MLPCorrection, NeuralODE, alpha_family
+from sklearn_hyper.modules import HypersolvedODE, MLPVectorField, NetInputs, Rescale, Standardize
+from sklearn_hyper.modules.corrections import ModuleCorrection, build_net
 from sklearn_hyper.numerics import (
     CountedField,
-    Residual,
     compute_residuals,
     hypersolve,
     hypersolve_trajectory,
@@ -22,41 +24,12 @@ from sklearn_hyper.numerics import (
 GRID = (0.0, 0.3, 1.0)
 
 
-class Controlled(nn.Module):
-    """f(t, z, x) for two states and three inputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(5, 2)
-
-    def forward(self, t, z, x):
-        return torch.tanh(self.linear(torch.cat([z, x], dim=1))) + t
-
-
-def make_correction(spec, z, n_stages, order, x=None):
-    """A correction with random weights, as a fit would leave it."""
-    net = spec.build(Residual(0.0, 0.1, z, [z] * n_stages, order, z), x)
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    scale = torch.full((z.shape[1], *[1] * (z.ndim - 2)), 0.5)
-    return BoundedCorrection(net, order=order, output_scale=scale, cap=0.2, floor=0.1)
-
-
 def make_module(kind, base_solver="heun", tableaus=None):
     """A hypersolved ODE with maps and a random correction, and an input for it."""
-    solver = resolve_base_solver(base_solver)
-    x, spec, control = torch.randn(5, 3), MLPCorrection(hidden=6, tableaus=tableaus), None
-    if kind == "vector":
-        ode = NeuralODE(MLPVectorField(4, hidden=8), input_map=nn.Linear(3, 4), output_map=nn.Linear(4, 2))
-    elif kind == "controlled":
-        ode = NeuralODE(Controlled(), input_map=nn.Linear(3, 2), output_map=nn.Linear(2, 2), data_controlled=True)
-        control = x
-    else:
-        x, spec = torch.randn(5, 1, 6, 6), ConvCorrection(hidden=4, tableaus=tableaus)
-        head = nn.Sequential(nn.Flatten(), nn.Linear(72, 2))
-        ode = NeuralODE(ConvVectorField(2, hidden=4), input_map=nn.Conv2d(1, 2, 1), output_map=head)
-    correction = make_correction(spec, ode.input_map(x).detach(), solver.n_stages, solver.order, control)
-    return HypersolvedODE(ode, solver, correction, GRID).eval().requires_grad_(False), x
+    spec = (
+        ConvCorrection(hidden=4, tableaus=tableaus) if kind == "image" else MLPCorrection(hidden=6, tableaus=tableaus)
+    )
+    return make_hypersolved(kind, base_solver, spec, GRID)
 
 
 each_kind = pytest.mark.parametrize("kind", ["vector", "controlled", "image"])
@@ -67,7 +40,7 @@ def test_it_is_input_map_corrected_steps_and_output_map(kind):
     module, x = make_module(kind)
     ode = module.neural_ode
     arguments = (ode.vector_field, ode.input_map(x), None, None, "heun", module.correction)
-    options = {"x": ode.control(x), "grid": GRID}
+    options = {"x": ode.inputs(x).x, "grid": GRID}
     assert torch.equal(module.terminal_state(x), hypersolve(*arguments, **options))
     assert torch.equal(module.trajectory(x), hypersolve_trajectory(*arguments, **options))
     assert torch.equal(module(x), ode.output_map(module.trajectory(x)[-1]))
@@ -79,7 +52,7 @@ def test_without_correction_it_is_the_base_solver(kind):
     module, x = make_module(kind)
     ode = module.neural_ode
     base = HypersolvedODE(ode, module.base_solver, None, GRID)
-    z = hypersolve(ode.vector_field, ode.input_map(x), None, None, "heun", x=ode.control(x), grid=GRID)
+    z = hypersolve(ode.vector_field, ode.input_map(x), None, None, "heun", x=ode.inputs(x).x, grid=GRID)
     assert torch.equal(base(x), ode.output_map(z))
     assert not torch.allclose(base(x), module(x))
 
@@ -87,10 +60,13 @@ def test_without_correction_it_is_the_base_solver(kind):
 @pytest.mark.parametrize("solver", **named(BASE_SOLVERS))
 def test_it_evaluates_the_field_stages_times_steps(solver):
     field = CountedField(lambda t, z: -z)
-    z = torch.ones(2, 3)
-    correction = make_correction(MLPCorrection(hidden=4), z, solver.n_stages, solver.order)
-    HypersolvedODE(NeuralODE(field), resolve_base_solver(solver), correction, GRID)(z)
+    z, method = torch.ones(2, 3), resolve_base_solver(solver)
+    net = build_net(MLPCorrection(hidden=4), NetInputs(z, None, method.kinds, math.nan))
+    HypersolvedODE(NeuralODE(field), method, bound_to(randomize(net, 0.3), z, method), GRID)(z)
     assert field.n_evaluations == 2 * solver.n_stages
+
+
+# --- another base solver --------------------------------------------------------------------------------------------
 
 
 def swapped(module, base_solver):
@@ -103,36 +79,48 @@ each_family = pytest.mark.parametrize("tableaus", [None, ["midpoint"]], ids=["on
 
 @each_kind
 @each_family
-def test_the_correction_is_bound_to_the_base_solver(kind, tableaus):
+def test_the_correction_is_told_the_base_solver_at_hand(kind, tableaus):
+    """By the kind of every step; the correction itself is one and the same."""
     module, x = make_module(kind, tableaus=tableaus)
     midpoint = swapped(module, "midpoint")
-    assert midpoint.correction.net.spacings == (0.5,) and module.correction.net.spacings == (1.0,)
+    assert midpoint.correction is module.correction
+    assert [plan.kind.spacings for one in (midpoint, module) for plan in one.stepping.plans] == [(0.5,)] * 2 + [
+        (1.0,)
+    ] * 2
     back = swapped(midpoint, "heun")
-    torch.testing.assert_close(back(x), module(x))
+    assert torch.equal(back(x), module(x))
     assert not torch.allclose(midpoint(x), module(x), rtol=1e-3)
     assert torch.equal(swapped(module, alpha_family(0.5))(x), midpoint(x))
+
+
+def test_a_base_solver_that_the_correction_does_not_know_is_refused_when_it_runs():
+    module, x = make_module("vector")
+    with pytest.raises(
+        ValueError, match=r"fitted for steps of order 2 with 2 stages; it cannot run in a step of order 4"
+    ):
+        swapped(module, "rk4")(x)
+
+
+class Exact(ModuleCorrection):
+    """R is what eq. 6 says of the base solver at hand, which the kind of a step tells: one of the alpha family."""
+
+    def __init__(self, problem):
+        super().__init__()
+        self.problem = problem
+
+    def term(self, plan, s, z, stages, x):
+        end = plan.s + plan.eps
+        states = torch.stack([z, self.problem.exact(plan.s, end, z)])
+        solver = alpha_family(plan.kind.nodes[1])
+        return compute_residuals(self.problem.f, states, (plan.s, end), solver)[0].target
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("problem", **named([LOGISTIC, FORCED]))
 def test_an_exact_correction_reaches_the_solution_with_any_base_solver(problem, alpha):
-    """R is what eq. 6 says of the base solver at hand: one that knows it steps from solution to solution."""
-
-    class Exact(nn.Module):
-        solver = None
-
-        def for_solver(self, solver):
-            bound = Exact()
-            bound.solver = solver
-            return bound
-
-        def forward(self, eps, s, z, stages, x=None):
-            s = float(s)
-            states = torch.stack([z, problem.exact(s, s + eps, z)])
-            return compute_residuals(problem.f, states, (s, s + eps), self.solver)[0].target
-
+    """One that knows the base solver steps from solution to solution."""
     grid = [problem.t_span[0] + share * (problem.t_span[1] - problem.t_span[0]) for share in (0, 0.2, 0.6, 1)]
-    module = HypersolvedODE(NeuralODE(problem.f), resolve_base_solver(alpha_family(alpha)), Exact(), grid)
+    module = HypersolvedODE(NeuralODE(problem.f), resolve_base_solver(alpha_family(alpha)), Exact(problem), grid)
     assert largest(module.trajectory(problem.z0) - problem.states(grid)) < 1e-12
 
 
@@ -146,17 +134,49 @@ def test_swapped_modules_copy_pickle_and_export(kind, tableaus):
         assert not {id(p) for p in copied.parameters()} & {id(p) for p in module.parameters()}
     exported = torch.export.export(other, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=512)},))
     torch.testing.assert_close(exported.module()(x[:3]), other(x[:3]))
-    both = copy.deepcopy(nn.ModuleList([module, other])).double()
-    expected = swapped(both[0], alpha_family(0.3))(x.double())
-    torch.testing.assert_close(both[1](x.double()), expected, rtol=1e-5, atol=1e-6)  # folded in float32
-    assert both[1].correction.output_scale is both[0].correction.output_scale
+    both = copy.deepcopy(nn.ModuleList([module, other])).float()
+    expected = swapped(both[0], alpha_family(0.3))(x.float())
+    assert torch.equal(both[1](x.float()), expected)
+    assert both[1].correction is both[0].correction
+
+
+@pytest.mark.parametrize("method", **named(METHODS))
+def test_every_method_runs_in_it_with_a_net_for_all_its_kinds(method):
+    """Methods of one's own, too; with zero weights it is the base solver, with others it is the loop with g."""
+    span, z = (0.5, 2.5), FORCED.z0
+    grid = method.mesh(span, method.n_steps or 4)
+    net = build_net(MLPCorrection(hidden=4), NetInputs(z, None, method.kinds, math.nan))
+    g = bound_to(net, z, method).double()
+    module = HypersolvedODE(NeuralODE(FORCED.f, t_span=span), method, g, grid).requires_grad_(False)
+    bare = hypersolve_trajectory(FORCED.f, z, None, None, method, grid=grid)
+    assert torch.equal(module.trajectory(z), bare)
+    randomize(net, 0.5)
+    found = module.trajectory(z)
+    assert all(largest(one - other) > 1e-4 for one, other in zip(found[1:], bare[1:], strict=True))
+    assert torch.equal(found, hypersolve_trajectory(FORCED.f, z, None, None, method, g, grid=grid))
+    torch.testing.assert_close(module.fold().trajectory(z), found, rtol=1e-10, atol=1e-12)
+
+
+def test_an_own_method_copies_pickles_and_exports():
+    method, z = OwnTwoStep(), torch.randn(5, 3)
+    net = randomize(build_net(MLPCorrection(hidden=4), NetInputs(z, None, method.kinds, math.nan)), 0.3)
+    module = HypersolvedODE(NeuralODE(lambda t, z: torch.sin(z) * t), method, bound_to(net, z, method), (0.0, 0.5, 1.0))
+    module.eval().requires_grad_(False)
+    for one in (module, module.fold()):
+        for copied in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+            assert torch.equal(copied(z), one(z)) and copied.base_solver == method
+        exported = torch.export.export(one, (z,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+        torch.testing.assert_close(exported.module()(z[:3]), one(z[:3]))
+
+
+# --- a module -------------------------------------------------------------------------------------------------------
 
 
 @each_kind
 def test_export_is_exact_for_any_batch(kind):
     module, x = make_module(kind)
     exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=512)},))
-    for rows in (x, torch.randn(17, *x.shape[1:])):
+    for rows in (x, torch.randn(17, *x.shape[1:], dtype=x.dtype)):
         assert torch.equal(exported.module()(rows), module(rows))
 
 
@@ -166,7 +186,7 @@ def test_pickles_and_copies_compute_the_same(kind):
     for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
         assert torch.equal(other(x), module(x))
         assert other.base_solver == module.base_solver and not other.training
-    assert {"correction.output_scale"} < set(module.state_dict())
+    assert {"correction.units.scale_0"} < set(module.state_dict())
 
 
 def test_weights_load_into_another_module_of_the_same_make():
@@ -181,3 +201,56 @@ def test_weights_load_into_another_module_of_the_same_make():
 def test_a_grid_is_strictly_monotone_and_finite(grid):
     with pytest.raises(ValueError, match="grid must hold at least two finite, strictly monotone times"):
         HypersolvedODE(NeuralODE(torch.sin), resolve_base_solver("euler"), None, grid)
+
+
+def test_a_hypersolved_ode_has_what_it_needs_for_maps_of_scales():
+    ode = NeuralODE(
+        MLPVectorField(2, hidden=4),
+        input_map=Standardize(torch.ones(2), torch.full((2,), 2.0)),
+        output_map=Rescale(nn.Identity(), torch.full((2,), 2.0), torch.ones(2)),
+    )
+    module = HypersolvedODE(ode, resolve_base_solver("euler"), None, GRID)
+    x = torch.randn(4, 2)
+    z = hypersolve(ode.vector_field, ode.input_map(x), None, None, "euler", grid=GRID)
+    assert torch.equal(module.fold()(x), ode.output_map(z))
+
+
+# --- conditions -----------------------------------------------------------------------------------------------------
+
+
+def conditioned(t, z, *, rate, shift=0.0):
+    return rate * torch.sin(z) + shift * t
+
+
+def doubly_conditioned(t, z, x, *, rate, shift=0.0):
+    return conditioned(t, z, rate=rate, shift=shift) + x
+
+
+@pytest.mark.parametrize("data_controlled", [False, True])
+@pytest.mark.parametrize("base_solver", ["heun", "ab2"])
+def test_a_condition_is_bound_to_the_field(base_solver, data_controlled):
+    """Live and folded; the correction does not read it."""
+    method, x = resolve_base_solver(base_solver), torch.randn(4, 3, dtype=torch.float64)
+    condition = {"rate": torch.randn(4, 1, dtype=torch.float64), "shift": 0.5}
+    f = doubly_conditioned if data_controlled else conditioned
+    net = build_net(MLPCorrection(hidden=4), NetInputs(x, x if data_controlled else None, method.kinds, math.nan))
+    g = bound_to(randomize(net, 0.3), x, method).double()
+
+    def make(field):
+        ode = NeuralODE(field, data_controlled=data_controlled)
+        return HypersolvedODE(ode, method, g, GRID).requires_grad_(False)
+
+    live, bound = make(f), make(lambda t, z, *x: f(t, z, *x, **condition))
+    for one, other in ((live, bound), (live.fold(), bound.fold())):
+        for call in ("forward", "terminal_state", "trajectory"):
+            assert torch.equal(getattr(one, call)(x, condition), getattr(other, call)(x))
+        by_row = [one(x[i : i + 1], {"rate": condition["rate"][i : i + 1], "shift": 0.5}) for i in range(4)]
+        torch.testing.assert_close(torch.cat(by_row), one(x, condition), rtol=1e-13, atol=1e-13)
+
+
+def test_macs_are_counted_of_a_field_with_a_condition():
+    weight, x = torch.randn(3, 3), torch.randn(1, 3)
+    ode = NeuralODE(lambda t, z, rate: rate * (z @ weight))
+    module = HypersolvedODE(ode, resolve_base_solver("heun"), None, GRID)
+    assert module.count_macs(x, {"rate": torch.ones(1, 1)}) == 2 * 2 * 9
+    assert module.fold().count_macs(x, {"rate": torch.ones(1, 1)}) == 2 * 2 * 9

@@ -2,14 +2,17 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
-from problems import DEPTH_VARYING, PROBLEMS, largest, named
+from problems import DATA_CONTROLLED, DEPTH_VARYING, FORCED, LOGISTIC, PROBLEMS, largest, named
 from torch import nn
 
 from sklearn_hyper.modules import NeuralODE, VectorFieldError
 from sklearn_hyper.modules.neural_ode import check_neural_ode
+from sklearn_hyper.numerics import CountedField, ReferenceSolveError, reference_solution
+from sklearn_hyper.numerics.protection import NO_INPUTS
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -44,7 +47,7 @@ def test_data_controlled_fields_get_the_raw_input():
     x = torch.tensor([[0.5, 2.0], [-1.0, 1.0]]).double()
     assert largest(neural_ode(x, **TIGHT) - x[:, 1:] * x[:, :1].exp()) < 1e-7
     assert seen and all(torch.equal(value, x) for value in seen)
-    assert neural_ode.control(x) is x and NeuralODE(f).control(x) is None
+    assert neural_ode.inputs(x).x is x and NeuralODE(f).inputs(x) == NO_INPUTS
 
 
 def test_adjoint_gradients_are_those_through_the_solver():
@@ -99,6 +102,116 @@ def test_a_span_has_two_different_finite_ends(t_span):
         NeuralODE(torch.sin, t_span=t_span)
 
 
+# --- the same field on other spans, with other solvers and fields ------------------------------------------------------
+
+
+def test_another_span_shares_the_parts_and_keeps_all_else():
+    field, lift = nn.Linear(2, 2), nn.Linear(2, 2)
+    ode = NeuralODE(field, input_map=lift, output_map=torch.tanh, t_span=(0, 1), state_size=(1.0, 2.0)).eval()
+    ode.n_unitless = 1
+    other = ode.with_span((3.0, 1.0))
+    assert other is not ode and (other.t_span, ode.t_span) == ((3.0, 1.0), (0.0, 1.0))
+    assert all(other.parts[name] is part for name, part in ode.parts.items())
+    assert (other.state_size, other.n_unitless, other.data_controlled) == ((1.0, 2.0), 1, False)
+    assert not other.training and ode.train().with_span((0, 2)).training
+    assert NeuralODE(field, data_controlled=True).with_span((0, 2)).data_controlled
+
+
+@pytest.mark.parametrize("problem", **named([LOGISTIC, FORCED]))
+def test_two_halves_of_a_span_are_the_whole(problem):
+    start, end = problem.t_span
+    middle = (start + end) / 2
+    ode = NeuralODE(problem.f, t_span=problem.t_span)
+    half = ode.with_span((start, middle))(problem.z0, **TIGHT)
+    assert largest(ode.with_span((middle, end))(half, **TIGHT) - ode(problem.z0, **TIGHT)) < 1e-8
+
+
+def test_a_solve_is_the_terminal_state_and_takes_another_field():
+    ode = NeuralODE(LOGISTIC.f, input_map=lambda x: x / 2, output_map=lambda z: z + 1, t_span=LOGISTIC.t_span)
+    x = 2 * LOGISTIC.z0
+    state = ode.solve(x, **TIGHT)
+    assert torch.equal(ode(x, **TIGHT), state + 1)
+    assert largest(state - LOGISTIC.exact(*LOGISTIC.t_span, LOGISTIC.z0)) < 1e-7
+    counted = CountedField(LOGISTIC.f)
+    assert torch.equal(ode.solve(x, field=counted, **TIGHT), state) and counted.n_evaluations > 10
+    with pytest.raises(ReferenceSolveError, match="needed more than 5 evaluations"):
+        ode.solve(x, max_evaluations=5, **TIGHT)
+
+
+def test_references_are_those_of_the_field_from_given_states():
+    """Row by row as accurate as the tolerance, at every time, and without the maps."""
+    ode = NeuralODE(DATA_CONTROLLED.f, input_map=lambda x: 0 * x, output_map=torch.log, data_controlled=True)
+    times, z0, x = (0.0, 0.4, 1.0), DATA_CONTROLLED.z0, DATA_CONTROLLED.x
+    states = ode.reference(z0, ode.inputs(x), times, **TIGHT)
+    assert torch.equal(states, reference_solution(DATA_CONTROLLED.f, z0, times, x=x, **TIGHT))
+    assert largest(states - DATA_CONTROLLED.states(times)) < 1e-7
+    with pytest.raises(ReferenceSolveError):
+        ode.reference(z0, ode.inputs(x), times, max_evaluations=5, **TIGHT)
+
+
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+RATE = torch.tensor([[0.5], [1.0], [-1.0]], dtype=torch.float64)
+
+
+def conditioned(t, z, x=0.0, *, rate, shift):
+    return rate * z * (1 - z) + shift * t + x
+
+
+@pytest.mark.parametrize("data_controlled", [False, True])
+def test_a_condition_is_bound_to_the_field(data_controlled):
+    """In every way in which a Neural ODE is solved."""
+    condition, x = {"rate": RATE, "shift": 0.3}, LOGISTIC.z0
+    ode = NeuralODE(conditioned, data_controlled=data_controlled)
+    bound = NeuralODE(partial(conditioned, **condition), data_controlled=data_controlled)
+    assert torch.equal(ode(x, condition=condition), bound(x))
+    assert torch.equal(ode.solve(x, rtol=1e-6, condition=condition), bound.solve(x, rtol=1e-6))
+    inputs = ode.inputs(x, condition)
+    assert (inputs.x is x) == data_controlled and inputs.condition == condition
+    references = (
+        one.reference(x, given, (0.0, 0.4, 1.0), **TIGHT) for one, given in ((ode, inputs), (bound, bound.inputs(x)))
+    )
+    assert torch.equal(*references)
+
+
+def test_conditions_are_selected_with_their_rows():
+    ode, rows = NeuralODE(conditioned), torch.tensor([2, 0])
+    condition = {"rate": RATE, "shift": 0.3}
+    whole = ode.reference(LOGISTIC.z0, ode.inputs(LOGISTIC.z0, condition), (0.0, 1.0), **TIGHT)
+    part = ode.inputs(LOGISTIC.z0, condition).rows(rows)
+    assert torch.equal(part.condition["rate"], RATE[rows])
+    assert largest(ode.reference(LOGISTIC.z0[rows], part, (0.0, 1.0), **TIGHT) - whole[:, rows]) < 1e-8
+
+
+def test_adjoint_gradients_with_a_condition_are_those_through_the_solver():
+    class Weighed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+        def forward(self, t, z, rate):
+            return self.weight * rate * z * (1 - z)
+
+    gradients = []
+    for adjoint in (False, True):
+        ode = NeuralODE(Weighed())
+        ode(LOGISTIC.z0, **TIGHT, adjoint=adjoint, condition={"rate": RATE}).square().sum().backward()
+        gradients.append(ode.vector_field.weight.grad.item())
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-6) and abs(gradients[0]) > 1e-3
+
+
+def test_a_condition_that_the_field_writes_into_stays_as_it_was():
+    rate = RATE.clone()
+    z = NeuralODE(lambda t, z, rate: z * rate.mul_(2))(LOGISTIC.z0, condition={"rate": rate}, **TIGHT)
+    assert torch.equal(rate, RATE) and largest(z - LOGISTIC.z0 * (2 * RATE).exp()) < 1e-7
+
+
+def test_macs_of_a_field_with_a_condition():
+    weight = torch.randn(3, 3)
+    ode = NeuralODE(lambda t, z, *, function: function * (z @ weight))
+    assert ode.count_field_macs(torch.ones(1, 3), {"function": torch.ones(1, 1)}) == 9
+
+
 # --- the check at the door of fit -----------------------------------------------------------------------------------
 
 
@@ -124,3 +237,16 @@ def test_check_returns_the_initial_state():
 def test_check_says_what_is_wrong_with_the_parts(neural_ode, message):
     with pytest.raises(VectorFieldError, match=message):
         check_neural_ode(neural_ode, torch.ones(2, 3))
+
+
+def test_check_passes_the_condition_and_says_what_is_wrong_with_it():
+    """Whatever the names: they are the user's."""
+    x, condition = torch.ones(2, 3), {"name": torch.ones(2, 1), "neural_ode": 0.5}
+    ode = NeuralODE(lambda t, z, *, name, neural_ode: -z * name * neural_ode)
+    assert torch.equal(check_neural_ode(ode, x, condition), x)
+    with pytest.raises(VectorFieldError, match=r"missing .* required keyword-only argument"):
+        check_neural_ode(ode, x)
+    with pytest.raises(
+        VectorFieldError, match=r"It was called with t \(.*\), z \(.*\), label \(shape \(2,\), torch.int64"
+    ):
+        check_neural_ode(NeuralODE(lambda t, z: -z), x, {"label": torch.tensor([0, 1])})

@@ -45,6 +45,15 @@ def test_counting_leaves_the_field_alone():
     assert set(vars(module)) == attributes
 
 
+def test_fields_with_a_condition_are_counted_too():
+    rate = torch.tensor([[0.5], [1.0], [-1.0]], dtype=torch.float64)
+    counted = count_nfe(
+        lambda f: hypersolve(f, LOGISTIC.z0, (0, 1), 3, "heun", condition={"rate": rate}),
+        lambda t, z, rate: rate * z,
+    )
+    assert counted == 6
+
+
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize(
     ("module", "shape", "macs"),

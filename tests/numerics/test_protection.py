@@ -8,8 +8,15 @@ import torch
 from problems import BASE_SOLVERS, MULTISTEP
 from torch import nn
 
-from sklearn_hyper.numerics import compute_residuals, count_nfe, hypersolve, hypersolve_trajectory, reference_solution
-from sklearn_hyper.numerics.protection import ProtectedField
+from sklearn_hyper.numerics import (
+    FieldInputs,
+    compute_residuals,
+    count_nfe,
+    hypersolve,
+    hypersolve_trajectory,
+    reference_solution,
+)
+from sklearn_hyper.numerics.protection import NO_INPUTS, ProtectedField
 
 
 def clean(t, z):
@@ -177,3 +184,83 @@ def test_exports_keep_the_numbers(z0):
     expected = hypersolve(clean, z0, (0.0, 1.0), 2, "heun")
     torch.testing.assert_close(program.module()(z0), expected, rtol=1e-12, atol=1e-12)
     assert math.isfinite(expected.sum())
+
+
+# ---------------------------------------------------------------------- what a field takes beside time and state
+def test_inputs_are_selected_with_the_rows():
+    """Tensors by row; what is none is the same for all."""
+    label, x = torch.arange(4), torch.randn(4, 2)
+    inputs = FieldInputs(x, {"label": label, "weight": 0.5})
+    for rows in (torch.tensor([2, 0]), slice(1, 3), [3]):
+        some = inputs.rows(rows)
+        assert torch.equal(some.x, x[rows]) and torch.equal(some.condition["label"], label[rows])
+        assert some.condition["weight"] == 0.5
+    assert inputs.arguments == (x,) and torch.equal(inputs.condition["label"], label)  # itself as it was
+
+
+def test_a_field_that_takes_nothing_more_has_no_inputs():
+    assert FieldInputs() == NO_INPUTS and NO_INPUTS.arguments == () and not NO_INPUTS.condition
+    assert NO_INPUTS.rows(slice(0, 1)) is NO_INPUTS
+    assert FieldInputs(condition={"label": torch.arange(3)}).arguments == ()
+
+
+def test_every_tensor_of_the_inputs_can_be_changed():
+    inputs = FieldInputs(torch.ones(3), {"rate": torch.ones(3), "name": "swirl"}).each(torch.Tensor.double)
+    assert inputs.x.dtype == inputs.condition["rate"].dtype == torch.float64 and inputs.condition["name"] == "swirl"
+    assert FieldInputs("not a tensor").each(torch.Tensor.double).x == "not a tensor"
+
+
+def writes_rate(t, z, rate):
+    return z * rate.mul_(2.0)
+
+
+def writes_rate_by_numpy(t, z, rate):
+    out = z * (2.0 * rate)
+    rate.numpy()[...] = 7.0
+    return out
+
+
+def writes_rate_past_autograd(t, z, rate):
+    out = z * (2.0 * rate)
+    rate.data.zero_()
+    return out
+
+
+@pytest.mark.parametrize("f", [writes_rate, writes_rate_by_numpy, writes_rate_past_autograd], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("solver", ["heun", "ab3"])
+def test_a_condition_is_kept_whatever_the_field_does_to_it(f, solver, z0):
+    rate = torch.full_like(z0, 0.25)
+    solved = hypersolve_trajectory(f, z0, (0.0, 1.0), 4, solver, condition={"rate": rate})
+    assert torch.equal(solved, hypersolve_trajectory(lambda t, z: z * 0.5, z0, (0.0, 1.0), 4, solver))
+    assert torch.equal(rate, torch.full_like(z0, 0.25))
+    states = reference_solution(f, z0, [0.0, 1.0], condition={"rate": rate})
+    assert torch.equal(states, reference_solution(lambda t, z: z * 0.5, z0, [0.0, 1.0]))
+    assert torch.equal(rate, torch.full_like(z0, 0.25))
+
+
+def test_a_condition_is_copied_where_it_is_written_to_and_nowhere_else(z0):
+    rate, given = torch.full_like(z0, 0.5), []
+
+    def reads(t, z, rate):
+        given.append(rate)
+        return z * rate
+
+    field = ProtectedField(reads, FieldInputs(condition={"rate": rate}))
+    for _ in range(3):
+        field(torch.zeros(()), z0)
+    assert [value is rate for value in given] == [False, True, True] and not field.writes_inputs
+    writes = ProtectedField(writes_rate, FieldInputs(condition={"rate": rate}))
+    for _ in range(3):
+        assert torch.equal(writes(torch.zeros(()), z0), z0)
+    assert writes.writes_inputs and torch.equal(rate, torch.full_like(z0, 0.5))
+
+
+def test_a_protected_field_is_the_field_with_its_inputs_bound(z0):
+    x, rate = torch.randn_like(z0), torch.randn_like(z0)
+
+    def f(t, z, x, *, rate):
+        return torch.sin(z) * x + t * rate
+
+    field, t = ProtectedField(f, FieldInputs(x, {"rate": rate})), torch.tensor(0.3, dtype=torch.float64)
+    for _ in range(3):
+        assert torch.equal(field(t, z0), f(t, z0, x, rate=rate))

@@ -10,7 +10,7 @@ from problems import FORCED, LOGISTIC, PROBLEMS, Recorder, largest, mesh, named
 from scipy.integrate import solve_ivp
 from torch import nn
 
-from sklearn_hyper.numerics import CountedField, ReferenceSolveError, reference_solution
+from sklearn_hyper.numerics import CountedField, FieldInputs, ReferenceSolveError, reference_solution
 from sklearn_hyper.numerics.reference import solve_dopri5
 
 TIMES = {"forward": (0.0, 0.3, 1.7, 2.0), "reverse": (2.0, 1.7, 0.3, 0.0)}
@@ -201,3 +201,51 @@ def test_dopri5_is_differentiable(adjoint):
     assert largest(z - growth * z0) < 1e-8
     assert gradients[0].item() == pytest.approx(1.5 * growth * 4, abs=1e-7)
     assert largest(gradients[1] - growth) < 1e-7
+
+
+# --- inputs of the field ---------------------------------------------------------------------------------------------
+
+RATE = torch.tensor([[0.5], [1.0], [-1.0]], dtype=torch.float64)
+
+
+def conditioned(t, z, x=0.0, *, rate, shift):
+    return rate * z * (1 - z) + shift * t + x
+
+
+@pytest.mark.parametrize("x", [None, 0.1 * RATE], ids=["f(t, z)", "f(t, z, x)"])
+def test_a_condition_is_bound_to_the_field(x):
+    """Keywords travel beside the state: the solution is that of the field that holds them."""
+
+    def bound(t, z):
+        return conditioned(t, z, 0.0 if x is None else x, rate=RATE, shift=0.3)
+
+    condition = {"rate": RATE, "shift": 0.3}
+    states = reference_solution(conditioned, LOGISTIC.z0, (0.0, 0.4, 1.0), x=x, condition=condition)
+    assert torch.equal(states, reference_solution(bound, LOGISTIC.z0, (0.0, 0.4, 1.0)))
+    end = solve_dopri5(conditioned, LOGISTIC.z0, (0.0, 1.0), rtol=1e-6, inputs=FieldInputs(x, condition))
+    assert torch.equal(end, solve_dopri5(bound, LOGISTIC.z0, (0.0, 1.0), rtol=1e-6))
+
+
+def test_a_condition_that_the_field_writes_into_stays_as_it_was():
+    kept = RATE.clone()
+    states = reference_solution(
+        lambda t, z, rate: z * rate.mul_(2), LOGISTIC.z0, (0.0, 1.0), rtol=1e-8, condition={"rate": kept}
+    )
+    assert torch.equal(kept, RATE) and largest(states[-1] - LOGISTIC.z0 * (2 * RATE).exp()) < 1e-6
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_dopri5_is_differentiable_with_a_condition(adjoint):
+    """For z' = a c z: dz(S)/da = S c z(S)."""
+    weight = nn.Parameter(torch.tensor(-0.7, dtype=torch.float64))
+    z = solve_dopri5(
+        lambda t, z, c: weight * c * z,
+        LOGISTIC.z0,
+        (0.0, 1.5),
+        rtol=1e-9,
+        atol=1e-9,
+        inputs=FieldInputs(condition={"c": RATE}),
+        adjoint_params=(weight,) if adjoint else None,
+    )
+    expected = (1.5 * RATE * LOGISTIC.z0 * torch.exp(-0.7 * 1.5 * RATE)).sum().item()
+    assert torch.autograd.grad(z.sum(), weight)[0].item() == pytest.approx(expected, abs=1e-7)

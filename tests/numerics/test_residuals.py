@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import BASE_SOLVERS, FORCED, LOGISTIC, PROBLEMS, Recorder, largest, log_slope, mesh, named
+from problems import BASE_SOLVERS, FORCED, LOGISTIC, PROBLEMS, Recorder, kind_of, largest, log_slope, mesh, named
 
-from sklearn_hyper.numerics import Residual, compute_residuals, hypersolve, hypersolve_trajectory
+from sklearn_hyper.numerics import Residual, RungeKutta, compute_residuals, hypersolve, hypersolve_trajectory
 from sklearn_hyper.numerics.residuals import target_noise
 
 each_solver = pytest.mark.parametrize("solver", **named(BASE_SOLVERS))
@@ -55,7 +55,8 @@ def test_a_residual_holds_what_its_step_needs(solver, problem, kind):
     residuals = compute_residuals(problem.f, states, grid, solver, x=problem.x)
     assert [residual.s for residual in residuals] == list(grid[:-1])
     for residual, eps, z, z_next in zip(residuals, np.diff(grid), states, states[1:], strict=False):
-        assert residual.eps == eps and residual.order == solver.order
+        assert residual.eps == eps and residual.order == residual.kind.order == solver.order
+        assert residual.kind == RungeKutta(solver).main_kind and residual.t_span == (grid[0], grid[-1])
         assert torch.equal(residual.z, z) and residual.target.dtype == z.dtype
         psi = sum(weight * stage for weight, stage in zip(solver.b, residual.stages, strict=True))
         assert largest(z + eps * psi + eps ** (solver.order + 1) * residual.target - z_next) < 1e-14
@@ -145,23 +146,74 @@ def test_states_and_grid_must_match(n_states, grid, message):
         compute_residuals(FORCED.f, torch.ones(n_states, 3, 1), grid, "euler")
 
 
+# --- what a residual knows -------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_residual_are_the_residual_of_the_rows():
+    grid, rows = mesh(FORCED.t_span, 3), torch.tensor([2, 0])
+    states = FORCED.states(grid)
+    together = compute_residuals(FORCED.f, states, grid, "ab2")
+    apart = compute_residuals(FORCED.f, states[:, rows], grid, "ab2")
+    for whole, part in zip(together, apart, strict=True):
+        own = whole.rows(rows)
+        assert (own.s, own.eps, own.kind, own.t_span) == (part.s, part.eps, part.kind, part.t_span)
+        for one, other in zip([own.z, own.target, *own.stages], [part.z, part.target, *part.stages], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_every_tensor_of_a_residual_can_be_changed():
+    grid = mesh(FORCED.t_span, 2)
+    residual = compute_residuals(FORCED.f, FORCED.states(grid), grid, "heun")[1]
+    single = residual.each(torch.Tensor.float)
+    assert {t.dtype for t in (single.z, single.target, *single.stages)} == {torch.float32}
+    assert (single.s, single.eps, single.kind) == (residual.s, residual.eps, residual.kind)
+    assert single.time().dtype == torch.float32 and residual.time().item() == residual.s
+
+
+# --- inputs of the field ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_past", [0, 1])
+@pytest.mark.parametrize("solver", ["heun", "ab2", "abm2", "abm2_pec"])
+def test_a_condition_is_bound_to_the_field(solver, n_past):
+    """The same as by hand, also in a history; what the field writes into stays as it was."""
+    if solver == "heun":
+        n_past = 0
+    grid, rate = mesh(FORCED.t_span, 4), torch.tensor([[0.5], [1.0], [-1.0]], dtype=torch.float64)
+    x, kept = torch.ones(3, 1, dtype=torch.float64) / 3, rate.clone()
+
+    def f(t, z, x, *, rate, power):
+        return rate.mul_(2) * FORCED.f(t, z) * power + x
+
+    how = {"n_past": n_past, "x": x, "condition": {"rate": rate, "power": 1.5}}
+    states = FORCED.states(grid)
+    found = compute_residuals(f, states, grid, solver, **how)
+    expected = compute_residuals(lambda t, z: 2 * kept * FORCED.f(t, z) * 1.5 + x, states, grid, solver, n_past=n_past)
+    assert len(found) == 4 - n_past and torch.equal(rate, kept)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.target, other.target) and all(map(torch.equal, one.stages, other.stages))
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_noise_scales_with_the_inverse_power_of_eps(order):
     sizes, z = (0.01, 0.1, 1.0), torch.ones(3, 2).double()
-    noise = [target_noise(Residual(0.0, -eps, z, [z], order, z), rtol=1e-6, atol=1e-6) for eps in sizes]
+    noise = [target_noise(Residual(0.0, -eps, z, [z], kind_of(order), z), rtol=1e-6, atol=1e-6) for eps in sizes]
     assert log_slope(sizes, noise) == pytest.approx(-(order + 1), abs=1e-9)
 
 
 def test_noise_is_a_share_of_the_targets_rms():
     z, target = torch.ones(3, 2).double(), torch.full((3, 2), 4.0).double()
-    residual = Residual(0.0, 0.5, z, [z], 1, target)
+    residual = Residual(0.0, 0.5, z, [z], kind_of(1), target)
     assert target_noise(residual, rtol=1e-6, atol=2e-6) == pytest.approx(3e-6 / 0.5**2 / 4, rel=1e-6)
     assert target_noise(residual._replace(target=torch.zeros_like(z)), rtol=1e-6, atol=1e-6) == 0
 
 
 def test_float32_states_are_never_better_than_their_rounding():
     z = torch.ones(3, 2)
-    noise = target_noise(Residual(0.0, 0.1, z, [z], 1, z), rtol=1e-15, atol=1e-15)
+    noise = target_noise(Residual(0.0, 0.1, z, [z], kind_of(1), z), rtol=1e-15, atol=1e-15)
     # Sixteen roundings: torchdiffeq reads the end of a step off its interpolant, whose coefficients reach 16 z.
     assert noise == pytest.approx(16 * torch.finfo(torch.float32).eps / 0.1**2, rel=1e-6)
 

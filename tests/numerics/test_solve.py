@@ -1,7 +1,8 @@
-"""The one stepping loop: what it calls, how it corrects, what it keeps and what it refuses (paper, eqs. 2 and 5)."""
+"""A solve: what it calls, how it corrects, what it keeps and what it refuses (paper, eqs. 2 and 5)."""
 
 import copy
 import math
+from functools import partial
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -14,6 +15,7 @@ from problems import (
     DATA_CONTROLLED,
     FORCED,
     LOGISTIC,
+    METHODS,
     MULTISTEP,
     Recorder,
     largest,
@@ -261,7 +263,7 @@ nan, inf = math.nan, math.inf
             ({"g": value}, ValueError, r"g holds 2 corrections for 3 steps; pass one a step")
             for value in [[torch.nn.Identity()] * 2, torch.nn.ModuleList([torch.nn.Identity()] * 2)]
         ),
-        ({"base_solver": 4}, TypeError, "base_solver must be a name .* or a ButcherTableau, got int"),
+        ({"base_solver": 4}, TypeError, "base_solver must be a name .* a ButcherTableau or a numerics.Method, got int"),
     ],
 )
 def test_bad_arguments_are_named_before_any_evaluation(solve, changes, error, message):
@@ -273,11 +275,51 @@ def test_bad_arguments_are_named_before_any_evaluation(solve, changes, error, me
         solve(f, **(valid | changes))
 
 
-class Push(torch.nn.Module):
-    def forward(self, eps, s, z, stages, x=None):
-        return torch.ones_like(z)
+# --- inputs of the field ---------------------------------------------------------------------------------------------
 
 
-def test_a_module_list_holds_a_correction_a_step():
-    arguments = (lambda t, z: -z, torch.ones(2, 1), (0, 1), 3, "heun")
-    assert torch.equal(hypersolve(*arguments, torch.nn.ModuleList([Push()] * 3)), hypersolve(*arguments, Push()))
+def conditioned(t, z, *, rate, shift=0.0):
+    return rate * z * (1 - z) + shift * t
+
+
+def doubly_conditioned(t, z, x, *, rate, shift=0.0):
+    return conditioned(t, z, rate=rate, shift=shift) + 0.1 * x
+
+
+RATE = torch.tensor([[0.5], [1.0], [-1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", **named(METHODS))
+@pytest.mark.parametrize("x", [None, DATA_CONTROLLED.x], ids=["f(t, z)", "f(t, z, x)"])
+def test_a_condition_is_bound_to_the_field(method, x):
+    """Keywords travel beside the state: the solve is that of the field that holds them."""
+    f = conditioned if x is None else doubly_conditioned
+    bound = partial(f, rate=RATE, shift=0.3)
+    how = {"x": x, "condition": {"rate": RATE, "shift": 0.3}}
+    arguments = (LOGISTIC.z0, (0.0, 1.0), method.n_steps or 4, method)
+    g = lambda eps, s, z, stages, x: stages[-1] * z  # noqa: E731
+    for correction in (None, g):
+        states = hypersolve_trajectory(f, *arguments, correction, **how)
+        assert torch.equal(states, hypersolve_trajectory(bound, *arguments, correction, x=x))
+        assert torch.equal(hypersolve(f, *arguments, correction, **how), states[-1])
+
+
+def test_conditions_are_by_row():
+    together = hypersolve(conditioned, LOGISTIC.z0, (0.0, 1.0), 3, "rk4", condition={"rate": RATE})
+    apart = [
+        hypersolve(conditioned, LOGISTIC.z0[i : i + 1], (0.0, 1.0), 3, "rk4", condition={"rate": RATE[i : i + 1]})
+        for i in range(3)
+    ]
+    assert torch.equal(torch.cat(apart), together)
+
+
+def test_a_solve_differentiates_with_respect_to_a_condition():
+    def solve(rate, shift):
+        return hypersolve(conditioned, LOGISTIC.z0, (0.0, 1.0), 3, "ab2", condition={"rate": rate, "shift": shift})
+
+    assert torch.autograd.gradcheck(solve, (RATE.clone().requires_grad_(), RATE.clone().requires_grad_()))
+
+
+def test_a_condition_that_the_field_does_not_take_is_its_error():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'label'"):
+        hypersolve(LOGISTIC.f, LOGISTIC.z0, (0.0, 1.0), 3, "heun", condition={"label": RATE})

@@ -1,8 +1,7 @@
 """Corrections g: contracts, the bound around every net, and the library's own nets.
 
-A reader who wants to know what g is reads these files in this order: ``contract`` (what a net and a spec have to
-offer), ``bounded`` (units and cap), ``specs`` (what a user sets), ``nets`` (what computes g), ``folded`` (what is left
-of it in one step).
+Read the files in this order to learn what g is: ``contract`` (what a net and a spec must provide), ``bounded`` (units
+and cap), ``specs`` (settings), ``nets`` (which compute g), ``folded`` (a net made fast for one step).
 """
 
 from .bounded import BoundedCorrection, Units, fit_units

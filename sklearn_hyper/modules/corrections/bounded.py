@@ -1,4 +1,4 @@
-"""Corrections as fits make them: a net, scaled to the units of one task's residuals and bounded."""
+"""The corrections that fits return: a net that is scaled to the residuals of one task, and bounded."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from torch import Tensor, nn
 from ...numerics.methods import Method, StepKind, StepPlan
 from ...numerics.residuals import Residual
 from ...numerics.tensors import in_own_units, per_row, sample_norm
-from .contract import CorrectionNet, FoldedCorrection, ModuleCorrection, UserNet
+from .contract import FoldedCorrection, ModuleCorrection, as_net
 
 _CAP_MARGIN, _FLOOR_SHARE = 2, 0.1
+"""Factors of cap and floor; see :func:`fit_units`."""
 
 
 class Units(nn.Module):
-    """Sizes of one task's residuals and stages, which its correction is measured in.
+    """Sizes of one task's residuals and stages, by which its correction is scaled and bounded.
 
     Parameters
     ----------
     kinds : sequence of StepKind
-        One of every family of steps that the task's method takes.
+        One kind of each family of steps that the task's method takes.
     scales : sequence of Tensor
-        For each kind the RMS of its targets by feature or channel, broadcastable to z. The net's output is multiplied
+        For each kind, the RMS of its targets by feature or channel, broadcastable to z. The net's output is multiplied
         by it, never shifted.
     cap : float
-        c of :class:`BoundedCorrection`, from the fitted data.
+        c of :class:`BoundedCorrection`.
     floor : float
-        rho, for f may vanish where the residual does not.
+        rho of :class:`BoundedCorrection`. It keeps the bound positive where f vanishes but the residual does not.
     """
 
     def __init__(self, kinds: Sequence[StepKind], scales: Sequence[Tensor], *, cap: float, floor: float):
@@ -44,14 +45,14 @@ class Units(nn.Module):
         self._buffer_names = {kind.family: f"scale_{i}" for i, kind in enumerate(self.kinds)}
 
     def scale(self, kind: StepKind) -> Tensor:
-        """Scale of the residuals of a kind of step."""
+        """Return the scale of the residuals of a kind of step."""
         name = self._buffer_names.get(kind.family)
         if name is None:
             raise self._foreign(f"of order {kind.order} with {kind.n_stages} stages")
         return self._buffers[name]  # type: ignore[return-value]
 
     def kind_of(self, n_stages: int) -> StepKind:
-        """The fitted kind of step that hands out so many stages."""
+        """Return the fitted kind of step with this number of stages."""
         for kind in self.kinds:
             if kind.n_stages == n_stages:
                 return kind
@@ -60,13 +61,13 @@ class Units(nn.Module):
     def _foreign(self, step: str) -> ValueError:
         fitted = ", ".join(f"order {order} with {n} stages" for order, n in self._buffer_names)
         return ValueError(
-            f"the correction is fitted for steps of {fitted}; it cannot run in a step {step}. Fit a hypersolver with that "
-            "base solver."
+            f"the correction is fitted for steps of {fitted}; it cannot run in a step {step}. Fit a hypersolver with "
+            "that base solver."
         )
 
 
 class BoundedCorrection(ModuleCorrection):
-    r"""Scales a net to the targets' units and caps its share of a step.
+    r"""Scale a net to the targets' units, and cap its share of a step.
 
     The per-sample norm of the step's correction is capped:
 
@@ -74,16 +75,16 @@ class BoundedCorrection(ModuleCorrection):
 
         \|\epsilon^{p+1} g\| \le c\,|\epsilon| \max\big(\max_i \|r_i\|,\; \rho\big)
 
-    so that a few states unlike the fitted ones cannot throw a whole batch off. For eps -> 0 the cap on g itself grows
-    like :math:`|\epsilon|^{-p}`: it is inactive there and the order p survives.
+    The cap limits the harm in states unlike the fitted ones, where the net's output may be anything. For eps -> 0 the
+    cap on g itself grows like :math:`|\epsilon|^{-p}`. So it is inactive there, and the order p is kept.
 
     Parameters
     ----------
     net : nn.Module
         A :class:`CorrectionNet`, or a module with the contract ``forward(eps, s, z, stages, x=None)``. Several
-        corrections may share one.
+        corrections may share a net.
     units : Units
-        Of the task that it is fitted for: c, rho and scales.
+        c, rho and scales of the task that the correction is fitted for.
 
     Examples
     --------
@@ -103,7 +104,7 @@ class BoundedCorrection(ModuleCorrection):
 
     def __init__(self, net: nn.Module, units: Units):
         super().__init__()
-        self.net = net if isinstance(net, CorrectionNet) else UserNet(net)
+        self.net = as_net(net)
         self.units = units
 
     def covers(self, method: Method) -> bool:
@@ -118,11 +119,12 @@ class BoundedCorrection(ModuleCorrection):
         x: Tensor | None = None,
         kind: StepKind | None = None,
     ) -> Tensor:
-        """Return g, scaled and capped; a missing kind is the fitted one that has so many stages."""
+        """Return g, scaled and capped. If ``kind`` is missing, the number of stages tells which fitted kind it is."""
         units = self.units
         kind = units.kind_of(len(stages)) if kind is None else kind
         cap = per_row(units.cap * abs(eps) ** -kind.order, z)  # type: ignore[operator]
-        return _bound(self.net(eps, s, z, stages, x, kind) * (units.scale(kind) / cap), stages, cap, units.floor)
+        scale = units.scale(kind) / cap  # before the net, which would fail on a kind that this refuses by name
+        return _bound(self.net(eps, s, z, stages, x, kind) * scale, stages, cap, units.floor)
 
     def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None) -> Tensor:
         return self(plan.eps, s, z, stages, x, plan.kind)
@@ -132,13 +134,23 @@ class BoundedCorrection(ModuleCorrection):
         return FoldedCorrection([frozen.fold_step(plan) for plan in plans])
 
     def fold_step(self, plan: StepPlan) -> BoundedStep:
-        """What is left of it in one step. It may share this one's weights."""
+        """Return the correction folded for one step. It may share this one's weights."""
         cap = self.units.cap * abs(plan.eps) ** -plan.kind.order
         return BoundedStep(self.net.fold(plan, self.units.scale(plan.kind) / cap), cap, self.units.floor)
 
 
 class BoundedStep(nn.Module):
-    """A bounded correction in one step: the folded net, in units of the cap on g at its step size, and that cap."""
+    """A bounded correction folded for one step.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The folded net. It returns g in units of ``cap``.
+    cap : float
+        The bound on g at this step size, in units of the largest stage's norm.
+    floor : float
+        rho.
+    """
 
     def __init__(self, net: nn.Module, cap: float, floor: float):
         super().__init__()
@@ -150,14 +162,15 @@ class BoundedStep(nn.Module):
 
 
 def _bound(share: Tensor, stages: Sequence[Tensor], cap: float | Tensor, floor: float) -> Tensor:
-    # g comes in units of cap, which makes its norm that of a stage: g itself is of the size of span^-p-1, and its
-    # square may be out of float32's range. Tiny, not zero, keeps 0 / 0 out where g and all stages vanish.
+    # share is g / cap, so that its norm is of the size of a stage's. g itself scales like span^(-p-1), and its square
+    # may leave float32's range. Clamping to tiny instead of zero avoids 0 / 0 where g and all stages vanish.
     excess = sample_norm(share) / largest_stage_norm(stages).clamp(min=max(floor, torch.finfo(share.dtype).tiny))
-    return share / (excess.clamp(min=1) * (1 / cap))  # a number over a tensor would be two operations
+    # Not share * (cap / excess): dividing a number by a tensor takes two operations.
+    return share / (excess.clamp(min=1) * (1 / cap))
 
 
 def largest_stage_norm(stages: Sequence[Tensor]) -> Tensor:
-    """max_i ||r_i|| of every sample, over axes of length one."""
+    """Return max_i ||r_i|| of every sample, in shape (batch, 1, ..., 1)."""
     norms = [sample_norm(stage) for stage in stages]
     largest = norms[0]
     for norm in norms[1:]:
@@ -166,19 +179,19 @@ def largest_stage_norm(stages: Sequence[Tensor]) -> Tensor:
 
 
 def fit_units(residuals: Sequence[Residual]) -> Units:
-    """Take scales, cap and floor from a sample of one task's residuals.
+    """Compute scales, cap and floor from a sample of one task's residuals.
 
-    The cap is twice the largest share that the true residual takes of a step on the fitted data; the floor a tenth
-    of the training RMS of the stages' norms.
+    The cap is twice the largest share that the true residual has in a step of the sample. The floor is a tenth of the
+    RMS of the stages' norms.
     """
-    # In float64, where the squares of small units do not underflow.
+    # In float64, where the squares of small values do not underflow.
     norms = torch.cat([largest_stage_norm([stage.double() for stage in r.stages]).flatten() for r in residuals])
     floor = float(_FLOOR_SHARE * norms.pow(2).mean().sqrt())
     cap = _CAP_MARGIN * max(_largest_share(r, floor or 1.0) for r in residuals)
     families: dict[tuple[int, int], list[Residual]] = {}
     for residual in residuals:
         families.setdefault(residual.kind.family, []).append(residual)
-    # Both are zero only where f is: then the correction has nothing to correct and stays at zero.
+    # Cap and floor are zero only if all residuals or all stages are. Then 1 does no harm: there is nothing to correct.
     return Units(
         [members[0].kind for members in families.values()],
         [_target_scale(members) for members in families.values()],
@@ -188,13 +201,13 @@ def fit_units(residuals: Sequence[Residual]) -> Units:
 
 
 def _largest_share(residual: Residual, floor: float) -> float:
-    """What the true residual takes of a step, at most."""
+    """Return the largest share that the true residual has in a step."""
     target, unit = in_own_units(residual.target)
     share = sample_norm(target) / largest_stage_norm(residual.stages).clamp(min=floor)
     return float(share.max()) * (float(unit) * abs(residual.eps) ** residual.order)
 
 
 def _target_scale(residuals: Sequence[Residual]) -> Tensor:
-    """RMS of the targets, per feature or channel."""
+    """Return the RMS of the targets, by feature or channel."""
     targets, unit = in_own_units(torch.cat([r.target for r in residuals]))
     return targets.pow(2).mean(dim=[0, *range(2, targets.ndim)], keepdim=True).sqrt()[0] * unit

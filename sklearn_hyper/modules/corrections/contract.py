@@ -1,4 +1,4 @@
-"""The contracts of a correction: what a family of nets has to offer, and how a module of the user's own enters."""
+"""The contracts of corrections, of the nets that compute them, and of the specs that build the nets."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ from ..serialization import DeviceFreeModule
 
 # ---------------------------------------------------------------------- what a solve runs
 class ModuleCorrection(DeviceFreeModule, Correction, ABC):
-    """A correction with weights: what a fit trains and a :class:`~sklearn_hyper.modules.HypersolvedODE` runs.
+    """A correction with weights, which a fit trains and a :class:`~sklearn_hyper.modules.HypersolvedODE` runs.
 
-    It starts at zero: untrained, the hypersolver is its base method.
+    It starts at zero, so an untrained hypersolver equals its base method.
     """
 
     def covers(self, method: Method) -> bool:
-        """Whether it has been fitted for methods like this one. False: its errors with this one are unknown."""
+        """Return whether the correction is fitted for methods like this one. If False, its errors are unknown."""
         return True
 
-    @abstractmethod
-    def fold(self, plans: Sequence[StepPlan]) -> FoldedCorrection | None:
-        """Compute once what is constant in each of these steps, for inference. The result is frozen and shares nothing."""
+    def fold(self, plans: Sequence[StepPlan]) -> ModuleCorrection:
+        """Return a frozen copy for inference, with all that is constant in each of these steps computed once.
+
+        Here nothing is: the copy runs the same weights.
+        """
+        return copy.deepcopy(self).requires_grad_(False).eval()
 
 
-class FoldedCorrection(nn.Module, Correction):
-    """Terms for the steps of one mesh: ``steps[k](eps, s, z, stages, x)`` is g in step k."""
+class FoldedCorrection(ModuleCorrection):
+    """A correction for the steps of one mesh: ``steps[k](eps, s, z, stages, x)`` is g in step k."""
 
     def __init__(self, steps: Sequence[nn.Module]):
         super().__init__()
         self.steps = nn.ModuleList(steps)
-        # A ModuleList looks its entries up by name, which takes as long as a small product.
+        # A plain list, because a ModuleList looks entries up by name, which takes as long as a small matrix product.
         self._in_order = list(steps)
 
     def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Any) -> Tensor:
@@ -47,7 +50,7 @@ class FoldedCorrection(nn.Module, Correction):
 
 
 class PlainCorrection(ModuleCorrection):
-    """Adapts a module ``g(eps, s, z, stages, x=None)``, neither scaled nor bounded, to what a solve runs.
+    """Adapt a net, or a module ``g(eps, s, z, stages, x=None)``, to a correction. It is not scaled or bounded.
 
     Parameters
     ----------
@@ -59,26 +62,29 @@ class PlainCorrection(ModuleCorrection):
         self.g = g
 
     def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Any) -> Tensor:
-        return self.g(plan.eps, s, z, stages, x)
+        return as_net(self.g)(plan.eps, s, z, stages, x, plan.kind)
 
     def fold(self, plans: Sequence[StepPlan]) -> FoldedCorrection:
-        return FoldedCorrection([copy.deepcopy(self.g).requires_grad_(False)] * len(plans))
+        net, unit = as_net(copy.deepcopy(self.g).requires_grad_(False).eval()), torch.ones(())
+        if isinstance(net, UserNet):
+            return FoldedCorrection([net.module] * len(plans))
+        return FoldedCorrection([net.fold(plan, unit) for plan in plans])
 
 
 def as_module_correction(correction: nn.Module | None) -> ModuleCorrection | None:
-    """A correction as a solve runs it; a plain module is adapted."""
+    """Return a correction as it is, and a plain module adapted to a correction."""
     return correction if correction is None or isinstance(correction, ModuleCorrection) else PlainCorrection(correction)
 
 
 # ---------------------------------------------------------------------- what computes g
 @dataclass(frozen=True)
 class ScaleSample:
-    """Steps of one task, from which a net takes the scales of its inputs.
+    """Steps of one task, from which a net computes the scales of its inputs.
 
     Parameters
     ----------
     residuals : sequence of Residual
-        Of the same rows.
+        All of the same rows.
     x : Tensor or None
         Input of a data-controlled field, by row.
     t_span : pair of float
@@ -90,15 +96,15 @@ class ScaleSample:
 
 
 class CorrectionNet(nn.Module, ABC):
-    """A net that computes g from a step: the base class of every family of nets, of your own too.
+    """A net that computes g in a step. Subclass this to add your own family of nets.
 
-    Write :meth:`forward`, which has to stay O(1) as eps -> 0, or the method's order is lost. Let it start at zero. The
-    wrapper around it, :class:`~sklearn_hyper.modules.BoundedCorrection`, scales its output to the units of the
-    residuals and bounds it.
+    Write :meth:`forward`. Its output has to stay O(1) as eps -> 0, or the method's order is lost. It should start at
+    zero. :class:`~sklearn_hyper.modules.BoundedCorrection` wraps the net, scales its output to the units of the
+    residuals, and bounds it.
     """
 
     takes_row_steps = False
-    """Whether eps and s may also hold one number a row. Training then mixes steps within a batch, which it does better."""
+    """Whether eps and s may also hold one number per row. Then training mixes steps in a batch, which works better."""
 
     @abstractmethod
     def forward(
@@ -111,7 +117,7 @@ class CorrectionNet(nn.Module, ABC):
         eps : float
             Signed step size.
         s : 0-d Tensor
-            In the dtype in which f gets its time.
+            Start of the step, in the dtype in which f gets its time.
         z : Tensor of shape (batch, ...)
         stages : list of Tensor like z
             f at ``kind.offsets``.
@@ -121,15 +127,15 @@ class CorrectionNet(nn.Module, ABC):
         """
 
     def with_scales(self, sample: ScaleSample) -> CorrectionNet:
-        """This net for the task that a sample is of: with scales of its own and the *same* weights. Itself if it has none."""
+        """Return this net for the sample's task: the *same* weights with new scales. Without scales, the net itself."""
         return self
 
     def covers(self, method: Method) -> bool:
-        """Whether it has been fitted for methods like this one."""
+        """Return whether the net is fitted for methods like this one."""
         return True
 
     def fold(self, plan: StepPlan, scale: Tensor) -> nn.Module:
-        """What is left of it in one step, as ``step(eps, s, z, stages, x)``, times ``scale``. May share its weights."""
+        """Return this net times ``scale`` for one step, as ``step(eps, s, z, stages, x)``. It may share weights."""
         return _ScaledStep(self, plan.kind, scale)
 
 
@@ -146,7 +152,7 @@ class _ScaledStep(nn.Module):
 
 
 class UserNet(CorrectionNet):
-    """Adapts a module ``g(eps, s, z, stages, x=None)``: the only place where one enters.
+    """Adapt a module ``g(eps, s, z, stages, x=None)`` to the contract of a net.
 
     Parameters
     ----------
@@ -163,10 +169,15 @@ class UserNet(CorrectionNet):
         return self.module(eps, s, z, stages, x)
 
 
+def as_net(module: nn.Module) -> CorrectionNet:
+    """Return a net as it is, and a plain module adapted to a net."""
+    return module if isinstance(module, CorrectionNet) else UserNet(module)
+
+
 # ---------------------------------------------------------------------- what builds it
 @dataclass(frozen=True)
 class NetInputs:
-    """What a net will read, and what it may cost: all that a spec needs to build one.
+    """What a net will read and may cost: all that a spec needs to build it.
 
     Parameters
     ----------
@@ -175,9 +186,9 @@ class NetInputs:
     x : Tensor or None
         Input of a data-controlled field, by row.
     kinds : tuple of StepKind
-        Kinds of the method's steps, each once. Every other step than the first few is of the last.
+        Kinds of the method's steps, each once. The last is the main kind, that of all steps after the first few.
     max_macs : float
-        Multiply-accumulates a sample that the net may take, by the budget of "auto"; nan where f has none to compare
+        Multiply-accumulates per sample that the net may take, by the budget of "auto". nan if f has none to compare
         with.
     """
 
@@ -192,14 +203,14 @@ class NetInputs:
 
 
 class CorrectionSpec(ABC):
-    """What a user sets of a family of nets. Subclass it to bring a family of your own, and pass it as ``correction``.
+    """Settings of a family of nets. Subclass it to add your own family, and pass an instance as ``correction``.
 
-    Attributes set in ``__init__`` under the names that :meth:`get_params` gives can be searched as
+    Parameters that :meth:`get_params` returns must be attributes of the same name. A search can set them as
     ``correction__name``.
 
     Examples
     --------
-    A net that weighs the first stage by one number:
+    A net that multiplies the first stage by one number:
 
     >>> import torch
     >>> from sklearn_hyper import HypersolverRegressor
@@ -242,12 +253,12 @@ class CorrectionSpec(ABC):
         return self
 
     def method_family(self, method: Method) -> list[Method]:
-        """The methods that a net is fitted over: the one it predicts with first."""
+        """Return the methods that a net is fitted over. The first is the one that it predicts with."""
         return [method]
 
 
 class OwnModule(CorrectionSpec):
-    """The spec of a module that the user has built: a copy of it.
+    """The spec of a module that the user has built. It builds a copy of the module.
 
     Parameters
     ----------
@@ -266,17 +277,15 @@ class OwnModule(CorrectionSpec):
 
 def build_net(spec: CorrectionSpec, inputs: NetInputs) -> CorrectionNet:
     """Build a spec's net in the dtype and on the device of the states, ready to be trained."""
-    net = spec.build(inputs).to(inputs.z).requires_grad_(True)
-    return net if isinstance(net, CorrectionNet) else UserNet(net)
+    return as_net(spec.build(inputs).to(inputs.z).requires_grad_(True))
 
 
 def is_own(net: Any) -> bool:
-    """Whether a net is the user's, not of this package."""
+    """Return whether a net is the user's own, not a class of this package."""
     return isinstance(net, nn.Module) and not type(net).__module__.startswith("sklearn_hyper.")
 
 
-@torch.no_grad()
 def user_part(net: CorrectionNet) -> nn.Module | None:
-    """The module of the user's own that a net is, or adapts; None where there is none."""
+    """Return the user's own module that a net is or adapts, or None if there is none."""
     part = net.module if isinstance(net, UserNet) else net
     return part if is_own(part) else None

@@ -1,4 +1,4 @@
-"""What is left of a correction's net in a single step, once all that is constant there is folded into its weights."""
+"""A correction's net made fast for a single step: all that is constant in the step is folded into its weights."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from ...numerics.tensors import flatten_samples
 from .layers import GATE_BOUND, CorrectionLayout, multiply, weigh_stages
 
 _MANY_IMAGES = 8
-"""From so many on a convolution to few channels is a product first, see :func:`_convolve_by_columns`."""
+"""Batch size from which a convolution to few channels runs as a matrix product, see :func:`_convolve_by_columns`."""
 
 
 class FoldedNet(nn.Module):
-    """A gated net in one step, with scales, s, eps and difference quotients in its weights.
+    """A gated net in one step, for inference, with scales, s, eps and difference quotients folded into its weights.
 
-    For inference: it reads z and the stages as they come, and neither eps nor s. Its weights are made once, from those
-    of the net, in four moves: features that are differences of stages become weights on the stages themselves; scales
-    and shifts of the features go into the first layer; the output's scale goes into the last; and what the gate does to
-    scaled stages becomes an affine map of the stages as they come.
+    It reads z and the raw stages, and ignores eps and s. Its weights are computed once from those of the net:
+
+    1. Scales and shifts of the features go into the first layer.
+    2. Weights on differences of stages become weights on the stages themselves.
+    3. The scale of the output goes into the last layer.
+    4. The gates act on an affine map of the raw stages, which replaces the scaled features.
 
     Parameters
     ----------
     layout : CorrectionLayout
     layers : list of (weight, bias)
-        Of the net in this step.
+        The net's layers in this step.
     activations : nn.ModuleList
     scales : pair of Tensor
         (scale, shift) of the features.
     slopes : list of float
-        For each stage, what its difference from the first one (of the first: itself) is multiplied by to make a
-        feature.
+        One factor per stage. A later stage's feature is its difference from the first stage times its factor; the
+        first stage's feature is the stage times its factor.
     output_scale : Tensor
-        What g is multiplied by, broadcastable to z.
+        Factor of g, broadcastable to z.
     """
 
     @torch.no_grad()
@@ -60,12 +62,13 @@ class FoldedNet(nn.Module):
         output_scale = output_scale[:, 0, 0] if self.is_image else output_scale.flatten()
         (first, first_bias), *inner, last = layers
         first = first[:, :known] * _per_channel(scale, first.ndim - 1)
-        # An image net does not shift.
+        # Image features are not shifted.
         first_bias = first_bias if self.is_image else first_bias - first @ shift
         self.first = _frozen(_on_raw_inputs(first, layout, slopes))
         self.columns = _frozen([_columns(self.first[0])] if self.is_image and _has_few_outputs(self.first[0]) else [])
         last_weight, last_bias = self._scale_outputs(last, layout, n_stages, output_scale)
-        # A matrix gate's part of the last layer stands alone: two products are cheaper than taking one's result apart.
+        # A matrix gate's part of the last layer is kept separate: two products are cheaper than one whose result has to
+        # be split.
         kept = n if self.has_matrix_gate else len(last_bias)
         inner = [*inner, (last_weight[:kept], last_bias[:kept])]
         self.activations = copy.deepcopy(activations)
@@ -85,13 +88,13 @@ class FoldedNet(nn.Module):
     def _scale_outputs(
         self, last: tuple[Tensor, Tensor], layout: CorrectionLayout, n_stages: int, output_scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The last layer, without gates of stages that are not there, its outputs scaled."""
+        """Return the last layer with scaled outputs, without the gates of stages that this step lacks."""
         weight, bias = last
         rows, factors = self._outputs(layout, n_stages, output_scale)
         return weight[rows] * _per_channel(factors, weight.ndim), bias[rows] * factors
 
     def _outputs(self, layout: CorrectionLayout, n_stages: int, output_scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Which outputs of the last layer to keep (gates of stages that are there), and what to multiply them by."""
+        """Return indices of the last layer's outputs to keep, and their factors. Gates of absent stages are dropped."""
         n = layout.n_state
         gates = torch.arange(n, layout.n_out, device=output_scale.device)
         if self.has_matrix_gate:
@@ -103,9 +106,9 @@ class FoldedNet(nn.Module):
         return rows, torch.cat([output_scale, output_scale.new_full((len(gates),), factor)])
 
     def forward(self, eps: float, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None = None) -> Tensor:
-        """g, in the units of its targets."""
+        """Return g times the output scale."""
         inputs = [z, *([] if x is None else [x]), *stages]
-        (first, *others), (bias, *biases) = _listed(self.first), _listed(self.biases)
+        (first, *later), (bias, *biases) = _listed(self.first), _listed(self.biases)
         if self.is_image:
             features = torch.cat(inputs, dim=1)
             if len(self.columns) and _pays_to_multiply_first(z, self.columns[0]):
@@ -115,8 +118,8 @@ class FoldedNet(nn.Module):
         else:
             inputs = [flatten_samples(part) for part in inputs]
             out = functional.linear(inputs[0], first, bias)
-            # Products that add up, where a concatenation would copy.
-            for part, weight in zip(inputs[1:], others, strict=True):
+            # One product per input, added up, instead of a concatenation, which would copy all inputs.
+            for part, weight in zip(inputs[1:], later, strict=True):
                 out = torch.addmm(out, part, weight.t())
         for activation, weight, bias in zip(self.activations, _listed(self.weights), biases, strict=True):
             hidden = activation(out)
@@ -135,76 +138,78 @@ class FoldedNet(nn.Module):
         n = self.n_state
         if not self.has_gate:
             return out
-        first, *others = stages
-        features = [first, *(stage - first for stage in others)]
+        first, *later = stages
+        features = [first, *(stage - first for stage in later)]
         offsets, slopes = _listed(self.gate_offsets), _listed(self.gate_slopes)
         weighed = [torch.addcmul(*terms) for terms in zip(offsets, features, slopes, strict=True)]
         return weigh_stages(out[:, :n], torch.tanh(out[:, n:]), weighed)
 
 
 def _has_few_outputs(weight: Tensor) -> bool:
-    """Whether a convolution may run as a product first, see :func:`_convolve_by_columns`."""
+    """Return whether a convolution may run as a matrix product, see :func:`_convolve_by_columns`."""
     return weight[:, 0].numel() <= 2 * weight.shape[1]
 
 
 def _pays_to_multiply_first(z: Tensor, columns: Tensor) -> bool:
-    """Whether it gains: measured, for torch's own kernels and for those of ONNX Runtime."""
+    """Return whether the matrix product is faster, as measured with kernels of torch and of ONNX Runtime."""
     if z.device.type != "cpu":
         return False
-    if is_exporting():  # 1.1 to 2.6 times on a single image, 1.6 to 8 on many
+    if is_exporting():  # in ONNX Runtime it is 1.1 to 2.6 times as fast on a single image, 1.6 to 8 times on many
         return True
-    # Fewer entries to move after the product than before it. A compiler has kernels of its own.
+    # It pays if fewer entries have to be moved after the product than before. torch.compile has kernels of its own.
     return not is_compiling() and len(z) >= _MANY_IMAGES and columns.shape[0] <= columns.shape[1]
 
 
 def _columns(weight: Tensor) -> Tensor:
-    """A convolution's weight as the matrix that :func:`_convolve_by_columns` multiplies by."""
+    """Return a convolution's weight as the matrix that :func:`_convolve_by_columns` multiplies by."""
     return weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, weight.shape[1])
 
 
 def _convolve_by_columns(h: Tensor, columns: Tensor, bias: Tensor, kernel_size: int) -> Tensor:
-    """A convolution that keeps the shape, as a product at every position whose entries then move to where they count.
+    """Convolve with padding that keeps the shape: first multiply at every position, then add up shifted products.
 
-    For a handful of output channels it takes a third of the time of ``conv2d`` on a CPU, which moves every input
-    channel first; its multiply-accumulates are the same.
+    ``conv2d`` on a CPU gathers the neighbours of every input channel before its product. Here the few output channels
+    are shifted after the product instead. For a few output channels this takes a third of the time, with the same
+    multiply-accumulates.
     """
     shape, products = tuple(h.shape[2:]), torch.matmul(columns, h.flatten(2))
     if not is_exporting():
-        # The samples as channels of one: torch's fold loops over samples. ONNX Runtime's does not.
+        # Treat the samples as channels of one sample, because torch's fold loops over samples. ONNX Runtime's does not.
         products = products.flatten(0, 1)
     moved = functional.fold(products, shape, kernel_size, padding=kernel_size // 2)
     return moved.view(-1, len(bias), *shape) + _per_channel(bias, 3)
 
 
 def _matrix_gate(slope: Tensor, offset: Tensor, output_scale: Tensor) -> list[Tensor]:
-    r"""Matrices that make the gate's products of matrices and stages, sample by sample, two products of batches.
+    r"""Return matrices that replace the gate's matrix product in every sample by products over the whole batch.
 
-    With :math:`w` the scaled stages side by side (affine in the stages), :math:`\sum_j \gamma_{aj} w_j` is
-    :math:`(\gamma \odot \mathrm{spread}(w)) C`: spread repeats w for every a, and C adds up over j.
+    Let :math:`w` be the concatenated scaled stages, which are affine in the raw stages. The gate's term
+    :math:`\sum_j \gamma_{aj} w_j` is :math:`(\gamma \odot \mathrm{spread}(w)) C`. Here spread repeats w for every a,
+    and C adds up over j.
 
     Returns
     -------
     list of Tensor
-        C, what spread adds, and the matrix of every stage.
+        C, the constant part of spread(w), and the matrix of spread(w) for each raw stage.
     """
     n_stages, n = slope.shape
     on_stages = [torch.zeros(n, n_stages * n).to(slope) for _ in range(n_stages)]
     for i, row in enumerate(slope):
-        own = slice(i * n, (i + 1) * n)
-        on_stages[i][:, own] += torch.diag(row)
+        block = slice(i * n, (i + 1) * n)
+        on_stages[i][:, block] += torch.diag(row)
         if i:  # a later stage's feature is its difference from the first one
-            on_stages[0][:, own] -= torch.diag(row)
+            on_stages[0][:, block] -= torch.diag(row)
     collect = torch.block_diag(*output_scale.unsqueeze(1).expand(n, n_stages * n)).t() * GATE_BOUND
     return [collect, offset.flatten().repeat(n), *(matrix.repeat(1, n) for matrix in on_stages)]
 
 
 def _per_channel(values: Tensor, ndim: int) -> Tensor:
-    """Values of rows or channels, shaped to multiply a weight, or a state without its batch, of ``ndim`` axes."""
+    """Shape one value per row or channel to broadcast against a tensor of ``ndim`` axes whose first axis is theirs."""
     return values.reshape(-1, *[1] * (ndim - 1))
 
 
 def _listed(tensors: nn.ParameterList) -> list[Tensor]:
-    """Its tensors, without the list's own look-ups, which cost as much as a small product each."""
+    """Return the list's tensors directly. Each look-up by the list itself costs as much as a small matrix product."""
     return list(tensors._parameters.values())  # type: ignore[arg-type]
 
 
@@ -218,7 +223,7 @@ def _frozen(tensors: Sequence[Tensor]) -> nn.ParameterList:
 
 
 def _on_raw_inputs(first: Tensor, layout: CorrectionLayout, slopes: Sequence[float]) -> list[Tensor]:
-    """The first layer's weights on z, on x, and on the stages as they come instead of on quotients of them."""
+    """Return the first layer's weights on z, on x and on the raw stages, instead of on difference quotients."""
     before, features = first[:, : layout.n_before], first[:, layout.n_before :].split(layout.n_state, dim=1)
     on_stages = [slope * feature for slope, feature in zip(slopes, features, strict=True)]
     on_first = on_stages[0] - sum(on_stages[1:])

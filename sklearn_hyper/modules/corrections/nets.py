@@ -1,4 +1,4 @@
-"""The library's own nets for a correction g: features of a step in, a correction and weights of the stages out."""
+"""The library's own nets for a correction g. They read features of a step, and return g and weights of the stages."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from .scales import ErrorRanges, InputScales
 
 
 class GatedNet(CorrectionNet):
-    """Shared by both nets: scaled features in, raw output and gate out. Starts at zero.
+    """Base class of both nets: scaled features in, a raw output and gates of the stages out. Starts at zero.
 
-    Features are z, x where the field has one, the first stage, and for every further stage the difference quotient
-    (r_i - r_1) / (c_i eps), which stays O(1) as eps -> 0 and tells the net the derivative of f along the step, whatever
-    c_i is. All weights are linear in s and eps (:class:`StepWeights`).
+    Features are z, x if the field has one, the first stage, and for each further stage the difference quotient
+    (r_i - r_1) / (c_i eps). The quotient stays O(1) as eps -> 0, and shows the derivative of f along the step for any
+    c_i. All weights are linear in s and eps (:class:`StepWeights`).
 
-    Fitted over a family of methods, they are linear in the method's leading error too, for R is as eps -> 0. Steps of
-    other kinds than the main one have weights of their own; the (scaled) features that they lack are zero.
+    For eps -> 0, R is linear in the method's leading error. So are the weights of a net that is fitted over a family of
+    methods. Steps that are not of the main kind add their own term to the weights. Scaled features that such steps lack
+    are zero.
 
     Parameters
     ----------
     layout : CorrectionLayout
     weights : StepWeights
     activations : nn.ModuleList
-        One between any two layers.
+        One after each layer but the last.
     scales : InputScales
     """
 
@@ -46,7 +47,7 @@ class GatedNet(CorrectionNet):
 
     @classmethod
     def from_layers(cls, layout: CorrectionLayout, layers: Sequence[nn.Linear | nn.Conv2d]) -> Self:
-        """A new net, whose weights start as those of these layers."""
+        """Return a new net with the weights of these layers, and a last layer of zeros."""
         activations = nn.ModuleList(layout.activation() for _ in layers[1:])
         return cls(layout, StepWeights(layout.n_terms, layers), activations, InputScales(layout.n_in))
 
@@ -62,14 +63,15 @@ class GatedNet(CorrectionNet):
         scales.eps_max = max(abs(r.eps) for r in sample.residuals)
         start, end = sample.t_span
         scales.middle, scales.per_half = (start + end) / 2, 2 / abs(end - start)
-        # Start-up steps lack features. A few steps' tell the scales; those of all would double the memory of the set.
+        # Start-up steps lack features, so leave them out. About eight steps are enough to measure scales; the features
+        # of all steps would double the memory of the training set.
         full = [r for r in sample.residuals if r.kind.n_stages == self.layout.n_stages]
-        few = (full or [sample.residuals[0]])[:: max(1, len(full) // 8)]
-        self._measure(scales, few, sample.x)
+        measured = (full or [sample.residuals[0]])[:: max(1, len(full) // 8)]
+        self._measure(scales, measured, sample.x)
         return type(self)(self.layout, self.weights, self.activations, scales)
 
     def _measure(self, scales: InputScales, residuals: Sequence[Residual], x: Tensor | None) -> None:
-        """Take shift and scale from the features in some steps."""
+        """Set shift and scale from the features in these steps."""
         stacked = torch.cat([self._join(self._features(r.eps, r.z, r.stages, x, r.kind)) for r in residuals])
         axes = [0, *range(2, stacked.ndim)]
         known = stacked.shape[1]
@@ -78,11 +80,13 @@ class GatedNet(CorrectionNet):
         scales.shift[:known] = self._center(stacked.mean(dim=axes) * unit)
         deviation = stacked.std(dim=axes, unbiased=False) * unit
         size = stacked.pow(2).mean(dim=axes).sqrt() * unit
-        # Equal stages have quotients of their rounding, which is that of the first one over eps.
+        # Where stages are equal, their quotients are rounding of the first stage divided by eps. Measure their size by
+        # the first stage over eps, so that the test below recognises such quotients as constant.
         n, quotients = self.layout.n_state, self.layout.n_before + self.layout.n_state
         smallest = min(abs(r.eps) for r in residuals)
         size[quotients:] = (size[quotients - n : quotients] / smallest).repeat((known - quotients) // n)
-        # What varies by no more than rounding is constant: in units of its size, that stays as small as it is.
+        # A feature that varies by no more than rounding is constant. Dividing by its size keeps that rounding small;
+        # dividing by its deviation would blow it up.
         rounding = 32 * torch.finfo(size.dtype).eps
         spread = torch.where(deviation > rounding * size, deviation, size)
         scales.scale[:known] = 1 / torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -92,33 +96,34 @@ class GatedNet(CorrectionNet):
         self, eps: Any, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None, kind: StepKind
     ) -> Tensor:
         h = self.scales.normalize(self._join(self._features(eps, z, stages, x, kind)))
-        first, *others = self.weights.layers(self.terms(eps, s, kind))
+        first, *later = self.weights.layers(self.terms(eps, s, kind))
         out = first(h)
-        for activation, layer in zip(self.activations, others, strict=True):
+        for activation, layer in zip(self.activations, later, strict=True):
             out = layer(activation(out))
         return self._combine(out, h[:, self.layout.n_before :]).reshape(z.shape)
 
     def _combine(self, out: Tensor, stages: Tensor) -> Tensor:
-        """Split the last layer's output into correction and gate; weigh the (scaled) stages by the gate."""
+        """Split the last layer's output into correction and gates, and add the scaled stages, weighted by the gates."""
         n = self.layout.n_state
         g = out[:, :n]
         if not self.layout.n_gate:
             return g
         if self.layout.has_matrix_gate:
-            # R is (f_t + J f) / 2 to leading order: a matrix that depends on the state, times the first stage.
+            # For Euler's method R is (f_t + J f) / 2 to leading order. J f is a state-dependent matrix times the first
+            # stage, which is what a matrix gate computes.
             return g + multiply_matrices(GATE_BOUND * torch.tanh(out[:, n:] / GATE_BOUND), stages)
         return weigh_stages(g, torch.tanh(out[:, n:]), stages.split(n, dim=1))
 
     def _features(
         self, eps: Any, z: Tensor, stages: Sequence[Tensor], x: Tensor | None, kind: StepKind
     ) -> list[Tensor]:
-        first, *others = stages
+        first, *later = stages
         eps = per_row(eps, z)
-        quotients = [(stage - first) / (c * eps) for stage, c in zip(others, kind.spacings, strict=True)]
+        quotients = [(stage - first) / (c * eps) for stage, c in zip(later, kind.spacings, strict=True)]
         return [z, first, *quotients] if x is None else [z, x, first, *quotients]
 
     def terms(self, eps: Any, s: Tensor, kind: StepKind) -> Tensor:
-        """1, and what the weights are linear in: one number each, or a row of them for every row."""
+        """Return the terms in which the weights are linear, 1 first: in shape (n,), or (batch, n) for steps by row."""
         scales, layout = self.scales, self.layout
         share = scales.time_share(s)
         terms: list[Any] = [1.0, share, eps / scales.eps_max]
@@ -129,26 +134,26 @@ class GatedNet(CorrectionNet):
 
     def fold(self, plan: StepPlan, scale: Tensor) -> nn.Module:
         terms = self.terms(plan.eps, self.scales.shift.new_tensor(plan.s, dtype=torch.float64), plan.kind)
-        # A stage's feature: its difference from the first one (the first: itself) times a slope.
+        # Each later stage's feature is its difference from the first stage times a slope; the first's is itself.
         slopes = [1.0, *(1 / (spacing * plan.eps) for spacing in plan.kind.spacings)]
         scales = self.scales.scale, self.scales.shift
         return FoldedNet(self.layout, self.weights.at(terms), self.activations, scales, slopes, scale)
 
     @abstractmethod
     def _join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Features side by side."""
+        """Concatenate features."""
 
     @abstractmethod
     def _center(self, mean: Tensor) -> Tensor:
-        """What to take off the features, given their mean."""
+        """Return what to subtract from the features, given their mean."""
 
 
 class MLPCorrectionNet(GatedNet):
-    """A fully connected net; states of any shape are flattened."""
+    """A fully connected net. States of any shape are flattened."""
 
     @classmethod
     def build(cls, layout: CorrectionLayout) -> Self:
-        """A new net of this layout."""
+        """Return a new net with this layout."""
         widths = [layout.n_in, *[layout.hidden] * layout.depth, layout.n_out]
         return cls.from_layers(layout, [nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths)])
 
@@ -163,11 +168,11 @@ class ConvCorrectionNet(GatedNet):
     """A convolutional net for image states."""
 
     takes_row_steps = False
-    """A convolution's weights by row would be as many convolutions."""
+    """Different weights in each row would take one convolution per row."""
 
     @classmethod
     def build(cls, layout: CorrectionLayout, kernel_size: int) -> Self:
-        """A new net of this layout."""
+        """Return a new net with this layout."""
         widths = [layout.n_in, *[layout.hidden] * layout.depth, layout.n_out]
         return cls.from_layers(layout, [nn.Conv2d(n_in, n_out, kernel_size) for n_in, n_out in pairwise(widths)])
 
@@ -175,5 +180,5 @@ class ConvCorrectionNet(GatedNet):
         return torch.cat(list(parts), dim=1)
 
     def _center(self, mean: Tensor) -> Tensor:
-        # Not shifted: convolutions pad with zeros, so that a shift could not move into their biases.
+        # Images are not shifted: convolutions pad with zeros, so folding could not move a shift into their biases.
         return torch.zeros_like(mean)

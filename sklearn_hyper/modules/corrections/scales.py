@@ -1,4 +1,4 @@
-"""What a net's inputs are shifted and scaled by, for one task."""
+"""Shifts and scales of a net's inputs, for one task."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from ...numerics.methods import StepKind
 
 @dataclass(frozen=True)
 class ErrorRanges:
-    """Where the leading errors of a family of methods lie: from (low, high) of each of its two weights to (-1, 1)."""
+    """Ranges (low, high) of the two weights of the leading error over a family of methods, mapped to (-1, 1)."""
 
     ranges: tuple[tuple[float, float], ...] = ((-1.0, 1.0), (-1.0, 1.0))
 
     @classmethod
     def of(cls, kinds: Sequence[StepKind]) -> ErrorRanges:
+        """Return the ranges over these kinds."""
         errors = [kind.leading_error for kind in kinds if kind.leading_error is not None]
-        return cls(tuple((min(one), max(one)) for one in zip(*errors, strict=True)))
+        return cls(tuple((min(weights), max(weights)) for weights in zip(*errors, strict=True)))
 
     def scale(self, kind: StepKind) -> tuple[float, ...]:
-        """Leading error of a kind, from -1 to 1 over the family."""
+        """Return the leading error of a kind, scaled to lie between -1 and 1 over the family."""
         return tuple(
             (2 * error - low - high) / (high - low or 1.0)
             for error, (low, high) in zip(kind.leading_error or (), self.ranges, strict=True)
         )
 
     def cover(self, kind: StepKind) -> bool:
-        """Whether a kind's leading error lies within the family's."""
+        """Return whether a kind's leading error lies within the family's ranges."""
         slack = 1e-6
         return kind.leading_error is not None and all(
             low - slack <= error <= high + slack
@@ -39,7 +40,7 @@ class ErrorRanges:
 
 
 class InputScales(nn.Module):
-    """What a net's inputs are shifted and scaled by, for one task: all features to mean zero and deviation one.
+    """Shifts and scales that give a net's features mean zero and deviation one on one task.
 
     Parameters
     ----------
@@ -54,21 +55,21 @@ class InputScales(nn.Module):
         self.register_buffer("shift", torch.zeros(n_features))
         self.register_buffer("scale", torch.ones(n_features))
         self.eps_max = 1.0
-        # In plain numbers: s may be so far from zero that a float32 does not hold it.
+        # Plain numbers, not tensors: s may lie so far from zero that float32 does not resolve it.
         self.middle, self.per_half = 0.0, 1.0
         self.errors = ErrorRanges()
 
     def time_share(self, s: Tensor) -> Tensor:
-        """Map the span of time to (-1, 1)."""
+        """Map time to a number from -1 to 1 over the span."""
         return ((s - self.middle) * self.per_half).to(self.shift.dtype)
 
     def normalize(self, features: Tensor) -> Tensor:
-        """Shift and scale features; append zeros for those that a step with fewer stages lacks."""
+        """Shift and scale features. Append zeros for features that a step with fewer stages lacks."""
         known, n_features = features.shape[1], len(self.shift)
         per_feature = (-1, *[1] * (features.ndim - 2))
         shift, scale = (t[:known].reshape(per_feature) for t in (self.shift, self.scale))
         h = torch.addcmul(-shift * scale, features, scale)
         if known == n_features:
             return h
-        # Not len(h), which an export would take for a constant.
+        # h.shape[0] instead of len(h), which an export would treat as a constant.
         return torch.cat([h, h.new_zeros(h.shape[0], n_features - known, *h.shape[2:])], dim=1)

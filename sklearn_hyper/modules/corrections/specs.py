@@ -1,4 +1,4 @@
-"""What a user sets of a correction g: specs with scikit-learn's parameter protocol, which build the nets."""
+"""Settings of a correction g: specs with scikit-learn's parameter protocol, which build the nets."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .layers import CorrectionLayout
 from .nets import ConvCorrectionNet, MLPCorrectionNet
 
 _MATRIX_GATE = 4
-"""Up to this many dimensions the gate is a matrix a stage, above it one number."""
+"""Largest dimension of states for which the gate is a matrix per stage. Above it, the gate is one number per stage."""
 _GATE_SHARE = 0.5
-"""Of the width, what a gate that is a matrix has to leave within the budget of MACs."""
+"""Smallest share of the width that a matrix gate has to leave, within the same budget of MACs."""
 _ACTIVATIONS = {"silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "prelu": nn.PReLU}
 
 
 @dataclass
 class _GatedSpec(CorrectionSpec):
-    """What both kinds have in common."""
+    """Settings that both specs have in common."""
 
     hidden: int | None = None
     depth: int = 3
@@ -37,7 +37,7 @@ class _GatedSpec(CorrectionSpec):
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def method_family(self, method: Method) -> list[Method]:
-        """The base method, then those of ``tableaus``."""
+        """Return the base method, then those of ``tableaus``."""
         if self.tableaus is None:
             return [method]
         name = f"{type(self).__name__}.tableaus"
@@ -52,8 +52,7 @@ class _GatedSpec(CorrectionSpec):
             if not isinstance(member, RungeKutta):
                 raise ValueError(
                     f"base_solver {member.name!r} has no Butcher tableau, and a correction fitted over tableaus needs "
-                    "to "
-                    "know it; pass a ButcherTableau, or fit with tableaus=None."
+                    "to know it; pass a ButcherTableau, or fit with tableaus=None."
                 )
         return family
 
@@ -100,22 +99,22 @@ def _resolve_member(tableau: Any, method: Method, name: str) -> Method:
 class MLPCorrection(_GatedSpec):
     """A fully connected correction for vector states (other shapes are flattened).
 
-    All its weights are linear in s and eps, which a batch shares: that costs no product a sample.
+    All its weights are linear in s and eps. A batch shares these, so this costs no product per sample.
 
     Parameters
     ----------
     hidden : int, optional
-        Width of the hidden layers. None: the widest that keeps MAC_g within the budget (a tenth of MAC_f), 1 to 64;
-        32 where the field has no MACs to compare with.
+        Width of the hidden layers. None: the largest width from 1 to 64 that keeps MAC_g within the budget (a tenth of
+        MAC_f), or 32 if the field has no MACs.
     depth : int, default 3
         Number of hidden layers.
     activation : {"silu", "tanh", "softplus", "prelu"}, default "silu"
     gate : bool, default True
-        Whether the net also emits bounded, state-dependent weights on the stages it reads: a matrix a stage for states
-        of up to four dimensions where the budget of MACs lets it, else one number a stage.
+        Whether the net also returns bounded, state-dependent weights of the stages. For states of up to four dimensions
+        they are a matrix per stage if the budget of MACs allows it. Otherwise they are one number per stage.
     tableaus : list of str and ButcherTableau, optional
-        Fit over these base solvers too, all of the fitted one's order and number of stages. The net is then told which
-        one it runs with, so that ``with_solver`` can swap one of them, or one between them, for another.
+        Fit over these base solvers too. All must have the order and number of stages of the fitted one. The net then
+        reads which one it runs with, so that ``with_solver`` can switch to any of them, or to one in between.
 
     Examples
     --------
@@ -126,7 +125,7 @@ class MLPCorrection(_GatedSpec):
     """
 
     def build(self, inputs: NetInputs) -> nn.Module:
-        """Build the net for such states, stages and inputs."""
+        """Build the net for states, stages and inputs of these sizes."""
         self._check()
         n, n_stages = inputs.z[0].numel(), inputs.main_kind.n_stages
         n_input = 0 if inputs.x is None else inputs.x[0].numel()
@@ -141,7 +140,7 @@ class MLPCorrection(_GatedSpec):
         n_gate, has_matrix_gate = int(self.gate), False
         hidden = width(n_gate)
         if self.gate and n <= _MATRIX_GATE:
-            # What the folded net's matrix gate costs: spreading every stage, and adding up.
+            # The last argument is the cost of the matrix gate in the folded net: spreading every stage, and adding up.
             narrower = width(n * n, n**3 * n_stages * (1 + n_stages))
             if narrower >= _GATE_SHARE * hidden:
                 n_gate, has_matrix_gate, hidden = n * n, True, narrower
@@ -153,22 +152,22 @@ class MLPCorrection(_GatedSpec):
 class ConvCorrection(_GatedSpec):
     """A convolutional correction for image states (channels, height, width).
 
-    All its weights are linear in s and eps, as those of :class:`MLPCorrection` are.
+    All its weights are linear in s and eps, as in :class:`MLPCorrection`.
 
     Parameters
     ----------
     hidden : int, optional
-        Channels of the hidden layers. None: the widest that keeps MAC_g within the budget (a tenth of MAC_f), 1 to 64;
-        16 where the field has no MACs to compare with.
+        Channels of the hidden layers. None: the largest number from 1 to 64 that keeps MAC_g within the budget (a tenth
+        of MAC_f), or 16 if the field has no MACs.
     depth : int, default 1
         Number of hidden layers.
     activation : {"silu", "tanh", "softplus", "prelu"}, default "silu"
     gate : bool, default True
-        Whether the net also emits bounded, state-dependent weights (one a position) on the stages it reads.
+        Whether the net also returns bounded, state-dependent weights of the stages, one per stage and position.
     tableaus : list of str and ButcherTableau, optional
         Fit over these base solvers too; see :class:`MLPCorrection`.
     kernel_size : int, default 3
-        Odd.
+        Must be odd.
 
     Examples
     --------
@@ -181,7 +180,7 @@ class ConvCorrection(_GatedSpec):
     kernel_size: int = 3
 
     def build(self, inputs: NetInputs) -> nn.Module:
-        """Build the net for such states, stages and inputs."""
+        """Build the net for states, stages and inputs of these sizes."""
         self._check()
         z, x, n_stages = inputs.z, inputs.x, inputs.main_kind.n_stages
         if z.ndim != 4:
@@ -214,7 +213,7 @@ def _widest(max_macs: float, default: int, macs: Any) -> int:
 
 
 def resolve_spec(correction: Any, z: Tensor) -> CorrectionSpec:
-    """The spec that a user's ``correction`` stands for.
+    """Return the spec that a user's ``correction`` means.
 
     ========================  ==========================================================
     ``correction``            spec
@@ -222,7 +221,7 @@ def resolve_spec(correction: Any, z: Tensor) -> CorrectionSpec:
     "auto", states (c, h, w)  :class:`ConvCorrection`
     "auto", other states      :class:`MLPCorrection`
     a spec                    itself
-    an ``nn.Module``          a copy of the module, started as it is
+    an ``nn.Module``          one that builds a copy of the module
     ========================  ==========================================================
     """
     if isinstance(correction, str):

@@ -115,8 +115,7 @@ class Nonstationary(Method):
         if len(mesh) > len(self.shares) or max(off) > 1e-6 * max(abs(span), abs(mesh[0]), abs(mesh[-1])):
             raise ValueError(
                 f"grid={tuple(mesh)} is not the mesh that base_solver={self.name!r} is made for, {self.shares} as "
-                "shares of "
-                "the span; leave grid=None, or take another base solver, such as 'ab2'."
+                "shares of the span; leave grid=None, or take another base solver, such as 'ab2'."
             )
 
 
@@ -139,8 +138,8 @@ def compose_tableaus(tableaus: Sequence[ButcherTableau]) -> Nonstationary:
     Parameters
     ----------
     tableaus : sequence of ButcherTableau
-        Their stages must lie at different times, in rising order. A last stage at the end of the step would coincide
-        with the start of the next step, so it is moved to 0.9 of the step. That lowers the order of such a method.
+        Their stages must lie at different times, in rising order. A last stage at the end of the step is moved to 0.9
+        of the step, because the next step starts at its end. That lowers the order of such a method.
 
     Returns
     -------

@@ -1,6 +1,5 @@
 """Adams-Bashforth methods: their weights on any mesh, their start-up, what they evaluate and what they hand to g."""
 
-import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -161,7 +160,7 @@ def test_g_reads_the_remembered_stages_newest_first_and_fewer_at_start_up(solver
 
 
 @each_solver
-def test_stage_offsets_say_where_the_stages_lie(solver):
+def test_offsets_say_where_the_stages_lie(solver):
     """f = t makes a stage its own time."""
     p, stages_of = solver.order, []
     hypersolve(
@@ -173,9 +172,19 @@ def test_stage_offsets_say_where_the_stages_lie(solver):
         lambda eps, s, z, stages, x: stages_of.append([(r.item() - s.item()) / eps for r in stages]) or z,
     )
     for k, offsets in enumerate(stages_of):
-        assert offsets == pytest.approx(solver.stage_offsets(len(offsets)), abs=1e-12)
+        assert offsets == pytest.approx(solver.kind(k).offsets, abs=1e-12)
         assert len(offsets) == (p if k >= p - 1 else len(solver.starter.tableau.c))
-    assert solver.stage_offsets() == solver.stage_offsets(p) == tuple(-k for k in range(p))
+    assert solver.main_kind.offsets == solver.kind(p - 1).offsets == tuple(-k for k in range(p))
+
+
+@each_solver
+def test_start_up_steps_are_of_the_starters_kind_and_later_ones_of_their_own(solver):
+    """They evaluate f once, read p stages, and have no tableau."""
+    p, starter = solver.order, resolve_base_solver(STARTERS[solver.order])
+    assert solver.starter == starter and solver.memory == p - 1
+    assert [solver.kind(k) for k in range(p - 1)] == [starter.main_kind] * (p - 1)
+    assert solver.kinds == (starter.main_kind, solver.main_kind)
+    assert (solver.main_kind.order, solver.main_kind.nodes) == (p, (0.0,))
 
 
 @each_direction
@@ -290,19 +299,6 @@ def test_exported_program_is_the_solve(solver, grid, strict):
     program = torch.export.export(module, (z,), dynamic_shapes=shapes, strict=strict).module()
     for batch in (z, torch.randn(9, 2)):
         assert torch.equal(program(batch), module(batch))
-
-
-@pytest.mark.parametrize("order", [2, 3, 4])
-def test_a_name_selects_the_method(order):
-    solver = resolve_base_solver(f"ab{order}")
-    assert solver == resolve_base_solver(f"ab{order}", order) == AdamsBashforth(order)
-    assert (solver.name, solver.order, solver.n_stages) == (f"ab{order}", order, order)
-    assert pickle.loads(pickle.dumps(solver)) == solver and len({solver, AdamsBashforth(order)}) == 1
-
-
-def test_a_name_and_an_order_that_disagree_are_refused():
-    with pytest.raises(ValueError, match="order=2 contradicts base_solver='ab3', which has order 3"):
-        resolve_base_solver("ab3", 2)
 
 
 @pytest.mark.parametrize("order", [1, 5, True, 2.5, "2"])

@@ -72,7 +72,7 @@ def test_weights_that_sum_to_one_have_order_one(problem):
 
 @each_problem
 def test_an_exact_residual_reproduces_the_trajectory_on_its_own_mesh(problem):
-    mesh = ODD.mesh(problem.t_span)
+    mesh = ODD.mesh(problem.t_span, 3)
     states = torch.stack([problem.exact(problem.t_span[0], s, problem.z0) for s in mesh])
     residuals = compute_residuals(problem.f, states, mesh, ODD)
     targets = iter(residuals)
@@ -115,10 +115,20 @@ def test_it_is_refused_on_another_mesh():
 
 
 def test_it_is_refused_for_another_number_of_steps():
-    with pytest.raises(ValueError, match="'nonstationary' is made for n_steps=3 alone, got n_steps=2"):
+    message = "'nonstationary' is made for n_steps=3 alone, got n_steps=2"
+    with pytest.raises(ValueError, match=message):
         hypersolve(lambda t, z: -z, torch.ones(1, 1), (0.0, 1.0), 2, ODD)
-    with pytest.raises(ValueError, match="'nonstationary' is learned by an estimator's fit"):
-        resolve("nonstationary")
+    with pytest.raises(ValueError, match=message):
+        ODD.mesh((0.0, 1.0), 2)
+
+
+def test_it_has_a_mesh_of_its_own_and_a_kind_for_its_first_step():
+    """It need not follow the trajectory between the ends."""
+    assert ODD.mesh((1.0, 3.0), 3) == pytest.approx((1.0, 1.4, 2.4, 3.0)) and ODD.mesh((3.0, 1.0), 3)[::3] == (3.0, 1.0)
+    assert [kind.offsets for kind in ODD.kinds] == [(0.0,), (0.0, -1.0)]
+    assert {kind.order for kind in ODD.kinds} == {ODD.order} == {1}
+    assert (ODD.n_steps, ODD.memory, ODD.follows_trajectory) == (3, 2, False)
+    assert all(name.follows_trajectory for name in map(resolve, ("euler", "ab4")))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,13 @@
-"""Base solvers have the order they state, evaluate f where they say, and are found by name, tableau or order."""
+"""Runge-Kutta methods have the order they state, evaluate f where their tableaus say, and err as these say."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 import torch
-from problems import BASE_SOLVERS, FORCED, LOGISTIC, MATRIX, PROBLEMS, Recorder, largest, log_slope, mesh, named
+from problems import BASE_SOLVERS, DORMAND_PRINCE, FORCED, LOGISTIC, PROBLEMS, Recorder, largest, log_slope, mesh, named
 from torchdiffeq import odeint
 
 from sklearn_hyper.numerics import (
-    BaseStep,
     ButcherTableau,
     RungeKutta,
     alpha_family,
@@ -19,29 +17,10 @@ from sklearn_hyper.numerics import (
     hypersolve_trajectory,
     resolve_base_solver,
 )
-from sklearn_hyper.numerics.methods import CANONICAL
-from sklearn_hyper.numerics.tableaus import TABLEAUS
+from sklearn_hyper.numerics.methods import leading_error
+from sklearn_hyper.numerics.tableaus import HEUN, RK4, RK4_38
 
-
-@dataclass(frozen=True)
-class AdamsBashforth2:
-    """A multistep method of a user's own: one evaluation a step, one remembered; the first step is Euler's."""
-
-    name = "adams-bashforth 2"
-    order = 2
-    n_stages = 1
-
-    def nodes(self, s, eps):
-        return [s]
-
-    def step(self, f, times, z, eps, history):
-        now = f(times[0], z)
-        if not history:
-            return BaseStep(now, [now], 1, (now,))
-        return BaseStep(1.5 * now - 0.5 * history[0], [now, history[0]], 2, (now,))
-
-    def count_evaluations(self, n_steps):
-        return n_steps
+ALPHAS = (-1.0, 0.05, 0.3, 0.5, 1.0, 2.0)
 
 
 def _measured_order(problem, solver, kind):
@@ -117,71 +96,48 @@ def test_counts_agree_with_the_protocol(solver):
     assert calls == base.count_evaluations(5) == 5 * base.n_stages == 5 * len(solver.b)
 
 
-@pytest.mark.parametrize("problem", **named([LOGISTIC, MATRIX]))
-def test_a_multistep_method_runs_in_the_same_loop(problem):
-    solver = AdamsBashforth2()
-    assert abs(_measured_order(problem, solver, "uniform") - 2) < 0.2
-    assert count_nfe(lambda f: hypersolve(f, problem.z0, problem.t_span, 6, solver), problem.f) == 6
-
-
-def test_a_step_of_lower_order_scales_its_own_correction():
-    """Exact residuals repair the Euler start-up step (eps^2) and the later ones (eps^3) alike."""
-    grid = mesh(FORCED.t_span, 5)
-    exact = FORCED.states(grid)
-    residuals = compute_residuals(FORCED.f, exact, grid, AdamsBashforth2())
-    assert [residual.order for residual in residuals] == [1, 2, 2, 2, 2]
-    targets = iter(residual.target for residual in residuals)
-    states = hypersolve_trajectory(
-        FORCED.f, FORCED.z0, None, None, AdamsBashforth2(), lambda *_: next(targets), grid=grid
-    )
-    assert largest(states - exact) < 1e-13
-
-
-@pytest.mark.parametrize("name", TABLEAUS)
-def test_names_and_tableaus_select_the_same_method(name):
-    solver = resolve_base_solver(name)
-    assert solver == resolve_base_solver(TABLEAUS[name]) == RungeKutta(TABLEAUS[name])
-    assert solver.name == name
-    assert resolve_base_solver(solver, order=solver.order) is solver
-
-
-def test_auto_without_an_order_takes_one_evaluation_a_step():
-    solver = resolve_base_solver("auto")
-    assert (solver.name, solver.order, solver.count_evaluations(7)) == ("ab2", 2, 7)
-
-
-@pytest.mark.parametrize(("order", "name"), [(1, "euler"), (2, "midpoint"), (3, "rk3"), (4, "rk4")])
-def test_auto_is_the_canonical_method_of_the_order(order, name):
-    solver = resolve_base_solver("auto", order)
-    assert (solver.name, solver.order) == (name, order)
-    assert CANONICAL[solver.order] == name
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (
-            ("rk45",),
-            ValueError,
-            "'rk45' is unknown; valid names are "
-            + ", ".join(sorted(TABLEAUS))
-            + ", ab2, ab3, ab4, 'auto' and, for estimators, 'nonstationary';",
-        ),
-        (("RK4",), ValueError, "'RK4' is unknown"),
-        (("rk4", 2), ValueError, "order=2 contradicts base_solver='rk4', which has order 4"),
-        ((alpha_family(0.7), 3), ValueError, "order=3 contradicts base_solver='alpha"),
-        (("auto", 5), ValueError, "knows orders .1, 2, 3, 4., got order=5; pass a ButcherTableau"),
-        *((("auto", order), ValueError, "order must be None or an integer from 1 to 5") for order in (0, 6, True, "2")),
-        ((None,), TypeError, "must be a name .*euler.* or a ButcherTableau, got NoneType"),
-        ((2,), TypeError, "got int"),
-    ],
-)
-def test_what_cannot_be_resolved_says_why(arguments, error, message):
-    with pytest.raises(error, match=message):
-        resolve_base_solver(*arguments)
-
-
 def test_a_user_tableau_is_as_good_as_a_name():
     kutta = ButcherTableau("mine", 3, [[0, 0, 0], [0.5, 0, 0], [-1, 2, 0]], [1 / 6, 2 / 3, 1 / 6], [0, 0.5, 1])
     mine, named_one = (hypersolve(FORCED.f, FORCED.z0, FORCED.t_span, 3, solver) for solver in (kutta, "rk3"))
     assert torch.equal(mine, named_one)
+
+
+# --- leading errors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tableau", **named(BASE_SOLVERS))
+def test_all_steps_are_of_one_kind_which_knows_the_leading_error(tableau):
+    method = RungeKutta(tableau)
+    (kind,) = method.kinds
+    assert (kind.order, kind.nodes, kind.offsets) == (tableau.order, tableau.c, tableau.c)
+    assert kind.leading_error == leading_error(tableau)
+    assert method.kind(7) is method.kind(0)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_leading_error_of_the_alpha_family_is_half_of_alpha(alpha):
+    assert leading_error(alpha_family(alpha)) == pytest.approx((alpha / 2, 0.0))
+
+
+def test_leading_error_vanishes_against_the_conditions_of_a_higher_order():
+    """rk4 seen as a method of order 3: its sums are those that the conditions of order 4 ask for."""
+    for tableau in (RK4, RK4_38):
+        third = ButcherTableau("third", 3, tableau.a, tableau.b, tableau.c)
+        assert leading_error(third) == pytest.approx((1 / 4, 1 / 12))
+    assert leading_error(DORMAND_PRINCE)[0] != pytest.approx(1 / 6)
+
+
+def test_the_residual_is_linear_in_the_leading_error_for_small_steps():
+    def residual(alpha, eps):
+        states = LOGISTIC.states((0.0, eps))
+        return compute_residuals(LOGISTIC.f, states, (0.0, eps), alpha_family(alpha))[0].target
+
+    for eps in (0.1, 0.01):
+        low, middle, high = (residual(alpha, eps) for alpha in (0.25, 0.5, 1.0))
+        on_the_line = low + (0.5 - 0.25) / (1.0 - 0.25) * (high - low)
+        assert largest(middle - on_the_line) < 0.2 * eps * largest(high - low)
+
+
+def test_methods_without_a_tableau_have_no_leading_error():
+    assert all(kind.leading_error is None for name in ("ab2", "abm2") for kind in resolve_base_solver(name).kinds[1:])
+    assert RungeKutta(HEUN).main_kind.leading_error == (0.5, 0.0)
