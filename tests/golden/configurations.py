@@ -719,7 +719,7 @@ CONFIGURATIONS: dict[str, Callable[[], Values]] = {
     "controlled_multistep": partial(fit_controlled, n_steps=4, fit_n_steps=(3, 5)),
     "controlled_images": controlled_images,
     "analytic_field": analytic_field,
-    "far_rows": partial(far_rows, pendulum, 2, base_solver="euler", n_steps=3),
+    "far_rows": partial(far_rows, pendulum, 2, base_solver="euler", n_steps=3, max_epochs=8, lr=1e-2),
     "far_rows_multistep": partial(far_rows, mlp_field(3), 3, base_solver="ab2", n_steps=3, lr=5e-2),
     "reverse": partial(fit_mlp, 3, base_solver="midpoint", n_steps=3, t_span=(1.0, 0.0)),
     "reverse_learned": partial(fit_mlp, 6, n_steps=3, t_span=(1.0, 0.0), **LEARNED | {"gain": 1.5}),
