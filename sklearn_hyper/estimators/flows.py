@@ -372,7 +372,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         row_times = self.objective != "flow_matching" or check_matching(flow, x[:2])
         settle_parts(ode, x, differentiates=self.objective == "likelihood")
         flow.vector_field = ode.vector_field
-        check_saveable(ode)
+        check_saveable(ode, stacklevel=6)
         return row_times
 
     def _settings(self, n_features: int, row_times: bool) -> FlowSettings:

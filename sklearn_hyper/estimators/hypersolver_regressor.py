@@ -91,8 +91,8 @@ class HypersolverRegressor(Hypersolver):
         RMS of every feature or channel over the rows of the fit.
     max_samples : int or "auto", default "auto"
         Number of rows used to fit, drawn at random. "auto" is 2,000, or as many as keep the training set under one GiB.
-        With a residual loss, the set holds all states and stages of about 49 times and 48 steps (of ``n_steps`` with
-        learned coefficients), and float64 states where noisy targets need them. Otherwise it holds states alone; with
+        With a residual loss, the set holds all states and stages of about 49 times and 48 steps; with learned
+        coefficients, of ``n_steps`` steps. Noisy targets add float64 states. Otherwise it holds states alone; with
         learned coefficients, only those at the ends. ``n_samples_fit_`` is the number used.
     max_epochs : int, default 120
         Passes over the training states: 40 % for the first phase, 60 % for the second. The coefficients of a

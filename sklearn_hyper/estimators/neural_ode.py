@@ -108,8 +108,8 @@ class _NeuralODEEstimator(TorchEstimator):
         Raises
         ------
         ValueError
-            If a layer that takes statistics over a batch (BatchNorm) would have to learn from a single row, because of
-            ``batch_size=1`` or because there is only one. If a callback monitors what no epoch records.
+            If a layer that takes statistics over a batch (BatchNorm) would have to learn from a single row, by
+            ``batch_size=1`` or for lack of rows. If a callback monitors what no epoch records.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong. If the field or a map is
             not finite for some rows of X; the error names them.

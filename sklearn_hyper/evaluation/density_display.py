@@ -249,8 +249,8 @@ def _resolve(name: str, estimator: Any, method: str) -> Any:
 def _draw_samples(name: str, estimator: Any, n_samples: int, seed: int) -> Array:
     takes_seed = "random_state" in inspect.signature(estimator.sample).parameters
     drawn = estimator.sample(n_samples, **({"random_state": seed} if takes_seed else {}))
-    samples = np.asarray(drawn[0] if isinstance(drawn, tuple) else drawn, dtype=float)  # a GaussianMixture returns
-    # components as well
+    # A GaussianMixture returns the components as well.
+    samples = np.asarray(drawn[0] if isinstance(drawn, tuple) else drawn, dtype=float)
     _check_width(name, samples.shape[1])
     _warn_of_missing(name, "samples", np.isfinite(samples).all(axis=1))
     return samples

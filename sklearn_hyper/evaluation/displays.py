@@ -135,8 +135,8 @@ class ParetoDisplay:
         Raises
         ------
         ValueError
-            If ``cost`` or ``error`` is unknown, the estimators are of different Neural ODEs, a base solver has the name
-            of an estimator, or the accuracy loss is asked for without labels.
+            If ``cost`` or ``error`` is unknown, or the estimators are of different Neural ODEs. If a base solver has
+            the name of an estimator, or the accuracy loss is asked for without labels.
         TypeError
             If an estimator is no hypersolver.
         ImportError

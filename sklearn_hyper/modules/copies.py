@@ -62,7 +62,7 @@ class PersistenceWarning(UserWarning):
     """The result of a fit cannot be saved."""
 
 
-def check_saveable(neural_ode: NeuralODE, *, needed_for: str | None = None) -> None:
+def check_saveable(neural_ode: NeuralODE, *, needed_for: str | None = None, stacklevel: int = 7) -> None:
     """Warn before a fit, not after it, if its result cannot be pickled.
 
     Parameters
@@ -70,6 +70,8 @@ def check_saveable(neural_ode: NeuralODE, *, needed_for: str | None = None) -> N
     neural_ode : NeuralODE
     needed_for : str, optional
         Name of a parameter for which the fit itself has to pickle ``neural_ode``. Then failing to is an error.
+    stacklevel : int, default 7
+        Of the warning: how many calls up the user's own is.
 
     Raises
     ------
@@ -94,7 +96,7 @@ def check_saveable(neural_ode: NeuralODE, *, needed_for: str | None = None) -> N
         warnings.warn(
             f"{what}. The fit goes on, but its result can be neither saved nor sent to another process.",
             PersistenceWarning,
-            stacklevel=6,
+            stacklevel=stacklevel,
         )
 
 

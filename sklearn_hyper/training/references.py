@@ -151,7 +151,7 @@ def _solve_chunks(
         n_solved += part.shape[1] - len(lost_rows(part))
         n_seen = min(len(x), (i + 1) * size)
         if n_solved == 0 and (n_seen >= FAILED_ROWS or n_seen == len(x)):
-            # Not one row: then it is the field, and trying the others would take as long again for each chunk.
+            # No row could be solved, so the field is at fault. Other chunks would take as long and fail too.
             raise ReferenceSolveError.of(failed, range(len(x)), len(x))
     return states, failed
 

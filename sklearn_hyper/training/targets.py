@@ -251,8 +251,8 @@ def span_units(neural_ode: NeuralODE, states: Tensor) -> Tensor:
 
     Squares of states may overflow or underflow; in these units they do not.
     """
-    if neural_ode.n_unitless and neural_ode.state_size is not None:  # a known size, such as 1 for a flow that scales
-        # its data
+    if neural_ode.n_unitless and neural_ode.state_size is not None:
+        # The size is known, such as 1 for a flow that scales its data.
         return state_units(states.new_tensor([neural_ode.state_size]), neural_ode.n_unitless)
     return state_units(torch.cat([states[0], states[-1]]), neural_ode.n_unitless)
 
