@@ -2,10 +2,10 @@
 Accuracy and error against cost: Fig. 3 on digits
 =================================================
 
-Figure 3 of the paper draws, for solvers of one convolutional Neural ODE, the test accuracy lost against the evaluations of the
-vector field (NFE), and the error of the solution against multiply-accumulates (MACs), which count the correction's work too. Here
-it is drawn for scikit-learn's digits, with one correction for each base solver, fitted over a range of step counts (Euler's
-at 4, 5, 7 and 8 are among those that it was not fine-tuned at).
+Figure 3 of the paper draws, for solvers of one convolutional Neural ODE, the test accuracy lost against the evaluations
+of the vector field (NFE), and the error of the solution against multiply-accumulates (MACs), which count the
+correction's work too. Here it is drawn for scikit-learn's digits, with one correction for each base solver, fitted over
+a range of step counts (Euler's at 4, 5, 7 and 8 are among those that it was not fine-tuned at).
 
 Run it with ``python examples/plot_accuracy_against_nfe.py``; it takes about two minutes on one core.
 """
@@ -42,8 +42,8 @@ print(f"Test accuracy with dopri5: {slow.score(X_test, y_test):.3f}")
 # %%
 # One correction for many step counts
 # -----------------------------------
-# A pair in ``fit_n_steps`` draws the step sizes of the fit between the two, and fine-tunes at a few step counts in the range (for
-# (1, 10) at 1, 2, 3, 6 and 10): a generalist. No labels are used, and no test image.
+# A pair in ``fit_n_steps`` draws the step sizes of the fit between the two, and fine-tunes at a few step counts in the
+# range (for (1, 10) at 1, 2, 3, 6 and 10): a generalist. No labels are used, and no test image.
 
 fitted = [
     HypersolverClassifier(
@@ -55,8 +55,8 @@ fitted = [
 # %%
 # The figure
 # ----------
-# ``with_solver(n_steps=...)`` takes the same correction to another number of steps, and its report sets the base solver and
-# dopri5 beside it. Reports add up.
+# ``with_solver(n_steps=...)`` takes the same correction to another number of steps, and its report sets the base solver
+# and dopri5 beside it. Reports add up.
 
 steps = {"euler": [1, 2, 4, 5, 7, 8], "midpoint": [1, 2, 3, 4], "rk4": [1, 2]}
 reports = [
@@ -73,9 +73,9 @@ ParetoDisplay(report, cost="macs", error="mape").plot(ax=axes[1])
 figure.suptitle("Digits, as Fig. 3: accuracy lost against NFE, error of the logits against MACs")
 
 # %%
-# Read from it: a diamond lies below the circle of the same name, its base solver at the same K, most clearly at the left. As in the
-# paper, a higher order catches up where steps are many; corrections of higher-order solvers (which the paper leaves
-# open) then keep the lead.
+# Read from it: a diamond lies below the circle of the same name, its base solver at the same K, most clearly at the
+# left. As in the paper, a higher order catches up where steps are many; corrections of higher-order solvers (which the
+# paper leaves open) then keep the lead.
 
 if plt.get_backend().lower() == "agg":  # no window to show it in: leave the picture beside where this was run
     figure.savefig("accuracy_against_nfe.png", dpi=120)

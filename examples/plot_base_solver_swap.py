@@ -2,9 +2,10 @@
 Another base solver under the same correction
 =============================================
 
-A correction is fitted for one base solver. Figure 6 of the hypersolver paper asks what it is worth to others: HyperMidpoint is
-swapped, without refitting, onto the whole family of second-order methods that alpha parametrizes (1/2 is midpoint, 2/3 Ralston's, 1
-Heun's). Here is that figure, with one curve more: a correction that was fitted over the family.
+A correction is fitted for one base solver. Figure 6 of the hypersolver paper asks what it is worth to others:
+HyperMidpoint is swapped, without refitting, onto the whole family of second-order methods that alpha parametrizes (1/2
+is midpoint, 2/3 Ralston's, 1 Heun's). Here is that figure, with one curve more: a correction that was fitted over the
+family.
 
 Run it with ``python examples/plot_base_solver_swap.py``; it takes less than two minutes.
 """
@@ -12,9 +13,9 @@ Run it with ``python examples/plot_base_solver_swap.py``; it takes less than two
 # %%
 # Digits
 # ------
-# A convolutional Neural ODE learns scikit-learn's digits. Then one hypersolver is fitted for the midpoint method alone, and one
-# over five members of the family. ``tableaus`` is all that differs: a net that has it is told which base solver it runs with,
-# at no multiply-accumulate more.
+# A convolutional Neural ODE learns scikit-learn's digits. Then one hypersolver is fitted for the midpoint method alone,
+# and one over five members of the family. ``tableaus`` is all that differs: a net that has it is told which base solver
+# it runs with, at no multiply-accumulate more.
 
 import tempfile
 import time
@@ -57,8 +58,8 @@ for name, tableaus in [("fitted at 1/2", None), ("fitted over the family", famil
     print(f"HyperMidpoint {name}: {time.perf_counter() - start:.0f} s.")
 
 # %%
-# ``with_solver`` swaps the base solver and keeps the correction. It gives fitted copies, which any scorer takes: here minus the
-# MAPE of the logits against dopri5, on test images. ``without_correction`` is the plain method.
+# ``with_solver`` swaps the base solver and keeps the correction. It gives fitted copies, which any scorer takes: here
+# minus the MAPE of the logits against dopri5, on test images. ``without_correction`` is the plain method.
 
 alphas = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 
@@ -82,8 +83,9 @@ digits_curves = compare(digits, X_test)
 # %%
 # Why it carries over
 # -------------------
-# What a correction of this library reads of the second stage is :math:`(r_2 - r_1)/(\alpha\epsilon)`: the derivative of f along the
-# step, to leading order whatever alpha is. What it has to learn is the residual, and that differs: its leading term is
+# What a correction of this library reads of the second stage is :math:`(r_2 - r_1)/(\alpha\epsilon)`: the derivative of
+# f along the step, to leading order whatever alpha is. What it has to learn is the residual, and that differs: its
+# leading term is
 #
 # .. math::
 #

@@ -3,8 +3,8 @@ A grid search on a Dask cluster
 ===============================
 
 Candidates of a search do not wait for each other, so they may run on as many machines as there are. joblib, which runs
-scikit-learn's searches, hands them to a Dask cluster when asked to, and a hypersolver needs nothing special for it: the fitted
-Neural ODE inside travels with it.
+scikit-learn's searches, hands them to a Dask cluster when asked to, and a hypersolver needs nothing special for it: the
+fitted Neural ODE inside travels with it.
 
 This needs ``pip install "sklearn_hyper[dask]"``, and takes about a minute and a half on two cores.
 """
@@ -12,8 +12,8 @@ This needs ``pip install "sklearn_hyper[dask]"``, and takes about a minute and a
 # %%
 # A search as ever
 # ----------------
-# The search of :ref:`sphx_glr_auto_examples_plot_solver_under_budget.py` in small: which is the cheapest solver that changes at
-# most 2 % of a classifier's labels?
+# The search of :ref:`sphx_glr_auto_examples_plot_solver_under_budget.py` in small: which is the cheapest solver that
+# changes at most 2 % of a classifier's labels?
 
 import time
 
@@ -46,8 +46,9 @@ def make_search(slow):
 # ``Client("tcp://address-of-the-scheduler:8786")``. Each worker has one thread, as fits draw their random numbers from
 # torch's generator, which the threads of a process share: with more, ``random_state`` would not settle the result.
 #
-# One setting matters for torch on Dask. To save memory, Dask makes its workers hand freed memory back to the system at once.
-# torch asks for it again in the next operation, and fits took twice the processor time. None leaves that to the allocator.
+# One setting matters for torch on Dask. To save memory, Dask makes its workers hand freed memory back to the system at
+# once. torch asks for it again in the next operation, and fits took twice the processor time. None leaves that to the
+# allocator.
 #
 # The processes import this very file, so the part that starts them stands behind ``if __name__ == "__main__"``.
 
@@ -65,8 +66,8 @@ def search_on_cluster(search, X, y):
 # %%
 # Nothing but the place has changed
 # ---------------------------------
-# Scores agree with those of the sequential search, and so does the choice. Each worker was sent a copy of the Neural ODE;
-# here, clones and the refitted winner still share the one that was passed in.
+# Scores agree with those of the sequential search, and so does the choice. Each worker was sent a copy of the Neural
+# ODE; here, clones and the refitted winner still share the one that was passed in.
 #
 # As for the time: two cores can at best halve it, and starting the processes takes seconds. A cluster pays for
 # searches that run for minutes or longer. There, ``memory=`` is worth a folder that all machines see.

@@ -11,8 +11,8 @@ Run it with ``python examples/plot_flow_densities.py``; it takes about two minut
 # %%
 # A flow by flow matching
 # -----------------------
-# ``objective="flow_matching"``, the default, trains the field without solving anything. Samples and densities of the flow
-# are dopri5's.
+# ``objective="flow_matching"``, the default, trains the field without solving anything. Samples and densities of the
+# flow are dopri5's.
 
 import warnings
 

@@ -2,9 +2,9 @@
 From a fit to a file that needs no torch
 ========================================
 
-A hypersolver is a fixed number of small matrix products, and so, unlike an adaptive solver, it can be written down as a graph. Here a
-fitted one becomes an ONNX file, which another process runs with ONNX Runtime and NumPy alone: for a small device, a server in another
-language, or a loop that has no milliseconds to spare.
+A hypersolver is a fixed number of small matrix products, and so, unlike an adaptive solver, it can be written down as a
+graph. Here a fitted one becomes an ONNX file, which another process runs with ONNX Runtime and NumPy alone: for a small
+device, a server in another language, or a loop that has no milliseconds to spare.
 
 Run it with ``python examples/plot_onnx_export.py``; it takes about a minute on one core and needs
 ``pip install "sklearn-hyper[onnx]"``.
@@ -41,8 +41,9 @@ print(f"test accuracy: dopri5 {slow.score(X_test, y_test):.3f}, hypersolver {fas
 # %%
 # Export
 # ------
-# ``export_onnx`` runs the file beside torch before it writes it, here on the training rows, and raises where they disagree. The file
-# takes any number of rows. Labels are no numbers, so a classifier's file gives logits and probabilities, and names the columns.
+# ``export_onnx`` runs the file beside torch before it writes it, here on the training rows, and raises where they
+# disagree. The file takes any number of rows. Labels are no numbers, so a classifier's file gives logits and
+# probabilities, and names the columns.
 
 folder = tempfile.TemporaryDirectory()
 path = fast.export_onnx(Path(folder.name) / "moons.onnx", X=X_train)

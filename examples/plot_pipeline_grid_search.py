@@ -46,8 +46,8 @@ print(f"accuracy of the pipeline, solved with dopri5: {pipeline.score(X_test, y_
 # Accuracy would tell these candidates apart badly, since most change no label at all. ``neg_mape_scorer`` compares
 # logits with dopri5's, and needs no labels. Grids over named solvers and over orders are separate dicts.
 #
-# The cheapest candidate within a tolerance is a better choice than the most accurate one. So the search scores the cost, too, as
-# evaluations of the vector field, and ``refit`` chooses.
+# The cheapest candidate within a tolerance is a better choice than the most accurate one. So the search scores the
+# cost, too, as evaluations of the vector field, and ``refit`` chooses.
 
 grid = [
     {"base_solver": ["euler"], "n_steps": [1, 2, 4]},

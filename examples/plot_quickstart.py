@@ -2,8 +2,8 @@
 Quickstart: a Neural ODE classifier, many times faster
 ======================================================
 
-A convolutional Neural ODE learns to read scikit-learn's handwritten digits. Its forward pass calls the vector field dozens
-of times inside dopri5. Hypersolvers, fitted to it without labels, reach the same accuracy in one to four calls.
+A convolutional Neural ODE learns to read scikit-learn's handwritten digits. Its forward pass calls the vector field
+dozens of times inside dopri5. Hypersolvers, fitted to it without labels, reach the same accuracy in one to four calls.
 
 Run it with ``python examples/plot_quickstart.py``; it takes about two minutes on two cores.
 """
@@ -11,8 +11,8 @@ Run it with ``python examples/plot_quickstart.py``; it takes about two minutes o
 # %%
 # The slow model
 # --------------
-# Images go in as (n, channels, height, width). With no modules given, the estimator builds them from the data's shape: an
-# input map that adds seven learned channels, a two-layer convolutional vector field f, and a linear output map.
+# Images go in as (n, channels, height, width). With no modules given, the estimator builds them from the data's shape:
+# an input map that adds seven learned channels, a two-layer convolutional vector field f, and a linear output map.
 
 import tempfile
 import time
@@ -35,9 +35,9 @@ print(f"Neural ODE trained in {time.perf_counter() - start:.0f} s, test accuracy
 # %%
 # The fast ones
 # -------------
-# Fitting a hypersolver needs no labels: dopri5 trajectories that start from the training images are what it learns from.
-# ``memory`` lets fits on one mesh share them. The default base solver for images, "nonstationary", is learned too: its
-# coefficients and its mesh, for the number of steps asked for (a single step is Euler's).
+# Fitting a hypersolver needs no labels: dopri5 trajectories that start from the training images are what it learns
+# from. ``memory`` lets fits on one mesh share them. The default base solver for images, "nonstationary", is learned
+# too: its coefficients and its mesh, for the number of steps asked for (a single step is Euler's).
 
 solvers = [
     {"n_steps": 1},
@@ -60,8 +60,8 @@ with tempfile.TemporaryDirectory() as memory:
 # %%
 # What it costs and what it gives
 # -------------------------------
-# Every row is measured on the test images. ``hyper-euler K=2`` calls f twice and g twice. MAPE is of the logits and relative
-# L2 of the terminal states, both against dopri5 at 1e-6; milliseconds are medians for a batch of 256.
+# Every row is measured on the test images. ``hyper-euler K=2`` calls f twice and g twice. MAPE is of the logits and
+# relative L2 of the terminal states, both against dopri5 at 1e-6; milliseconds are medians for a batch of 256.
 
 report = sum(
     (fast.solver_report(X_test, y_test) for fast in hypersolvers[1:]), hypersolvers[0].solver_report(X_test, y_test)

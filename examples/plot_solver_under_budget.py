@@ -11,9 +11,9 @@ It takes about a minute on one core.
 # %%
 # A classifier that is too slow
 # -----------------------------
-# Three parts of the digits: the Neural ODE trains on the first, solvers are compared on the second, and the third is for
-# the final check. Rows that the classifier was trained on would be the wrong place to compare: it is so sure of them
-# that even a poor solver changes no label.
+# Three parts of the digits: the Neural ODE trains on the first, solvers are compared on the second, and the third is
+# for the final check. Rows that the classifier was trained on would be the wrong place to compare: it is so sure of
+# them that even a poor solver changes no label.
 
 import tempfile
 
@@ -37,10 +37,10 @@ print(f"dopri5: accuracy {slow_accuracy:.3f} on the {len(X_valid)} validation im
 # %%
 # Search for errors and costs at once
 # -----------------------------------
-# A search may score candidates in several ways. ``agreement_scorer`` is the share of labels that dopri5 would give, too, and
-# ``neg_mape_scorer`` compares logits; neither needs labels. ``neg_macs_scorer`` is what a prediction costs: the
-# multiply-accumulates (MACs) of the vector field and of the correction, with a minus, since a search takes greater for
-# better. The accuracy, which needs labels, joins them by its name.
+# A search may score candidates in several ways. ``agreement_scorer`` is the share of labels that dopri5 would give,
+# too, and ``neg_mape_scorer`` compares logits; neither needs labels. ``neg_macs_scorer`` is what a prediction costs:
+# the multiply-accumulates (MACs) of the vector field and of the correction, with a minus, since a search takes greater
+# for better. The accuracy, which needs labels, joins them by its name.
 #
 # ``refit`` chooses: of the candidates whose agreement is within 0.1 % of a perfect 1, the cheapest.
 
@@ -57,8 +57,9 @@ grid = [
 ]
 
 # %%
-# ``PredefinedSplit`` fits each candidate on the training images and scores it on the validation images; ``memory`` shares the
-# dopri5 solutions among them. A classifier has to get its outputs right, not its whole state: ``finetune="output"``.
+# ``PredefinedSplit`` fits each candidate on the training images and scores it on the validation images; ``memory``
+# shares the dopri5 solutions among them. A classifier has to get its outputs right, not its whole state:
+# ``finetune="output"``.
 
 tolerance = 0.001
 with tempfile.TemporaryDirectory() as memory:
@@ -84,8 +85,8 @@ for i in np.argsort(macs):
 # The picture
 # -----------
 # Cost against error. The dashed line joins the candidates that no other beats in both; filled points are within the
-# tolerance, the star is the choice. Most candidates give all labels that dopri5 gives, so the error drawn is the finer one,
-# the MAPE of the logits.
+# tolerance, the star is the choice. Most candidates give all labels that dopri5 gives, so the error drawn is the finer
+# one, the MAPE of the logits.
 
 within = agreement >= 1 - tolerance
 kmacs = macs / 1e3
@@ -111,9 +112,9 @@ legend = ax.legend()
 # %%
 # Another question, the same search
 # ---------------------------------
-# ``cheapest_within`` is a function of a search's results, so another budget needs no other search. 0.1 % of 500 images is
-# none at all; what would it save to allow one, or ten? If only accuracy counts, compare that with dopri5's. And where the
-# logits themselves matter, as for calibrated probabilities, ask for those:
+# ``cheapest_within`` is a function of a search's results, so another budget needs no other search. 0.1 % of 500 images
+# is none at all; what would it save to allow one, or ten? If only accuracy counts, compare that with dopri5's. And
+# where the logits themselves matter, as for calibrated probabilities, ask for those:
 
 for question, choose in {
     "one label in 500 may change": cheapest_within(0.002),
@@ -127,8 +128,8 @@ for question, choose in {
 # %%
 # Does it hold?
 # -------------
-# The choice was made on the validation images, so what it is worth shows on others. One of the 450 test images is 0.2 %: they
-# cannot tell 0.1 % from none, either.
+# The choice was made on the validation images, so what it is worth shows on others. One of the 450 test images is 0.2
+# %: they cannot tell 0.1 % from none, either.
 
 print(f"same label as dopri5 on {agreement_scorer(fast, X_test):.2%} of the {len(X_test)} test images")
 print(fast.solver_report(X_test, y_test))

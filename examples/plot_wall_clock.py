@@ -2,9 +2,10 @@
 Wall-clock at equal accuracy: Fig. 4 on digits
 ==============================================
 
-Figure 4 of the paper asks each solver for the fewest steps that lose less than 0.1 % of accuracy, and compares their time with
-dopri5's: HyperEuler is about eight times faster on MNIST. Here the same is asked on scikit-learn's digits, for a batch of 256 images
-and for a single one. The 450 test images make 0.1 % stricter than it sounds: not one more mistake than dopri5.
+Figure 4 of the paper asks each solver for the fewest steps that lose less than 0.1 % of accuracy, and compares their
+time with dopri5's: HyperEuler is about eight times faster on MNIST. Here the same is asked on scikit-learn's digits,
+for a batch of 256 images and for a single one. The 450 test images make 0.1 % stricter than it sounds: not one more
+mistake than dopri5.
 
 Run it with ``python examples/plot_wall_clock.py``; it takes about two minutes on one core.
 """
@@ -35,8 +36,8 @@ fitted = [
 # %%
 # The fewest steps that keep the accuracy
 # ---------------------------------------
-# Each report holds dopri5 at 1e-4, the base solver and the hypersolver at one number of steps, timed in turn. The first row of a
-# method that loses less than 0.1 points is its entry in the figure.
+# Each report holds dopri5 at 1e-4, the base solver and the hypersolver at one number of steps, timed in turn. The first
+# row of a method that loses less than 0.1 points is its entry in the figure.
 
 fewest = {}
 for hypersolver in fitted:
@@ -67,8 +68,8 @@ ax.legend(loc="lower right")
 ax.margins(x=0.12)
 
 # %%
-# A base solver that is missing needs more steps than were tried. The correction takes a tenth of the field's multiply-accumulates
-# but more of its time on images as small as these (8 x 8); on larger ones its share falls.
+# A base solver that is missing needs more steps than were tried. The correction takes a tenth of the field's
+# multiply-accumulates but more of its time on images as small as these (8 x 8); on larger ones its share falls.
 
 if plt.get_backend().lower() == "agg":  # no window to show it in: leave the picture beside where this was run
     figure.savefig("wall_clock.png", dpi=120)

@@ -23,6 +23,15 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture
+def solves():
+    """Dopri5's reference solves from here on."""
+    from reference_solves import recorded_solves  # the path is set above
+
+    with recorded_solves() as made:
+        yield made
+
+
 def pytest_terminal_summary(terminalreporter):
     """How many examples the property-based suite has run, and how many of them were refused fits."""
     counts = {"property_examples": 0, "property_refusals": 0}

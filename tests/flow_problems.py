@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
+from problems import named
 from torch import Tensor, nn
 
 
@@ -151,3 +153,4 @@ TANH_5D = FlowProblem("tanh in five dimensions", TanhFlow(5, seed=1), t_span=(0.
 BACKWARD = FlowProblem("tanh, backwards in time", TanhFlow(2), t_span=(0.8, 0.0))
 PLANE_FLOWS = (LINEAR, SCALING, TANH, BACKWARD)
 FLOWS = (*PLANE_FLOWS, TANH_5D)
+each_flow = pytest.mark.parametrize("problem", **named(FLOWS))

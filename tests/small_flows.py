@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sklearn_hyper import ContinuousNormalizingFlow
+from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity
 from sklearn_hyper.modules import Flow, MLPVectorField
 
 
@@ -41,3 +41,13 @@ def two_blobs(n_samples=300, seed=0):
     """No single normal distribution: its log density at its own samples is about -2.0, a normal's -2.8."""
     rng = np.random.default_rng(seed)
     return rng.normal(scale=0.4, size=(n_samples, 2)) + rng.choice([-1.0, 1.0], size=(n_samples, 1)) * [1.5, 0.5]
+
+
+def make_fast(flow, **params):
+    """A hypersolver of a flow, fitted in a moment."""
+    defaults = {"base_solver": "heun", "n_steps": 2, "max_epochs": 3, "max_samples": 40, "random_state": 0}
+    return HypersolverDensity(flow, **defaults | params)
+
+
+LIKELIHOOD = {"objective": "likelihood", "hidden": 8, "lr": 2e-2, "batch_size": 64}
+"""Parameters of a flow that is trained by its likelihood."""

@@ -5,11 +5,11 @@ import pickle
 import pytest
 import torch
 from flow_problems import (
-    FLOWS,
     LINEAR,
     PLANE_FLOWS,
     NoDivergence,
     TanhFlow,
+    each_flow,
     grid_2d,
     log_standard_normal,
     standard_normal,
@@ -20,7 +20,6 @@ from torch.func import jacrev, vmap
 
 from sklearn_hyper.numerics import reference_solution
 
-each_flow = pytest.mark.parametrize("problem", **named(FLOWS))
 TIGHT = {"rtol": 1e-11, "atol": 1e-11}
 
 

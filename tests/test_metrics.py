@@ -1,8 +1,6 @@
-"""Errors have their closed forms, and a report says in every format what its rows hold."""
+"""Errors have their closed forms."""
 
-import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from small_hypersolvers import make_classifier
 
-from sklearn_hyper import HypersolverRegressor
-from sklearn_hyper.datasets import VanDerPol
 from sklearn_hyper.metrics import (
-    SolverReport,
-    SolverRow,
     global_truncation_error,
     local_truncation_error,
     mean_absolute_percentage_error,
@@ -27,9 +20,7 @@ from sklearn_hyper.numerics import hypersolve_trajectory
 batches = arrays(float, (3, 2), elements=st.floats(-1e3, 1e3).map(lambda value: round(value, 3)))
 
 
-# --- MAPE ---------------------------------------------------------------------------------------------------------
-
-
+# ---------------------------------------------------------------------- MAPE
 def test_mape_is_the_mean_share():
     assert mean_absolute_percentage_error([[1.0, -2.0], [4.0, 5.0]], [[1.5, -1.0], [4.0, 6.0]]) == pytest.approx(
         (0.5 + 0.5 + 0 + 0.2) / 4
@@ -68,9 +59,7 @@ def test_metrics_refuse_empty_and_mismatched_arrays(metric):
         metric([], [])
 
 
-# --- relative L2 --------------------------------------------------------------------------------------------------
-
-
+# ---------------------------------------------------------------------- relative L2
 def test_relative_l2_is_one_number_a_sample_of_any_rank():
     true = np.zeros((2, 2, 2))
     true[0, 0, 0], true[1] = 5.0, 1.0
@@ -86,9 +75,7 @@ def test_relative_l2_does_not_depend_on_units(true, unit):
     assert relative_l2(unit * true, unit * (true + 1)) == pytest.approx(relative_l2(true, true + 1))
 
 
-# --- truncation errors --------------------------------------------------------------------------------------------
-
-
+# ---------------------------------------------------------------------- truncation errors
 def test_truncation_errors_of_an_euler_solve_by_hand():
     # z' = z from (3, 4) in two Euler steps of 1/2; the exact states are z0 e^s.
     z0, eps, times = np.array([[3.0, 4.0], [0.0, 1.0]]), 0.5, np.array([0.0, 0.5, 1.0])
@@ -106,67 +93,3 @@ def test_truncation_errors_of_image_states_take_the_norm_of_a_sample():
     z, z_next = np.zeros((2, 1, 2, 2)), np.ones((2, 1, 2, 2))
     assert local_truncation_error(z, z_next, 0 * z).tolist() == [2, 2]
     assert global_truncation_error(np.stack([z, z_next], 1), np.zeros((2, 2, 1, 2, 2))).tolist() == [[0, 2], [0, 2]]
-
-
-# --- reports ------------------------------------------------------------------------------------------------------
-
-EULER = SolverRow("euler K=2", 0.5, 0.2, 0.1, 0.1, 0.3, 0.4, 2, 2.5e6, 1.5, 8.0, 1.0)
-HYPER = replace(EULER, solver="hyper-euler K=2", accuracy=0.961, mape=0.0123, macs=2.75e6, ms=12.3, speed_up=41.6)
-
-
-def test_report_prints_one_aligned_line_a_solver_then_its_notes():
-    head, euler, hyper, note = str(SolverReport([EULER, HYPER], ["a note"])).split("\n")
-    assert " ".join(head.split()) == "solver accuracy MAPE rel. L2 p50 p99 max NFE MACs ms/batch speed-up O_r"
-    assert len(head) == len(euler) == len(hyper)
-    assert " ".join(hyper.split()) == "hyper-euler K=2 0.961 0.012 0.10 0.10 0.30 0.40 2 2.75M 12 42x 1.00"
-    assert note == "a note"
-    assert repr(SolverReport([EULER])) == str(SolverReport([EULER]))
-
-
-def test_report_without_accuracies_has_no_such_column():
-    report = SolverReport([replace(EULER, accuracy=math.nan)])
-    assert "accuracy" not in str(report) and "accuracy" not in report._repr_html_()
-    mixed = SolverReport([replace(EULER, accuracy=math.nan), HYPER])
-    assert "accuracy" in str(mixed) and "nan" in str(mixed)
-
-
-def test_report_is_safe_html():
-    text = SolverReport([replace(EULER, solver="<b>")], ["a < b"])._repr_html_()
-    assert "<td>&lt;b&gt;</td>" in text and "<p>a &lt; b</p>" in text
-    assert text.count("<tr>") == 2 and text.count("<th>") == text.count("<td>") == 12
-
-
-def test_report_converts_to_dict_and_frame():
-    report = SolverReport([EULER, HYPER])
-    values = report.to_dict()
-    assert list(values) == ["euler K=2", "hyper-euler K=2"]
-    assert values["hyper-euler K=2"]["mape"] == 0.0123 and "solver" not in values["euler K=2"]
-    assert json.loads(json.dumps(values)) == values
-    frame = report.to_frame()
-    assert frame.index.name == "solver" and frame.loc["euler K=2", "nfe"] == 2
-    assert frame.to_dict("index") == values
-
-
-def test_reports_add_up_keeping_the_first_of_equal_names():
-    later = replace(EULER, ms=99.0)
-    total = SolverReport([EULER], ["a", "b"]) + SolverReport([later, HYPER], ["b", "c"])
-    assert list(total) == [EULER, HYPER] and total.notes == ["a", "b", "c"]
-    assert len(total) == 2 and total[1] == HYPER and total[-1] is total.rows[-1]
-
-
-def test_reports_add_up_in_the_order_of_first_appearance():
-    names = [row.solver for row in SolverReport([EULER, HYPER]) + SolverReport([EULER])]
-    assert names == ["euler K=2", "hyper-euler K=2"]
-
-
-def test_report_of_a_field_without_macs_says_why_they_are_nan():
-    X = np.random.default_rng(0).uniform(-1, 1, (40, 2))
-    analytic = (
-        HypersolverRegressor(VanDerPol(), base_solver="euler", n_steps=2, max_epochs=1, random_state=0)
-        .fit(X)
-        .solver_report(X)
-    )
-    assert all(math.isnan(row.macs) for row in analytic)
-    assert any("MACs are nan: the field holds no matrix product" in note for note in analytic.notes)
-    learned = make_classifier(max_epochs=1).fit(X).solver_report(X)
-    assert all(row.macs > 0 for row in learned) and not any("nan" in note for note in learned.notes)

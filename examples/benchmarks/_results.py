@@ -84,7 +84,8 @@ class Results:
         now = _made_with()
         if self.cells and any(header[key] != value for key, value in now.items()):
             raise SystemExit(
-                f"{self.raw_path} has cells measured with {header['versions']} and {header['threads']} threads, and this run has "
+                f"{self.raw_path} has cells measured with {header['versions']} and {header['threads']} threads, and "
+                "this run has "
                 f"{now['versions']} and {now['threads']}; pass --fresh to measure all anew, or another --out."
             )
 
@@ -195,7 +196,8 @@ def data_file(name: str, folder: str | None) -> Path:
     root = folder or os.environ.get("SKLEARN_HYPER_DATA")
     if root is None:
         raise SystemExit(
-            f"{name} is not part of the repository: pass --data FOLDER or set SKLEARN_HYPER_DATA to a folder that has it."
+            f"{name} is not part of the repository: pass --data FOLDER or set SKLEARN_HYPER_DATA to a folder that has "
+            "it."
         )
     path = Path(root) / name
     if not path.exists():

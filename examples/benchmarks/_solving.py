@@ -41,7 +41,7 @@ def solve_exactly(ode: NeuralODE, x: Tensor, times: Sequence[float], tolerance: 
     with torch.no_grad():
         parts = [
             reference_solution(
-                ode.vector_field, ode.input_map(rows), times, rtol=tolerance, atol=tolerance, x=ode.control(rows)
+                ode.vector_field, ode.input_map(rows), times, rtol=tolerance, atol=tolerance, x=ode.inputs(rows).x
             )
             for rows in x.split(batch)
         ]

@@ -2,23 +2,26 @@
 
     python examples/benchmarks/base_solver_swap.py --data FOLDER [--seeds 3]
 
-Corrections are fitted for the midpoint method (alpha = 0.5) on 1,000 training images of the Neural ODE of images.py, without labels.
-``with_solver`` then puts other members of the family under them, without refitting, and 1,000 test images tell the errors of
-the terminal states beside those of the plain members. Ground truth is dopri5, at 1e-4 as in the paper and at 1e-6 (which resolves
-what the former does not). Corrections, all but the first of one architecture (16 channels, 0.4 of f's MACs):
+Corrections are fitted for the midpoint method (alpha = 0.5) on 1,000 training images of the Neural ODE of images.py,
+without labels. ``with_solver`` then puts other members of the family under them, without refitting, and 1,000 test
+images tell the errors of the terminal states beside those of the plain members. Ground truth is dopri5, at 1e-4 as in
+the paper and at 1e-6 (which resolves what the former does not). Corrections, all but the first of one architecture (16
+channels, 0.4 of f's MACs):
 
 paper     Reads z, the first stage and eps: the paper's net (two convolutions, 92 channels, 1.7 times f's MACs).
 raw       Reads (r_2 - r_1) / eps: quotients whose size depends on alpha.
 default   Reads (r_2 - r_1) / (alpha eps), the derivative of f along the step whatever alpha is.
 family    The same, reads which member it runs with, and is fitted over eight of them (``tableaus=``).
 
-Recipes: "residual" is the paper's (residuals of K steps, no fine-tuning), "finetuned" our default. The two ends of the family also get
-a "specialist" of their own at K = 2, a fit for that base solver alone, to tell how much of an error is the swap's.
+Recipes: "residual" is the paper's (residuals of K steps, no fine-tuning), "finetuned" our default. The two ends of the
+family also get a "specialist" of their own at K = 2, a fit for that base solver alone, to tell how much of an error is
+the swap's.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +34,8 @@ from torch import Tensor, nn
 
 from sklearn_hyper import ConvCorrection, HypersolverClassifier, NeuralODE, alpha_family
 from sklearn_hyper.metrics import mean_absolute_percentage_error, relative_l2
+from sklearn_hyper.modules import CorrectionNet, NetInputs, ScaleSample
+from sklearn_hyper.numerics import StepKind
 
 ALPHAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FAMILY = [alpha_family(alpha) for alpha in (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)]
@@ -55,25 +60,33 @@ class PaperCorrection(nn.Module):
         return self.last(torch.relu(self.first(features)))
 
 
-class Unbound(nn.Module):
-    """A net of the library that is not told which base solver it runs with."""
+class Blind(CorrectionNet):
+    """A net of the library that is told the same kind of step, whichever base solver it runs with."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: CorrectionNet):
         super().__init__()
         self.net = net
 
-    def set_scales(self, residuals: Any, x: Any, t_span: Any, solvers: Any = ()) -> None:
-        self.net.set_scales(residuals, x, t_span)
+    def with_scales(self, sample: ScaleSample) -> CorrectionNet:
+        residuals = [residual._replace(kind=_blind(residual.kind)) for residual in sample.residuals]
+        return Blind(self.net.with_scales(replace(sample, residuals=residuals)))
 
-    def forward(self, *arguments: Any) -> Tensor:
-        return self.net(*arguments)
+    def forward(
+        self, eps: float, s: Tensor, z: Tensor, stages: list[Tensor], x: Tensor | None, kind: StepKind
+    ) -> Tensor:
+        return self.net(eps, s, z, stages, x, _blind(kind))
+
+
+def _blind(kind: StepKind) -> StepKind:
+    """The kind with its second stage at the end of the step."""
+    return replace(kind, nodes=(0.0, 1.0), offsets=(0.0, 1.0))
 
 
 class RawCorrection(ConvCorrection):
     """The library's net with (r_2 - r_1) / eps in place of (r_2 - r_1) / (alpha eps)."""
 
-    def build(self, *arguments: Any) -> nn.Module:
-        return Unbound(super().build(*arguments))
+    def build(self, inputs: NetInputs) -> nn.Module:
+        return Blind(super().build(inputs))
 
 
 CORRECTIONS = {

@@ -2,11 +2,12 @@
 
     python examples/benchmarks/digits_speed.py [--seeds 3] [--out digits_speed.json]
 
-For every seed: split the data, train the default NeuralODEClassifier, fit hypersolvers of at most four evaluations of f on
-the training images (60 epochs each), and measure on the test images, beside every base solver that costs as many MACs or more (up to four
-evaluations and one to spare). Speed-ups are over torchdiffeq's dopri5 at 1e-4, interleaved medians, at batch 256 and 1.
-The defaults (lr, batch size, width of g) were chosen after looking at errors on seed 0's test images, so the errors are
-not those of untouched data. The fixed-step rivals are not trained and so have no budget to match.
+For every seed: split the data, train the default NeuralODEClassifier, fit hypersolvers of at most four evaluations of f
+on the training images (60 epochs each), and measure on the test images, beside every base solver that costs as many
+MACs or more (up to four evaluations and one to spare). Speed-ups are over torchdiffeq's dopri5 at 1e-4, interleaved
+medians, at batch 256 and 1. The defaults (lr, batch size, width of g) were chosen after looking at errors on seed 0's
+test images, so the errors are not those of untouched data. The fixed-step rivals are not trained and so have no budget
+to match.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
     python examples/benchmarks/fit_speed.py [--seeds 3] [--cache FOLDER]
 
-Run it alone. Default fits (ab2 on the moons, learned coefficients on the digits), their reference solves included, of the moons flow (flow
-matching) and of the digits classifier: for two, four and eight evaluations of f on two threads, once; for two on one thread, beside
-recipe (i) (work_precision/recipes.py) on one, every seed. As published it solves dopri5 anew at every iteration; it runs for ten times our seconds, at its step
-size and refitted at ours with references free of charge, and its validation error is noted at twenty moments. Reference solves: 16,384 rows of
-the moons flow and 512 digits, in chunks dealt to joblib's workers of one thread each, on loky and on a local Dask cluster.
+Run it alone. Default fits (ab2 on the moons, learned coefficients on the digits), their reference solves included, of
+the moons flow (flow matching) and of the digits classifier: for two, four and eight evaluations of f on two threads,
+once; for two on one thread, beside recipe (i) (work_precision/recipes.py) on one, every seed. As published it solves
+dopri5 anew at every iteration; it runs for ten times our seconds, at its step size and refitted at ours with references
+free of charge, and its validation error is noted at twenty moments. Reference solves: 16,384 rows of the moons flow and
+512 digits, in chunks dealt to joblib's workers of one thread each, on loky and on a local Dask cluster.
 """
 
 from __future__ import annotations

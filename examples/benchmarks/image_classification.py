@@ -2,19 +2,19 @@
 
     python examples/benchmarks/image_classification.py --images mnist --data FOLDER [--only PART]
 
-Trains the Neural ODE (see images.py), fits hypersolvers on 600 (CIFAR-10: 300) of its *training* images, without their labels, and measures on
-the test images. Accuracy is lost, and labels agree, against dopri5 at 1e-4, on all of them; errors are against dopri5 at 1e-6 (the
-paper: 1e-4 for both), on the first 2,000. As in the paper, the fewest
-steps that lose under 0.1 points are read off the test images. training_seconds leave out the reference solves, which the fits of a data set share.
-A cost is MACs in units of one evaluation of f, with those of g. Parts, each of cells that a stopped run goes on from:
+Trains the Neural ODE (see images.py), fits hypersolvers on 600 (CIFAR-10: 300) of its *training* images, without their
+labels, and measures on the test images. Accuracy is lost, and labels agree, against dopri5 at 1e-4, on all of them;
+errors are against dopri5 at 1e-6 (the paper: 1e-4 for both), on the first 2,000. As in the paper, the fewest steps that
+lose under 0.1 points are read off the test images. training_seconds leave out the reference solves, which the fits of a
+data set share. A cost is MACs in units of one evaluation of f, with those of g. Parts, each of cells that a stopped run
+goes on from:
 
-classical    Euler, midpoint, Heun and RK4 over step counts.
-paper        HyperEuler by the paper's recipe: its three-layer g (four fifths of f's MACs), residuals of ten steps, no fine-tuning.
-plain        The same recipe with our default g (under a tenth of f's MACs).
-generalist   One g for Euler with 1 to 20 steps, and one for 1 to 50, compared with Euler at every K from 1 to 50.
-specialists  Our default recipe at one low K each.
-finetune     finetune="terminal" against "output" at K = 1 and 2, over seeds.
-timing       Wall-clock over dopri5 at 1e-4, batch 256 and 1, of each method at its fewest steps with under 0.1 points lost, and of
+classical    Euler, midpoint, Heun and RK4 over step counts. paper        HyperEuler by the paper's recipe: its
+three-layer g (four fifths of f's MACs), residuals of ten steps, no fine-tuning. plain        The same recipe with our
+default g (under a tenth of f's MACs). generalist   One g for Euler with 1 to 20 steps, and one for 1 to 50, compared
+with Euler at every K from 1 to 50. specialists  Our default recipe at one low K each. finetune     finetune="terminal"
+against "output" at K = 1 and 2, over seeds. timing       Wall-clock over dopri5 at 1e-4, batch 256 and 1, of each
+method at its fewest steps with under 0.1 points lost, and of
              the specialists. Run it on a quiet machine.
 """
 

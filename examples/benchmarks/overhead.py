@@ -2,8 +2,9 @@
 
     python examples/benchmarks/overhead.py [--rounds 25] [--rivals-python PATH] [--fresh] [--out overhead.json]
 
-Two fields, four Euler steps each, batches of 1, 256 and 4096: a 2-64-64-2 net that flow matching has fitted to the moons, and the default
-classifier of scikit-learn's digits (images of 8 channels, one epoch). Timed in turn in one process, on one thread:
+Two fields, four Euler steps each, batches of 1, 256 and 4096: a 2-64-64-2 net that flow matching has fitted to the
+moons, and the default classifier of scikit-learn's digits (images of 8 channels, one epoch). Timed in turn in one
+process, on one thread:
 
 - bare f, bare g: K calls of each, g as it runs (folded), one after another. Their sum is what a predict cannot go below.
 - hand-written: a loop of the same calls, with the input and output maps.
@@ -13,11 +14,11 @@ classifier of scikit-learn's digits (images of 8 channels, one epoch). Timed in 
 - ONNX: the file of ``export_onnx`` in ONNX Runtime. dopri5: torchdiffeq's at 1e-5, for single samples.
 - torchdiffeq euler: its fixed-step solver with the same f and K, beside our base solver without g.
 - torchdyn HyperEuler: with the same f, g and K, beside ours, in the interpreter of --rivals-python (``python -m venv PEERS;
-  PEERS/bin/pip install torch torchdiffeq torchdyn cloudpickle``: 1.0.6 ran beside torch 2.13). Its g sees the state alone, so for this
-  row ours gets that g, too.
+  PEERS/bin/pip install torch torchdiffeq torchdyn cloudpickle``: 1.0.6 ran beside torch 2.13). Its g sees the state
+  alone, so for this row ours gets that g, too.
 
-The tensor path of the default base solvers, four evaluations of ab2 on the small field and of learned coefficients on the digits, is timed
-beside the bare calls that they make.
+The tensor path of the default base solvers, four evaluations of ab2 on the small field and of learned coefficients on
+the digits, is timed beside the bare calls that they make.
 
 Ratios are medians of ratios round by round.
 """
@@ -34,6 +35,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,7 +92,7 @@ class CopyInput(torch.nn.Module):
 def without_solver(fast: Any) -> Any:
     """A hypersolver whose transform does everything but solve."""
     copies = copy.copy(fast)
-    copies.module_ = CopyInput()
+    copies.fitted_ = SimpleNamespace(module=CopyInput())
     return copies
 
 

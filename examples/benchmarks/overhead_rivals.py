@@ -2,8 +2,8 @@
 
     INTERPRETER overhead_rivals.py ROUNDS
 
-Prints JSON: by field and batch, milliseconds of torchdyn's HyperEuler and of ours, with the same f, g and number of steps, timed in
-turn in one process, and the median of their ratio.
+Prints JSON: by field and batch, milliseconds of torchdyn's HyperEuler and of ours, with the same f, g and number of
+steps, timed in turn in one process, and the median of their ratio.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python examples/benchmarks/pendulum.py [--seeds 3] [--out pendulum.json]
 
-q' = p / m, p' = -k q - m g l sin q - beta p / m + u with m = 1, k = .5, l = 1, g = 9.81, beta = .01. Samples
-x ~ U(-5, 5)^2, u ~ U(-10, 10). The error is the mean over 20,000 fresh samples of the 2-norm of one step's error
-against dopri5 in float64 at 1e-10. One HypersolverRegressor on the Euler base, three hidden layers of 64,
-``fit_n_steps=(1, 100)`` on t_span (0, 1). The per-step-size nets' errors are the published figures of nets trained for one
-dt each (7 to 51 minutes of training each).
+q' = p / m, p' = -k q - m g l sin q - beta p / m + u with m = 1, k = .5, l = 1, g = 9.81, beta = .01. Samples x ~ U(-5,
+5)^2, u ~ U(-10, 10). The error is the mean over 20,000 fresh samples of the 2-norm of one step's error against dopri5
+in float64 at 1e-10. One HypersolverRegressor on the Euler base, three hidden layers of 64, ``fit_n_steps=(1, 100)`` on
+t_span (0, 1). The per-step-size nets' errors are the published figures of nets trained for one dt each (7 to 51 minutes
+of training each).
 """
 
 from __future__ import annotations

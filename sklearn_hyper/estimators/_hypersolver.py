@@ -23,7 +23,7 @@ from ..hypersolvers.fitted import UNDEFINED
 from ..hypersolvers.prepare import prepare_neural_ode
 from ..metrics import mape_floor, mean_absolute_percentage_error
 from ..modules.copies import frozen_copy
-from ..modules.corrections import BoundedCorrection
+from ..modules.corrections import ModuleCorrection
 from ..modules.field_probes import PROBED_ROWS
 from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
 from ..modules.neural_ode import NeuralODE
@@ -180,7 +180,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return self.fitted_.module
 
     @property
-    def correction_(self) -> BoundedCorrection | None:
+    def correction_(self) -> ModuleCorrection | None:
         return self.fitted_.correction
 
     @property
@@ -406,17 +406,13 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         labels = None if y is None else self._label_indices(y, len(X))
         with outside_inference_mode():
             return fitted.report(
-                self._to_tensor(X, self.dtype_, self.device_), states.clone(), labels=labels, to_labels=self._indices,
+                self._to_tensor(X, self.dtype_, self.device_), states.clone(), labels=labels, to_labels=None if labels is None else self._indices,
                 tolerance=tolerance, mape_floor=self.mape_floor, batch_size=batch_size,
             )  # fmt: skip
 
     def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
         """Return labels as indices of the outputs; None for a regressor."""
         return None
-
-    def _indices(self, outputs: np.ndarray) -> np.ndarray:
-        """Return a classifier's labels of outputs, as indices."""
-        return outputs.argmax(axis=1)
 
     # ------------------------------------------------------------------ others like it
     def with_solver(

@@ -39,11 +39,11 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
     classes : array-like of shape (n_classes,), optional
         Labels in the order of the logits. Needed for a bare module, which has no labels.
     base_solver, order, n_steps, fit_n_steps, correction, loss, finetune : optional
-            The solver and its correction: see :class:`HypersolverRegressor`.
-        rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction : optional
-            References and training: see :class:`HypersolverRegressor`.
-        mape_floor, memory, warm_start, device, n_jobs, random_state, verbose : optional
-            All else: see :class:`HypersolverRegressor`.
+        The solver and its correction: see :class:`HypersolverRegressor`.
+    rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction : optional
+        References and training: see :class:`HypersolverRegressor`.
+    mape_floor, memory, warm_start, device, n_jobs, random_state, verbose : optional
+        All else: see :class:`HypersolverRegressor`.
 
     Attributes
     ----------

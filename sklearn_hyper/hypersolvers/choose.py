@@ -28,7 +28,7 @@ class BaseSolverChoice(NamedTuple):
             if n_startup and most is not None and most <= n_startup:
                 raise ValueError(
                     f"{name}={value!r} with base_solver={self.method.name!r} makes start-up steps only; {name} must "
-                    f"reach {n_startup + 1}, or use {_startup_name(self.method)!r}."
+                    f"reach {n_startup + 1}, or use {_one_step_name(self.method)!r}."
                 )
 
 
@@ -122,11 +122,12 @@ def _describe(method: Method) -> str:
     return f"order {method.order}, {method.n_stages} stages{startup}"
 
 
-def _startup_name(method: Method) -> str:
-    """Return the name of the one-step method that a multistep method starts with."""
+def _one_step_name(method: Method) -> str:
+    """Return the name of a one-step method that evaluates f where a multistep method's first step does."""
     first = method.kinds[0]
-    return next(
+    matching = (
         name
         for name in ("euler", "midpoint", "heun", "rk3")
         if resolve_base_solver(name).main_kind.nodes == first.nodes
     )
+    return next(matching, "midpoint")

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..modules.copies import frozen_copy
 from ..modules.field_probes import check_start
-from ..modules.neural_ode import NeuralODE
+from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.methods import Method
 from ..numerics.row_errors import numbered_rows
 from ..numerics.units import state_units
@@ -93,6 +94,7 @@ def fit_hypersolvers(
     >>> one.correction.net.weights is other.correction.net.weights
     True
     """
+    tasks = [_frozen(task) for task in tasks]
     starts = [_initial_states(task, settings) for task in tasks]
     _check_alike(starts)
     choice = choose_base_solver(settings, starts[0][0].numel())
@@ -189,10 +191,17 @@ def _resume(choice: BaseSolverChoice, fitted: Method, task: Task, settings: FitS
 
 
 # ---------------------------------------------------------------------- before any solve
+def _frozen(task: Task) -> Task:
+    """Return a task whose Neural ODE is frozen. One that is not is copied: training would leave gradients on it."""
+    if any(parameter.requires_grad for parameter in task.neural_ode.parameters()):
+        return replace(task, neural_ode=frozen_copy(task.neural_ode))
+    return task
+
+
 def _initial_states(task: Task, settings: FitSettings) -> Tensor:
-    """Return the initial states of two rows, on the device of the fit."""
-    with torch.no_grad():
-        return task.neural_ode.input_map(task.x[:2].to(settings.device, copy=True))
+    """Return the initial states of two rows, on the device of the fit, or say what is wrong with the Neural ODE."""
+    two_rows = task.rows(slice(0, 2)).to(settings.device)
+    return check_neural_ode(task.neural_ode, two_rows.x, two_rows.condition)
 
 
 def _check_alike(starts: Sequence[Tensor]) -> None:

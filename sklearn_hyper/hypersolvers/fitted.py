@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..modules.corrections import BoundedCorrection
+from ..modules.corrections import ModuleCorrection
 from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import check_target, replace_file, require_onnx, write_onnx
@@ -46,7 +46,7 @@ class FittedHypersolver(DeviceFree):
         The Neural ODE, frozen and in eval mode.
     method : Method
         The base method, with its coefficients learned.
-    correction : BoundedCorrection or None
+    correction : ModuleCorrection or None
         The correction g. With None this is the base method alone.
     n_steps : int
         Number K of steps.
@@ -88,7 +88,7 @@ class FittedHypersolver(DeviceFree):
 
     neural_ode: NeuralODE
     method: Method
-    correction: BoundedCorrection | None
+    correction: ModuleCorrection | None
     n_steps: int
     settings: FitSettings
     fitted_eps: tuple[float, float]
@@ -156,6 +156,7 @@ class FittedHypersolver(DeviceFree):
         self,
         x: Tensor,
         reference: Tensor | None = None,
+        condition: Mapping[str, Any] | None = None,
         *,
         tolerance: float = 1e-4,
         mape_floor: float = 1e-2,
@@ -167,14 +168,18 @@ class FittedHypersolver(DeviceFree):
 
         For a classifier, ``labels`` are indices of labels, and ``to_labels`` computes such indices from outputs.
         """
-        reference = (self.reference(x.cpu()) if reference is None else reference).to(x.device)
+        task = Task(self.neural_ode, x, condition or {})
+        if reference is None:
+            on_cpu = task.to("cpu")
+            reference = self.reference(on_cpu.x, on_cpu.condition)
+        reference = reference.to(x.device)
         refuse_undefined(torch.from_numpy(self.map_output(reference)), UNDEFINED)
         name = f"{self.method.name} K={self.n_steps}"
         solvers = {name: self.without_correction().module}
         if self.correction is not None:
             solvers[f"hyper-{name}"] = self.module
         return measure_solvers(
-            solvers, x, reference, labels, to_labels=to_labels or _largest,
+            solvers, task, reference, labels, to_labels=to_labels,
             tolerance=tolerance, floor=mape_floor, batch_size=batch_size,
         )  # fmt: skip
 
@@ -210,7 +215,9 @@ class FittedHypersolver(DeviceFree):
         if self.correction is not None:
             check_same_family(method, self.method, f"fit another hypersolver with {method.name!r}")
             self._warn_outside_fit(method, abs(grid[1] - grid[0]))
-        return replace(self, neural_ode=neural_ode, method=method, n_steps=n_steps)
+        # A refit goes on with the method and number of steps that the copy has.
+        settings = replace(self.settings, base_solver=method, order=None, n_steps=n_steps)
+        return replace(self, neural_ode=neural_ode, method=method, n_steps=n_steps, settings=settings)
 
     def _warn_outside_fit(self, method: Method, eps: float) -> None:
         low, high = self.fitted_eps
@@ -291,13 +298,12 @@ class FittedHypersolver(DeviceFree):
         return loaded
 
     def move(self, device: torch.device) -> None:
-        """Move all tensors to another device in place, those of the net included."""
+        """Move all tensors to another device in place, those of the net included.
+
+        Values that share weights with this one move with it.
+        """
         for module in (self.neural_ode, self.correction, self.module):
             if module is not None:
                 module.to(device)
         object.__setattr__(self, "settings", replace(self.settings, device=str(device)))
         move_net(self.net, device)
-
-
-def _largest(outputs: np.ndarray) -> np.ndarray:
-    return np.asarray(outputs.argmax(axis=1))

@@ -16,45 +16,47 @@ from ..modules.hypersolved_ode import SolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..numerics.cost import CountedField, relative_overhead, time_interleaved
 from ..reports import SolverReport, SolverRow
+from ..training.tasks import Task
 
 
 def measure_solvers(
     solvers: Mapping[str, SolvedODE],
-    x: Tensor,
+    task: Task,
     reference: Tensor,
     labels: np.ndarray | None,
     *,
-    to_labels: Callable[[np.ndarray], np.ndarray],
+    to_labels: Callable[[np.ndarray], np.ndarray] | None,
     tolerance: float,
     floor: float,
     batch_size: int,
 ) -> SolverReport:
     """Measure dopri5 at ``tolerance`` and every solver, with errors against the reference's terminal states."""
-    ode = next(iter(solvers.values())).neural_ode
-    batches = x.split(batch_size)
+    ode, first_row = task.neural_ode, task.rows(slice(0, 1))
+    batches = [task.rows(slice(start, start + batch_size)) for start in range(0, len(task), batch_size)]
     notes = [f"Errors against the reference; milliseconds for a batch of {len(batches[0])}."]
-    macs_f = ode.count_field_macs(x[:1])
+    macs_f = ode.count_field_macs(first_row.x, first_row.condition)
     if math.isnan(macs_f):
         notes.append("MACs are nan: the field holds no matrix product or convolution, so compare NFE and milliseconds.")
 
-    def dopri5(rows: Tensor) -> Tensor:
-        return _dopri5(ode, rows, tolerance)[0]
+    def dopri5(rows: Task) -> Tensor:
+        return _dopri5(rows, tolerance)[0]
 
-    calls: dict[str, Callable[[Tensor], Tensor]] = {f"dopri5 {tolerance:g}": dopri5}
-    calls.update({name: solver.terminal_state for name, solver in solvers.items()})
+    calls: dict[str, Callable[[Task], Tensor]] = {f"dopri5 {tolerance:g}": dopri5}
+    calls.update({name: partial(_solve, solver) for name, solver in solvers.items()})
     with torch.no_grad():
         states = {name: torch.cat([call(rows) for rows in batches]) for name, call in calls.items()}
         outputs = {name: _outputs(ode, z, batch_size) for name, z in states.items()}
         expected = _outputs(ode, reference, batch_size)
         ms = time_interleaved({name: partial(call, batches[0]) for name, call in calls.items()})
         slow, *fast = calls
-        evaluations = _dopri5(ode, batches[0], tolerance)[1]
+        evaluations = _dopri5(batches[0], tolerance)[1]
         costs = {slow: _Cost(evaluations, evaluations * macs_f, ms[slow], 1.0, math.nan)}
         for name in fast:
-            costs[name] = _cost(solvers[name], macs_f, x[:1], ms[name], ms[slow] / ms[name])
+            costs[name] = _cost(solvers[name], macs_f, first_row, ms[name], ms[slow] / ms[name])
     accuracy = dict.fromkeys(calls, math.nan)
     if labels is not None:
-        accuracy = {name: float(np.mean(to_labels(outputs[name]) == labels)) for name in calls}
+        to_indices = to_labels or partial(np.argmax, axis=1)
+        accuracy = {name: float(np.mean(to_indices(outputs[name]) == labels)) for name in calls}
     rows = [
         _row(name, states[name], outputs[name], reference, expected, accuracy[name], floor, costs[name])
         for name in calls
@@ -70,11 +72,15 @@ class _Cost(NamedTuple):
     relative_overhead: float
 
 
-def _cost(solver: SolvedODE, macs_f: float, x: Tensor, ms: float, speed_up: float) -> _Cost:
-    nfe = solver.stepping.count_evaluations()
+def _solve(solver: SolvedODE, rows: Task) -> Tensor:
+    return solver.terminal_state(rows.x, rows.condition)
+
+
+def _cost(solver: SolvedODE, macs_f: float, row: Task, ms: float, speed_up: float) -> _Cost:
+    nfe = solver.count_evaluations(row.x, row.condition)
     if not solver.has_correction:
         return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
-    macs = solver.count_macs(x)
+    macs = solver.count_macs(row.x, row.condition)
     macs_g = (macs - nfe * macs_f) / solver.n_steps  # mean over steps, since those of start-up steps may differ
     return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs_g, nfe / solver.n_steps))
 
@@ -101,6 +107,8 @@ def _outputs(ode: NeuralODE, z: Tensor, batch_size: int) -> np.ndarray:
     return np.concatenate([ode.output_map(rows).cpu().numpy() for rows in z.split(batch_size)])
 
 
-def _dopri5(ode: NeuralODE, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
-    counted = CountedField(ode.vector_field)
-    return ode.solve(x, rtol=tolerance, field=counted), counted.n_evaluations
+def _dopri5(rows: Task, tolerance: float) -> tuple[Tensor, int]:
+    """Solve by dopri5 as it comes, and count its evaluations of f."""
+    counted = CountedField(rows.neural_ode.vector_field)
+    states = rows.neural_ode.solve(rows.x, rtol=tolerance, condition=rows.condition, field=counted)
+    return states, counted.n_evaluations

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics.correction import Correction
-from ..numerics.cost import count_macs
+from ..numerics.cost import CountedField, count_macs
 from ..numerics.methods import Method
-from ..numerics.stepping import FixedMesh, check_method_grid
+from ..numerics.stepping import FixedMesh, Stepping, check_method_grid
 from .corrections.contract import FoldedCorrection, ModuleCorrection, as_module_correction
 from .neural_ode import NeuralODE
 from .serialization import DeviceFreeModule
@@ -22,7 +22,7 @@ from .serialization import DeviceFreeModule
 class SolvedODE(DeviceFreeModule):
     """Run the input map, K steps and the output map. Subclasses supply the correction of a step."""
 
-    def __init__(self, neural_ode: NeuralODE, stepping: FixedMesh):
+    def __init__(self, neural_ode: NeuralODE, stepping: Stepping):
         super().__init__()
         self.neural_ode = neural_ode
         self.stepping = stepping
@@ -44,12 +44,20 @@ class SolvedODE(DeviceFreeModule):
     @property
     def grid(self) -> tuple[float, ...]:
         """The mesh s_0, ..., s_K."""
-        return tuple(self.stepping.grid)
+        return tuple(self._mesh.grid)
 
     @property
     def n_steps(self) -> int:
         """K."""
-        return self.stepping.n_steps
+        return self._mesh.n_steps
+
+    @property
+    def _mesh(self) -> FixedMesh:
+        if not isinstance(self.stepping, FixedMesh):
+            raise TypeError(
+                f"a {type(self.stepping).__name__} chooses its steps as it goes: it has no mesh of K steps."
+            )
+        return self.stepping
 
     @property
     def has_correction(self) -> bool:
@@ -69,6 +77,15 @@ class SolvedODE(DeviceFreeModule):
         """Return z_0, ..., z_K, time first."""
         ode = self.neural_ode
         return self.stepping.trajectory(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
+
+    def count_evaluations(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> int:
+        """Count the evaluations of f in a solve from x: those that are known beforehand, or else of one solve."""
+        if self.stepping.n_evaluations is not None:
+            return self.stepping.n_evaluations
+        ode, counted = self.neural_ode, CountedField(self.neural_ode.vector_field)
+        with torch.no_grad():
+            self.stepping.solve(counted, ode.input_map(x), self._correction, ode.inputs(x, condition))
+        return counted.n_evaluations
 
     def count_macs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
         """Count the multiply-accumulates of the solve from x, without the maps. nan if f has none."""
@@ -92,8 +109,8 @@ class HypersolvedODE(SolvedODE):
     correction : nn.Module, optional
         g: a :class:`BoundedCorrection`, or any module ``g(eps, s, z, stages, x=None)``. If missing, the base solver
         runs alone.
-    grid : sequence of float
-        The mesh s_0, ..., s_K.
+    grid : sequence of float or Stepping
+        The mesh s_0, ..., s_K, or a policy that takes the steps of the base solver.
 
     See Also
     --------
@@ -112,8 +129,16 @@ class HypersolvedODE(SolvedODE):
 
     correction: ModuleCorrection | None
 
-    def __init__(self, neural_ode: NeuralODE, base_solver: Method, correction: nn.Module | None, grid: Sequence[float]):
-        super().__init__(neural_ode, FixedMesh(base_solver, check_method_grid(base_solver, grid)))
+    def __init__(
+        self,
+        neural_ode: NeuralODE,
+        base_solver: Method,
+        correction: nn.Module | None,
+        grid: Sequence[float] | Stepping,
+    ):
+        if not isinstance(grid, Stepping):
+            grid = FixedMesh(base_solver, check_method_grid(base_solver, grid))
+        super().__init__(neural_ode, grid)
         self.correction = as_module_correction(correction)
 
     @property
@@ -150,7 +175,7 @@ class FoldedODE(SolvedODE):
     def __init__(self, live: HypersolvedODE):
         super().__init__(live.neural_ode, live.stepping)
         self.training = live.training  # train() would also change the modes of the shared Neural ODE
-        self.folded = None if live.correction is None else live.correction.fold(self.stepping.plans).eval()
+        self.folded = None if live.correction is None else _fold(live.correction, live.stepping).eval()
 
     @property
     def steps(self) -> nn.ModuleList:
@@ -164,3 +189,10 @@ class FoldedODE(SolvedODE):
     def fold(self) -> FoldedODE:
         """Return this module, which is folded already."""
         return self
+
+
+def _fold(correction: ModuleCorrection, stepping: Stepping) -> ModuleCorrection:
+    """Fold a correction for the steps of a mesh. Steps that are not known beforehand run a frozen copy."""
+    if stepping.plans is None:
+        return ModuleCorrection.fold(correction, ())
+    return correction.fold(stepping.plans)

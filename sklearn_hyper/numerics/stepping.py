@@ -24,6 +24,8 @@ class Stepping(ABC):
     """
 
     method: Method
+    plans: Sequence[StepPlan] | None = None
+    """The steps of every solve, where they are known beforehand. None if they depend on the state."""
 
     @abstractmethod
     def iterate(
@@ -35,9 +37,10 @@ class Stepping(ABC):
     ) -> Iterator[Tensor]:
         """Yield the state after every step, z_1, z_2, ..."""
 
+    @property
     @abstractmethod
-    def count_evaluations(self) -> int:
-        """Return the number of evaluations of f in a solve."""
+    def n_evaluations(self) -> int | None:
+        """Evaluations of f in a solve. None where they depend on the state."""
 
     def solve(
         self,
@@ -78,6 +81,8 @@ class FixedMesh(Stepping):
         The mesh s_0, ..., s_K, already checked by :func:`check_method_grid`. A tensor while it is being learned.
     """
 
+    plans: list[StepPlan]
+
     def __init__(self, method: Method, grid: Sequence[float] | Tensor):
         self.method, self.grid = method, grid
         self.plans = [StepPlan(k, s, after - s, method.kind(k)) for k, (s, after) in enumerate(pairwise(grid))]
@@ -102,7 +107,8 @@ class FixedMesh(Stepping):
         """K."""
         return len(self.plans)
 
-    def count_evaluations(self) -> int:
+    @property
+    def n_evaluations(self) -> int:
         return sum(len(plan.kind.nodes) for plan in self.plans)
 
     def iterate(

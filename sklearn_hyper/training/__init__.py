@@ -1,1 +1,1 @@
-"""Training: references, residual sets, losses and skorch nets. The only ring that imports skorch."""
+"""Train: plans, references, targets, batches, learning, and skorch nets. The only ring that imports skorch."""

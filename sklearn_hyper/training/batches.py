@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from ..modules.corrections import BoundedCorrection
+from ..modules.corrections import ModuleCorrection
 from ..numerics.protection import FieldInputs
 from .plan import Run
 from .settings import Phase
@@ -52,7 +52,7 @@ class TargetPart(NamedTuple):
     steps: Tensor | None = None
     """Step of every row in a stack; None for a single target."""
 
-    def loss(self, correction: BoundedCorrection, inputs: FieldInputs) -> Tensor:
+    def loss(self, correction: ModuleCorrection, inputs: FieldInputs) -> Tensor:
         """Compute the rows' residual loss, as a share of the base solver's."""
         arguments = () if self.steps is None else (self.steps,)
         return self.targets.loss(correction, inputs, self.rows, *arguments)

@@ -53,6 +53,8 @@ def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: 
             check_overflow(step.target, method.name, settings.n_steps)
         last = steps[-1]
         spec = resolve_spec(settings.correction, last.z)
+        if not spec.learns_residuals:
+            return  # it is no function of a step that could be called alone
         scales = [last._replace(kind=member.main_kind) for member in spec.method_family(method)]
         x = task.inputs.x
         sample = ScaleSample(scales, x, task.neural_ode.t_span)

@@ -12,14 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modules.corrections import (
-    BoundedCorrection,
-    NetInputs,
-    ScaleSample,
-    build_net,
-    fit_units,
-    resolve_spec,
-)
+from ..modules.corrections import CorrectionSpec, ModuleCorrection, NetInputs, ScaleSample, resolve_spec
 from ..modules.seeding import seeded
 from ..numerics.methods import Method, StepKind
 from ..numerics.row_errors import numbered_rows
@@ -27,7 +20,7 @@ from ..numerics.tensors import flatten_samples, in_own_units
 from .errors import TerminalErrors, check_runs
 from .learn import train_corrections
 from .nets import TrainingNet, best_loss, draw_seed
-from .plan import PlannedStep, Run, StepSizes, make_plan
+from .plan import Run, StepSizes, TrainingStep, make_plan
 from .references import solve_ends
 from .settings import FitSettings, Phase
 from .splits import count_held_out
@@ -45,7 +38,7 @@ _ROUNDING = 1e-6
 class FittedCorrection:
     """The result of a fit for one task."""
 
-    correction: BoundedCorrection | None
+    correction: ModuleCorrection | None
     """None if the base solver alone is better on held-out rows, or has a smaller largest error there."""
     net: TrainingNet
     history: list[dict[str, Any]]
@@ -75,7 +68,7 @@ class CorrectionFit:
         The base method.
     settings : FitSettings
         Settings of the fit.
-    warm : sequence of BoundedCorrection, optional
+    warm : sequence of ModuleCorrection, optional
         Corrections to start from, one for each task, instead of new ones.
     refit_units : bool, default False
         Measure scales, caps and floors of ``warm`` again, for a field that has changed since.
@@ -89,24 +82,27 @@ class CorrectionFit:
         method: Method,
         settings: FitSettings,
         *,
-        warm: Sequence[BoundedCorrection] | None = None,
+        warm: Sequence[ModuleCorrection] | None = None,
         refit_units: bool = False,
         ends: Tensor | None = None,
     ):
         if warm is not None and len(warm) != len(tasks):
             raise ValueError(f"warm holds {len(warm)} corrections for {len(tasks)} tasks; pass one a task, or None.")
         self.tasks, self.method, self.warm, self.refit_units = list(tasks), method, warm, refit_units
-        self.settings = settings.over(method)
+        self.spec = _resolve_spec(self.tasks[0], settings)
+        if not self.spec.learns_residuals:
+            settings = settings.through_solves()
+        self.settings = settings.adapted_to(method)
         self._needs_mesh = settings.needs_mesh(method)
         self._ends = ends
         self.sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
-        self.corrections: list[BoundedCorrection] = []
+        self.corrections: list[ModuleCorrection] = []
         self.net: TrainingNet | None = None
         self._is_prepared = False
 
     # ------------------------------------------------------------------ before training
     def prepare(self) -> CorrectionFit:
-        """Plan, solve references, make targets, and build the corrections that training starts from.
+        """FitPlan, solve references, make targets, and build the corrections that training starts from.
 
         Raises
         ------
@@ -125,10 +121,7 @@ class CorrectionFit:
         return self
 
     def _make_set(self, task: Task, rng: np.random.Generator) -> TaskSet:
-        settings = self.settings
-        with torch.no_grad():
-            z = task.neural_ode.input_map(task.x[:1].to(settings.device))
-        family = resolve_spec(settings.correction, z).method_family(self.method)
+        settings, family = self.settings, self.spec.method_family(self.method)
         plan = make_plan(family, task.neural_ode.t_span, settings.n_steps, self.sizes, rng)
         # All rows are solved in their own order and shuffled afterwards, so that a cached solve serves every
         # random_state.
@@ -148,20 +141,22 @@ class CorrectionFit:
     def _known_ends(self, task: Task) -> Tensor:
         return solve_ends(task, self.settings) if self._ends is None else self._ends
 
-    def _start_corrections(self) -> list[BoundedCorrection]:
+    def _start_corrections(self) -> list[ModuleCorrection]:
         """Return new corrections that share a net, or copies of earlier ones; drop the samples of units."""
         samples = [data.take_sample() for data in self.sets]
         if self.warm is None:
             with seeded(self.seed, self.settings.device):  # layers initialise themselves from the global generator
-                return build_corrections(self.tasks, samples, self.method, self.settings.correction)
+                return self._build_corrections(samples)
         warm = copy.deepcopy(list(self.warm))
         if self.refit_units:
-            warm = [
-                BoundedCorrection(one.net.with_scales(sample), fit_units(sample.residuals))
-                for one, sample in zip(warm, samples, strict=True)
-            ]
+            warm = [correction.refit(sample) for correction, sample in zip(warm, samples, strict=True)]
         like = self.sets[0].train.states
         return [correction.to(like).requires_grad_(True) for correction in warm]
+
+    def _build_corrections(self, samples: Sequence[ScaleSample]) -> list[ModuleCorrection]:
+        inputs = net_inputs(self.tasks[0], samples[0], self.method.kinds)
+        corrections = self.spec.corrections([task.neural_ode for task in self.tasks], inputs, samples)
+        return [correction.to(inputs.z).requires_grad_(True) for correction in corrections]
 
     # ------------------------------------------------------------------ training
     def run(self) -> CorrectionFit:
@@ -184,9 +179,11 @@ class CorrectionFit:
     # ------------------------------------------------------------------ after training
     def product(self) -> list[FittedCorrection]:
         """Return the result for each task; its correction is None unless it beats the base method on held-out rows."""
+        if self.net is None:
+            raise RuntimeError("call prepare() and run() before product().")
         return [self._product_of(*parts) for parts in zip(self.corrections, self.sets, self.errors, strict=True)]
 
-    def _product_of(self, trained: BoundedCorrection, data: TaskSet, errors: TerminalErrors) -> FittedCorrection:
+    def _product_of(self, trained: ModuleCorrection, data: TaskSet, errors: TerminalErrors) -> FittedCorrection:
         assert self.net is not None  # run has been called
         valid_loss, sizes = best_loss(self.net), self.sizes
         keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or self.warm is not None)
@@ -195,7 +192,7 @@ class CorrectionFit:
             correction=correction,
             net=self.net,
             history=_history(self.net, self.settings.phases),
-            delta=_delta(correction, self.method, data, sizes.steps),
+            delta=_delta(correction, self.method, data, sizes.steps) if self.spec.learns_residuals else {},
             errors=errors.table(correction, sizes.steps),
             valid_loss=valid_loss,
             relative_errors=errors.relative(correction, self.settings.rtol),
@@ -204,24 +201,10 @@ class CorrectionFit:
         )
 
 
-def build_corrections(
-    tasks: Sequence[Task], samples: Sequence[ScaleSample], method: Method, correction: Any
-) -> list[BoundedCorrection]:
-    """Build corrections that share the weights of one new net; each task has its own scales and bounds.
-
-    Parameters
-    ----------
-    tasks : sequence of Task
-    samples : sequence of ScaleSample
-        Residuals that give the scales and bounds, one sample for each task.
-    method : Method
-    correction : "auto", CorrectionSpec or nn.Module
-        As in :class:`~sklearn_hyper.HypersolverRegressor`.
-    """
-    first = samples[0]
-    spec = resolve_spec(correction, first.residuals[0].z)
-    net = build_net(spec, net_inputs(tasks[0], first, method.kinds))
-    return [BoundedCorrection(net.with_scales(sample), fit_units(sample.residuals)) for sample in samples]
+def _resolve_spec(task: Task, settings: FitSettings) -> CorrectionSpec:
+    with torch.no_grad():
+        z = task.neural_ode.input_map(task.x[:1].to(settings.device))
+    return resolve_spec(settings.correction, z)
 
 
 def net_inputs(task: Task, sample: ScaleSample, kinds: tuple[StepKind, ...]) -> NetInputs:
@@ -233,7 +216,7 @@ def net_inputs(task: Task, sample: ScaleSample, kinds: tuple[StepKind, ...]) -> 
 
 
 def _delta(
-    correction: BoundedCorrection | None, method: Method, data: TaskSet, fitted_steps: Sequence[int]
+    correction: ModuleCorrection | None, method: Method, data: TaskSet, fitted_steps: Sequence[int]
 ) -> dict[int, dict[str, float]]:
     """Return the largest and mean ||g - R|| on held-out states, by fitted K.
 
@@ -244,7 +227,7 @@ def _delta(
     t_span, delta = source.neural_ode.t_span, {}
     for k in fitted_steps:
         indices = valid.indices(method.mesh(t_span, k))
-        steps = [PlannedStep(i, j, method) for i, j in pairwise(indices)]
+        steps = [TrainingStep(i, j, method) for i, j in pairwise(indices)]
         errors = []
         for r in source.residuals(valid.times, steps, valid.states.dtype):
             missing = r.target

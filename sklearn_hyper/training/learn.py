@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..modules.corrections import BoundedCorrection
+from ..modules.corrections import ModuleCorrection
 from ..modules.neural_ode import NeuralODE
 from ..modules.seeding import own_generator, seeded
 from .batches import Batch, Curriculum, TaskBatches
@@ -43,7 +43,7 @@ class TaskLosses:
         unrolled = {phase.loss: UnrolledSolves(neural_ode, _state_loss(phase.loss, neural_ode)) for phase in phases}
         return cls(data, unrolled, errors)
 
-    def of_batch(self, correction: BoundedCorrection, batch: Batch) -> Tensor:
+    def of_batch(self, correction: ModuleCorrection, batch: Batch) -> Tensor:
         """Compute the loss of a batch, in units of the base solver's; two terms have equal weight."""
         losses = [part.loss(correction, self.data.train.inputs) for part in batch.parts]
         terms = [torch.stack(losses).mean()] if losses else []
@@ -51,7 +51,7 @@ class TaskLosses:
             terms.append(self.unrolled[batch.loss].share(self.data.train, batch.rows, batch.run, correction))
         return torch.stack(terms).sum()
 
-    def held_out(self, correction: BoundedCorrection, loss: str) -> Tensor:
+    def held_out(self, correction: ModuleCorrection, loss: str) -> Tensor:
         """Compute losses on held-out rows, one for each step or run.
 
         The loss is infinite if the largest error exceeds the base solver's, because such weights must not be kept.
@@ -79,13 +79,13 @@ class Objective(nn.Module):
 
     Parameters
     ----------
-    corrections : sequence of BoundedCorrection
+    corrections : sequence of ModuleCorrection
         One for each task. Their nets may share weights.
     losses : sequence of TaskLosses
         One for each task.
     """
 
-    def __init__(self, corrections: Sequence[BoundedCorrection], losses: Sequence[TaskLosses]):
+    def __init__(self, corrections: Sequence[ModuleCorrection], losses: Sequence[TaskLosses]):
         super().__init__()
         self.corrections = nn.ModuleList(corrections)
         # A tuple hides the frozen fields from parameters(), state_dict() and train().
@@ -107,7 +107,7 @@ class Objective(nn.Module):
         all_losses = torch.cat(losses)
         return math.inf if all_losses.isinf().any() else float((all_losses + _TINY).log().mean().exp())
 
-    def release(self) -> list[BoundedCorrection]:
+    def release(self) -> list[ModuleCorrection]:
         """Drop the training data, which must not be pickled with a fitted estimator; return the corrections."""
         self._frozen = None
         corrections: Any = self.corrections
@@ -115,7 +115,7 @@ class Objective(nn.Module):
 
 
 def train_corrections(
-    corrections: Sequence[BoundedCorrection],
+    corrections: Sequence[ModuleCorrection],
     tasks: Sequence[TaskSet],
     errors: Sequence[TerminalErrors],
     settings: FitSettings,
@@ -130,7 +130,7 @@ def train_corrections(
     generator = own_generator(seed)
     batches = []
     for correction, data in zip(corrections, tasks, strict=True):
-        stacked = correction.net.takes_row_steps and data.targets
+        stacked = correction.takes_row_steps and data.targets
         batches.append(
             TaskBatches(len(data.train), stack_targets(data.targets) if stacked else data.targets, data.plan.runs)
         )
@@ -160,7 +160,7 @@ def _validation(loss: str) -> Callable[[Objective], float]:
     return lambda objective: objective.held_out_loss(loss)
 
 
-def _draws_nothing(correction: BoundedCorrection, settings: FitSettings) -> bool:
+def _draws_nothing(correction: ModuleCorrection, settings: FitSettings) -> bool:
     """Return whether all code of the training is known to draw nothing from torch's global generators.
 
     Such a fit need not seed them, so that fits in other threads may train at the same time.

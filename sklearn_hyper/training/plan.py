@@ -1,4 +1,4 @@
-"""Plan a fit: the times that it needs references at, and the steps that it learns from."""
+"""FitPlan a fit: the times that it needs references at, and the steps that it learns from."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StepSizes:
         return tuple(sorted({*self.steps, *(round(float(k)) for k in between)}))
 
 
-class PlannedStep(NamedTuple):
+class TrainingStep(NamedTuple):
     """A step to learn from: mesh indices of its ends, and the method that takes it.
 
     A multistep method takes it as a full step if the mesh holds the previous nodes, otherwise as a start-up step.
@@ -149,40 +149,40 @@ def _spread_sizes(
 
 def deal_methods(
     pairs: Sequence[tuple[int, int]], family: Sequence[Method], n_steps: int, rng: np.random.Generator
-) -> list[PlannedStep]:
+) -> list[TrainingStep]:
     """Assign methods of a family to pairs: each pair gets all of them, or as many as ``n_steps`` in all allow."""
     if len(family) == 1:
-        return [PlannedStep(*pair, family[0]) for pair in pairs]
+        return [TrainingStep(*pair, family[0]) for pair in pairs]
     n_each = min(len(family), max(1, n_steps // len(pairs)))
     # Deal from shuffled copies of the family, so that all methods come equally often, with steps of all sizes.
     n_copies = -(-n_each * len(pairs) // len(family))
     dealt = iter(np.concatenate([rng.permutation(len(family)) for _ in range(n_copies)]))
-    return [PlannedStep(*pair, family[next(dealt)]) for pair in pairs for _ in range(n_each)]
+    return [TrainingStep(*pair, family[next(dealt)]) for pair in pairs for _ in range(n_each)]
 
 
 @dataclass(frozen=True)
-class Plan:
+class FitPlan:
     """What a fit does on the span of one task.
 
     Parameters
     ----------
     times : tuple of float
         The mesh: times that references are needed at.
-    steps : list of PlannedStep
+    steps : list of TrainingStep
         Steps along the mesh to learn residuals from.
     runs : list of Run
         Whole solves to train through and to measure errors on.
     """
 
     times: tuple[float, ...]
-    steps: list[PlannedStep]
+    steps: list[TrainingStep]
     runs: list[Run]
 
 
 def make_plan(
     family: Sequence[Method], t_span: tuple[float, float], n_steps: int, sizes: StepSizes, rng: np.random.Generator
-) -> Plan:
-    """Plan the fit of a correction over a family of methods; the first is to predict in ``n_steps`` steps."""
+) -> FitPlan:
+    """FitPlan the fit of a correction over a family of methods; the first is to predict in ``n_steps`` steps."""
     method = family[0]
     runs = [Run(member, k) for member in family for k in sizes.steps]
     if method.n_steps is not None:  # it was made for one mesh and takes no other steps
@@ -191,7 +191,7 @@ def make_plan(
     else:
         times = mesh_times(t_span, sizes.grids(method))
         pairs = choose_steps(times, sizes, MAX_STEPS, rng, method.memory)
-    return Plan(times, deal_methods(pairs, family, MAX_STEPS, rng), runs)
+    return FitPlan(times, deal_methods(pairs, family, MAX_STEPS, rng), runs)
 
 
 def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float, ...]:

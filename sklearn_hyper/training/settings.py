@@ -72,12 +72,17 @@ class FitSettings(SolveSettings):
         first = min(self.max_epochs - 1, max(1, round((1 - _FINETUNE_SHARE) * self.max_epochs)))
         return [Phase(first, self.loss), Phase(self.max_epochs, self.finetune)]
 
-    def over(self, method: Method) -> FitSettings:
+    def adapted_to(self, method: Method) -> FitSettings:
         """Return these settings adapted to a method: one that leaves the trajectory is not trained on residuals."""
         if method.follows_trajectory or self.finetune is None or self.loss != "residual":
             return self
         # Its states between the ends may leave the trajectory; residuals would force them back to it.
         return replace(self, loss=self.finetune, finetune=None, lr=FINETUNE_LR * self.lr)
+
+    def through_solves(self) -> FitSettings:
+        """Return these settings for a correction that residuals cannot train: no phase trains on them."""
+        states = self.loss.removeprefix("residual").removeprefix("+") or self.finetune or "terminal"
+        return replace(self, loss=states, finetune=None if states == self.finetune else self.finetune)
 
     def trains_on(self, loss: str) -> bool:
         """Return whether some phase trains on a loss ("residual", "trajectory", "output")."""
@@ -89,5 +94,5 @@ class FitSettings(SolveSettings):
         Methods that take any mesh always use the whole one, whatever their losses. Candidates of a search then share
         its cached solve.
         """
-        settings = self.over(method)
+        settings = self.adapted_to(method)
         return method.n_steps is None or settings.trains_on("residual") or settings.trains_on("trajectory")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modules.corrections import BoundedCorrection, ScaleSample, resolve_spec
+from ..modules.corrections import ModuleCorrection, ScaleSample, resolve_spec
 from ..modules.neural_ode import NeuralODE, VectorFieldError, check_neural_ode
 from ..numerics.methods import Method, StepKind
 from ..numerics.protection import FieldInputs
@@ -21,7 +21,7 @@ from ..numerics.tensors import mean_norm, mean_size
 from ..numerics.units import state_units
 from .errors import References, check_overflow
 from .losses import residual_loss
-from .plan import Plan, PlannedStep, StepSizes, make_plan
+from .plan import FitPlan, StepSizes, TrainingStep, make_plan
 from .references import solve_references
 from .settings import FitSettings
 from .tasks import Task
@@ -49,7 +49,7 @@ class Target:
         """Make the target of a residual, for states of the given unit."""
         return cls(residual, unit * (mean_size(residual.target, unit) or 1.0))
 
-    def loss(self, correction: BoundedCorrection, inputs: FieldInputs, rows: slice | Tensor) -> Tensor:
+    def loss(self, correction: ModuleCorrection, inputs: FieldInputs, rows: slice | Tensor) -> Tensor:
         """Compute the residual loss of some rows, as a share of the base solver's."""
         return residual_loss(correction, self.residual.rows(rows), inputs.rows(rows).x, self.unit)
 
@@ -79,7 +79,7 @@ class TargetStack:
             stacks.append(torch.stack(parts.pop(0)))
         self.target, self.z, *self.stages = stacks
 
-    def loss(self, correction: BoundedCorrection, inputs: FieldInputs, rows: Tensor, steps: Tensor) -> Tensor:
+    def loss(self, correction: ModuleCorrection, inputs: FieldInputs, rows: Tensor, steps: Tensor) -> Tensor:
         """Compute the residual loss of rows, each at its own step, as a share of the base solver's at that step."""
         at, x = (steps, rows), inputs.rows(rows).x
         stages = [stage[at] for stage in self.stages]
@@ -98,7 +98,7 @@ def stack_targets(targets: list[Target]) -> list[TargetStack]:
 
 # ---------------------------------------------------------------------- residuals of a task
 def task_residuals(
-    neural_ode: NeuralODE, times: Sequence[float], states: Tensor, inputs: FieldInputs, steps: Sequence[PlannedStep]
+    neural_ode: NeuralODE, times: Sequence[float], states: Tensor, inputs: FieldInputs, steps: Sequence[TrainingStep]
 ) -> Iterator[Residual]:
     """Yield residuals (eq. 6) of all rows for every planned step, computed in the dtype of ``states``.
 
@@ -143,7 +143,9 @@ class TargetSource:
         """Return the source for some of the rows."""
         return TargetSource(self.neural_ode, self.states[:, rows], self.inputs.rows(rows))
 
-    def residuals(self, times: Sequence[float], steps: Sequence[PlannedStep], dtype: torch.dtype) -> Iterator[Residual]:
+    def residuals(
+        self, times: Sequence[float], steps: Sequence[TrainingStep], dtype: torch.dtype
+    ) -> Iterator[Residual]:
         """Yield residuals of the planned steps, cast to the dtype of the fit."""
         for residual in task_residuals(self.neural_ode, times, self.states, self.inputs, steps):
             yield residual.each(lambda tensor: tensor.to(dtype))
@@ -156,7 +158,7 @@ class TaskSet:
 
     Parameters
     ----------
-    plan : Plan
+    plan : FitPlan
     train, valid : References
         References of the rows that are trained on, and of those that are held out.
     targets, valid_targets : list of Target
@@ -167,7 +169,7 @@ class TaskSet:
         Held-out rows that ``delta_`` is measured on.
     """
 
-    plan: Plan
+    plan: FitPlan
     train: References
     valid: References
     targets: list[Target]
@@ -182,9 +184,9 @@ class TaskSet:
         return sample
 
 
-def residual_set(task: Task, plan: Plan, held_out: Tensor, fitted: Tensor, settings: FitSettings) -> TaskSet:
+def residual_set(task: Task, plan: FitPlan, held_out: Tensor, fitted: Tensor, settings: FitSettings) -> TaskSet:
     """Make the set of a fit on residuals: targets of all rows, from references as tight as they need."""
-    states, source = solve_conditioned(task, plan, settings)
+    states, source = solve_precisely(task, plan, settings)
     # The source yields one step at a time, so that only one step's float64 residuals are in memory.
     residuals = list(source.residuals(plan.times, plan.steps, states.dtype))
     source = source.rows(held_out)  # frees the float64 states of the other rows
@@ -201,7 +203,7 @@ def residual_set(task: Task, plan: Plan, held_out: Tensor, fitted: Tensor, setti
 
 
 def state_set(
-    task: Task, plan: Plan, held_out: Tensor, fitted: Tensor, settings: FitSettings, ends: Tensor | None
+    task: Task, plan: FitPlan, held_out: Tensor, fitted: Tensor, settings: FitSettings, ends: Tensor | None
 ) -> TaskSet:
     """Make the set of a fit through the solver alone, where residuals of a few rows give the correction's units.
 
@@ -233,7 +235,7 @@ def state_set(
     return TaskSet(plan, train, valid, [], [], sample, source)
 
 
-def _n_scale_rows(task: Task, plan: Plan, device: str) -> int:
+def _n_scale_rows(task: Task, plan: FitPlan, device: str) -> int:
     with torch.no_grad():
         state = task.neural_ode.input_map(task.x[:1].to(device)).numel()
     tensors = len(plan.times) + len(plan.steps) * (max(step.method.n_stages for step in plan.steps) + 1)
@@ -241,7 +243,7 @@ def _n_scale_rows(task: Task, plan: Plan, device: str) -> int:
     return min(_SCALE_ROWS, max(2, int(_SCALE_SHARE * _MEMORY_BUDGET / per_row)))
 
 
-def _check_residuals(residuals: Sequence[Residual], steps: Sequence[PlannedStep], settings: FitSettings) -> None:
+def _check_residuals(residuals: Sequence[Residual], steps: Sequence[TrainingStep], settings: FitSettings) -> None:
     for residual, step in zip(residuals, steps, strict=True):
         check_overflow(residual.target, step.method.name, settings.n_steps)
 
@@ -258,7 +260,7 @@ def span_units(neural_ode: NeuralODE, states: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------- noise
-def solve_conditioned(task: Task, plan: Plan, settings: FitSettings) -> tuple[Tensor, TargetSource]:
+def solve_precisely(task: Task, plan: FitPlan, settings: FitSettings) -> tuple[Tensor, TargetSource]:
     """Solve references; return their states, and the source that residuals are to be computed from.
 
     Where the states' noise would dominate the residuals, the source holds tighter float64 states instead. Scores and
@@ -296,9 +298,9 @@ def solve_conditioned(task: Task, plan: Plan, settings: FitSettings) -> tuple[Te
     return states, TargetSource(double.neural_ode, exact, double.to(device).inputs)
 
 
-def _smallest_steps(plan: Plan) -> list[PlannedStep]:
+def _smallest_steps(plan: FitPlan) -> list[TrainingStep]:
     """Return the smallest step for each number of past nodes: start-up steps differ in order, and so in noise."""
-    sorts: dict[int, list[PlannedStep]] = {}
+    sorts: dict[int, list[TrainingStep]] = {}
     for step in plan.steps:
         sorts.setdefault(len(step.past(plan.times)), []).append(step)
     return [min(steps, key=lambda step: abs(plan.times[step.end] - plan.times[step.start])) for steps in sorts.values()]
@@ -323,7 +325,7 @@ def max_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> in
     n_steps, n_times, block = len(plan.steps), len(plan.times), method.n_stages + 2
     state, one_x = z[0].numel() * z.element_size(), task.x[0].numel() * task.x.element_size()
     double = 8 / z.element_size()
-    if settings.over(method).trains_on("residual"):
+    if settings.adapted_to(method).trains_on("residual"):
         # Peaks: states beside float64 states and residuals; then states, their shuffled copy and targets; then targets
         # beside a stack of one of their tensors.
         most = max(n_times * (1 + double) + 2 * block * double, 2 * n_times, n_times + n_steps)

@@ -1,15 +1,15 @@
-"""Small fitted models that the tests of this folder share, and a count of dopri5's reference solves."""
+"""Small fitted models that the tests of this folder share."""
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from small_flows import make_fast, make_flow, two_blobs
 from small_hypersolvers import make_regressor
 from torch import nn
 
 from sklearn_hyper import HypersolverClassifier, MLPCorrection, NeuralODEClassifier, NeuralODERegressor
 from sklearn_hyper.modules import AugmentedInput, ConvVectorField, MLPVectorField
-from sklearn_hyper.training import references
 
 
 @pytest.fixture(scope="session")
@@ -65,15 +65,19 @@ def swirl(X):
     return make_regressor(n_steps=3, max_epochs=10, batch_size=8, correction=MLPCorrection(hidden=8)).fit(X)
 
 
-@pytest.fixture
-def solves(monkeypatch):
-    """Number of rows of every dopri5 reference solve from here on."""
-    rows = []
-    solve = references.reference_solution
+@pytest.fixture(scope="session")
+def blobs():
+    """300 points in the plane, of two clusters."""
+    return two_blobs()
 
-    def counted(f, z0, *args, **kwargs):
-        rows.append(len(z0))
-        return solve(f, z0, *args, **kwargs)
 
-    monkeypatch.setattr(references, "reference_solution", counted)
-    return rows
+@pytest.fixture(scope="session")
+def curved(blobs):
+    """A flow for conventions, not for accuracy: all but untrained."""
+    return make_flow(hidden=4, gain=2.0, max_epochs=1).fit(blobs)
+
+
+@pytest.fixture(scope="session")
+def quick(curved, blobs):
+    """A HypersolverDensity fitted in no time; to be read only."""
+    return make_fast(curved).fit(blobs)

@@ -1,7 +1,5 @@
 """Bad input to flows and their hypersolvers: one clear error before any training or solve."""
 
-import threading
-
 import numpy as np
 import pytest
 import scipy.sparse
@@ -15,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from small_flows import holding, make_flow, two_blobs
 from torch import nn
 from torch.distributions import Independent, Normal, Uniform
+from user_fields import Locked, first_column
 
 from sklearn_hyper import (
     ContinuousNormalizingFlow,
@@ -69,10 +68,6 @@ class Scaled(nn.Module):
         return self.scale * self.field(t, z)
 
 
-def first_column(t, z):
-    return z[:, :1]
-
-
 def detached(t, z):
     return z.detach()
 
@@ -90,7 +85,7 @@ FLOW_PARAMETERS = [
     ({"objective": "mle"}, r"'objective' parameter .*'flow_matching'.*Got 'mle'"),
     ({"trace": "hutchinson"}, r"'trace' parameter .*'rademacher'.*Got 'hutchinson'"),
     ({"solver": "rk5"}, r"'rk5' is unknown; valid names are"),
-    ({"solver": 3}, r"must be a name \(.*\) or a ButcherTableau, got int"),
+    ({"solver": 3}, r"must be a name \(.*\), a ButcherTableau or a numerics.Method, got int"),
     ({"t_span": (1, 1)}, r"t_span must .*two different ends"),
     ({"n_steps": 0}, r"'n_steps' parameter .*Got 0"),
     ({"kinetic": -1.0}, r"'kinetic' parameter .*\[0.0, inf\). Got -1.0"),
@@ -230,13 +225,6 @@ def test_directions(fast):
 
 
 # ---------------------------------------------------------------------- what is passed as neural_ode
-class Locked(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-    def forward(self, t, z):
-        return -z
 
 
 HIDDEN = nn.Linear(2, 2)

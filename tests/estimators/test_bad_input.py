@@ -1,16 +1,17 @@
 """Bad input: one clear error before any solve, and nothing lost."""
 
 import copy
-import threading
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from interruptions import StopsAt
+from reference_solves import REFERENCE_SOLUTION
 from sklearn.exceptions import NotFittedError
-from skorch.callbacks import Callback
 from small_hypersolvers import Swirl, make_classifier, make_regressor
 from torch import nn
+from user_fields import Locked, first_column
 
 from sklearn_hyper import (
     ButcherTableau,
@@ -23,26 +24,12 @@ from sklearn_hyper import (
 )
 from sklearn_hyper.modules import VectorFieldError
 from sklearn_hyper.numerics import ReferenceSolveError
-from sklearn_hyper.training import references
 from sklearn_hyper.training.nets import TrainingDivergedError
-
-
-def _first_column(t, z):
-    return z[:, :1]
 
 
 class WrongShape(nn.Module):
     def forward(self, eps, s, z, stages, x=None):
         return z[:, :1]
-
-
-class Locked(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-    def forward(self, t, z):
-        return -z
 
 
 # ---------------------------------------------------------------------- parameters
@@ -52,7 +39,7 @@ PARAMETERS = [
         {"base_solver": "heun", "order": 1},
         r"order=1 contradicts base_solver='heun', which has order 2; leave order=None",
     ),
-    ({"base_solver": 3}, r"base_solver must be a name \(.*\) or a ButcherTableau, got int"),
+    ({"base_solver": 3}, r"base_solver must be a name \(.*\), a ButcherTableau or a numerics.Method, got int"),
     (
         {"base_solver": "auto", "order": 5},
         r"base_solver='auto' knows orders \[1, 2, 3, 4\], got order=5; pass a ButcherTableau",
@@ -84,7 +71,10 @@ PARAMETERS = [
     ({"device": "meta"}, r"device='meta' is not available here .*; use one of cpu"),
     ({"device": "gpu"}, r"device='gpu' is not available here .*; use one of cpu"),
     ({"validation_fraction": 1.0}, r"'validation_fraction' parameter .*\(0.0, 1.0\). Got 1.0"),
-    ({"validation_fraction": 0.999}, r"n_samples=80 is too few for validation_fraction=0.999: 80 held out, 0 left"),
+    (
+        {"validation_fraction": 0.999},
+        r"validation_fraction=0.999 of n_samples=80 leaves no row to train on, with 80 held out; lower it, or give",
+    ),
     ({"random_state": "x"}, r"'random_state' parameter .*Got 'x'"),
 ]
 
@@ -131,7 +121,7 @@ def test_spans(X, t_span, message):
         (3, TypeError, r"neural_ode must be .*or a vector field f\(t, z\); got 3"),
         (lambda z: z, VectorFieldError, r"vector_field\(t, z\) fails.*with z alone it works"),
         (lambda t, z, x: z, VectorFieldError, r"vector_field\(t, z\) fails.*data_controlled=True"),
-        (_first_column, VectorFieldError, r"like z \(shape \(2, 2\).*got shape \(2, 1\)"),
+        (first_column, VectorFieldError, r"like z \(shape \(2, 2\).*got shape \(2, 1\)"),
         (lambda t, z: z.float(), VectorFieldError, r"like z \(.*torch.float64.*got .*torch.float32"),
         (lambda t, z: z.to("meta"), VectorFieldError, r"like z \(.*cpu\), got .*meta"),
         (lambda t, z: None, VectorFieldError, r"got NoneType"),
@@ -141,7 +131,7 @@ def test_spans(X, t_span, message):
             r"input_map fails on an input of shape \(2, 2\)",
         ),
         (
-            NeuralODE(Swirl(), output_map=_first_column),
+            NeuralODE(Swirl(), output_map=first_column),
             VectorFieldError,
             r"output_map fails on a state of shape \(2, 2\)",
         ),
@@ -272,15 +262,6 @@ def _output(z):
 
 
 # ---------------------------------------------------------------------- things that go wrong in the middle
-class StopsAt(Callback):
-    """Presses Ctrl-C at the end of an epoch."""
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_epoch_end(self, net, **kwargs):
-        if len(net.history) == self.epoch:
-            raise KeyboardInterrupt
 
 
 def test_ctrl_c_in_training_keeps_the_best_weights_and_is_raised(X):
@@ -301,7 +282,7 @@ def test_an_interrupted_reference_solve_leaves_the_estimator_as_it_was(X, monkey
 
     fitted, unfitted = make_regressor(max_epochs=1).fit(X), make_regressor()
     expected, before = fitted.predict(X), dict(vars(fitted))
-    monkeypatch.setattr(references, "reference_solution", interrupted)
+    monkeypatch.setattr(REFERENCE_SOLUTION, interrupted)
     for hyper in (fitted, unfitted):
         with pytest.raises(error):
             hyper.fit(X[:, ::-1])

@@ -1,112 +1,38 @@
-"""Rows that dopri5 cannot solve: they are named, and the others keep their results."""
+"""Rows that dopri5 cannot solve: hypersolvers name them, and the others keep their results."""
 
 from __future__ import annotations
 
 import copy
-import pickle
 import warnings
 
 import joblib
 import numpy as np
 import pytest
 import torch
+from bad_rows import FIT, Cubic, SquareRoots, X, cubic, exact, spoiled
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier
+from small_hypersolvers import ROUGH_FITS
 from torch import nn
 
 from sklearn_hyper import (
-    ContinuousNormalizingFlow,
     HypersolverClassifier,
     HypersolverRegressor,
     NeuralODE,
-    NeuralODEClassifier,
     NeuralODERegressor,
 )
 from sklearn_hyper.estimators import UnsolvedRowsWarning
 from sklearn_hyper.evaluation import agreement_scorer, neg_mape_scorer
-from sklearn_hyper.numerics import ReferenceSolveError, reference_solution
-from sklearn_hyper.numerics.row_search import solve_by_row
+from sklearn_hyper.numerics import ReferenceSolveError
 from sklearn_hyper.training import references
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::sklearn_hyper.numerics.residuals.ConditioningWarning"),
-    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
-]
-X = np.random.default_rng(0).uniform(-1, 1, (60, 2))
-FIT = {"base_solver": "heun", "n_steps": 4, "max_epochs": 1, "random_state": 0}
-
-
-def spoiled(rows, value=3.0):
-    bad = X.copy()
-    bad[rows] = value
-    return bad
-
-
-def cubic(t, z):
-    """z' = z^3 / 10, that is z(t) = z_0 / sqrt(1 - t z_0^2 / 5): from 3 without end before t = 1."""
-    return 0.1 * z**3
-
-
-def exact(x):
-    return x / np.sqrt(1 - 0.2 * x**2)
-
-
-def undefined(t, z):
-    """Not finite from zero on."""
-    return z * (z / z)
-
-
-def stiff(t, z):
-    """A row's first number to the fourth power is the rate of the second."""
-    return torch.stack([0 * z[:, 0], -(z[:, 0].abs() ** 4) * (z[:, 1] - t.cos())], dim=1)
-
-
-class Cubic(nn.Module):
-    """:func:`cubic` with a parameter, of which a training at no learning rate to speak of makes the same."""
-
-    def __init__(self, rate=0.1):
-        super().__init__()
-        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64))
-
-    def forward(self, t, z):
-        return self.rate * z**3
+pytestmark = ROUGH_FITS
 
 
 @pytest.fixture(scope="module")
 def fast():
     return HypersolverRegressor(cubic, **FIT).fit(X)
-
-
-@pytest.mark.parametrize(
-    ("f", "value"), [(cubic, 3.0), (undefined, 0.0), (lambda t, z: z**2, 3.0)], ids=["cubic", "nan", "square"]
-)
-@pytest.mark.parametrize("rows", [[17], [0, 59], [3, 4, 30, 31, 40, 58]], ids=["one", "ends", "six"])
-def test_bad_rows_are_found_and_the_others_solved(f, value, rows):
-    z0 = torch.from_numpy(0.1 * spoiled(rows, 10 * value))
-
-    def solve(some, limit):
-        return reference_solution(f, z0[some], (0, 1), max_evaluations=limit)
-
-    states, failed = solve_by_row(solve, len(z0))
-    assert references.lost_rows(states) == rows and "dopri5" in failed
-    good = np.setdiff1d(np.arange(60), rows)
-    torch.testing.assert_close(states[:, good], solve(torch.from_numpy(good), 30_000), rtol=1e-5, atol=1e-5)
-
-
-def test_a_stiff_row_does_not_take_the_others_with_it(monkeypatch):
-    monkeypatch.setattr("sklearn_hyper.numerics.row_search.MAX_EVALUATIONS", 2000)
-    monkeypatch.setattr("sklearn_hyper.numerics.row_search._GROUP_LIMIT", 500)
-    z0 = torch.from_numpy(spoiled([8, 9], 30.0))
-    states, failed = solve_by_row(lambda r, m: reference_solution(stiff, z0[r], (0, 1), max_evaluations=m), 60)
-    assert references.lost_rows(states) == [8, 9] and "needed more than 2000 evaluations" in failed
-
-
-def test_rows_that_hold_a_solve_up_are_named():
-    with pytest.raises(ReferenceSolveError, match=r"from 1 of 60 rows \(row 5\) the field is stiff or") as raised:
-        reference_solution(cubic, torch.from_numpy(spoiled([5])), (0, 1))
-    assert raised.value.rows == (5,)
-    assert pickle.loads(pickle.dumps(raised.value)).rows == (5,)
 
 
 @pytest.mark.parametrize("rows", [[33], [1, 2, 59]])
@@ -208,16 +134,6 @@ def test_steps_of_a_pipeline_keep_the_numbers():
         slow.predict(spoiled([19]))
 
 
-@pytest.mark.parametrize("kind", [NeuralODERegressor, NeuralODEClassifier])
-def test_neural_odes_number_rows_through_their_batches(kind):
-    slow = kind(Cubic(), input_map=nn.Identity(), max_epochs=1, lr=1e-9, batch_size=2, random_state=0)
-    slow.fit(X, (X[:, 0] > 0).astype(int))
-    for method in [slow.predict_proba, slow.predict] if kind is NeuralODEClassifier else [slow.predict]:
-        with pytest.raises(ReferenceSolveError, match=r"3 of 60 rows \(rows 1, 18, 44\)") as raised:
-            method(spoiled([1, 18, 44], 4.0))
-        assert raised.value.rows == (1, 18, 44)
-
-
 def test_predictions_of_a_hypersolver_are_its_own(fast):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -225,29 +141,7 @@ def test_predictions_of_a_hypersolver_are_its_own(fast):
     np.testing.assert_array_equal(np.delete(prediction, 30, axis=0), np.delete(fast.predict(X), 30, axis=0))
 
 
-def test_flows_number_rows_through_their_batches():
-    def fit(rate):
-        return ContinuousNormalizingFlow(Cubic(rate), max_epochs=1, lr=1e-9, batch_size=2, random_state=0).fit(X)
-
-    flow = fit(-0.1)  # decays from base to data, and so grows the other way round
-    for method in (flow.score_samples, flow.transform):
-        with pytest.raises(ReferenceSolveError, match=r"2 of 60 rows \(rows 17, 40\)") as raised:
-            method(spoiled([17, 40], 40.0))
-        assert raised.value.rows == (17, 40)
-    with pytest.raises(ReferenceSolveError, match=r"\(row 33\)"):
-        fit(0.1).inverse_transform(spoiled([33], 40.0))
-
-
-def test_the_check_of_a_training_solver_names_rows_of_x():
-    """One Euler step takes rows that dopri5 cannot."""
-    slow = NeuralODERegressor(
-        Cubic(), input_map=nn.Identity(), solver="euler", n_steps=1, max_epochs=1, lr=1e-9, random_state=0
-    )
-    with pytest.raises(ReferenceSolveError, match="of 60 rows") as raised:
-        slow.set_params(validation_fraction=0.5).fit(spoiled(slice(0, 60, 6), 4.0), X[:, 0])
-    assert raised.value.rows and all(row % 6 == 0 for row in raised.value.rows)
-
-
+# ---------------------------------------------------------------------- outputs that are no numbers
 def shrinking(z):
     """Finite at the start of z' = z from rows below 20, and at its end from those below 20 / e."""
     return torch.log(20 - z)
@@ -302,83 +196,12 @@ def test_outputs_in_half_precision_are_refused(dtype):
         HypersolverRegressor(NeuralODE(cubic, output_map=lambda z: z.to(dtype)), **FIT).fit(X)
 
 
-@pytest.mark.parametrize("adjoint", [False, True])
-@pytest.mark.parametrize("kind", [NeuralODERegressor, NeuralODEClassifier])
-def test_training_names_rows_that_cannot_be_solved(kind, adjoint):
-    slow = kind(
-        Cubic(), input_map=nn.Identity(), max_epochs=1, batch_size=20, adjoint=adjoint, validation_fraction=0.3,
-        random_state=0,
-    )  # fmt: skip
-    with pytest.raises(ReferenceSolveError, match=r"of 60 rows \(rows? ") as raised:
-        slow.fit(spoiled([3, 12, 47, 58]), (X[:, 0] > 0).astype(int))
-    assert len(raised.value.rows) > 1 and set(raised.value.rows) <= {3, 12, 47, 58}
-
-
-def test_a_field_that_cannot_be_trained_from_any_row_is_blamed_itself():
-    slow = NeuralODERegressor(Cubic(), input_map=nn.Identity(), max_epochs=1, random_state=0)
-    with pytest.raises(ReferenceSolveError, match=r"the field is stiff or its solution grows .* Loosen rtol"):
-        slow.fit(spoiled(slice(0, 60)), X[:, 0])
-
-
-class Root(nn.Module):
-    """Not a number where the first feature is below -2."""
-
-    def __init__(self):
-        super().__init__()
-        self.rate = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
-
-    def forward(self, *arguments):
-        z = arguments[-1]
-        return self.rate * z * (2 + z[:, :1]).sqrt()
-
-
-@pytest.mark.parametrize("part", ["vector_field", "input_map"])
-def test_training_names_rows_where_a_part_is_not_finite(part):
-    parts = {"vector_field": Cubic(-0.1), "input_map": nn.Identity(), "output_map": nn.Linear(2, 1)} | {part: Root()}
-    slow = NeuralODERegressor(**parts, max_epochs=1, random_state=0)
-    bad = spoiled([21, 40], -3.0)
-    with pytest.raises(ValueError, match=rf"{part} is not finite .* for 2 of 60 rows of X \(rows 21, 40\)"):
-        slow.fit(bad, X[:, 0])
-
-
-def test_flows_name_rows_in_training():
-    grows = ContinuousNormalizingFlow(
-        Cubic(-0.1), objective="likelihood", max_epochs=1, batch_size=20, validation_fraction=None, random_state=0
-    )
-    with pytest.raises(ReferenceSolveError, match=r"1 of 60 rows \(row 44\)") as raised:
-        grows.fit(spoiled([44], 40.0))
-    assert raised.value.rows == (44,)
-
-    class Clipped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rate = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
-
-        def forward(self, t, z):
-            return self.rate * torch.where(z > 4, torch.nan, z)
-
-    for objective in ("flow_matching", "likelihood"):
-        with pytest.raises(ValueError, match=r"vector_field is not finite .* of 60 rows of X \(rows 20, 59\)"):
-            ContinuousNormalizingFlow(Clipped(), objective=objective, max_epochs=1).fit(spoiled([20, 59], 40.0))
-
-
 def test_a_fit_of_outputs_names_those_that_are_nan_at_the_base_solvers_states():
     """One Euler step of z' = -3 z goes to -2 z."""
     how = {**FIT, "base_solver": "euler", "n_steps": 1, "max_epochs": 2, "finetune": "output"}
     decay = NeuralODE(lambda t, z: -3 * z, output_map=lambda z: (z + 3).sqrt())
     with pytest.raises(ValueError, match=r"finetune='output'.* base_solver='euler' with n_steps=1 .*\(rows 5, 6\)"):
         HypersolverRegressor(decay, **how).fit(spoiled([5, 6], 2.0))
-
-
-class SquareRoots(nn.Module):
-    """A logit that is nan for a first feature below -1."""
-
-    def __init__(self, n_outputs):
-        super().__init__()
-        self.layer, self.n_outputs = nn.Linear(2, n_outputs), n_outputs
-
-    def forward(self, x):
-        return self.layer(x) + (1 + x[:, :1]).sqrt()
 
 
 @pytest.mark.parametrize("kind", [NeuralNetClassifier, NeuralNetBinaryClassifier])
@@ -393,11 +216,3 @@ def test_no_label_is_made_of_a_nets_nan(kind):
     for method in (fast.predict, lambda x: agreement_scorer(fast, x)):
         with pytest.raises(ValueError, match=r"there is no label.*\(rows 2, 58\)"):
             method(bad)
-
-
-def test_a_trained_classifier_makes_no_label_of_nan():
-    slow = NeuralODEClassifier(
-        Cubic(-0.1), input_map=nn.Identity(), output_map=SquareRoots(2), max_epochs=1, random_state=0
-    ).fit(X, X[:, 0] > 0)
-    with pytest.raises(ValueError, match=r"there is no label, since predict_proba gives nan for 1 of 60 .*\(row 9\)"):
-        slow.score(spoiled([9], -2.0), X[:, 0] > 0)

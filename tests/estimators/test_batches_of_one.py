@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from reference_solves import REFERENCE_SOLUTION
 from small_flows import make_flow
 from small_hypersolvers import Swirl, make_regressor
 from torch import nn
 
 from sklearn_hyper import HypersolverRegressor, NeuralODE, NeuralODEClassifier, NeuralODERegressor
-from sklearn_hyper.training import references
-from sklearn_hyper.training.batches import Batches
 
 
 def data(n, seed=0):
@@ -62,19 +61,6 @@ PARTS = {
 }
 PARAMS = {"solver": "rk4", "n_steps": 2, "max_epochs": 2, "random_state": 0}
 parts = pytest.mark.parametrize("part", PARTS)
-
-
-# ---------------------------------------------------------------------- the batches
-@pytest.mark.parametrize("n_rows", range(1, 15))
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 100])
-def test_batches_hold_every_row_once_and_none_alone(n_rows, batch_size):
-    batches = Batches(n_rows, batch_size, torch.Generator().manual_seed(0))
-    rows = list(batches)
-    assert len(batches) == len(rows) and sorted(row for batch in rows for row in batch) == [*range(n_rows)]
-    sizes = [len(batch) for batch in rows]
-    assert all(size == batch_size for size in sizes[:-1]) and sizes[-1] <= batch_size + (n_rows % batch_size == 1)
-    assert min(sizes) > 1 or 1 in (n_rows, batch_size)
-    assert n_rows < 5 or list(batches) != rows  # shuffled anew
 
 
 # ---------------------------------------------------------------------- Neural ODEs
@@ -156,7 +142,7 @@ def test_a_correction_with_batch_norm(n_rows, loss, finetune):
     )
     X = data(n_rows).astype(np.float64)
     fast.fit(X)
-    assert min(fast.net_.module_.correction.net.seen.sizes) > 1 and np.isfinite(fast.predict(X)).all()
+    assert min(fast.net_.module_.corrections[0].net.module.seen.sizes) > 1 and np.isfinite(fast.predict(X)).all()
 
 
 def test_a_correction_is_validated_as_it_predicts():
@@ -164,12 +150,12 @@ def test_a_correction_is_validated_as_it_predicts():
     norm = NormedCorrection().double()
     fast = make_regressor(correction=norm, finetune=None, max_epochs=3, batch_size=64, lr=1e-3)
     X = data(60).astype(np.float64)
-    sizes = fast.fit(X).net_.module_.correction.net.seen.sizes
+    sizes = fast.fit(X).net_.module_.corrections[0].net.module.seen.sizes
     assert 6 not in sizes  # the rows that are held out
 
 
 def test_a_correction_that_cannot_be_trained_on_one_row(monkeypatch):
-    monkeypatch.setattr(references, "reference_solution", None)  # refused before any solve
+    monkeypatch.setattr(REFERENCE_SOLUTION, None)  # refused before any solve
     X, correction = data(20).astype(np.float64), NormedCorrection().double()
     remedy = r"a layer of correction cannot be trained on a batch of a single row"
     with pytest.raises(ValueError, match=rf"batch_size=1: {remedy}.*set batch_size to 2 or more"):

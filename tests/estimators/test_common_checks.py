@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from user_fields import decay
 
 from sklearn_hyper import (
     ContinuousNormalizingFlow,
@@ -16,12 +17,6 @@ from sklearn_hyper import (
     NeuralODEClassifier,
     NeuralODERegressor,
 )
-
-
-def decay(t, z):
-    """A field of any width: the checks bring 1 to 20 features."""
-    return -z
-
 
 _OUTPUTS = "nothing is learned from y: predictions have the shape of the Neural ODE's outputs, here of its state"
 _OWN_OUTPUTS = {"check_regressors_train": _OUTPUTS, "check_regressor_multioutput": _OUTPUTS}

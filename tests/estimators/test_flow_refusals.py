@@ -5,12 +5,11 @@ import pytest
 import torch
 from skorch.callbacks import Checkpoint, LoadInitState
 from torch import nn
+from user_fields import decay
 
-from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity, MLPCorrection
+from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity
 from sklearn_hyper.evaluation import DensityDisplay
 from sklearn_hyper.modules import VectorFieldError
-from sklearn_hyper.modules.solver_binding import solver_family
-from sklearn_hyper.numerics import alpha_family, compute_residuals, resolve_base_solver
 
 X = np.random.default_rng(0).normal(size=(40, 2))
 
@@ -24,10 +23,6 @@ class Field(nn.Module):
 
     def forward(self, t, z):
         return self.net(z)
-
-
-def decay(t, z):
-    return -z
 
 
 @pytest.mark.parametrize("objective", ["flow_matching", "likelihood"])
@@ -79,14 +74,3 @@ def test_a_density_of_transformed_data_on_the_axes_of_x():
     fast = HypersolverDensity(pipeline, n_steps=1, max_epochs=1, max_samples=20, random_state=0).fit(X)
     with pytest.raises(TypeError, match="density of the transformed data"):
         DensityDisplay.from_estimators({"fast": fast}, X, kind="density")
-
-
-def test_a_family_of_one_covers_itself_alone():
-    midpoint = resolve_base_solver("midpoint")
-    z = torch.from_numpy(X)
-    (sample,) = compute_residuals(decay, torch.stack([z, z * 0.9]), (0.0, 0.1), midpoint)
-    family = solver_family(MLPCorrection(tableaus=["midpoint"]), midpoint)
-    net = MLPCorrection(hidden=4, tableaus=["midpoint"]).build(sample).double()
-    net.set_scales([sample], None, (0.0, 1.0), family)
-    assert net.covers(midpoint)
-    assert not net.covers(resolve_base_solver(alpha_family(1.0)))

@@ -5,45 +5,20 @@ import copy
 import numpy as np
 import pytest
 import torch
+from interruptions import Stops, StopsInTraining, interrupted
+from reference_solves import REFERENCE_SOLUTION
 from sklearn.model_selection import GridSearchCV
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import EarlyStopping
 from small_flows import make_flow, two_blobs
 from small_hypersolvers import make_classifier, make_regressor
 
 from sklearn_hyper import HypersolverDensity, NeuralODEClassifier, NeuralODERegressor
-from sklearn_hyper.training import coefficients, references
+from sklearn_hyper.training import coefficients
 
 
 @pytest.fixture(scope="module")
 def X():
     return np.random.default_rng(0).uniform(-1, 1, (80, 2)).astype(np.float32)
-
-
-class Stops(Callback):
-    """Presses Ctrl-C in an epoch, at its end or after some batches of it, and remembers the weights of every finished one."""
-
-    def __init__(self, epoch, after_batches=None, spoil=None):
-        self.epoch, self.after_batches, self.spoil = epoch, after_batches, spoil
-
-    def on_train_begin(self, net, **kwargs):
-        self.weights, self.n_batches, self.begun = [], 0, len(net.history)
-
-    def on_epoch_begin(self, net, **kwargs):
-        self.n_batches = 0
-        if len(net.history) - self.begun == self.spoil:
-            with torch.no_grad():
-                for parameter in net.module_.parameters():
-                    parameter.mul_(-3)
-
-    def on_batch_end(self, net, training, **kwargs):
-        self.n_batches += training
-        if training and (len(net.history) - self.begun, self.n_batches) == (self.epoch, self.after_batches):
-            raise KeyboardInterrupt
-
-    def on_epoch_end(self, net, **kwargs):
-        self.weights.append(copy.deepcopy(net.module_.state_dict()))
-        if self.after_batches is None and len(net.history) - self.begun == self.epoch:
-            raise KeyboardInterrupt
 
 
 def neural_ode(kind, **params):
@@ -138,7 +113,7 @@ def test_early_stopping_is_no_interruption(X, kind):
 def test_in_the_check_after_training_nothing_is_lost(X, kind, monkeypatch):
     params = {"objective": "likelihood", "solver": "rk4", "n_steps": 6} if kind == "flow" else {}
     estimator = KINDS[kind](**params).set_params(max_epochs=2)
-    monkeypatch.setattr(type(estimator), "_check_agreement", _interrupted)
+    monkeypatch.setattr(type(estimator), "_check_agreement", interrupted)
     interrupt(estimator, X, target_of(kind, X))
     assert len(estimator.history_) == 2 and np.isfinite(estimator.score(X, target_of(kind, X)))
 
@@ -155,12 +130,12 @@ def test_a_hypersolver_keeps_its_best_epoch(X, make, epoch):
     assert all(parameter.grad is None for parameter in fast.correction_.parameters())
 
 
-@pytest.mark.parametrize("name", ["_solve_chunk", "reference_solution"])
+@pytest.mark.parametrize("name", ["sklearn_hyper.training.references._solve_chunk", REFERENCE_SOLUTION])
 def test_a_reference_solve_that_is_interrupted_leaves_no_fit_and_no_cache(X, tmp_path, monkeypatch, name):
     expected = make_regressor().fit(X).predict(X)
     fast = make_regressor(memory=str(tmp_path))
     with monkeypatch.context() as patched:
-        patched.setattr(references, name, _interrupted)
+        patched.setattr(name, interrupted)
         interrupt(fast, X)
     assert not hasattr(fast, "module_") and not list(tmp_path.rglob("output.pkl"))
     np.testing.assert_array_equal(fast.fit(X).predict(X), expected)
@@ -168,7 +143,7 @@ def test_a_reference_solve_that_is_interrupted_leaves_no_fit_and_no_cache(X, tmp
 
 def test_learning_coefficients_that_is_interrupted_leaves_no_fit(X, monkeypatch):
     fast = make_regressor(base_solver="nonstationary")
-    monkeypatch.setattr(coefficients.LossNet, "train_step", _interrupted)
+    monkeypatch.setattr(coefficients.LossNet, "train_step", interrupted)
     interrupt(fast, X)
     assert not [name for name in vars(fast) if name.endswith("_")]
 
@@ -182,23 +157,7 @@ def test_a_hypersolver_before_the_first_epoch_ends(X):
     np.testing.assert_array_equal(fitted.predict(X), expected)
 
 
-def _interrupted(*args, **kwargs):
-    raise KeyboardInterrupt
-
-
 # ---------------------------------------------------------------------- both directions, and searches
-class StopsInTraining(Callback):
-    """Presses Ctrl-C at the first batch of the n-th training."""
-
-    def __init__(self, training, epoch=1):
-        self.training, self.epoch, self.begun = training, epoch, 0
-
-    def on_train_begin(self, net, **kwargs):
-        self.begun += 1
-
-    def on_batch_end(self, net, **kwargs):
-        if (self.begun, len(net.history)) == (self.training, self.epoch):
-            raise KeyboardInterrupt
 
 
 def test_a_density_interrupted_in_either_direction():
@@ -208,7 +167,7 @@ def test_a_density_interrupted_in_either_direction():
     first = interrupt(HypersolverDensity(flow, **params, callbacks=[StopsInTraining(1)]), blobs)
     assert not [name for name in vars(first) if name.endswith("_")]
     second = interrupt(HypersolverDensity(flow, **params, callbacks=[StopsInTraining(2)]), blobs)
-    assert second.density_ is None and len(second.sampler_.history_) == 2
+    assert second.density_ is None and len(second.sampler_.history) == 2
     both = HypersolverDensity(flow, **params, warm_start=True).fit(blobs)
     expected = both.score_samples(blobs)
     for training, epoch in ((1, 2), (2, 1)):  # the sampler goes on, its density is as it was

@@ -8,7 +8,6 @@ from torch import nn
 
 from sklearn_hyper import HypersolverRegressor
 from sklearn_hyper.numerics import Nonstationary, hypersolve
-from sklearn_hyper.training import coefficients
 
 
 class Bend(nn.Module):
@@ -54,13 +53,6 @@ def test_the_mesh_is_its_own_and_the_solver_works_alone(fitted, X):
     assert module.grid == pytest.approx(solver.shares)
     z = hypersolve(fitted.neural_ode_.vector_field, torch.from_numpy(X), (0.0, 1.0), 3, solver)
     np.testing.assert_allclose(z, fitted.without_correction().predict(X), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("n_steps", range(1, 13))
-def test_every_start_makes_as_many_evaluations_as_there_are_steps(n_steps):
-    starts = coefficients.classical_starts(n_steps)
-    assert [start.n_steps for start in starts] == [n_steps] * len(starts)
-    assert len(starts) == 2 + (n_steps % 2 == 0) + (n_steps > 2)
 
 
 def test_it_is_defined_for_its_number_of_steps_alone(fitted):
@@ -122,14 +114,3 @@ def test_a_warm_start_from_another_kind_of_solver_is_refused_before_any_work(X):
     hyper = make_regressor(Bend(), base_solver="euler", n_steps=3, max_epochs=15, warm_start=True).fit(X)
     with pytest.raises(ValueError, match=r"'nonstationary' \(order 1, 2 stages, 2 start-up steps\) cannot take over"):
         hyper.set_params(base_solver="nonstationary").fit(X)
-
-
-def test_an_interruption_while_coefficients_are_learned_leaves_no_fit(X, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(coefficients.LossNet, "train_step", interrupt)
-    hyper = make_regressor(Bend(), base_solver="nonstationary", n_steps=3)
-    with pytest.raises(KeyboardInterrupt):
-        hyper.fit(X)
-    assert not hasattr(hyper, "module_")

@@ -12,11 +12,18 @@ import pytest
 import torch
 from small_flows import make_flow, two_blobs
 from small_hypersolvers import make_regressor
+from torch import nn
 
 import sklearn_hyper.estimators._base as base
-from sklearn_hyper import HypersolverDensity, HypersolverRegressor, NeuralODEClassifier
+from sklearn_hyper import (
+    ContinuousNormalizingFlow,
+    HypersolverDensity,
+    HypersolverRegressor,
+    NeuralODEClassifier,
+    NeuralODERegressor,
+)
 from sklearn_hyper.estimators._base import VersionMismatchWarning
-from sklearn_hyper.estimators._copies import PersistenceWarning
+from sklearn_hyper.modules.copies import PersistenceWarning
 from sklearn_hyper.training.references import digest
 
 
@@ -119,3 +126,35 @@ def test_a_model_trained_with_a_progress_bar_loads(capsys):
     X = np.random.default_rng(0).normal(size=(20, 2))
     slow = NeuralODEClassifier(max_epochs=1, random_state=0, verbose=2).fit(X, X[:, 0] > 0)
     np.testing.assert_array_equal(_reload(slow).predict(X), slow.predict(X))
+
+
+class Unsaveable(nn.Module):
+    """Copies, but cannot be pickled."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+        self.weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def forward(self, t, z):
+        return -z * self.weight.to(z.dtype)
+
+    def __deepcopy__(self, memo):
+        return type(self)()
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        HypersolverRegressor(Unsaveable(), n_steps=2, max_epochs=5, random_state=0),
+        HypersolverDensity(Unsaveable(), n_features=2, n_steps=2, max_epochs=2, max_samples=20, random_state=0),
+        NeuralODERegressor(Unsaveable(), input_map=nn.Identity(), max_epochs=1, random_state=0),
+        ContinuousNormalizingFlow(Unsaveable(), max_epochs=1, random_state=0),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_what_cannot_be_saved_is_said_at_the_line_that_fits(X, estimator):
+    with pytest.warns(PersistenceWarning) as warned:
+        estimator.fit(X, X[:, 0])
+    assert {warning.filename for warning in warned} == {__file__}

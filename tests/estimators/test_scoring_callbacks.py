@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from reference_solves import REFERENCE_SOLUTION
 from sklearn.metrics import accuracy_score, log_loss, make_scorer, mean_absolute_error, r2_score, roc_auc_score
 from skorch.callbacks import BatchScoring, Callback, Checkpoint, EarlyStopping, EpochScoring, LRScheduler
 from small_flows import make_flow, two_blobs
 from small_hypersolvers import make_regressor
 
 from sklearn_hyper import HypersolverDensity, NeuralODEClassifier, NeuralODERegressor
-from sklearn_hyper.training import references
 from sklearn_hyper.training.nets import ClassifierNet, RegressorNet
 
 PARAMS = {"solver": "rk4", "n_steps": 3, "max_epochs": 3, "batch_size": 32, "random_state": 0}
@@ -134,7 +134,7 @@ scoring_callbacks = pytest.mark.parametrize(
 
 @scoring_callbacks
 def test_nets_that_compute_a_loss_refuse_to_be_scored(X, callback, monkeypatch):
-    monkeypatch.setattr(references, "reference_solution", None)  # before any solve
+    monkeypatch.setattr(REFERENCE_SOLUTION, None)  # before any solve
     flow = make_flow(max_epochs=1)
     for estimator, name in (
         (make_regressor(callbacks=[callback]), "a hypersolver"),

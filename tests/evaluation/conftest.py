@@ -3,9 +3,16 @@
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from small_hypersolvers import make_classifier, make_regressor
 
 matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    pyplot.close("all")
 
 
 @pytest.fixture(scope="session")

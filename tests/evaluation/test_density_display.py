@@ -45,12 +45,6 @@ class Diverging(Truth):
         return np.where(X[:, 0] > 0, np.nan, super().score_samples(X))
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    pyplot.close("all")
-
-
 @pytest.fixture(scope="module")
 def data():
     return make_density("8gaussians", 2000, random_state=0) + Truth.shift

@@ -26,12 +26,6 @@ REPORT = SolverReport(
 )
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    pyplot.close("all")
-
-
 def offsets(display, kind):
     return np.asarray(display.points_[kind].get_offsets()).tolist()
 

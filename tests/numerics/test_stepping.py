@@ -6,6 +6,8 @@ import pytest
 import torch
 from problems import ANY_MESH, FORCED, LEARNED, LOGISTIC, METHODS, OwnTwoStep, Recorder, largest, mesh, named
 
+from sklearn_hyper.modules import HypersolvedODE, NeuralODE
+from sklearn_hyper.modules.corrections import ModuleCorrection
 from sklearn_hyper.numerics import (
     Correction,
     CountedField,
@@ -79,7 +81,7 @@ def test_states_come_one_a_step_and_the_last_is_the_solution(method):
 @each_method
 def test_evaluations_are_counted_before_a_solve(method):
     stepping, f = FixedMesh.of(method, FORCED.t_span, steps_of(method)), CountedField(FORCED.f)
-    expected = stepping.count_evaluations()
+    expected = stepping.n_evaluations
     stepping.solve(f, FORCED.z0)
     assert f.n_evaluations == expected == method.count_evaluations(stepping.n_steps)
 
@@ -168,8 +170,7 @@ class Adaptive(Stepping):
             eps *= 2
             yield z
 
-    def count_evaluations(self):
-        raise NotImplementedError("it is not known before a solve")
+    n_evaluations = None  # it is not known before a solve
 
 
 @pytest.mark.parametrize("problem", **named([LOGISTIC, FORCED]))
@@ -187,8 +188,25 @@ def test_a_policy_of_one_s_own_reads_the_error_and_chooses_its_steps(problem):
     assert n_steps[1] > 2 * n_steps[0] and errors[1] < 0.1 * errors[0] < 0.01
 
 
+def test_a_module_runs_a_policy_with_live_and_with_folded_weights():
+    """Steps that are not known beforehand cannot be folded: the fold is a frozen copy, and its cost is counted."""
+    method, problem = resolve_base_solver("abm2"), LOGISTIC
+    module = HypersolvedODE(NeuralODE(problem.f), method, None, Adaptive(method, problem.t_span, 1e-4))
+    corrected = HypersolvedODE(NeuralODE(problem.f), method, Nothing(), Adaptive(method, problem.t_span, 1e-4))
+    expected = Adaptive(method, problem.t_span, 1e-4).solve(problem.f, problem.z0)
+    for one in (module, module.fold(), corrected, corrected.fold()):
+        assert torch.equal(one(problem.z0), expected)
+        assert one.count_evaluations(problem.z0) >= 2 * len(one.stepping.sizes)
+        with pytest.raises(TypeError, match="chooses its steps as it goes"):
+            _ = one.n_steps
+
+
+class Nothing(ModuleCorrection):
+    """A correction that changes nothing."""
+
+
 def test_a_policy_has_to_say_how_it_iterates_and_counts():
-    with pytest.raises(TypeError, match=r"abstract methods '?count_evaluations'?, '?iterate'?"):
+    with pytest.raises(TypeError, match=r"abstract methods '?iterate'?, '?n_evaluations'?"):
         Stepping()
 
 

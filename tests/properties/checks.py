@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 import torch
 from hypothesis import note
+from reference_solves import recorded_solves
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from sklearn_hyper.estimators._base import SolverAgreementWarning
 from sklearn_hyper.numerics import ConditioningWarning
-from sklearn_hyper.training import references
 
 TALLY: Counter[str] = Counter()
 """Examples by what became of them."""
@@ -92,30 +92,20 @@ def nothing_touched(modules: list[nn.Module], *arrays: Any) -> Iterator[None]:
 # ---------------------------------------------------------------------- fits and refusals
 def fit_or_refuse(fit: Callable[[], Any], may_refuse: bool) -> Any:
     """The fitted estimator; None where the fit was refused, before any solve, by an error of ours that says what to do."""
-    n_solves = 0
-    solve = references.reference_solution
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal n_solves
-        n_solves += 1
-        return solve(*args, **kwargs)
-
-    references.reference_solution = counted
-    try:
-        with quiet():
-            fitted = fit()
-        TALLY["fitted"] += 1
-        return fitted
-    except (TypeError, ValueError) as error:
-        if not may_refuse:
-            raise
-        note(f"refused: {error}")
-        assert n_solves == 0, f"refused after {n_solves} solves: {error}"
-        assert len(str(error)) > 60, f"too short to say what to do: {error}"
-        TALLY["refused"] += 1
-        return None
-    finally:
-        references.reference_solution = solve
+    with recorded_solves() as solves:
+        try:
+            with quiet():
+                fitted = fit()
+        except (TypeError, ValueError) as error:
+            if not may_refuse:
+                raise
+            note(f"refused: {error}")
+            assert not solves, f"refused after {len(solves)} solves: {error}"
+            assert len(str(error)) > 60, f"too short to say what to do: {error}"
+            TALLY["refused"] += 1
+            return None
+    TALLY["fitted"] += 1
+    return fitted
 
 
 def rows_of(X: Any, index: Any) -> Any:

@@ -1,58 +1,55 @@
-"""Which steps a correction learns from, and with which base solvers."""
+"""Which times a fit needs references at, which steps it learns from, and with which methods."""
 
-import copy
 import math
-import warnings
 from collections import Counter
 from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
-from problems import FORCED, LOGISTIC, MULTISTEP, named
+from small_tasks import each_multistep, each_span
 
-from sklearn_hyper import NeuralODE, alpha_family
-from sklearn_hyper.numerics import ConditioningWarning, compute_residuals, resolve_base_solver
-from sklearn_hyper.numerics.residuals import target_noise
+from sklearn_hyper import alpha_family
+from sklearn_hyper.numerics import Nonstationary, resolve_base_solver
 from sklearn_hyper.numerics.times import uniform_grid
-from sklearn_hyper.training.plan import mesh_times
 from sklearn_hyper.training.plan import (
-    Step,
+    MAX_STEPS,
+    Run,
     StepSizes,
+    TrainingStep,
     choose_steps,
-    conditioned_blocks,
-    deal_solvers,
+    deal_methods,
+    make_plan,
+    mesh_indices,
+    mesh_times,
     past_nodes,
-    plan_steps,
-    residual_blocks,
 )
 
 FAMILY = [resolve_base_solver(alpha_family(alpha)) for alpha in (0.1, 0.3, 0.5, 0.7, 1.0)]
 PAIRS = [(i, i + 1) for i in range(6)]
 
 
-def deal(pairs, family, n_blocks, seed=0):
-    return deal_solvers(pairs, family, n_blocks, np.random.default_rng(seed))
+def deal(pairs, family, room, seed=0):
+    return deal_methods(pairs, family, room, np.random.default_rng(seed))
 
 
-def test_one_base_solver_takes_every_step_and_draws_no_random_number():
+def test_one_method_takes_every_step_and_draws_no_random_number():
     rng = np.random.default_rng(0)
-    steps = deal_solvers(PAIRS, FAMILY[:1], 48, rng)
-    assert [(i, j) for i, j, _ in steps] == PAIRS and {solver for *_, solver in steps} == {FAMILY[0]}
+    steps = deal_methods(PAIRS, FAMILY[:1], 48, rng)
+    assert [(i, j) for i, j, _ in steps] == PAIRS and {method for *_, method in steps} == {FAMILY[0]}
     assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
 
 
-@pytest.mark.parametrize("n_blocks", [30, 48])
-def test_every_pair_has_every_base_solver_where_there_is_room(n_blocks):
-    steps = deal(PAIRS, FAMILY, n_blocks)
-    assert Counter(steps) == Counter((i, j, solver) for i, j in PAIRS for solver in FAMILY)
+@pytest.mark.parametrize("room", [30, 48])
+def test_every_pair_has_every_method_where_there_is_room(room):
+    steps = deal(PAIRS, FAMILY, room)
+    assert Counter(steps) == Counter((i, j, method) for i, j in PAIRS for method in FAMILY)
 
 
-@pytest.mark.parametrize("n_blocks", [1, 6, 13, 29])
-def test_base_solvers_come_equally_often_within_the_room(n_blocks):
-    steps = deal(PAIRS, FAMILY, n_blocks)
-    assert len(steps) == len(PAIRS) * max(1, n_blocks // len(PAIRS))
-    counts = Counter(solver for *_, solver in steps)
+@pytest.mark.parametrize("room", [1, 6, 13, 29])
+def test_methods_come_equally_often_within_the_room(room):
+    steps = deal(PAIRS, FAMILY, room)
+    assert len(steps) == len(PAIRS) * max(1, room // len(PAIRS))
+    counts = Counter(method for *_, method in steps)
     assert sum(counts.values()) == len(steps) and max(counts.values()) - min(counts.values()) <= 1
     assert {(i, j) for i, j, _ in steps} == set(PAIRS)
 
@@ -60,8 +57,8 @@ def test_base_solvers_come_equally_often_within_the_room(n_blocks):
 @pytest.mark.parametrize("n_steps", [4, 8, 12, 20, 50])
 def test_full_steps_of_a_multistep_method_cover_the_fitted_range(n_steps):
     sizes = StepSizes.from_parameters(n_steps, None)
-    times, pairs = plan_steps(resolve_base_solver("ab2"), (0.0, 1.0), n_steps, sizes, np.random.default_rng(0))
-    full = np.log([times[j] - times[i] for i, j in pairs if past_nodes(times, i, j, 1)])
+    plan = make_plan([resolve_base_solver("ab2")], (0.0, 1.0), n_steps, sizes, np.random.default_rng(0))
+    full = np.log([plan.times[step.end] - plan.times[step.start] for step in plan.steps if step.past(plan.times)])
     reached = np.sort([math.log(sizes.low), *full, math.log(sizes.high)])
     assert np.diff(reached).max() < 0.3
 
@@ -70,17 +67,92 @@ def test_the_deal_follows_the_generator():
     assert deal(PAIRS, FAMILY, 20) == deal(PAIRS, FAMILY, 20) != deal(PAIRS, FAMILY, 20, seed=1)
 
 
+# --- step sizes and meshes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "fit_n_steps", "low", "high", "steps"),
+    [
+        (10, None, 1 / 15, 0.15, (10,)),
+        (1, None, 1 / 1.5, 1.0, (1,)),
+        (10, 4, 1 / 4, 1 / 4, (4,)),
+        (10, (1, 16), 1 / 16, 1.0, (1, 2, 4, 8, 16)),
+        (10, (3, 4), 1 / 4, 1 / 3, (3, 4)),
+    ],
+)
+def test_step_sizes_are_around_n_steps_or_what_is_asked_for(n_steps, fit_n_steps, low, high, steps):
+    sizes = StepSizes.from_parameters(n_steps, fit_n_steps)
+    assert (sizes.low, sizes.high) == pytest.approx((low, high)) and sizes.steps == steps
+
+
+@pytest.mark.parametrize("t_span", [(0.0, 1.0), (2.0, -3.0), (1e6, 1e6 + 1)], ids=str)
+@pytest.mark.parametrize("steps", [(3,), (10, 7), (12,), (5, 16)], ids=str)
+def test_the_mesh_holds_every_uniform_grid_that_is_asked_for(t_span, steps):
+    times = mesh_times(t_span, steps)
+    assert (times[0], times[-1]) == t_span
+    assert (np.diff(times) * (t_span[1] - t_span[0]) > 0).all()
+    for k in steps:
+        indices = mesh_indices(times, uniform_grid(t_span, k))
+        np.testing.assert_allclose(np.array(times)[indices], uniform_grid(t_span, k), rtol=1e-9)
+
+
+def test_small_numbers_of_steps_share_one_mesh_and_so_one_cached_solve():
+    assert mesh_times((0.0, 1.0), (2,)) == mesh_times((0.0, 1.0), (10, 3)) != mesh_times((0.0, 1.0), (11,))
+
+
+def test_a_time_between_those_of_the_mesh_is_none_of_it():
+    assert mesh_indices((0.0, 0.5, 1.0), [0.5, 1.0]) == [1, 2]
+    assert mesh_indices((0.0, 0.5, 1.0), [0.5, 0.75]) == []
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit_n_steps", [None, 4, (2, 16)], ids=str)
+@pytest.mark.parametrize("name", ["euler", "rk4", "ab3"])
+@pytest.mark.parametrize("t_span", [(0.0, 1.0), (2.0, -3.0)], ids=str)
+def test_the_steps_of_a_plan_lie_on_its_mesh_and_in_range(t_span, name, fit_n_steps):
+    sizes = StepSizes.from_parameters(5, fit_n_steps)
+    plan = make_plan([resolve_base_solver(name)], t_span, 5, sizes, np.random.default_rng(0))
+    assert 0 < len(plan.steps) <= MAX_STEPS * 5 / 4 + 2
+    for step in plan.steps:
+        assert 0 <= step.start < step.end < len(plan.times)
+        share = (plan.times[step.end] - plan.times[step.start]) / (t_span[1] - t_span[0])
+        assert sizes.low * (1 - 1e-6) <= share <= sizes.high * (1 + 1e-6)
+        past = [*step.past(plan.times), step.start]
+        assert past == sorted(past) and len(past) in (1, step.method.memory + 1)
+    assert plan.runs == [Run(plan.steps[0].method, k) for k in sizes.steps]
+
+
+def test_steps_from_the_start_are_among_those_chosen():
+    plan = make_plan([FAMILY[0]], (0.0, 1.0), 10, StepSizes.from_parameters(10, (2, 16)), np.random.default_rng(0))
+    assert sum(step.start == 0 for step in plan.steps) >= MAX_STEPS // 4
+
+
+def test_a_plan_over_a_family_takes_all_methods_along_one_mesh():
+    sizes = StepSizes.from_parameters(4, None)
+    plan = make_plan(FAMILY, (0.0, 1.0), 4, sizes, np.random.default_rng(0))
+    assert {step.method for step in plan.steps} == set(FAMILY)
+    assert plan.runs == [Run(method, 4) for method in FAMILY]
+    assert plan.times == make_plan(FAMILY[:1], (0.0, 1.0), 4, sizes, np.random.default_rng(1)).times
+
+
+def test_a_method_made_for_one_mesh_takes_its_own_steps_in_order():
+    method = Nonstationary([[1.0], [0.5, 0.5], [0.2, 0.3, 0.5]], [0.0, 0.2, 0.5, 1.0])
+    plan = make_plan([method], (1.0, 3.0), 3, StepSizes.from_parameters(3, None), np.random.default_rng(0))
+    assert plan.times == pytest.approx((1.0, 1.4, 2.0, 3.0))
+    assert plan.steps == [TrainingStep(0, 1, method), TrainingStep(1, 2, method), TrainingStep(2, 3, method)]
+    assert [step.past(plan.times) for step in plan.steps] == [[], [0], [0, 1]]
+
+
 # --- methods with a history -------------------------------------------------------------------------------------------
 
-each_multistep = pytest.mark.parametrize("solver", **named(MULTISTEP))
-each_span = pytest.mark.parametrize("t_span", [(0.5, 2.5), (2.5, 0.5)], ids=["forward", "reverse"])
 
-
-def choose(solver, t_span, n_steps, fit_n_steps, n_blocks=48):
+def choose(method, t_span, n_steps, fit_n_steps, room=48):
     sizes = StepSizes.from_parameters(n_steps, fit_n_steps)
     times = mesh_times(t_span, sizes.steps)
     rng = np.random.default_rng(0)
-    return times, sizes, choose_steps(times, sizes, n_blocks, rng, n_past=solver.order - 1)
+    return times, sizes, choose_steps(times, sizes, room, rng, n_past=method.order - 1)
 
 
 def is_full(times, pair, n_past):
@@ -90,9 +162,9 @@ def is_full(times, pair, n_past):
 @each_span
 @each_multistep
 @pytest.mark.parametrize(("n_steps", "fit_n_steps"), [(4, None), (10, None), (5, 5), (10, (2, 16))])
-def test_steps_are_start_up_steps_or_have_their_past_on_the_mesh(solver, t_span, n_steps, fit_n_steps):
-    times, sizes, pairs = choose(solver, t_span, n_steps, fit_n_steps)
-    n_past, span = solver.order - 1, times[-1] - times[0]
+def test_steps_are_start_up_steps_or_have_their_past_on_the_mesh(method, t_span, n_steps, fit_n_steps):
+    times, sizes, pairs = choose(method, t_span, n_steps, fit_n_steps)
+    n_past, span = method.order - 1, times[-1] - times[0]
     kinds = Counter()
     for i, j in pairs:
         eps, past = times[j] - times[i], past_nodes(times, i, j, n_past)
@@ -108,18 +180,18 @@ def test_steps_are_start_up_steps_or_have_their_past_on_the_mesh(solver, t_span,
     assert len(set(pairs)) == len(pairs)
 
 
-@pytest.mark.parametrize("n_blocks", [12, 48])
+@pytest.mark.parametrize("room", [12, 48])
 @each_multistep
-def test_start_up_steps_take_about_a_third_of_the_room(solver, n_blocks):
-    times, _, pairs = choose(solver, (0.0, 1.0), 10, (2, 16), n_blocks)
-    start = sum(not is_full(times, pair, solver.order - 1) for pair in pairs)
-    assert 0 < start <= n_blocks // 3 * 5 / 4 + 1
-    assert start < len(pairs) <= n_blocks * 5 / 4 + 2
+def test_start_up_steps_take_about_a_third_of_the_room(method, room):
+    times, _, pairs = choose(method, (0.0, 1.0), 10, (2, 16), room)
+    start = sum(not is_full(times, pair, method.order - 1) for pair in pairs)
+    assert 0 < start <= room // 3 * 5 / 4 + 1
+    assert start < len(pairs) <= room * 5 / 4 + 2
 
 
 @each_multistep
-def test_the_steps_of_the_one_fitted_grid_are_all_there(solver):
-    times, _, pairs = choose(solver, (0.0, 1.0), 5, 5)
+def test_the_steps_of_the_one_fitted_grid_are_all_there(method):
+    times, _, pairs = choose(method, (0.0, 1.0), 5, 5)
     grid = uniform_grid((0.0, 1.0), 5)
     indices = [int(np.abs(np.array(times) - s).argmin()) for s in grid]
     assert set(pairwise(indices)) <= set(pairs)
@@ -132,66 +204,3 @@ def test_with_fewer_steps_than_the_history_there_are_start_up_steps_alone():
 
 def test_one_step_methods_have_no_past():
     assert past_nodes((0.0, 0.5, 1.0), 1, 2, 0) == []
-
-
-@each_span
-@each_multistep
-def test_blocks_are_the_residuals_along_the_grid(solver, t_span):
-    """Each block, on its own, is the step of compute_residuals along the whole grid, start-up or not; many rows too."""
-    times = mesh_times(t_span, (6,))
-    z0 = torch.linspace(0.1, 0.9, 2050, dtype=torch.float64)[:, None]
-    states = torch.stack([FORCED.exact(times[0], s, z0) for s in times])
-    grid = uniform_grid(t_span, 6)
-    indices = [int(np.abs(np.array(times) - s).argmin()) for s in grid]
-    steps = [Step(i, j, solver) for i, j in pairwise(indices)]
-    blocks = residual_blocks(NeuralODE(FORCED.f, t_span=t_span), times, states, z0, steps)
-    expected = compute_residuals(FORCED.f, states[indices], grid, solver)
-    assert [block.order for block in blocks] == [solver.order - 1] * (solver.order - 1) + [solver.order] * (
-        7 - solver.order
-    )
-    for block, other in zip(blocks, expected, strict=True):
-        assert (block.s, block.eps) == pytest.approx((other.s, other.eps), abs=1e-12)
-        assert torch.equal(block.z, other.z) and len(block.stages) == len(other.stages)
-        for stage, exact in zip([*block.stages, block.target], [*other.stages, other.target], strict=True):
-            torch.testing.assert_close(stage, exact, rtol=1e-9, atol=1e-9)
-
-
-class _Logistic(torch.nn.Module):
-    def forward(self, t, z):
-        return LOGISTIC.f(t, z)
-
-
-@each_multistep
-def test_targets_that_noise_would_drown_are_solved_for_again(solver):
-    """The noise is that of the kind of steps, start-up or full, that suffers most: of another order, and another residual."""
-    times, _, pairs = choose(solver, LOGISTIC.t_span, 10, None)
-    p, steps = solver.order, [Step(i, j, solver) for i, j in pairs]
-    calls = []
-
-    def solve(rtol, atol, double):
-        calls.append((rtol, double))
-        return LOGISTIC.states(times).to(torch.float64 if double else torch.float32)
-
-    field = NeuralODE(_Logistic(), t_span=LOGISTIC.t_span)
-    with pytest.warns(ConditioningWarning, match=r"order \d; rtol=0.0001") as warned:
-        states, blocks, _ = conditioned_blocks(field, times, LOGISTIC.z0.float(), steps, solve, rtol=1e-4, atol=1e-4)
-    assert [double for _, double in calls] == [False, True] and calls[1][0] < 1e-4
-    assert states.dtype == torch.float32 and {block.target.dtype for block in blocks} == {torch.float32}
-    orders = {int(str(w.message).split("order ")[1][0]) for w in warned}
-    smallest = {order: min((b for b in blocks if b.order == order), key=lambda b: abs(b.eps)) for order in (p - 1, p)}
-    assert orders == {max(smallest, key=lambda order: target_noise(smallest[order], 1e-4, 1e-4))}
-    exact = residual_blocks(copy.deepcopy(field), times, LOGISTIC.states(times), LOGISTIC.z0, steps)
-    for block, other in zip(blocks, exact, strict=True):
-        assert torch.equal(block.target, other.target.float())
-
-
-def test_targets_above_the_noise_stay():
-    solver = resolve_base_solver("ab2")
-    times, _, pairs = choose(solver, LOGISTIC.t_span, 4, None)
-    steps = [Step(i, j, solver) for i, j in pairs]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        conditioned_blocks(
-            NeuralODE(_Logistic(), t_span=LOGISTIC.t_span), times, LOGISTIC.z0, steps,
-            lambda **how: LOGISTIC.states(times), rtol=1e-9, atol=1e-9,
-        )  # fmt: skip

@@ -4,7 +4,8 @@
 
 - what there is: ``problems``, ``contenders`` (who is compared), ``runs`` (how each is run), ``cells`` (what is measured), ``plan``;
 - how it is measured: ``loading`` (fields, rows, references), ``place`` (folders and interpreters), ``measuring``, ``trials`` with
-  ``ours``, ``untrained`` and ``trained``, then ``timing``, ``checks`` and ``peers`` (other packages, in an environment of their own);
+  ``ours``, ``untrained`` and ``trained``, then ``timing``, ``checks`` and ``peers`` (other packages, in an environment
+  of their own);
 - how rivals are made: ``stepping``, ``nets``, ``training``, ``recipes``, ``linear_solvers``, ``flow_maps``;
 - what it says: ``comparing``, ``summary``, ``tables``, ``picture``.
 

@@ -117,8 +117,8 @@ class Outcome:
     base : Row, optional
         Of ours: the base solver without its correction.
     facts : dict
-        What else there is to know of ours and of other fits: seconds, iterations, errors on the way, warnings, "fallback"
-        (ours has given up its correction), "diverged" (why there are no rows, or fewer).
+        What else there is to know of ours and of other fits: seconds, iterations, errors on the way, warnings,
+        "fallback" (ours has given up its correction), "diverged" (why there are no rows, or fewer).
     """
 
     macs_f: float | None

@@ -119,8 +119,8 @@ def ours_at(results: Iterable[Result], budget: int, seed: int) -> Result | None:
 def compare(results: list[Result], budget: int, seed: int) -> dict[str, dict[str, Any]] | None:
     """Ours, and errors of the rivals over ours, on one problem at one budget; None without ours.
 
-    A rival may cost what ours does, rounded up to whole evaluations of f; of its rows the one that is best by the test error
-    that is compared counts. Below 1: ours lost. 0: ours diverged or fell back.
+    A rival may cost what ours does, rounded up to whole evaluations of f; of its rows the one that is best by the test
+    error that is compared counts. Below 1: ours lost. 0: ours diverged or fell back.
     """
     ours = ours_at(results, budget, seed)
     if ours is None:

@@ -110,8 +110,8 @@ class LearnedGrid(LinearSolver):
 class BespokeNonStationary(LinearSolver):
     """BNS: learned nodes and coefficients, started at a classical method, and whatever training makes of them.
 
-    Published with Euler's and the midpoint method as starts; AB2 and Runge-Kutta steps of higher order, which it gains by,
-    are ours.
+    Published with Euler's and the midpoint method as starts; AB2 and Runge-Kutta steps of higher order, which it gains
+    by, are ours.
     """
 
     @staticmethod

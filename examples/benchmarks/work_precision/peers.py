@@ -2,8 +2,8 @@
 
     INTERPRETER -m work_precision.peers JOBS.joblib ANSWERS.joblib
 
-The environment: ``python -m venv PEERS; PEERS/bin/pip install -e . torchode torchdyn`` (torchdyn 1.0.6 and torchode 1.0.1 ran
-beside torch 2.13).
+The environment: ``python -m venv PEERS; PEERS/bin/pip install -e . torchode torchdyn`` (torchdyn 1.0.6 and torchode
+1.0.1 ran beside torch 2.13).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def torchode_solver(ode: NeuralODE, job: TorchodeJob) -> Solve:
     methods = {"dopri5": torchode.Dopri5, "tsit5": torchode.Tsit5}
 
     def solve(x: Tensor) -> tuple[Tensor, float]:
-        z0, control = ode.input_map(x), ode.control(x)
+        z0, control = ode.input_map(x), ode.inputs(x).x
         shape = z0.shape[1:]
 
         def one_row(t: Tensor, z: Tensor, *u: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def torchdyn_solver(ode: NeuralODE, job: TorchdynJob) -> Solve:
     """The package's HyperEuler with a g that was trained for this number of steps."""
 
     def solve(x: Tensor) -> tuple[Tensor, None]:
-        z0, control = ode.input_map(x), ode.control(x)
+        z0, control = ode.input_map(x), ode.inputs(x).x
         f = ode.vector_field if control is None else lambda t, z: ode.vector_field(t, z, control)
         mesh = torch.linspace(*ode.t_span, job.n_steps + 1)
         return odeint(f, z0, mesh, solver=HyperEuler(job.net))[1][-1], None

@@ -18,8 +18,8 @@ class Problem:
     family : str
         Problems of a family share a panel of the picture.
     seconds : three floats
-        CPU seconds that a rival of up to three, up to five and more evaluations of f may train for: about what our default
-        fits of two, four and eight evaluations take on a quiet core.
+        CPU seconds that a rival of up to three, up to five and more evaluations of f may train for: about what our
+        default fits of two, four and eight evaluations take on a quiet core.
     compared : bool
         Whether our alternatives to the default, time grids and torchdyn are tried on it: one problem of a family.
     once : bool

@@ -1,7 +1,7 @@
 """Hypersolvers as others have them: reference recipes (i) and (ii), and torchdyn's HyperEuler.
 
-Written from their published descriptions. At our budget they get the rows that ours are fitted on, reference solutions free
-of charge, the CPU seconds of the problem, and the weights that were best on validation rows.
+Written from their published descriptions. At our budget they get the rows that ours are fitted on, reference solutions
+free of charge, the CPU seconds of the problem, and the weights that were best on validation rows.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def fit_published_hypereuler(
         some = x[rows]
         f = bound_field(ode, some)
         with torch.no_grad():
-            z0, control = ode.input_map(some), ode.control(some)
+            z0, control = ode.input_map(some), ode.inputs(some).x
             known = reference_solution(ode.vector_field, z0, grid, rtol=1e-4, atol=1e-4, x=control)
         total = 0.0
         for i, (s, after) in enumerate(pairwise(grid)):

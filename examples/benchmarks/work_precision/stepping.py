@@ -20,7 +20,7 @@ Field: TypeAlias = Callable[[float | Tensor, Tensor], Tensor]
 
 def bound_field(ode: NeuralODE, x: Tensor) -> Field:
     """The field of a Neural ODE for these rows."""
-    control = ode.control(x)
+    control = ode.inputs(x).x
 
     def f(s: float | Tensor, z: Tensor) -> Tensor:
         t = torch.as_tensor(s, dtype=z.dtype)  # learned nodes keep their gradient

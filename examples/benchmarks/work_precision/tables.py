@@ -10,23 +10,10 @@ from .comparing import RIVALS
 from .contenders import BUDGETS, GENERALIST_STEPS, Ours
 from .summary import SHOWN, TIMED, budget_name
 
-TARGETS = {
-    **{
-        rival: {2: (12, 30), 4: (8, 20), 8: (6, 15)}
-        for rival in ("reference (i)", "reference (i), f shared", "(i) refitted at K", "(i) refitted, f shared")
-    },
-    "best classical": {2: (15, 40), 4: (8, 15), 8: (5, 10)},
-    "reference (ii)": {2: (1.5, 3)},
-    "(ii) refitted at K": {4: (2, 4)},
-    "BNS": {2: (4, 8), 4: (1.2, 2)},
-}
-"""By how much the median error is to lie below a rival's, and the moonshot; of recipe (i), all ways to take it."""
-
 
 def tables(summary: dict[str, Any]) -> str:
     """All tables, each under its heading."""
     parts = [
-        ("Targets", targets(summary)),
         ("Over problems", over_problems(summary)),
         *((f"By problem: {budget} evaluations of f", by_problem(summary, budget)) for budget in BUDGETS),
         ("Largest errors", worst_cases(summary)),
@@ -40,23 +27,6 @@ def tables(summary: dict[str, Any]) -> str:
         ("Checks of the re-implemented rivals", checks(summary)),
     ]
     return "\n".join(f"## {title}\n\n{text}\n" for title, text in parts) + f"\n{remarks(summary)}\n"
-
-
-def targets(summary: dict[str, Any]) -> str:
-    """The figure beside every target."""
-    rows = []
-    for rival, wanted in TARGETS.items():
-        for budget, (target, moonshot) in wanted.items():
-            found = summary["over problems"].get(budget_name(budget), {}).get(rival)
-            if found:
-                reached = found["median"]["median"]
-                verdict = "beyond the moonshot" if reached >= moonshot else "met" if reached >= target else "MISSED"
-                with_macs = number(found["median"]["with_macs"])
-                rows.append([rival, budget, f"{target:g}", f"{moonshot:g}", f"{reached:.3g}", verdict, with_macs])
-    head = [
-        "rival's error over ours", "evaluations", "target", "moonshot", "median over problems", "", "over those where f has MACs",
-    ]  # fmt: skip
-    return table(head, rows)
 
 
 def over_problems(summary: dict[str, Any]) -> str:
@@ -197,7 +167,8 @@ def remarks(summary: dict[str, Any]) -> str:
     return (
         f"Our fits that fell back to their base solver: {len(summary['fallbacks'])} of {summary['our_fits']}"
         f"{' (' + ', '.join(summary['fallbacks']) + ')' if summary['fallbacks'] else ''}. "
-        f"Cells that diverged: {', '.join(summary['diverged']) or 'none'}. CPU seconds of all cells: {summary['cpu_seconds']:,.0f}."
+        f"Cells that diverged: {', '.join(summary['diverged']) or 'none'}. CPU seconds of all cells: "
+        f"{summary['cpu_seconds']:,.0f}."
     )
 
 

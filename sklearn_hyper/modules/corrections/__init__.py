@@ -5,15 +5,13 @@ and cap), ``specs`` (settings), ``nets`` (which compute g), ``folded`` (a net ma
 """
 
 from .bounded import BoundedCorrection, Units, fit_units
+from .building import CorrectionSpec, NetInputs, build_net
 from .contract import (
     CorrectionNet,
-    CorrectionSpec,
     FoldedCorrection,
     ModuleCorrection,
-    NetInputs,
     ScaleSample,
     as_module_correction,
-    build_net,
     user_part,
 )
 from .specs import ConvCorrection, MLPCorrection, resolve_spec

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...numerics.methods import Method, StepKind, StepPlan
 from ...numerics.residuals import Residual
 from ...numerics.tensors import in_own_units, per_row, sample_norm
-from .contract import FoldedCorrection, ModuleCorrection, as_net
+from .contract import FoldedCorrection, ModuleCorrection, ScaleSample, as_net
 
 _CAP_MARGIN, _FLOOR_SHARE = 2, 0.1
 """Factors of cap and floor; see :func:`fit_units`."""
@@ -109,6 +109,13 @@ class BoundedCorrection(ModuleCorrection):
 
     def covers(self, method: Method) -> bool:
         return self.net.covers(method)
+
+    @property
+    def takes_row_steps(self) -> bool:  # type: ignore[override]
+        return self.net.takes_row_steps
+
+    def refit(self, sample: ScaleSample) -> BoundedCorrection:
+        return BoundedCorrection(self.net.with_scales(sample), fit_units(sample.residuals))
 
     def forward(
         self,

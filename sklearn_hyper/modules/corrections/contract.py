@@ -1,4 +1,4 @@
-"""The contracts of corrections, of the nets that compute them, and of the specs that build the nets."""
+"""The contracts of corrections, and of the nets that compute them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ class ModuleCorrection(DeviceFreeModule, Correction, ABC):
     It starts at zero, so an untrained hypersolver equals its base method.
     """
 
+    takes_row_steps = False
+    """Whether eps and s of its term may hold one number per row, which lets training mix steps within a batch."""
+
     def covers(self, method: Method) -> bool:
         """Return whether the correction is fitted for methods like this one. If False, its errors are unknown."""
         return True
@@ -34,6 +37,10 @@ class ModuleCorrection(DeviceFreeModule, Correction, ABC):
         Here nothing is: the copy runs the same weights.
         """
         return copy.deepcopy(self).requires_grad_(False).eval()
+
+    def refit(self, sample: ScaleSample) -> ModuleCorrection:
+        """Return this correction with units and scales of another sample, and the same weights. Itself without any."""
+        return self
 
 
 class FoldedCorrection(ModuleCorrection):
@@ -59,13 +66,13 @@ class PlainCorrection(ModuleCorrection):
 
     def __init__(self, g: nn.Module):
         super().__init__()
-        self.g = g
+        self.net = as_net(g)
 
     def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Any) -> Tensor:
-        return as_net(self.g)(plan.eps, s, z, stages, x, plan.kind)
+        return self.net(plan.eps, s, z, stages, x, plan.kind)
 
     def fold(self, plans: Sequence[StepPlan]) -> FoldedCorrection:
-        net, unit = as_net(copy.deepcopy(self.g).requires_grad_(False).eval()), torch.ones(())
+        net, unit = copy.deepcopy(self.net).requires_grad_(False).eval(), torch.ones(())
         if isinstance(net, UserNet):
             return FoldedCorrection([net.module] * len(plans))
         return FoldedCorrection([net.fold(plan, unit) for plan in plans])
@@ -172,112 +179,6 @@ class UserNet(CorrectionNet):
 def as_net(module: nn.Module) -> CorrectionNet:
     """Return a net as it is, and a plain module adapted to a net."""
     return module if isinstance(module, CorrectionNet) else UserNet(module)
-
-
-# ---------------------------------------------------------------------- what builds it
-@dataclass(frozen=True)
-class NetInputs:
-    """What a net will read and may cost: all that a spec needs to build it.
-
-    Parameters
-    ----------
-    z : Tensor of shape (batch, ...)
-        States of some rows.
-    x : Tensor or None
-        Input of a data-controlled field, by row.
-    kinds : tuple of StepKind
-        Kinds of the method's steps, each once. The last is the main kind, that of all steps after the first few.
-    max_macs : float
-        Multiply-accumulates per sample that the net may take, by the budget of "auto". nan if f has none to compare
-        with.
-    """
-
-    z: Tensor
-    x: Tensor | None
-    kinds: tuple[StepKind, ...]
-    max_macs: float
-
-    @property
-    def main_kind(self) -> StepKind:
-        return self.kinds[-1]
-
-
-class CorrectionSpec(ABC):
-    """Settings of a family of nets. Subclass it to add your own family, and pass an instance as ``correction``.
-
-    Parameters that :meth:`get_params` returns must be attributes of the same name. A search can set them as
-    ``correction__name``.
-
-    Examples
-    --------
-    A net that multiplies the first stage by one number:
-
-    >>> import torch
-    >>> from sklearn_hyper import HypersolverRegressor
-    >>> from sklearn_hyper.modules import CorrectionNet, CorrectionSpec
-    >>> class Weight(CorrectionNet):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.weight = torch.nn.Parameter(torch.zeros(()))
-    ...     def forward(self, eps, s, z, stages, x, kind):
-    ...         return self.weight * stages[0]
-    >>> class WeightSpec(CorrectionSpec):
-    ...     def build(self, inputs):
-    ...         return Weight()
-    ...     def get_params(self, deep=True):
-    ...         return {}
-    >>> x = torch.linspace(0.5, 1, 50, dtype=torch.float64)[:, None]
-    >>> field = lambda t, z: -z  # Euler's residual is z / 2 to leading order
-    >>> fast = HypersolverRegressor(
-    ...     field, base_solver="euler", n_steps=2, correction=WeightSpec(), lr=0.1, random_state=0
-    ... )
-    >>> fast.fit(x.numpy()).score(x.numpy()) > -0.02
-    True
-    """
-
-    @abstractmethod
-    def build(self, inputs: NetInputs) -> nn.Module:
-        """Build a net: a :class:`CorrectionNet`, or a module ``g(eps, s, z, stages, x=None)``."""
-
-    @abstractmethod
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters by name."""
-
-    def set_params(self, **params: Any) -> CorrectionSpec:
-        """Set parameters by name."""
-        valid = self.get_params()
-        for name, value in params.items():
-            if name not in valid:
-                raise ValueError(f"{type(self).__name__} has no parameter {name!r}; valid ones are {sorted(valid)}.")
-            setattr(self, name, value)
-        return self
-
-    def method_family(self, method: Method) -> list[Method]:
-        """Return the methods that a net is fitted over. The first is the one that it predicts with."""
-        return [method]
-
-
-class OwnModule(CorrectionSpec):
-    """The spec of a module that the user has built. It builds a copy of the module.
-
-    Parameters
-    ----------
-    module : nn.Module
-    """
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        return {"module": self.module}
-
-    def build(self, inputs: NetInputs) -> nn.Module:
-        return copy.deepcopy(self.module)
-
-
-def build_net(spec: CorrectionSpec, inputs: NetInputs) -> CorrectionNet:
-    """Build a spec's net in the dtype and on the device of the states, ready to be trained."""
-    return as_net(spec.build(inputs).to(inputs.z).requires_grad_(True))
 
 
 def is_own(net: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...numerics.methods import Method, RungeKutta, resolve_base_solver
-from .contract import CorrectionSpec, NetInputs, OwnModule
+from .building import CorrectionSpec, NetInputs, OwnModule
 from .layers import CorrectionLayout
 from .nets import ConvCorrectionNet, MLPCorrectionNet
 

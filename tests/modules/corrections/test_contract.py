@@ -29,7 +29,8 @@ from sklearn_hyper.modules.corrections import (
     fit_units,
     user_part,
 )
-from sklearn_hyper.modules.corrections.contract import OwnModule, PlainCorrection, UserNet
+from sklearn_hyper.modules.corrections.building import OwnModule
+from sklearn_hyper.modules.corrections.contract import PlainCorrection, UserNet
 from sklearn_hyper.numerics import (
     Correction,
     FixedMesh,
@@ -181,7 +182,7 @@ def test_a_bare_module_is_g_itself(base_solver):
     """Neither scaled nor bounded: as if the function had been passed to the loop."""
     g = randomize(Own(1), 0.5).double().eval()
     plain = as_module_correction(g)
-    assert isinstance(plain, PlainCorrection) and plain.g is g
+    assert isinstance(plain, PlainCorrection) and plain.net.module is g
     solve = (FORCED.f, FORCED.z0, FORCED.t_span, 4, base_solver)
     assert torch.equal(hypersolve_trajectory(*solve, plain), hypersolve_trajectory(*solve, g))
     assert largest(hypersolve(*solve, plain) - hypersolve(*solve)) > 1e-3

@@ -13,7 +13,7 @@ from torch import nn
 from sklearn_hyper import ConvCorrection, HypersolverRegressor, MLPCorrection, alpha_family
 from sklearn_hyper.modules import MLPVectorField, NetInputs
 from sklearn_hyper.modules.corrections import build_net, resolve_spec
-from sklearn_hyper.modules.corrections.contract import OwnModule
+from sklearn_hyper.modules.corrections.building import OwnModule
 from sklearn_hyper.numerics import Residual, count_macs, resolve_base_solver
 from sklearn_hyper.numerics.tableaus import HEUN, MIDPOINT
 

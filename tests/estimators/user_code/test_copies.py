@@ -1,16 +1,15 @@
 """Whatever a field or a map is, writes into or reaches: the caller's arrays and modules stay as they were, and numbers are right."""
 
 import functools
-import importlib
-import linecache
-import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from small_hypersolvers import ROUGH_FITS
 from torch import nn
+from user_fields import FIT, FORMS, Holder, Net, NoDropout, Potential
 
 from sklearn_hyper import (
     ContinuousNormalizingFlow,
@@ -21,63 +20,10 @@ from sklearn_hyper import (
     NeuralODEClassifier,
     NeuralODERegressor,
 )
-from sklearn_hyper.modules.field_probes import GradientWarning
-from sklearn_hyper.modules.neural_ode import VectorFieldError
 
-# Tiny fits in float32: neither the accuracy of targets nor that of the result is what is tested here.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::sklearn_hyper.numerics.residuals.ConditioningWarning"),
-    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
-]
-FIT = {"n_steps": 2, "max_epochs": 2, "random_state": 0}
+pytestmark = ROUGH_FITS
 
 
-@pytest.fixture
-def X():
-    return np.random.default_rng(0).uniform(-1, 1, (40, 2)).astype(np.float32)
-
-
-class Net(nn.Module):
-    """With everything that a fit must settle: dropout, running statistics, weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 2))
-
-    def velocity(self, t, z):
-        return self.net(z)
-
-    forward = velocity
-
-
-class Holder:
-    def __init__(self, net):
-        self.nets = [net]
-
-    def __call__(self, t, z):
-        return self.nets[0](t, z)
-
-
-class PlainList(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.nets = [net]
-
-    def forward(self, t, z):
-        return self.nets[0](t, z)
-
-
-def call(t, z, net):
-    return net(t, z)
-
-
-FORMS = {
-    "module": lambda net: net,
-    "bound method": lambda net: net.velocity,
-    "object": Holder,
-    "partial": lambda net: functools.partial(call, net=net),
-    "list in a module": PlainList,
-}
 each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
@@ -126,12 +72,6 @@ def test_maps_too(form, X):
 
 def _apply(part, z):
     return part(None, z)
-
-
-class NoDropout(Net):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
 
 
 @each_form
@@ -358,19 +298,6 @@ def test_fits_and_predictions_inside_inference_mode(X):
         assert np.isfinite(HypersolverDensity(flow, **FIT).fit(X).score_samples(X)).all()
 
 
-class Potential(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.energy = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
-
-    def forward(self, t, z):
-        with torch.enable_grad():
-            q = z if z.requires_grad else z.detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad(self.energy(q).sum(), q, create_graph=True)
-        return -slope
-
-
 class FunctionalPotential(Potential):
     def forward(self, t, z):
         return -torch.func.vmap(torch.func.grad(lambda q: self.energy(q).sum()))(z)
@@ -386,205 +313,3 @@ def test_fields_that_differentiate_inside(field, X):
     assert np.isfinite(HypersolverRegressor(node, **FIT).fit(X).score(X))
     density = HypersolverDensity(field(), n_features=2, **FIT).fit(X)
     assert np.isfinite(density.score_samples(X)).all()
-
-
-# ---------------------------------------------------------------------- refused before a fit
-@pytest.fixture
-def no_solves(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a solve was started")
-
-    monkeypatch.setattr("sklearn_hyper.numerics.reference.odeint", refuse)
-
-
-@pytest.mark.parametrize(
-    "ode, error, message",
-    [
-        (NeuralODE(torch.sub, output_map=lambda z: (z, z)), VectorFieldError, r"output_map must return .* got tuple"),
-        (
-            NeuralODE(torch.sub, output_map=lambda z: z.sum()),
-            VectorFieldError,
-            r"output_map must return .* got shape \(\)",
-        ),
-        (
-            NeuralODE(torch.sub, output_map=lambda z: z[:1]),
-            VectorFieldError,
-            r"output_map must return .* got shape \(1, 2\)",
-        ),
-        (
-            NeuralODE(torch.sub, output_map=lambda z: z.long()),
-            VectorFieldError,
-            r"output_map must return a floating-point",
-        ),
-        (NeuralODE(torch.sub, output_map=lambda z: {}[0]), VectorFieldError, r"output_map fails .*KeyError: 0"),
-        (NeuralODE(lambda t, z: z - z.mean(0)), VectorFieldError, "mixes the rows"),
-        (NeuralODE(lambda x, t: -x * (1 + t)), VectorFieldError, "a time second"),
-        (NeuralODE(nn.Linear(2, 2).half().forward), ValueError, "weights of dtype torch.float16"),
-    ],
-)
-def test_what_no_solver_can_use_is_refused_before_the_first_solve(ode, error, message, X, no_solves):
-    with pytest.raises(error, match=message):
-        HypersolverRegressor(ode, **FIT).fit(X)
-
-
-@pytest.mark.parametrize("name", ["NeuralODERegressor", "NeuralODEClassifier", "ContinuousNormalizingFlow"])
-def test_half_precision_is_refused_before_training(name, X):
-    estimator = {"NeuralODERegressor": NeuralODERegressor, "NeuralODEClassifier": NeuralODEClassifier}.get(
-        name, ContinuousNormalizingFlow
-    )
-    with pytest.raises(ValueError, match=r"weights of dtype torch.bfloat16"):
-        estimator(NoDropout().bfloat16()).fit(X, X[:, 0] > 0)
-
-
-def test_half_precision_data_are_computed_in_single(X):
-    fast = HypersolverRegressor(NoDropout(), **FIT).fit(torch.from_numpy(X).bfloat16())
-    assert fast.predict(torch.from_numpy(X).half()).dtype == np.float32
-
-
-def test_cut_gradients_matter_only_where_training_needs_them(X):
-    def cut(t, z):
-        return torch.tanh(z.detach())
-
-    with pytest.warns(GradientWarning, match="wrong gradient"):
-        HypersolverRegressor(cut, **FIT).fit(X)
-    HypersolverRegressor(cut, loss="residual", finetune=None, **FIT).fit(X)
-
-
-# ---------------------------------------------------------------------- caches
-EDITS = {
-    "body": ("def f(t, z):\n    return -1.0 * z\n", "def f(t, z):\n    return -3.0 * z\n"),
-    "constant": ("R = 1.0\ndef f(t, z):\n    return -R * z\n", "R = 3.0\ndef f(t, z):\n    return -R * z\n"),
-    "helper": ("def g(z):\n    return -z\ndef f(t, z):\n    return g(z)\n", "def g(z):\n    return -3 * z\ndef f(t, z):\n    return g(z)\n"),
-    "base class": (
-        "class B:\n    def g(self, z):\n        return -z\nclass F(B):\n    def __call__(self, t, z):\n        return self.g(z)\nf = F()\n",
-        "class B:\n    def g(self, z):\n        return -3 * z\nclass F(B):\n    def __call__(self, t, z):\n        return self.g(z)\nf = F()\n",
-    ),
-    "partial": (
-        "import functools\ndef g(t, z, r):\n    return -r * z\nf = functools.partial(g, r=1.0)\n",
-        "import functools\ndef g(t, z, r):\n    return -r * z\nf = functools.partial(g, r=3.0)\n",
-    ),
-    "eval": ("f = eval('lambda t, z: -z')\n", "f = eval('lambda t, z: -3 * z')\n"),
-    "file": (
-        "import pathlib\ndef f(t, z):\n    return -float(pathlib.Path(__file__).with_suffix('.txt').read_text()) * z\n",
-        None,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_an_edited_field_is_never_served_stale_solutions(edit, X, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    before, after = EDITS[edit]
-    name = f"fields_{abs(hash(edit))}"
-
-    def load(source, rate):
-        (tmp_path / f"{name}.txt").write_text(rate)
-        (tmp_path / f"{name}.py").write_text(source)
-        linecache.clearcache()
-        importlib.invalidate_caches()
-        sys.modules.pop(name, None)
-        return importlib.import_module(name).f
-
-    def fit(f):
-        return HypersolverRegressor(f, base_solver="heun", memory=str(tmp_path / "cache"), **FIT).fit(X)
-
-    fit(load(before, "1.0")).score(X)
-    fast = fit(load(after or before, "3.0"))
-    np.testing.assert_allclose(fast.reference(X), X * np.exp(-3.0), rtol=1e-4, atol=1e-6)
-
-
-def test_a_cache_takes_fields_that_refuse_other_states(X, tmp_path):
-    def careful(t, z):
-        if (z.abs() > 1.01).any():
-            raise ValueError("outside of its domain")
-        return -z
-
-    fast = HypersolverRegressor(careful, base_solver="euler", memory=str(tmp_path), **FIT).fit(X)
-    np.testing.assert_allclose(fast.reference(X), np.exp(-X.dtype.type(1)) * X, rtol=1e-5)
-
-
-def test_an_unchanged_field_is_served_from_the_cache(X, tmp_path, monkeypatch):
-    params = {"base_solver": "heun", "memory": str(tmp_path), **FIT}
-    net = NoDropout()
-    first = HypersolverRegressor(net.velocity, **params).fit(X)
-    monkeypatch.setattr("sklearn_hyper.training.references._solve_chunk", None)
-    second = HypersolverRegressor(net.velocity, **params).fit(X)
-    np.testing.assert_array_equal(first.predict(X), second.predict(X))
-
-
-# ---------------------------------------------------------------------- corrections of one's own
-class OwnCorrection(nn.Module):
-    """Learns from z alone; kinds differ in what a fit has to refuse."""
-
-    def __init__(self, kind="right"):
-        super().__init__()
-        self.kind = kind
-        if kind == "list":
-            self.layers = [nn.Linear(2, 2)]
-        elif kind == "object":
-            self.holder = Holder(nn.Linear(2, 2))
-        elif kind == "function":
-            layer = nn.Linear(2, 2)
-            self.function = lambda z: layer(z)
-        elif kind != "nothing":
-            self.layer = nn.Linear(2, 2)
-            if kind == "zero mixing":
-                nn.init.zeros_(self.layer.weight)
-                nn.init.zeros_(self.layer.bias)
-
-    def forward(self, eps, s, z, stages, x=None):
-        kind = self.kind
-        if kind == "list":
-            return self.layers[0](z)
-        if kind == "object":
-            return self.holder.nets[0](z)
-        if kind == "function":
-            return self.function(z)
-        if kind == "nothing":
-            return torch.sin(z)
-        if kind == "writes z":
-            return self.layer(z.mul_(2))
-        if kind == "writes stages":
-            return self.layer(stages[0].clamp_(-1, 1))
-        if kind == "numpy":
-            z.detach().numpy()[:] = 0
-        if kind.endswith("mixing"):
-            z = z - z.mean(dim=0)
-        if kind == "norm":
-            z = z / torch.linalg.vector_norm(z)
-        if kind == "random":
-            z = nn.functional.dropout(z)
-        return self.layer(z)
-
-
-@pytest.mark.parametrize(
-    ("kind", "error", "message"),
-    [
-        ("list", ValueError, r"holds modules \(Linear\) in plain lists.*Use nn\.ModuleList"),
-        ("object", ValueError, r"holds modules \(Linear\) in plain lists, dicts or objects"),
-        ("function", TypeError, r"correction holds a function that calls the module"),
-        ("nothing", ValueError, r"OwnCorrection, has no parameters: there is nothing to fit"),
-        ("writes z", ValueError, r"writes in place into z, .* Clone it first"),
-        ("numpy", ValueError, r"writes in place into z, .* Clone it first"),
-        ("writes stages", ValueError, r"writes in place into stages\[0\]"),
-        ("mixing", ValueError, r"mixes the rows of a batch: in eval mode"),
-        ("zero mixing", ValueError, r"mixes the rows of a batch: in eval mode"),
-        ("norm", ValueError, r"mixes the rows of a batch: in eval mode"),
-        ("random", ValueError, r"is random or keeps a state"),
-    ],
-)
-def test_corrections_that_could_not_be_trained_right_are_refused(kind, error, message, X, monkeypatch):
-    monkeypatch.setattr("sklearn_hyper.training.fit_sets.solve_references", None)  # before anything is solved
-    for estimator in (HypersolverRegressor, HypersolverDensity):
-        if estimator is HypersolverRegressor or kind == "nothing":
-            fast = estimator(lambda t, z: -z, base_solver="euler", correction=OwnCorrection(kind), **FIT)
-            with pytest.raises(error, match=rf"(?s){message}"):
-                fast.fit(X)
-
-
-@pytest.mark.parametrize("base_solver", ["euler", "heun"])
-def test_a_correction_that_is_right_is_taken(base_solver, X):
-    params = {**FIT, "n_steps": 3, "base_solver": base_solver, "max_epochs": 40, "batch_size": 8}
-    fast = HypersolverRegressor(lambda t, z: -z, correction=OwnCorrection(), **params).fit(X)
-    assert fast.correction_ is not None and fast.score(X) > fast.without_correction().score(X)
