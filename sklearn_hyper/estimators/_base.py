@@ -271,9 +271,10 @@ class TorchEstimator(BaseEstimator):
             warnings.warn(f"{error} The fitted estimator was loaded on the CPU instead.", UserWarning, stacklevel=3)
             device = torch.device("cpu")
         self.device_ = str(device)
-        for value in vars(self).values():
+        for name, value in list(vars(self).items()):
             if isinstance(value, FittedHypersolver):
-                value.move(device)
+                if value.device != device or value.settings.device != str(device):
+                    setattr(self, name, value.to(device))
             elif isinstance(value, nn.Module):
                 value.to(device)
         net = vars(self).get("net_")

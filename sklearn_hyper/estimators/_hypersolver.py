@@ -23,12 +23,10 @@ from ..hypersolvers.fitted import UNDEFINED
 from ..hypersolvers.prepare import prepare_neural_ode
 from ..metrics import mape_floor, mean_absolute_percentage_error
 from ..modules.copies import frozen_copy
-from ..modules.corrections import ModuleCorrection
 from ..modules.field_probes import PROBED_ROWS
-from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
+from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import FirstOutput, check_target, require_onnx
-from ..numerics.methods import Method
 from ..numerics.row_errors import list_rows, refuse_undefined
 from ..reports import SolverReport
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
@@ -48,6 +46,19 @@ from ._inputs import prepare_X, take_X
 
 _CHECKED_ROWS, _PARITY_ROWS = 32, 16
 _ROUGH = 1e-3
+
+
+def part_of_fit(name: str) -> Any:
+    """A read-only attribute of a fitted estimator that is an attribute of its ``fitted_``."""
+
+    def get(estimator: Any) -> Any:
+        if "fitted_" not in vars(estimator):
+            raise AttributeError(
+                f"this {type(estimator).__name__} is not fitted, and so has no {name}; call fit first."
+            )
+        return getattr(estimator.fitted_, name)
+
+    return property(get)
 
 
 class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
@@ -127,7 +138,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         previous = self._previous()
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=previous is None)
         neural_ode, n_state = self._take_neural_ode(resolved, X, y, settings)
-        fitted = fit_hypersolver(Task(neural_ode, self._to_tensor(X, self.dtype_, "cpu")), settings, previous)
+        task = Task(neural_ode, self._to_tensor(X, self.dtype_, "cpu"))
+        fitted = fit_hypersolver(task, settings, previous, copy=False)
         warn_of_problems(fitted)
         self.fitted_, self._n_features_out = fitted, n_state
 
@@ -175,45 +187,19 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X)
 
     # ------------------------------------------------------------------ what the fit has made
-    @property
-    def module_(self) -> FoldedODE:
-        return self.fitted_.module
-
-    @property
-    def correction_(self) -> ModuleCorrection | None:
-        return self.fitted_.correction
-
-    @property
-    def base_solver_(self) -> Method:
-        return self.fitted_.method
+    module_ = part_of_fit("module")
+    correction_ = part_of_fit("correction")
+    base_solver_ = part_of_fit("method")
+    neural_ode_ = part_of_fit("neural_ode")
+    delta_ = part_of_fit("delta")
+    errors_ = part_of_fit("errors")
+    history_ = part_of_fit("history")
+    net_ = part_of_fit("net")
+    n_samples_fit_ = part_of_fit("n_samples")
 
     @property
     def order_(self) -> int:
-        return self.fitted_.method.order
-
-    @property
-    def neural_ode_(self) -> NeuralODE:
-        return self.fitted_.neural_ode
-
-    @property
-    def delta_(self) -> dict[int, dict[str, float]]:
-        return self.fitted_.delta
-
-    @property
-    def errors_(self) -> dict[int, dict[str, float]]:
-        return self.fitted_.errors
-
-    @property
-    def history_(self) -> list[dict[str, Any]]:
-        return self.fitted_.history
-
-    @property
-    def net_(self) -> Any:
-        return self.fitted_.net
-
-    @property
-    def n_samples_fit_(self) -> int:
-        return self.fitted_.n_samples
+        return self.base_solver_.order
 
     # ------------------------------------------------------------------ inference
     def _require_product(self) -> FittedHypersolver:
@@ -369,7 +355,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         -------
         int
         """
-        return self._require_product().module.stepping.count_evaluations()
+        return self._require_product().module.stepping.n_evaluations
 
     def solver_report(self, X: Any, y: Any = None, *, tolerance: float = 1e-4, batch_size: int = 256) -> SolverReport:
         """Compare accuracy and cost of this hypersolver with its base solver and dopri5.
@@ -449,7 +435,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         UserWarning
             If the correction was not fitted at the new step size, or not over the new base solver.
         """
-        changed = self._with_product(self._require_product().with_solver(base_solver, n_steps, t_span))
+        changed = self._with_product(self._require_product().with_solver(base_solver, n_steps, t_span, stacklevel=3))
         if base_solver is not None:
             changed.base_solver, changed.order = base_solver, None
         changed.n_steps = changed.fitted_.n_steps

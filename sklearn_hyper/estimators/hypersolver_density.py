@@ -499,7 +499,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         int
         """
         self._require_density()
-        return self.density_.module.stepping.count_evaluations()
+        return self.density_.module.stepping.n_evaluations
 
     def with_solver(self, base_solver: Any = None, n_steps: int | None = None) -> HypersolverDensity:
         """Return a fitted copy with another base solver or number of steps, and the same corrections (Fig. 6).
@@ -522,12 +522,12 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         """
         self._require_fitted("sampler_")
         copied = copy.copy(self)
-        copied.sampler_ = self.sampler_.with_solver(base_solver, n_steps)
+        copied.sampler_ = self.sampler_.with_solver(base_solver, n_steps, stacklevel=3)
         copied.n_steps = copied.sampler_.n_steps
         if base_solver is not None:
             copied.base_solver, copied.order = base_solver, None
         if self.density_ is not None:
-            copied.density_ = self.density_.with_solver(base_solver, n_steps)
+            copied.density_ = self.density_.with_solver(base_solver, n_steps, stacklevel=3)
         return copied
 
     def without_correction(self) -> HypersolverDensity:
@@ -622,7 +622,7 @@ def _fit_direction(
     try:
         probed_rows = x[:PROBED_ROWS].to(settings.device, copy=True)
         prepare_neural_ode(neural_ode, probed_rows, settings, lambda z: check_output_map(neural_ode, z))
-        fitted = fit_hypersolver(Task(neural_ode, x), settings, previous)
+        fitted = fit_hypersolver(Task(neural_ode, x), settings, previous, copy=False)
     except KeyboardInterrupt:
         return None, True
     return fitted, fitted.interrupted

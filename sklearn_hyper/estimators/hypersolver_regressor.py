@@ -140,7 +140,7 @@ class HypersolverRegressor(Hypersolver):
     correction_ : BoundedCorrection or None
         g, scaled and bounded. None where the fit fell back to the base solver, with a warning. It does so if no epoch
         beat the base solver on held-out rows without exceeding its largest error there.
-    base_solver_ : BaseSolver
+    base_solver_ : Method
         The base solver of the fit, with its coefficients learned.
     order_ : int
         Order p of the base solver.

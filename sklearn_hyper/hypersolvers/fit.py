@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..modules.copies import frozen_copy
+from ..modules.corrections import BoundedCorrection
 from ..modules.field_probes import check_start
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.methods import Method
@@ -33,7 +34,9 @@ from .fitted import FittedHypersolver
 _MAX_SAMPLES = 2000
 
 
-def fit_hypersolver(task: Task, settings: FitSettings, previous: FittedHypersolver | None = None) -> FittedHypersolver:
+def fit_hypersolver(
+    task: Task, settings: FitSettings, previous: FittedHypersolver | None = None, *, copy: bool = True
+) -> FittedHypersolver:
     """Fit a hypersolver for one Neural ODE.
 
     Parameters
@@ -44,6 +47,9 @@ def fit_hypersolver(task: Task, settings: FitSettings, previous: FittedHypersolv
         Settings of the fit.
     previous : FittedHypersolver, optional
         Fit to continue: start from its correction, and keep its method if ``base_solver`` is "auto".
+    copy : bool, default True
+        Fit a frozen copy of each Neural ODE. False works on the task's own, which must be frozen and in eval mode, and
+        measures its states' size.
 
     Returns
     -------
@@ -55,7 +61,7 @@ def fit_hypersolver(task: Task, settings: FitSettings, previous: FittedHypersolv
     ValueError, VectorFieldError, ReferenceSolveError, TrainingDivergedError, KeyboardInterrupt
         As :meth:`HypersolverRegressor.fit`.
     """
-    return fit_hypersolvers([task], settings, None if previous is None else [previous])[0]
+    return fit_hypersolvers([task], settings, None if previous is None else [previous], copy=copy)[0]
 
 
 def fit_hypersolvers(
@@ -64,6 +70,7 @@ def fit_hypersolvers(
     previous: Sequence[FittedHypersolver] | None = None,
     *,
     refit_units: bool = False,
+    copy: bool = True,
 ) -> list[FittedHypersolver]:
     """Fit one correction over several Neural ODEs: a hypersolver for each, whose nets share their weights.
 
@@ -77,11 +84,15 @@ def fit_hypersolvers(
         Fits to continue, one for each task: training starts from their corrections.
     refit_units : bool, default False
         Measure scales, caps and floors of previous corrections again, for fields that have changed since.
+    copy : bool, default True
+        Fit a frozen copy of each Neural ODE. False works on the task's own, which must be frozen and in eval mode, and
+        measures its states' size.
 
     Returns
     -------
     list of FittedHypersolver
-        One for each task. Learned coefficients are those of the first task.
+        One for each task. Learned coefficients are those of the first task. Pickle the list by
+        ``modules.serialization.pack``: pickled or saved one by one, the values no longer share a net.
 
     Examples
     --------
@@ -94,13 +105,15 @@ def fit_hypersolvers(
     >>> one.correction.net.weights is other.correction.net.weights
     True
     """
-    tasks = [_frozen(task) for task in tasks]
+    if copy:
+        tasks = [replace(task, neural_ode=frozen_copy(task.neural_ode)) for task in tasks]
     starts = [_initial_states(task, settings) for task in tasks]
-    _check_alike(starts)
+    _check_alike(tasks, starts)
     choice = choose_base_solver(settings, starts[0][0].numel())
     if previous is not None and any(one.correction is None for one in previous):
         previous = None  # there is nothing to start from
     if previous is not None:
+        _check_shared(previous)
         choice = _resume(choice, previous[0].method, tasks[0], settings)
     sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
     chosen = []
@@ -155,6 +168,8 @@ def refit_hypersolver(
     >>> bool((again.solve(x) - again.reference(x)).abs().max() < 1e-2)
     True
     """
+    if previous.correction is None:
+        raise ValueError("previous has no correction to continue; use fit_hypersolver.")
     task = Task(previous.neural_ode if neural_ode is None else neural_ode, x, condition or {})
     return fit_hypersolvers([task], replace(previous.settings, **changes), [previous], refit_units=True)[0]
 
@@ -191,26 +206,35 @@ def _resume(choice: BaseSolverChoice, fitted: Method, task: Task, settings: FitS
 
 
 # ---------------------------------------------------------------------- before any solve
-def _frozen(task: Task) -> Task:
-    """Return a task whose Neural ODE is frozen. One that is not is copied: training would leave gradients on it."""
-    if any(parameter.requires_grad for parameter in task.neural_ode.parameters()):
-        return replace(task, neural_ode=frozen_copy(task.neural_ode))
-    return task
-
-
 def _initial_states(task: Task, settings: FitSettings) -> Tensor:
     """Return the initial states of two rows, on the device of the fit, or say what is wrong with the Neural ODE."""
     two_rows = task.rows(slice(0, 2)).to(settings.device)
     return check_neural_ode(task.neural_ode, two_rows.x, two_rows.condition)
 
 
-def _check_alike(starts: Sequence[Tensor]) -> None:
-    """Refuse tasks whose states a single net cannot serve."""
-    kinds = sorted({f"{tuple(z.shape[1:])}, {z.dtype}" for z in starts})
+def _check_alike(tasks: Sequence[Task], starts: Sequence[Tensor]) -> None:
+    """Refuse tasks whose states and inputs a single net cannot serve."""
+    kinds = sorted(
+        {
+            f"states of {tuple(z.shape[1:])}, {z.dtype}"
+            + (f", inputs of {tuple(task.x.shape[1:])}" if task.neural_ode.data_controlled else "")
+            for task, z in zip(tasks, starts, strict=True)
+        }
+    )
     if len(kinds) != 1:
         raise ValueError(
-            f"tasks must be one or more, with states of one shape and dtype, got {len(starts)} with {kinds}; fit the "
-            "others apart."
+            f"tasks must be one or more, with states and inputs of one shape and dtype, got {len(starts)} with {kinds}; "
+            "fit the others apart."
+        )
+
+
+def _check_shared(previous: Sequence[FittedHypersolver]) -> None:
+    """Refuse to go on from corrections that have been pickled one by one, and so share no net any more."""
+    nets = [one.correction.net for one in previous if isinstance(one.correction, BoundedCorrection)]
+    if len({tuple(id(parameter) for parameter in net.parameters()) for net in nets}) > 1:
+        raise ValueError(
+            "previous holds corrections with nets of their own, and a fit over several tasks trains one. Pass those of one "
+            "fit, pickled as one list if at all, or previous=None."
         )
 
 

@@ -149,8 +149,8 @@ class FittedHypersolver(DeviceFree):
             If dopri5 cannot solve some rows; the error names them.
         """
         task = Task(self.neural_ode, x, condition or {})
-        t_span = self.neural_ode.t_span
-        return solve_references(task, t_span, solving or self.settings, keep_lost=keep_lost)[-1]
+        solving = replace(solving or self.settings, device=str(self.device))
+        return solve_references(task, self.neural_ode.t_span, solving, keep_lost=keep_lost)[-1]
 
     def report(
         self,
@@ -187,13 +187,20 @@ class FittedHypersolver(DeviceFree):
         """Return the outputs h_y of terminal states, computed in batches."""
         with torch.no_grad():
             parts = states.split(self.settings.batch_size)
-            return np.concatenate([self.neural_ode.output_map(z.to(self.settings.device)).cpu().numpy() for z in parts])
+            return np.concatenate([self.neural_ode.output_map(z.to(self.device)).cpu().numpy() for z in parts])
 
     # ------------------------------------------------------------------ others like it
     def with_solver(
-        self, base_solver: Any = None, n_steps: int | None = None, t_span: tuple[float, float] | None = None
+        self,
+        base_solver: Any = None,
+        n_steps: int | None = None,
+        t_span: tuple[float, float] | None = None,
+        *,
+        stacklevel: int = 2,
     ) -> FittedHypersolver:
         """Return a copy with another method, number of steps or span, and the same correction (Fig. 6).
+
+        ``stacklevel`` is that of the warnings, as Python counts it from here.
 
         Raises
         ------
@@ -214,12 +221,12 @@ class FittedHypersolver(DeviceFree):
         grid = method.mesh(neural_ode.t_span, n_steps)
         if self.correction is not None:
             check_same_family(method, self.method, f"fit another hypersolver with {method.name!r}")
-            self._warn_outside_fit(method, abs(grid[1] - grid[0]))
+            self._warn_outside_fit(method, abs(grid[1] - grid[0]), stacklevel + 1)
         # A refit goes on with the method and number of steps that the copy has.
         settings = replace(self.settings, base_solver=method, order=None, n_steps=n_steps)
         return replace(self, neural_ode=neural_ode, method=method, n_steps=n_steps, settings=settings)
 
-    def _warn_outside_fit(self, method: Method, eps: float) -> None:
+    def _warn_outside_fit(self, method: Method, eps: float, stacklevel: int) -> None:
         low, high = self.fitted_eps
         # At times far from zero, a step is the difference of two large numbers, whose rounding counts.
         slack = 1e-6 + 4 * np.finfo(float).eps * max(map(abs, self.neural_ode.t_span)) / eps
@@ -228,14 +235,14 @@ class FittedHypersolver(DeviceFree):
                 f"step size {eps:.3g} lies outside the fitted range [{low:.3g}, {high:.3g}]; check score(X), or fit "
                 "with fit_n_steps=(a, b) to cover it.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
         if self.correction is not None and not self.correction.covers(method):
             warnings.warn(
                 f"base_solver {method.name!r} lies outside the family that the correction was fitted over; check "
                 "score(X), or fit with it among the correction's tableaus.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
     def without_correction(self) -> FittedHypersolver:
@@ -297,13 +304,18 @@ class FittedHypersolver(DeviceFree):
             raise ValueError(f"path={str(path)!r} holds a {type(loaded).__name__}, not a {cls.__name__}.")
         return loaded
 
-    def move(self, device: torch.device) -> None:
-        """Move all tensors to another device in place, those of the net included.
-
-        Values that share weights with this one move with it.
-        """
-        for module in (self.neural_ode, self.correction, self.module):
+    def to(self, device: torch.device | str) -> FittedHypersolver:
+        """Return a copy on another device, that of the net included. It shares nothing with this one."""
+        moved = copy.deepcopy(self)
+        for module in (moved.neural_ode, moved.correction, moved.module):
             if module is not None:
                 module.to(device)
-        object.__setattr__(self, "settings", replace(self.settings, device=str(device)))
-        move_net(self.net, device)
+        move_net(moved.net, torch.device(device))
+        return replace(moved, settings=replace(moved.settings, device=str(device)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are; the CPU if it has none."""
+        modules = [module for module in (self.neural_ode, self.correction) if module is not None]
+        tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))

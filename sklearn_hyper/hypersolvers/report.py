@@ -81,8 +81,8 @@ def _cost(solver: SolvedODE, macs_f: float, row: Task, ms: float, speed_up: floa
     if not solver.has_correction:
         return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
     macs = solver.count_macs(row.x, row.condition)
-    macs_g = (macs - nfe * macs_f) / solver.n_steps  # mean over steps, since those of start-up steps may differ
-    return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs_g, nfe / solver.n_steps))
+    # Of the whole solve, because steps may differ in cost.
+    return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs - nfe * macs_f, nfe))
 
 
 def _row(

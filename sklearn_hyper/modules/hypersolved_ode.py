@@ -127,8 +127,6 @@ class HypersolvedODE(SolvedODE):
     tensor([[0.2500]])
     """
 
-    correction: ModuleCorrection | None
-
     def __init__(
         self,
         neural_ode: NeuralODE,
@@ -138,12 +136,14 @@ class HypersolvedODE(SolvedODE):
     ):
         if not isinstance(grid, Stepping):
             grid = FixedMesh(base_solver, check_method_grid(base_solver, grid))
+        elif grid.method != base_solver:
+            raise ValueError(f"grid steps with {grid.method.name!r}, which is not base_solver={base_solver.name!r}.")
         super().__init__(neural_ode, grid)
-        self.correction = as_module_correction(correction)
+        self.correction = correction
 
     @property
-    def _correction(self) -> Correction | None:
-        return self.correction
+    def _correction(self) -> ModuleCorrection | None:
+        return as_module_correction(self.correction)
 
     def fold(self) -> FoldedODE:
         """Return the fast module for inference, deployment and ``torch.export``, with the correction as it is now.
@@ -175,7 +175,8 @@ class FoldedODE(SolvedODE):
     def __init__(self, live: HypersolvedODE):
         super().__init__(live.neural_ode, live.stepping)
         self.training = live.training  # train() would also change the modes of the shared Neural ODE
-        self.folded = None if live.correction is None else _fold(live.correction, live.stepping).eval()
+        correction = live._correction
+        self.folded = None if correction is None else _fold(correction, live.stepping).eval()
 
     @property
     def steps(self) -> nn.ModuleList:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules.corrections import CorrectionNet, ScaleSample, build_net, resolve_spec, user_part
+from ..modules.corrections import BoundedCorrection, ScaleSample, resolve_spec, user_part
 from ..modules.field_probes import differ
 from ..modules.seeding import seeded
 from ..modules.user_code import find_hidden_modules, refuse_state_in_functions
@@ -58,11 +58,13 @@ def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: 
         scales = [last._replace(kind=member.main_kind) for member in spec.method_family(method)]
         x = task.inputs.x
         sample = ScaleSample(scales, x, task.neural_ode.t_span)
-        net = build_net(spec, net_inputs(task, sample, method.kinds)).with_scales(sample)
+        (correction,) = spec.corrections([task.neural_ode], net_inputs(task, sample, method.kinds), [sample])
+        # Not the bound around the net: it has not seen start-up steps yet.
+        net = correction.net if isinstance(correction, BoundedCorrection) else correction
         user_module = user_part(net)
         if user_module is not None:
             check_parts(user_module)
-        for step in steps[:: len(steps) - 1] if method.memory else steps[-1:]:  # a start-up step and a full step
+        for step in (steps[0], last) if len(steps) > 1 else (last,):  # a start-up step and a full step
             _check_output(net, step, x, method, settings.correction)
         if user_module is not None:
             check_calls(net, user_module, last, x)
@@ -81,7 +83,7 @@ def _first_steps(task: Task, method: Method, n_steps: int) -> list[Residual]:
     )  # fmt: skip
 
 
-def _check_output(net: CorrectionNet, step: Residual, x: Tensor | None, method: Method, correction: Any) -> None:
+def _check_output(net: nn.Module, step: Residual, x: Tensor | None, method: Method, correction: Any) -> None:
     z = step.z
     try:
         g = net(step.eps, step.time(), z.clone(), [stage.clone() for stage in step.stages], x, step.kind)
@@ -117,12 +119,12 @@ def check_parts(net: nn.Module) -> None:
     refuse_state_in_functions({"correction": net})
 
 
-def check_calls(net: CorrectionNet, user_module: nn.Module, step: Residual, x: Tensor | None) -> None:
+def check_calls(net: nn.Module, user_module: nn.Module, step: Residual, x: Tensor | None) -> None:
     """Refuse a net that has nothing to train, writes into its arguments, is random, or mixes the rows of a batch.
 
     Parameters
     ----------
-    net : CorrectionNet
+    net : nn.Module
         A net that is known to return a tensor like z.
     user_module : nn.Module
         The user's part of it, which errors name.
@@ -169,7 +171,7 @@ def _name(net: nn.Module) -> str:
     return f"correction, a {type(net).__name__},"
 
 
-def _without_zeros(net: CorrectionNet) -> CorrectionNet:
+def _without_zeros(net: nn.Module) -> nn.Module:
     """Return a copy in which no parameter is all zero, since a net with zero output would hide what it does."""
     net = copy.deepcopy(net)
     with torch.no_grad():
@@ -179,7 +181,7 @@ def _without_zeros(net: CorrectionNet) -> CorrectionNet:
     return net
 
 
-def _alone(net: CorrectionNet, step: Residual, x: Tensor | None, rows: slice) -> Tensor:
+def _alone(net: nn.Module, step: Residual, x: Tensor | None, rows: slice) -> Tensor:
     z, stages, x = _rows_of(step, x, rows)
     return net(step.eps, step.time(), z.clone(), [stage.clone() for stage in stages], x, step.kind)
 

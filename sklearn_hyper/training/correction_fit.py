@@ -102,7 +102,7 @@ class CorrectionFit:
 
     # ------------------------------------------------------------------ before training
     def prepare(self) -> CorrectionFit:
-        """FitPlan, solve references, make targets, and build the corrections that training starts from.
+        """Plan, solve references, make targets, and build the corrections that training starts from.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""FitPlan a fit: the times that it needs references at, and the steps that it learns from."""
+"""Plan a fit: the times that it needs references at, and the steps that it learns from."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class FitPlan:
 def make_plan(
     family: Sequence[Method], t_span: tuple[float, float], n_steps: int, sizes: StepSizes, rng: np.random.Generator
 ) -> FitPlan:
-    """FitPlan the fit of a correction over a family of methods; the first is to predict in ``n_steps`` steps."""
+    """Plan the fit of a correction over a family of methods; the first is to predict in ``n_steps`` steps."""
     method = family[0]
     runs = [Run(member, k) for member in family for k in sizes.steps]
     if method.n_steps is not None:  # it was made for one mesh and takes no other steps

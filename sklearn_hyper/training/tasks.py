@@ -31,20 +31,29 @@ class Task:
     x: Tensor
     condition: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in self.condition.items():
+            if isinstance(value, Tensor) and value.ndim and len(value) != len(self.x):
+                raise ValueError(
+                    f"condition[{name!r}] has {len(value)} entries for {len(self.x)} rows of x; pass one a row, or one "
+                    "number for all."
+                )
+
     def __len__(self) -> int:
         return len(self.x)
 
     def rows(self, rows: Any) -> Task:
         """Return the task for some of the rows."""
-        return self._each(lambda tensor: tensor[rows])
+        condition = FieldInputs(condition=self.condition).rows(rows).condition
+        return Task(self.neural_ode, self.x[rows], condition)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Task:
         """Return the task with its rows on another device, or its floating-point rows in another dtype."""
-        return self._each(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
-    def _each(self, change: Any) -> Task:
-        condition = FieldInputs(condition=self.condition).each(change).condition
-        return Task(self.neural_ode, change(self.x), condition)
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+        return Task(self.neural_ode, move(self.x), FieldInputs(condition=self.condition).each(move).condition)
 
     @property
     def inputs(self) -> FieldInputs:

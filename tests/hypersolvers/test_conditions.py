@@ -108,7 +108,7 @@ def test_a_refit_takes_conditions_too():
 
 
 def test_a_missing_condition_is_an_error_of_the_field():
-    with pytest.raises(VectorFieldError, match="vector_field.*missing 1 required keyword-only argument: 'label'"):
+    with pytest.raises(VectorFieldError, match=r"vector_field.*missing 1 required keyword-only argument: 'label'"):
         fit_hypersolver(Task(NeuralODE(field).eval(), rows(40)), fit_settings())
 
 
@@ -135,3 +135,26 @@ def test_corrections_of_ones_own_read_no_condition():
     task = Task(NeuralODE(field).eval(), rows(90), {"label": labels(90)})
     fast = fit_hypersolver(task, fit_settings(correction=GainSpec(), n_steps=3, max_epochs=20))
     assert isinstance(fast.correction.net, Gain) and fast.errors[3]["mean"] < fast.errors[3]["base_mean"]
+
+
+def test_a_number_is_the_same_for_all_rows():
+    def scaled(t, z, *, gain):
+        return -gain * z
+
+    x, settings = rows(60), fit_settings(n_steps=2, max_epochs=5)
+    bound = fit_hypersolver(Task(NeuralODE(lambda t, z: -0.7 * z).eval(), x), settings)
+    for gain in (0.7, torch.tensor(0.7, dtype=torch.float64)):
+        fast = fit_hypersolver(Task(NeuralODE(scaled).eval(), x, {"gain": gain}), settings)
+        torch.testing.assert_close(fast.solve(x, {"gain": gain}), bound.solve(x))
+
+
+def test_a_condition_of_another_length_is_named():
+    with pytest.raises(ValueError, match=r"condition\['label'\] has 5 entries for 40 rows of x"):
+        Task(NeuralODE(field).eval(), rows(40), {"label": torch.zeros(5)})
+
+
+def test_a_report_takes_the_condition_of_every_row():
+    x, label = rows(60), torch.arange(60) % 2
+    fast = fit_hypersolver(Task(NeuralODE(field).eval(), x, {"label": label}), fit_settings(n_steps=3, max_epochs=20))
+    dopri5, base, ours = fast.report(x, condition={"label": label}, batch_size=16)
+    assert dopri5.l2_max < 1e-2 and ours.l2_mean < base.l2_mean and (base.nfe, ours.nfe) == (3, 3)

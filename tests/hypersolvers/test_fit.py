@@ -1,5 +1,6 @@
 """Hypersolvers fitted on tensors, without an estimator: for one Neural ODE, for several at once, and again."""
 
+import pickle
 from dataclasses import fields, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from sklearn_hyper.hypersolvers import (
     refit_hypersolver,
 )
 from sklearn_hyper.modules.copies import frozen_copy
+from sklearn_hyper.modules.serialization import pack, unpack
 from sklearn_hyper.numerics import ReferenceSolveError
 from sklearn_hyper.training.errors import BaseSolverOverflowError
 
@@ -75,7 +77,17 @@ def test_the_neural_ode_and_the_rows_stay_as_they_were():
     x, weight = task.x.clone(), task.neural_ode.vector_field.weight.clone()
     fast = fit_hypersolver(task, fit_settings(max_epochs=3))
     assert torch.equal(task.x, x) and torch.equal(task.neural_ode.vector_field.weight, weight)
-    assert fast.neural_ode is task.neural_ode
+    assert fast.neural_ode is not task.neural_ode and task.neural_ode.state_size is None
+    assert fit_hypersolver(task, fit_settings(max_epochs=3), copy=False).neural_ode is task.neural_ode
+
+
+def test_a_field_that_changes_afterwards_does_not_change_the_product():
+    task = turn_task()
+    fast = fit_hypersolver(task, fit_settings(max_epochs=3))
+    before = fast.solve(task.x)
+    with torch.no_grad():
+        task.neural_ode.vector_field.weight.mul_(2)
+    assert torch.equal(fast.solve(task.x), before)
 
 
 def test_what_a_fit_has_to_say_is_part_of_the_product():
@@ -272,7 +284,7 @@ def test_a_refit_follows_a_field_that_has_changed():
     errors = {name: mean_error(fast, fresh) for name, fast in others.items()}
     assert mean_error(again, fresh) < 0.8 * errors["stale"]
     assert mean_error(again, fresh) < 0.5 * min(errors["new"], errors["base"])
-    assert again.neural_ode is moved.neural_ode and again.settings.max_epochs == 3
+    assert again.settings.max_epochs == 3
 
 
 def test_units_of_a_refit_are_those_of_the_field_as_it_is():
@@ -298,4 +310,28 @@ def test_settings_of_a_refit_are_those_of_the_fit_but_for_changes():
     first = fit_hypersolver(turn_task(), fit_settings())
     again = refit_hypersolver(first, rows(40), max_epochs=2, lr=1e-4)
     assert again.settings == fit_settings(max_epochs=2, lr=1e-4) and first.settings == fit_settings()
-    assert again.neural_ode is first.neural_ode and again.n_samples == 40
+    assert again.n_samples == 40
+
+
+def test_a_refit_goes_on_with_the_solver_of_a_swapped_copy():
+    first = fit_hypersolver(turn_task(), fit_settings(base_solver="midpoint", n_steps=4))
+    swapped = first.with_solver("heun", 5)
+    again = refit_hypersolver(swapped, rows(60), max_epochs=2)
+    assert (again.method.name, again.n_steps) == ("heun", 5)
+
+
+def test_a_refit_needs_a_correction():
+    first = fit_hypersolver(turn_task(), fit_settings()).without_correction()
+    with pytest.raises(ValueError, match=r"no correction to continue; use fit_hypersolver"):
+        refit_hypersolver(first, rows(60))
+
+
+def test_corrections_that_no_longer_share_a_net_are_not_gone_on_from_together():
+    tasks = [turn_task(), turn_task(speed=2.0)]
+    both = fit_hypersolvers(tasks, fit_settings(n_steps=3, max_epochs=20))
+    fit_hypersolvers(tasks, fit_settings(n_steps=3, max_epochs=1), both)
+    apart = [pickle.loads(pickle.dumps(one)) for one in both]
+    with pytest.raises(ValueError, match="nets of their own"):
+        fit_hypersolvers(tasks, fit_settings(n_steps=3, max_epochs=1), apart)
+    together = unpack(pack(both))
+    assert together[0].correction.net.weights is together[1].correction.net.weights

@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import warnings
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import sklearn_hyper
 from sklearn_hyper import MLPCorrection, NeuralODE, alpha_family
 from sklearn_hyper.hypersolvers import FittedHypersolver, SolveSettings, Task, fit_hypersolver
 from sklearn_hyper.modules import FoldedODE, HypersolvedODE
+from sklearn_hyper.modules.serialization import pack, unpack
 from sklearn_hyper.numerics import ReferenceSolveError, hypersolve, hypersolve_trajectory
 
 
@@ -268,15 +269,32 @@ def test_moving_takes_all_tensors_along():
     """To "meta", where there are shapes but no numbers: what stayed behind would be seen."""
     task = Task(NeuralODE(Anywhere()).eval().requires_grad_(False), rows(30, dtype=torch.float32))
     fast = fit_hypersolver(task, fit_settings(base_solver="ab2", n_steps=3, max_epochs=2))
-    fast.move(torch.device("meta"))
+    before, fast = fast, fast.to("meta")
     modules = (fast.neural_ode, fast.correction, fast.module, fast.net.module_)
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert fast.settings.device == "meta"
+    assert fast.settings.device == "meta" and fast.device == torch.device("meta")
+    assert (
+        before.device == torch.device("cpu") == next(before.module.parameters()).device
+    )  # the value it comes from stays
     assert fast.solve(torch.zeros(4, 2, device="meta")).shape == (4, 2)
 
 
 def test_it_is_loaded_onto_the_cpu_and_may_be_moved_there(fast, x, tmp_path):
     loaded = FittedHypersolver.load(fast.save(tmp_path / "fast.bin"))
-    loaded.move(torch.device("cpu"))
+    loaded = loaded.to("cpu")
     assert torch.equal(loaded.solve(x), fast.solve(x)) and loaded.settings.device == "cpu"
+
+
+def test_what_was_fitted_elsewhere_solves_where_it_is_loaded(fast, x):
+    """Settings remember the device of the fit; the weights tell where they are."""
+    elsewhere = replace(fast, settings=replace(fast.settings, device="cuda:7"))
+    loaded = unpack(pack(elsewhere))
+    torch.testing.assert_close(loaded.reference(x), fast.reference(x))
+    assert loaded.report(x)[-1].nfe == fast.report(x)[-1].nfe
+
+
+def test_a_warning_of_a_swap_points_at_the_caller(fast):
+    with pytest.warns(UserWarning, match="lies outside the fitted range") as caught:
+        fast.with_solver(n_steps=50)
+    assert caught[0].filename == __file__

@@ -21,7 +21,8 @@ from ..serialization import DeviceFreeModule
 class ModuleCorrection(DeviceFreeModule, Correction, ABC):
     """A correction with weights, which a fit trains and a :class:`~sklearn_hyper.modules.HypersolvedODE` runs.
 
-    It starts at zero, so an untrained hypersolver equals its base method.
+    It starts at zero, so an untrained hypersolver equals its base method. One that residuals train has a
+    ``forward(eps, s, z, stages, x, kind)`` that returns g; here :meth:`term` calls it.
     """
 
     takes_row_steps = False
@@ -37,6 +38,12 @@ class ModuleCorrection(DeviceFreeModule, Correction, ABC):
         Here nothing is: the copy runs the same weights.
         """
         return copy.deepcopy(self).requires_grad_(False).eval()
+
+    def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Any) -> Tensor | None:
+        """Return g as ``forward`` computes it. Without a ``forward`` nothing is added."""
+        if type(self).forward is nn.Module.forward:
+            return None
+        return self(plan.eps, s, z, stages, x, plan.kind)
 
     def refit(self, sample: ScaleSample) -> ModuleCorrection:
         """Return this correction with units and scales of another sample, and the same weights. Itself without any."""
@@ -186,7 +193,7 @@ def is_own(net: Any) -> bool:
     return isinstance(net, nn.Module) and not type(net).__module__.startswith("sklearn_hyper.")
 
 
-def user_part(net: CorrectionNet) -> nn.Module | None:
+def user_part(net: nn.Module) -> nn.Module | None:
     """Return the user's own module that a net is or adapts, or None if there is none."""
     part = net.module if isinstance(net, UserNet) else net
     return part if is_own(part) else None

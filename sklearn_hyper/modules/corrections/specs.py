@@ -68,6 +68,12 @@ class _GatedSpec(CorrectionSpec):
 
     def _layout(self, inputs: NetInputs, n_state: int, n_input: int, **sizes: Any) -> CorrectionLayout:
         main = inputs.main_kind
+        longest = max(kind.n_stages for kind in inputs.kinds)
+        if longest > main.n_stages:
+            raise ValueError(
+                f"{type(self).__name__} reads at most the {main.n_stages} stages of the base solver's later steps, and a "
+                f"start-up step has {longest}; start the method with fewer stages, or pass a CorrectionNet of your own."
+            )
         return CorrectionLayout(
             state_shape=tuple(inputs.z.shape[1:]),
             n_state=n_state,

@@ -98,8 +98,8 @@ class Nonstationary(Method):
     def remember(self, state: tuple[Tensor, ...], eps: float, stage: Tensor) -> tuple[Tensor, ...]:
         return (*state, stage)
 
-    def mesh(self, t_span: Any, n_steps: int) -> tuple[float, ...]:
-        if self.n_steps != check_n_steps(n_steps):
+    def mesh(self, t_span: Any, n_steps: int | None = None) -> tuple[float, ...]:
+        if n_steps is not None and self.n_steps != check_n_steps(n_steps):
             raise ValueError(
                 f"base_solver={self.name!r} is made for n_steps={self.n_steps} alone, got n_steps={n_steps}; "
                 "fit it anew, or fit a base solver that takes any number of steps (base_solver='ab2', or 'auto' with "
