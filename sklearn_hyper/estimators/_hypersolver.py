@@ -390,9 +390,10 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         X = prepare_X(self, X)
         states = self._reference_states(X)
         labels = None if y is None else self._label_indices(y, len(X))
+        to_labels = None if labels is None else self._indices
         with outside_inference_mode():
             return fitted.report(
-                self._to_tensor(X, self.dtype_, self.device_), states.clone(), labels=labels, to_labels=None if labels is None else self._indices,
+                self._to_tensor(X, self.dtype_, self.device_), states.clone(), labels=labels, to_labels=to_labels,
                 tolerance=tolerance, mape_floor=self.mape_floor, batch_size=batch_size,
             )  # fmt: skip
 

@@ -223,8 +223,8 @@ def _check_alike(tasks: Sequence[Task], starts: Sequence[Tensor]) -> None:
     )
     if len(kinds) != 1:
         raise ValueError(
-            f"tasks must be one or more, with states and inputs of one shape and dtype, got {len(starts)} with {kinds}; "
-            "fit the others apart."
+            f"tasks must be one or more, with states and inputs of one shape and dtype, got {len(starts)} with "
+            f"{kinds}; fit the others apart."
         )
 
 
@@ -233,8 +233,8 @@ def _check_shared(previous: Sequence[FittedHypersolver]) -> None:
     nets = [one.correction.net for one in previous if isinstance(one.correction, BoundedCorrection)]
     if len({tuple(id(parameter) for parameter in net.parameters()) for net in nets}) > 1:
         raise ValueError(
-            "previous holds corrections with nets of their own, and a fit over several tasks trains one. Pass those of one "
-            "fit, pickled as one list if at all, or previous=None."
+            "previous holds corrections with nets of their own, and a fit over several tasks trains one. Pass those of "
+            "one fit, pickled as one list if at all, or previous=None."
         )
 
 

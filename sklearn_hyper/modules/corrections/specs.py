@@ -71,8 +71,9 @@ class _GatedSpec(CorrectionSpec):
         longest = max(kind.n_stages for kind in inputs.kinds)
         if longest > main.n_stages:
             raise ValueError(
-                f"{type(self).__name__} reads at most the {main.n_stages} stages of the base solver's later steps, and a "
-                f"start-up step has {longest}; start the method with fewer stages, or pass a CorrectionNet of your own."
+                f"{type(self).__name__} reads at most the {main.n_stages} stages of the base solver's later steps, and "
+                f"a start-up step has {longest}; start the method with fewer stages, or pass a CorrectionNet of your "
+                "own."
             )
         return CorrectionLayout(
             state_shape=tuple(inputs.z.shape[1:]),
