@@ -8,13 +8,40 @@ counts and labels come as strings, integers and bools, which must stay exactly w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from golden.fields import (
+    N_IMAGES,
+    N_NEW,
+    ControlledConvField,
+    ControlledField,
+    KindAwareCorrection,
+    OwnCorrection,
+    conv_field,
+    crescents,
+    labelled,
+    mlp_field,
+    pendulum,
+    rows,
+)
+from golden.values import (
+    Values,
+    all_values,
+    density_values,
+    direction_values,
+    fit_values,
+    flow_values,
+    history_values,
+    module_values,
+    plain_values,
+    predictions,
+    prefixed,
+    swapped_values,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
@@ -33,267 +60,12 @@ from sklearn_hyper import (
     NeuralODERegressor,
     alpha_family,
 )
-from sklearn_hyper.hypersolvers import FittedHypersolver
-from sklearn_hyper.modules import AugmentedInput, ConvVectorField, CorrectionNet, MLPVectorField
+from sklearn_hyper.modules import AugmentedInput
 
-Values = dict[str, Any]
-
-N_ROWS, N_NEW, N_IMAGES, N_PATHS = 120, 16, 9, 4
-"""Rows of a fit; rows that results are recorded for, images, and rows whose trajectories are."""
 SHARED = {"max_epochs": 8, "batch_size": 32, "random_state": 0}
 """What the fits of all corrections have in common."""
 LEARNED = {"gain": 2.0, "batch_size": 16}
 """A field and batches with which corrections over learned coefficients find something."""
-
-
-# ---------------------------------------------------------------------- data and fields
-def draw(shape: Iterable[int], seed: int, dtype: Any = np.float32) -> np.ndarray:
-    """Normal numbers."""
-    return np.random.default_rng(seed).normal(size=tuple(shape)).astype(dtype)
-
-
-def rows(*shape: int, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to fit on, and new ones."""
-    return draw((N_ROWS, *shape), 0, dtype), draw((N_NEW, *shape), 1, dtype)
-
-
-def labelled(n_features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of three classes to fit on, their labels, and new ones with theirs."""
-    X, X_new = rows(n_features)
-    directions = draw((n_features, 3), 2)
-    names = np.array(["ant", "bee", "cat"])
-    return X, names[np.argmax(X @ directions, axis=1)], X_new, names[np.argmax(X_new @ directions, axis=1)]
-
-
-def crescents() -> tuple[np.ndarray, np.ndarray]:
-    """Points of a bent density in the plane, in units far from one."""
-    points = draw((N_ROWS + N_NEW, 2), 3)
-    points[:, 1] = 0.3 * points[:, 1] + np.sin(2 * points[:, 0])
-    points = (points * [3.0, 0.1] + [10.0, -1.0]).astype(np.float32)
-    return points[:N_ROWS], points[N_ROWS:]
-
-
-def enlarge(module: nn.Module, gain: float) -> nn.Module:
-    """The module with larger weights: a field is then curved without any training."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(gain)
-    return module
-
-
-def mlp_field(n_features: int, hidden: int = 12, gain: float = 2.5, **params: Any) -> nn.Module:
-    torch.manual_seed(0)
-    field = enlarge(MLPVectorField(n_features, hidden=hidden, **params), gain)
-    with torch.no_grad():
-        field.time.normal_()  # the field depends on time
-    return field
-
-
-def conv_field(channels: int, gain: float = 3.0) -> nn.Module:
-    torch.manual_seed(0)
-    field = enlarge(ConvVectorField(channels, hidden=6), gain)
-    with torch.no_grad():
-        field.time.normal_()
-    return field
-
-
-class ControlledField(nn.Module):
-    """f(t, z, x) for vector states: reads the input at every time."""
-
-    def __init__(self, n_features: int, n_inputs: int):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(n_features + n_inputs, 12), nn.Tanh(), nn.Linear(12, n_features))
-        enlarge(self, 2.0)
-
-    def forward(self, t, z, x):
-        return (1 + t) * self.net(torch.cat([z, x], dim=1))
-
-
-class ControlledConvField(nn.Module):
-    """f(t, z, x) for images: reads the input at every time."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(
-            nn.Conv2d(2 * channels, 6, 3, padding=1), nn.SiLU(), nn.Conv2d(6, channels, 3, padding=1)
-        )
-        enlarge(self, 2.0)
-
-    def forward(self, t, z, x):
-        return self.net(torch.cat([z, x], dim=1)) - t * z
-
-
-class OwnCorrection(nn.Module):
-    """A correction of a user's own: reads the time, the state and the first stage."""
-
-    def __init__(self, n_features: int, hidden: int = 10):
-        super().__init__()
-        torch.manual_seed(1)
-        self.first = nn.Linear(2 * n_features + 2, hidden)
-        self.last = nn.Linear(hidden, n_features)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, eps, s, z, stages, x=None):
-        step = torch.stack([s.to(z), torch.full_like(s.to(z), eps)]).expand(len(z), 2)
-        return self.last(torch.tanh(self.first(torch.cat([z, stages[0], step], dim=1))))
-
-
-class KindAwareCorrection(CorrectionNet):
-    """One that reads which kind of step it is called in: where the last stage of the step lies."""
-
-    def __init__(self, *sizes):
-        super().__init__()
-        self.own = OwnCorrection(*sizes)
-
-    def forward(self, eps, s, z, stages, x, kind):
-        return self.own(eps, s, z, [stages[0] * (0.5 + kind.nodes[-1])])
-
-
-def pendulum(t, z):
-    """A field without a matrix product, so without MACs."""
-    return torch.stack([3 * z[:, 1], -3 * torch.sin(z[:, 0])], dim=1)
-
-
-# ---------------------------------------------------------------------- what is recorded
-def prefixed(prefix: str, values: Mapping[str, Any]) -> Values:
-    return {f"{prefix}_{name}": value for name, value in values.items()}
-
-
-def history_values(history: list[dict[str, Any]]) -> Values:
-    """Number of epochs of each stage, and its last losses."""
-    last = {row.get("stage", "only"): row for row in history}
-    stages = [row.get("stage", "only") for row in history]
-    losses = [[row.get(name, np.nan) for name in ("train_loss", "valid_loss")] for row in last.values()]
-    return {
-        "history_stages": np.array(list(last)),
-        "history_epochs": np.array([stages.count(stage) for stage in last]),
-        "history_losses": np.array(losses, dtype=float),
-    }
-
-
-def table_values(name: str, table: Mapping[int, Mapping[str, float]]) -> Values:
-    """A fitted table by number of steps: ``delta_`` or ``errors_``."""
-    steps = sorted(table)
-    return {
-        f"{name}_steps": np.array(steps),
-        name: np.array([[table[k][column] for column in sorted(table[k])] for k in steps], dtype=float),
-    }
-
-
-def solver_values(fast: Any) -> Values:
-    """The base solver of a fit, with its coefficients where these are learned."""
-    solver = fast.base_solver_
-    values = {
-        "solver": solver.name,
-        "solver_stages": solver.n_stages,
-        "solver_evaluations": solver.count_evaluations(fast.module_.n_steps),
-        "order": fast.order_,
-        "grid": np.array(fast.module_.grid),
-    }
-    if hasattr(solver, "weights"):
-        values["solver_weights"] = np.concatenate([np.array(row) for row in solver.weights])
-    return values
-
-
-def fit_values(fast: Any) -> Values:
-    """What a fit of a hypersolver leaves behind."""
-    has_correction = fast.correction_ is not None
-    parameters = fast.correction_.parameters() if has_correction else ()
-    return {
-        "has_correction": has_correction,
-        "n_parameters": sum(parameter.numel() for parameter in parameters),
-        "n_samples_fit": fast.n_samples_fit_,
-        **solver_values(fast),
-        **history_values(fast.history_),
-        **table_values("delta", fast.delta_),
-        **table_values("errors", fast.errors_),
-    }
-
-
-def report_values(report: Any) -> Values:
-    """All of a report but the milliseconds."""
-    names = ("mape", "l2_mean", "l2_p50", "l2_p99", "l2_max", "accuracy")
-    macs = np.array([row.macs for row in report])
-    return {
-        "report_solvers": np.array([row.solver for row in report]),
-        "report_nfe": np.array([row.nfe for row in report]),
-        "report_macs": np.where(np.isnan(macs), -1, macs).round().astype(np.int64),
-        "report_overhead": np.array([row.relative_overhead for row in report]),
-        "report_errors": np.array([[getattr(row, name) for name in names] for row in report], dtype=float),
-    }
-
-
-def module_values(fast: Any, X: np.ndarray) -> Values:
-    """The plain module with live weights, and whether its folded form still gives the estimator's own terminal states."""
-    module, x = fast.to_module(), torch.from_numpy(X).to(fast.dtype_)
-    with torch.no_grad():
-        folded = module.fold().terminal_state(x).numpy()
-        return {"module": module(x).numpy(), "module_folds": np.array_equal(folded, fast.transform(X))}
-
-
-def predictions(fast: Any, X: np.ndarray, y: Any = None) -> Values:
-    """What a fitted hypersolver predicts, and how good it is."""
-    values = {"predict": fast.predict(X), "transform": fast.transform(X), "score": fast.score(X, y)}
-    if hasattr(fast, "predict_proba"):
-        values["predict_proba"] = fast.predict_proba(X)
-    return values
-
-
-def all_values(fast: Any, X: np.ndarray, y: Any = None) -> Values:
-    """Everything that a fitted hypersolver gives for X."""
-    return {
-        **fit_values(fast),
-        **predictions(fast, X, y),
-        "trajectory": fast.trajectory(X[:N_PATHS]),
-        "trajectory_output": fast.trajectory(X[:N_PATHS], output=True),
-        "reference": fast.reference(X),
-        **report_values(fast.solver_report(X, y)),
-        "base_predict": fast.without_correction().predict(X),
-    }
-
-
-def plain_values(fast: Any, X: np.ndarray, y: Any = None) -> Values:
-    """Everything, and the plain module: of a hypersolver that takes arrays as its Neural ODE does."""
-    return all_values(fast, X, y) | module_values(fast, X)
-
-
-def swapped_values(prefix: str, fast: Any, X: np.ndarray) -> Values:
-    """What a hypersolver gives after a swap of its solver."""
-    values = {**solver_values(fast), "predict": fast.predict(X)}
-    return prefixed(prefix, values | report_values(fast.solver_report(X)))
-
-
-def direction_values(prefix: str, fitted: FittedHypersolver, report: Any) -> Values:
-    """One direction of a HypersolverDensity, whose fitted value says without underscores what an estimator says with them."""
-    fast = SimpleNamespace(
-        base_solver_=fitted.method, correction_=fitted.correction, n_samples_fit_=fitted.n_samples, module_=fitted.module,
-        order_=fitted.method.order, history_=fitted.history, delta_=fitted.delta, errors_=fitted.errors,
-    )  # fmt: skip
-    return prefixed(prefix, fit_values(fast) | report_values(report))
-
-
-def flow_values(flow: Any, X: np.ndarray, n_samples: int = N_NEW) -> Values:
-    """Samples and densities, of a flow or its hypersolver."""
-    Z = flow.transform(X)
-    return {
-        "sample": flow.sample(n_samples, random_state=5),
-        "score_samples": flow.score_samples(X),
-        "score": flow.score(X),
-        "transform": Z,
-        "inverse_transform": flow.inverse_transform(Z),
-    }
-
-
-def density_values(fast: Any, X: np.ndarray) -> Values:
-    """Everything that a HypersolverDensity gives for X."""
-    return {
-        **flow_values(fast, X),
-        **direction_values("sampler", fast.sampler_, fast.solver_report(n_samples=64, random_state=6)),
-        **direction_values("density", fast.density_, fast.solver_report(X)),
-    }
 
 
 # ---------------------------------------------------------------------- fits of bare fields

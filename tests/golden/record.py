@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from configurations import CONFIGURATIONS, run
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder of tests
+from golden.configurations import CONFIGURATIONS, run
 
 import sklearn_hyper
 
