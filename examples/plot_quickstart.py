@@ -5,7 +5,7 @@ Quickstart: a Neural ODE classifier, many times faster
 A convolutional Neural ODE learns to read scikit-learn's handwritten digits. Its forward pass calls the vector field
 dozens of times inside dopri5. Hypersolvers, fitted to it without labels, reach the same accuracy in one to four calls.
 
-Run it with ``python examples/plot_quickstart.py``; it takes about two minutes on two cores.
+Run it with ``python examples/plot_quickstart.py``; it takes a few minutes on two cores.
 """
 
 # %%
