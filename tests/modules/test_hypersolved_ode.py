@@ -15,6 +15,7 @@ from sklearn_hyper.modules import HypersolvedODE, MLPVectorField, NetInputs, Res
 from sklearn_hyper.modules.corrections import ModuleCorrection, build_net
 from sklearn_hyper.numerics import (
     CountedField,
+    FixedMesh,
     compute_residuals,
     hypersolve,
     hypersolve_trajectory,
@@ -254,3 +255,28 @@ def test_macs_are_counted_of_a_field_with_a_condition():
     module = HypersolvedODE(ode, resolve_base_solver("heun"), None, GRID)
     assert module.count_macs(x, {"rate": torch.ones(1, 1)}) == 2 * 2 * 9
     assert module.fold().count_macs(x, {"rate": torch.ones(1, 1)}) == 2 * 2 * 9
+
+
+class PlainTerm(nn.Module):
+    """A correction as a user writes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, eps, s, z, stages, x=None):
+        return self.weight * z
+
+
+def test_a_plain_module_is_held_as_it_was_given():
+    """Adapted only where the loop calls it: its names in the state dict, and what it is called with, stay its own."""
+    plain, z = PlainTerm(), torch.ones(2, 1)
+    module = HypersolvedODE(NeuralODE(lambda t, z: -z), resolve_base_solver("euler"), plain, (0.0, 0.5, 1.0))
+    assert module.correction is plain and set(module.state_dict()) == {"correction.weight"}
+    assert module(z).tolist() == [[(0.5 + 0.0625) ** 2]] * 2 == module.fold()(z).tolist()
+
+
+def test_a_policy_of_another_method_is_refused():
+    euler, rk4 = resolve_base_solver("euler"), resolve_base_solver("rk4")
+    with pytest.raises(ValueError, match="grid steps with 'euler', which is not base_solver='rk4'"):
+        HypersolvedODE(NeuralODE(lambda t, z: -z), rk4, None, FixedMesh.of(euler, (0.0, 1.0), 2))

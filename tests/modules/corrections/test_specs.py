@@ -14,7 +14,7 @@ from sklearn_hyper import ConvCorrection, HypersolverRegressor, MLPCorrection, a
 from sklearn_hyper.modules import MLPVectorField, NetInputs
 from sklearn_hyper.modules.corrections import build_net, resolve_spec
 from sklearn_hyper.modules.corrections.building import OwnModule
-from sklearn_hyper.numerics import Residual, count_macs, resolve_base_solver
+from sklearn_hyper.numerics import Residual, StepKind, count_macs, resolve_base_solver
 from sklearn_hyper.numerics.tableaus import HEUN, MIDPOINT
 
 
@@ -201,3 +201,17 @@ def test_a_fitted_automatic_correction_costs_a_tenth_of_the_field():
     for g in (fitted.correction_, fitted.module_.steps[0]):  # as it is trained, and folded as it runs
         macs_g = count_macs(g, 0.1, t, z, [z, z])
         assert 0.05 * macs_f < macs_g <= 0.1 * macs_f
+
+
+class StartsWithMore(OwnTwoStep):
+    """Its first step hands out three stages, the others two."""
+
+    def kind(self, index):
+        return super().kind(index) if index else StepKind(2, (0.0, 0.5, 1.0), (0.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("spec", [MLPCorrection(), ConvCorrection()], ids=lambda spec: type(spec).__name__)
+def test_a_start_up_of_more_stages_than_the_rest_is_refused(spec):
+    z = torch.zeros((2, 3) if isinstance(spec, MLPCorrection) else (2, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"reads at most the 2 stages .* a start-up step has 3"):
+        spec.build(NetInputs(z, None, StartsWithMore().kinds, math.nan))
