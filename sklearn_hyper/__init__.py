@@ -13,6 +13,8 @@ _EXPORTS = {
     "NeuralODE": "modules",
     "MLPCorrection": "modules",
     "ConvCorrection": "modules",
+    "ReachCorrection": "modules",
+    "WeightCorrection": "modules",
     "ContinuousNormalizingFlow": "estimators",
     "NeuralODEClassifier": "estimators",
     "NeuralODERegressor": "estimators",

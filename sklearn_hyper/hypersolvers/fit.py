@@ -186,10 +186,14 @@ def _fit(
     if len(tasks) == 1 and not settings.needs_mesh(method):
         # One solve of the ends serves coefficients and correction. A whole mesh is known only after the coefficients.
         ends = solve_ends(tasks[0], settings)
+    tunes_method = choice.coefficients is not None
     if choice.coefficients is not None:
         method = choice.coefficients.fit(tasks[0], ends)
     warm = None if previous is None else [one.correction for one in previous if one.correction is not None]
-    fit = CorrectionFit(tasks, method, settings, warm=warm, refit_units=refit_units, ends=ends)
+    fit = CorrectionFit(
+        tasks, method, settings, warm=warm, refit_units=refit_units, ends=ends,
+        tunes_method=tunes_method,
+    )  # fmt: skip
     return method, fit.prepare().run().product()
 
 
@@ -285,7 +289,8 @@ def _product(task: Task, method: Method, fitted: FittedCorrection, settings: Fit
     low, high = fitted.fitted_range
     return FittedHypersolver(
         neural_ode=task.neural_ode,
-        method=method,
+        method=fitted.method,
+        base_method=method,
         correction=fitted.correction,
         n_steps=settings.n_steps,
         settings=settings,

@@ -66,6 +66,9 @@ class FittedHypersolver(DeviceFree):
         Messages that a user should be warned with.
     interrupted : bool
         Whether Ctrl-C ended the training early.
+    base_method : Method, optional
+        The method without a correction, where that is another than ``method``: coefficients as they were learned before
+        they were trained on together with the correction.
 
     Attributes
     ----------
@@ -99,6 +102,7 @@ class FittedHypersolver(DeviceFree):
     n_samples: int
     problems: tuple[str, ...] = ()
     interrupted: bool = False
+    base_method: Method | None = None
     module: FoldedODE = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -224,7 +228,8 @@ class FittedHypersolver(DeviceFree):
             self._warn_outside_fit(method, abs(grid[1] - grid[0]), stacklevel + 1)
         # A refit goes on with the method and number of steps that the copy has.
         settings = replace(self.settings, base_solver=method, order=None, n_steps=n_steps)
-        return replace(self, neural_ode=neural_ode, method=method, n_steps=n_steps, settings=settings)
+        base = self.base_method if base_solver is None else None
+        return replace(self, neural_ode=neural_ode, method=method, base_method=base, n_steps=n_steps, settings=settings)
 
     def _warn_outside_fit(self, method: Method, eps: float, stacklevel: int) -> None:
         low, high = self.fitted_eps
@@ -247,7 +252,7 @@ class FittedHypersolver(DeviceFree):
 
     def without_correction(self) -> FittedHypersolver:
         """Return a copy without the correction: the base method alone."""
-        return replace(self, correction=None)
+        return replace(self, correction=None, method=self.base_method or self.method)
 
     # ------------------------------------------------------------------ leaving
     def to_module(self) -> HypersolvedODE:

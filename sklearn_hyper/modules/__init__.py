@@ -7,8 +7,10 @@ from .corrections import (
     CorrectionSpec,
     MLPCorrection,
     NetInputs,
+    ReachCorrection,
     ScaleSample,
     Units,
+    WeightCorrection,
 )
 from .divergence import LogDensityField
 from .flow import Flow, LogDensity
@@ -32,9 +34,11 @@ __all__ = [
     "MLPVectorField",
     "NetInputs",
     "NeuralODE",
+    "ReachCorrection",
     "Rescale",
     "ScaleSample",
     "Standardize",
     "Units",
     "VectorFieldError",
+    "WeightCorrection",
 ]

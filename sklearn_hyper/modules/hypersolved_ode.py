@@ -140,6 +140,8 @@ class HypersolvedODE(SolvedODE):
             raise ValueError(f"grid steps with {grid.method.name!r}, which is not base_solver={base_solver.name!r}.")
         super().__init__(neural_ode, grid)
         self.correction = correction
+        if self._correction is not None:
+            self._correction.check_steps(grid.plans)
 
     @property
     def _correction(self) -> ModuleCorrection | None:
@@ -176,7 +178,7 @@ class FoldedODE(SolvedODE):
         super().__init__(live.neural_ode, live.stepping)
         self.training = live.training  # train() would also change the modes of the shared Neural ODE
         correction = live._correction
-        self.folded = None if correction is None else _fold(correction, live.stepping).eval()
+        self.folded = None if correction is None else _fold(correction, live).eval()
 
     @property
     def steps(self) -> nn.ModuleList:
@@ -192,8 +194,8 @@ class FoldedODE(SolvedODE):
         return self
 
 
-def _fold(correction: ModuleCorrection, stepping: Stepping) -> ModuleCorrection:
+def _fold(correction: ModuleCorrection, live: HypersolvedODE) -> ModuleCorrection:
     """Fold a correction for the steps of a mesh. Steps that are not known beforehand run a frozen copy."""
-    if stepping.plans is None:
-        return ModuleCorrection.fold(correction, ())
-    return correction.fold(stepping.plans)
+    if live.stepping.plans is None:
+        return ModuleCorrection.fold(correction, (), live.neural_ode.vector_field)
+    return correction.fold(live.stepping.plans, live.neural_ode.vector_field)

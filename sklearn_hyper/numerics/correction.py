@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .methods.method import Field, StepPlan
+from .protection import ProtectedField
 
 
 class Correction:
@@ -17,7 +18,7 @@ class Correction:
     loop calls both.
     """
 
-    def field(self, f: Field, plan: StepPlan) -> Field:
+    def field(self, f: ProtectedField, plan: StepPlan) -> Field:
         """Return the field that the method evaluates in this step."""
         return f
 

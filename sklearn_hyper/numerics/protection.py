@@ -53,6 +53,10 @@ class FieldInputs:
         return () if self.x is None else (self.x,)
 
 
+WRITES_SOMETIMES = (
+    "vector_field writes into its argument z in some calls and not in others, so that no solver can trust its state: "
+    "return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = z.clone()."
+)
 NO_INPUTS = FieldInputs()
 """Inputs of a field f(t, z)."""
 
@@ -73,11 +77,25 @@ class ProtectedField:
     """
 
     def __init__(self, f: Callable[..., Tensor], inputs: FieldInputs = NO_INPUTS):
-        self.f, self.inputs = f, inputs
+        self.given = self.f = f
+        self.inputs = inputs
         self.has_inputs = inputs.x is not None or bool(inputs.condition)
         self.writes_z = self.writes_inputs = self.reuses_output = False
         self._watched: Tensor | None = None
         self._version, self._is_second = 0, True
+
+    def calling(self, f: Callable[..., Tensor]) -> ProtectedField:
+        """Call another field from now on, one of the same code as ``given``, and go on watching. Return this object."""
+        self.f = f
+        return self
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether calls have been watched, and needed no copy."""
+        watched = self._watched
+        if watched is None or self.writes_z or self.writes_inputs or self.reuses_output:
+            return False
+        return not (watched.requires_grad and not is_grad_enabled())
 
     def __call__(self, t: Tensor, z: Tensor) -> Tensor:
         # Written out without helper functions: this runs at every evaluation, and a small field takes a few
@@ -93,11 +111,7 @@ class ProtectedField:
         else:
             output = self.f(t, given)
         if z._version != version:
-            raise ValueError(
-                "vector_field writes into its argument z in some calls and not in others, so that no solver can trust "
-                "its state: return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = "
-                "z.clone()."
-            )
+            raise ValueError(WRITES_SOMETIMES)
         if watched._version != self._version:
             self.reuses_output = True
         elif self._is_second:

@@ -84,7 +84,7 @@ class LearnedCoefficients:
         n_valid = min(_VALID_ROWS, max(1, len(task) // 5))
         held_out, fitted = (rows.to(self.settings.device) for rows in (shuffled[:n_valid], shuffled[n_valid:]))
         starts = classical_starts(self.settings.n_steps)
-        loss = _CoefficientLoss(task, states)
+        loss = _CoefficientLoss(task, states, self.settings.n_steps)
         with torch.no_grad():
             # In batches, because a step holds the stages of all steps before it.
             batches = shuffled.to(self.settings.device).split(_BATCH)
@@ -123,27 +123,45 @@ class LearnedCoefficients:
 
 
 class TrainableCoefficients(nn.Module, Method):
-    """A nonstationary method whose coefficients and mesh are parameters; it runs in the usual stepping loop."""
+    """A nonstationary method whose coefficients and mesh are parameters; it runs in the usual stepping loop.
+
+    Parameters
+    ----------
+    start : Nonstationary
+        The method to start from.
+    unit : float, default 1.0
+        By how much a change of one of a parameter changes a coefficient. A small unit makes an optimizer careful.
+    """
 
     name, order = NONSTATIONARY, NONSTATIONARY_ORDER
+    is_learning = True
+    first_below: Tensor
+    first_log_steps: Tensor
 
-    def __init__(self, start: Nonstationary):
+    def __init__(self, start: Nonstationary, unit: float = 1.0):
         super().__init__()
         n = start.n_steps
         below = torch.zeros(n, n)
         for k, row in enumerate(start.weights):
             below[k, :k] = torch.tensor(row[:k])
-        self.below = nn.Parameter(below)
-        self.log_steps = nn.Parameter(torch.tensor(start.shares).diff().log())
+        self.unit = unit
+        self.register_buffer("first_below", below)
+        self.register_buffer("first_log_steps", torch.tensor(start.shares).diff().log())
+        self.below, self.log_steps = nn.Parameter(torch.zeros(n, n)), nn.Parameter(torch.zeros(n))
 
     def shares(self) -> Tensor:
         """Return the mesh, as shares of the span."""
-        steps = self.log_steps.softmax(0)
+        steps = (self.first_log_steps + self.unit * self.log_steps).softmax(0)
         return torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+
+    def mesh(self, t_span: Any, n_steps: int) -> Any:
+        """Return the mesh as a tensor, through which the shares learn."""
+        start, end = t_span
+        return start + (end - start) * self.shares().to(time_dtype(self.below.dtype, t_span))
 
     def row(self, k: int) -> list[Tensor]:
         """Return the coefficients of step k; the last one is set so that they sum to 1."""
-        earlier = self.below[k, :k]
+        earlier = self.first_below[k, :k] + self.unit * self.below[k, :k]
         return [*earlier.unbind(), 1 - earlier.sum()]
 
     def kind(self, index: int) -> StepKind:
@@ -198,8 +216,9 @@ class _CoefficientLoss(nn.Module):
 
     method: TrainableCoefficients
 
-    def __init__(self, task: Task, states: Tensor):
+    def __init__(self, task: Task, states: Tensor, n_steps: int):
         super().__init__()
+        self._n_steps = n_steps
         # A tuple hides the frozen field from parameters(), state_dict() and train().
         self._frozen: Any = (task, states)
         self._unit = span_units(task.neural_ode, states)
@@ -208,12 +227,8 @@ class _CoefficientLoss(nn.Module):
         """Return every row's mean squared terminal error in these units: of the current coefficients, or of a start."""
         task, states = self._frozen
         ode = task.neural_ode
-        if start is None:
-            first, last = ode.t_span
-            grid = first + (last - first) * self.method.shares().to(time_dtype(states.dtype, ode.t_span))
-            mesh = FixedMesh(self.method, grid)
-        else:
-            mesh = FixedMesh.of(start, ode.t_span, start.n_steps)
+        method = self.method if start is None else start
+        mesh = FixedMesh.of(method, ode.t_span, self._n_steps)
         *_, z = mesh.iterate(ode.vector_field, states[0][rows], None, task.inputs.rows(rows))
         # Divide before squaring: the squares of small units underflow.
         return flatten_samples((z - states[-1][rows]) / self._unit).pow(2).mean(dim=1)

@@ -58,7 +58,7 @@ def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: 
         scales = [last._replace(kind=member.main_kind) for member in spec.method_family(method)]
         x = task.inputs.x
         sample = ScaleSample(scales, x, task.neural_ode.t_span)
-        (correction,) = spec.corrections([task.neural_ode], net_inputs(task, sample, method.kinds), [sample])
+        (correction,) = spec.corrections([task.neural_ode], net_inputs(task, sample, method, settings), [sample])
         # Not the bound around the net: it has not seen start-up steps yet.
         net = correction.net if isinstance(correction, BoundedCorrection) else correction
         user_module = user_part(net)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from ..modules.corrections import CorrectionSpec, ModuleCorrection, NetInputs, ScaleSample, resolve_spec
+from ..modules.corrections.weights import learning_unit
 from ..modules.seeding import seeded
-from ..numerics.methods import Method, StepKind
+from ..numerics.methods import Method, Nonstationary
 from ..numerics.row_errors import numbered_rows
+from ..numerics.stepping import FixedMesh
 from ..numerics.tensors import flatten_samples, in_own_units
+from .coefficients import TrainableCoefficients
 from .errors import TerminalErrors, check_runs
 from .learn import train_corrections
 from .nets import TrainingNet, best_loss, draw_seed
@@ -30,6 +33,8 @@ from .tasks import Task
 _VALID_ROWS = 256
 _MAC_SHARE = 0.1
 """Largest MACs of the net of "auto", as a share of those of f."""
+_METHOD_SHARE = 0.3
+"""Unit of changes of coefficients, as a share of that of weights."""
 _ROUNDING = 1e-6
 """A correction must be better than its base solver by more than this share, or it is not kept."""
 
@@ -51,6 +56,8 @@ class FittedCorrection:
     fitted_range: tuple[float, float]
     """Smallest and largest step size of the fit, as shares of the span."""
     interrupted: bool
+    method: Method
+    """The base method under the correction: the given one, or its coefficients as they were trained on."""
 
 
 class CorrectionFit:
@@ -74,6 +81,9 @@ class CorrectionFit:
         Measure scales, caps and floors of ``warm`` again, for a field that has changed since.
     ends : Tensor, optional
         Result of :func:`solve_ends` for a single task, where it is known already.
+    tunes_method : bool, default False
+        Train the coefficients of the method on, together with the correction, if they are learned ones and the
+        correction is one that does (``CorrectionSpec.tunes_method``).
     """
 
     def __init__(
@@ -85,6 +95,7 @@ class CorrectionFit:
         warm: Sequence[ModuleCorrection] | None = None,
         refit_units: bool = False,
         ends: Tensor | None = None,
+        tunes_method: bool = False,
     ):
         if warm is not None and len(warm) != len(tasks):
             raise ValueError(f"warm holds {len(warm)} corrections for {len(tasks)} tasks; pass one a task, or None.")
@@ -96,6 +107,8 @@ class CorrectionFit:
         self._needs_mesh = settings.needs_mesh(method)
         self._ends = ends
         self.sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
+        self._tunes_method = tunes_method and self.spec.tunes_method and not self._needs_mesh
+        self._learning: TrainableCoefficients | None = None
         self.corrections: list[ModuleCorrection] = []
         self.net: TrainingNet | None = None
         self._is_prepared = False
@@ -114,9 +127,17 @@ class CorrectionFit:
         self.seed = draw_seed(self.settings.random_state)
         rng = np.random.default_rng(self.seed)
         self.sets = [self._make_set(task, rng) for task in self.tasks]
-        guarded = Run(self.method, self.settings.n_steps)
-        self.errors = [TerminalErrors(data.valid, guarded) for data in self.sets]
+        base = Run(self.method, self.settings.n_steps)
+        self.errors = [TerminalErrors(data.valid, base) for data in self.sets]
+        self.base_error = max(errors.relative_state_error(None, self.settings.rtol) for errors in self.errors)
         self.corrections = self._start_corrections()
+        if self._tunes_method and isinstance(self.method, Nonstationary):
+            self._learning = TrainableCoefficients(self.method, unit=_METHOD_SHARE * learning_unit(self.base_error))
+            self._learning.to(self.sets[0].train.states)
+            for data in self.sets:
+                data.plan = replace(data.plan, runs=[Run(self._learning, run.n_steps) for run in data.plan.runs])
+            guarded = base._replace(method=self._learning)
+            self.errors = [TerminalErrors(data.valid, guarded, base) for data in self.sets]
         self._is_prepared = True
         return self
 
@@ -154,7 +175,7 @@ class CorrectionFit:
         return [correction.to(like).requires_grad_(True) for correction in warm]
 
     def _build_corrections(self, samples: Sequence[ScaleSample]) -> list[ModuleCorrection]:
-        inputs = net_inputs(self.tasks[0], samples[0], self.method.kinds)
+        inputs = net_inputs(self.tasks[0], samples[0], self.method, self.settings, self.base_error)
         corrections = self.spec.corrections([task.neural_ode for task in self.tasks], inputs, samples)
         return [correction.to(inputs.z).requires_grad_(True) for correction in corrections]
 
@@ -172,7 +193,7 @@ class CorrectionFit:
         if not self._is_prepared:
             raise RuntimeError("call prepare() before run(), which uses up the targets that it makes.")
         self._is_prepared = False
-        self.net = train_corrections(self.corrections, self.sets, self.errors, self.settings, self.seed)
+        self.net = train_corrections(self.corrections, self.sets, self.errors, self.settings, self.seed, self._learning)
         self.corrections = self.net.module_.release()
         return self
 
@@ -188,6 +209,7 @@ class CorrectionFit:
         valid_loss, sizes = best_loss(self.net), self.sizes
         keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or self.warm is not None)
         correction = trained if keeps else None
+        method = self._learning.freeze() if keeps and self._learning is not None else self.method
         return FittedCorrection(
             correction=correction,
             net=self.net,
@@ -198,6 +220,7 @@ class CorrectionFit:
             relative_errors=errors.relative(correction, self.settings.rtol),
             fitted_range=(sizes.low, sizes.high),
             interrupted=self.net.interrupted_,
+            method=method,
         )
 
 
@@ -207,12 +230,17 @@ def _resolve_spec(task: Task, settings: FitSettings) -> CorrectionSpec:
     return resolve_spec(settings.correction, z)
 
 
-def net_inputs(task: Task, sample: ScaleSample, kinds: tuple[StepKind, ...]) -> NetInputs:
-    """Return what a net is built from: the inputs that it reads, and the MACs that it may take."""
+def net_inputs(
+    task: Task, sample: ScaleSample, method: Method, settings: FitSettings, base_error: float = 1.0
+) -> NetInputs:
+    """Return what a correction is built from: the inputs that it reads, its steps, and the MACs that it may take."""
     z = sample.residuals[0].z
     first_row = task.rows(slice(0, 1)).to(z.device)
     macs = task.neural_ode.count_field_macs(first_row.x, first_row.condition)
-    return NetInputs(z, sample.x, kinds, _MAC_SHARE * macs)
+    mesh = FixedMesh.of(method, task.neural_ode.t_span, settings.n_steps)
+    sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
+    largest = None if sizes.steps == (settings.n_steps,) else task.span / min(*sizes.steps, settings.n_steps)
+    return NetInputs(z, sample.x, method.kinds, _MAC_SHARE * macs, tuple(mesh.plans), largest, base_error)
 
 
 def _delta(

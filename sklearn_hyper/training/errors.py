@@ -70,7 +70,9 @@ class UnrolledSolves:
         self._meshes: dict[Run, FixedMesh] = {}
 
     def mesh(self, run: Run) -> FixedMesh:
-        """Return the steps of a run; they are planned once."""
+        """Return the steps of a run; they are planned once, unless the method is being learned."""
+        if run.method.is_learning:
+            return FixedMesh.of(run.method, self.neural_ode.t_span, run.n_steps)
         mesh = self._meshes.get(run)
         if mesh is None:
             mesh = self._meshes[run] = FixedMesh.of(run.method, self.neural_ode.t_span, run.n_steps)
@@ -82,8 +84,7 @@ class UnrolledSolves:
         """Solve some rows; return the states that the loss needs, and the reference's."""
         mesh = self.mesh(run)
         every_step = self.loss is trajectory_loss
-        grid = tuple(mesh.grid)
-        reference = references.on_grid(grid if every_step else (grid[0], grid[-1]), rows)
+        reference = references.on_grid(tuple(mesh.grid) if every_step else self.neural_ode.t_span, rows)
         z0 = reference[0]
         inputs = references.inputs.rows(rows)
         states = [z0, *mesh.iterate(self.neural_ode.vector_field, z0, correction, inputs)]
@@ -179,13 +180,19 @@ class TerminalErrors:
         References of the held-out rows.
     guarded : Run
         The run that predictions will take.
+    base : Run, optional
+        The run without a correction, where it takes another method: one whose coefficients the training changes.
     """
 
-    def __init__(self, references: References, guarded: Run):
+    def __init__(self, references: References, guarded: Run, base: Run | None = None):
         self._neural_ode = references.task.neural_ode
         self._unrolled, self._references = UnrolledSolves(self._neural_ode, terminal_loss), references
-        self.guarded = guarded
-        self._base = self._norms(*self._ends(guarded, None))
+        self.guarded, self.base = guarded, base or guarded
+        self._base = self._norms(*self._ends(self.base, None))
+
+    def run(self, correction: Correction | None) -> Run:
+        """Return the run that a correction takes; None is the base method alone."""
+        return self.base if correction is None else self.guarded
 
     def _ends(self, run: Run, correction: Correction | None) -> tuple[Tensor, Tensor]:
         """Return the terminal states of a run, and the reference's."""
@@ -198,17 +205,25 @@ class TerminalErrors:
         scaled = row_norms((end - reference) / self._references.unit)
         return torch.stack([scaled.double(), _plain_norms(end, reference)], dim=1)
 
-    def relative(self, correction: Correction | None, rtol: float) -> dict[str, float]:
-        """Return the mean error of the terminal states and of the outputs, each as a share of its own mean norm.
+    def relative_state_error(self, correction: Correction | None, rtol: float) -> float:
+        """Return the mean error of the terminal states as a share of their mean norm.
 
-        A norm counts as at least ``rtol`` times the states' norm at the start, because the reference does not resolve
+        The norm counts as at least ``rtol`` times the states' norm at the start, because the reference does not resolve
         smaller ones.
         """
-        unit, output_map = self._references.unit, self._neural_ode.output_map
-        end, reference = self._ends(self.guarded, correction)
+        return self._share_of_states(*self._ends(self.run(correction), correction), rtol)
+
+    def _share_of_states(self, end: Tensor, reference: Tensor, rtol: float) -> float:
+        unit = self._references.unit
         start = mean_norm(self._references.states[0] / unit)
         size = mean_norm(reference / unit).clamp(min=float(rtol * start) + _TINY)
-        shares = {"the states at the end of t_span": float(self._norms(end, reference)[:, 0].mean() / size)}
+        return float(self._norms(end, reference)[:, 0].mean() / size)
+
+    def relative(self, correction: Correction | None, rtol: float) -> dict[str, float]:
+        """Return the mean error of the terminal states and of the outputs, each as a share of its own mean norm."""
+        output_map = self._neural_ode.output_map
+        end, reference = self._ends(self.run(correction), correction)
+        shares = {"the states at the end of t_span": self._share_of_states(end, reference, rtol)}
         if not isinstance(output_map, nn.Identity):
             with torch.no_grad():
                 output, expected = output_map(end), output_map(reference)
@@ -228,8 +243,9 @@ class TerminalErrors:
         """Return mean and largest errors of the hypersolver and of its base solver, by number of steps."""
         rows = {}
         for k in sorted({*steps, self.guarded.n_steps}):
-            run = self.guarded._replace(n_steps=k)
-            corrected, base = (_plain_norms(*self._ends(run, g)) for g in (correction, None))
+            corrected, base = (
+                _plain_norms(*self._ends(self.run(g)._replace(n_steps=k), g)) for g in (correction, None)
+            )
             rows[k] = {
                 "mean": float(corrected.mean()),
                 "max": float(corrected.max()),

@@ -83,11 +83,15 @@ class Objective(nn.Module):
         One for each task. Their nets may share weights.
     losses : sequence of TaskLosses
         One for each task.
+    method : nn.Module, optional
+        The base method, where its coefficients learn too.
     """
 
-    def __init__(self, corrections: Sequence[ModuleCorrection], losses: Sequence[TaskLosses]):
+    def __init__(
+        self, corrections: Sequence[ModuleCorrection], losses: Sequence[TaskLosses], method: nn.Module | None = None
+    ):
         super().__init__()
-        self.corrections = nn.ModuleList(corrections)
+        self.corrections, self.method = nn.ModuleList(corrections), method
         # A tuple hides the frozen fields from parameters(), state_dict() and train().
         self._frozen: Any = (tuple(losses),)
 
@@ -120,10 +124,11 @@ def train_corrections(
     errors: Sequence[TerminalErrors],
     settings: FitSettings,
     seed: int,
+    method: nn.Module | None = None,
 ) -> LossNet:
     """Train corrections, one for each task; return the net that trained them, with its best weights loaded.
 
-    The targets of the tasks are emptied.
+    The targets of the tasks are emptied. ``method`` is the base method where its coefficients learn too.
     """
     phases = settings.phases
     losses = [TaskLosses.of(data, task_errors, phases) for data, task_errors in zip(tasks, errors, strict=True)]
@@ -135,7 +140,7 @@ def train_corrections(
             TaskBatches(len(data.train), stack_targets(data.targets) if stacked else data.targets, data.plan.runs)
         )
     curriculum = Curriculum(batches, settings.batch_size, phases, generator)
-    net = _build_net(Objective(corrections, losses), curriculum, settings)
+    net = _build_net(Objective(corrections, losses, method), curriculum, settings)
     draws_nothing = all(_draws_nothing(correction, settings) for correction in corrections)
     with nullcontext() if draws_nothing else seeded(seed, settings.device):
         net.train(curriculum, None, generator)

@@ -175,7 +175,7 @@ def sample_of(task, base_solver, eps=0.5):
 
 def build(tasks, samples, method):
     """The corrections that a fit of these tasks starts from."""
-    inputs = net_inputs(tasks[0], samples[0], method.kinds)
+    inputs = net_inputs(tasks[0], samples[0], method, fit_settings())
     return MLPCorrection(hidden=4).corrections([task.neural_ode for task in tasks], inputs, samples)
 
 

@@ -14,7 +14,9 @@ from .contract import (
     as_module_correction,
     user_part,
 )
+from .reach import ReachCorrection
 from .specs import ConvCorrection, MLPCorrection, resolve_spec
+from .weight_spec import WeightCorrection
 
 __all__ = [
     "BoundedCorrection",
@@ -25,8 +27,10 @@ __all__ = [
     "MLPCorrection",
     "ModuleCorrection",
     "NetInputs",
+    "ReachCorrection",
     "ScaleSample",
     "Units",
+    "WeightCorrection",
     "as_module_correction",
     "build_net",
     "fit_units",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ class BoundedCorrection(ModuleCorrection):
     def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Tensor | None) -> Tensor:
         return self(plan.eps, s, z, stages, x, plan.kind)
 
-    def fold(self, plans: Sequence[StepPlan]) -> FoldedCorrection:
+    def fold(self, plans: Sequence[StepPlan], f: Callable[..., Tensor] | None = None) -> FoldedCorrection:
         frozen = copy.deepcopy(self).requires_grad_(False).eval()
         return FoldedCorrection([frozen.fold_step(plan) for plan in plans])
 

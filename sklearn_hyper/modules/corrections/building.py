@@ -6,11 +6,12 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
-from ...numerics.methods import Method, StepKind
+from ...numerics.methods import Method, StepKind, StepPlan
 from ..neural_ode import NeuralODE
 from .bounded import BoundedCorrection, fit_units
 from .contract import CorrectionNet, ModuleCorrection, ScaleSample, as_net
@@ -31,12 +32,21 @@ class NetInputs:
     max_macs : float
         Multiply-accumulates per sample that the net may take, by the budget of "auto". nan if f has none to compare
         with.
+    plans : tuple of StepPlan
+        The steps of the solve that predictions take.
+    largest_step : float, optional
+        Size of the largest step of a fit over several numbers of steps. None: the fit is for ``plans`` alone.
+    base_error : float
+        Mean error of the base method on held-out rows, as a share of the states' size.
     """
 
     z: Tensor
     x: Tensor | None
     kinds: tuple[StepKind, ...]
     max_macs: float
+    plans: tuple[StepPlan, ...] = ()
+    largest_step: float | None = None
+    base_error: float = 1.0
 
     @property
     def main_kind(self) -> StepKind:
@@ -96,6 +106,9 @@ class CorrectionSpec(ABC):
     learns_residuals = True
     """Whether its corrections add a term to a step, which residuals can train. False: only solves train them."""
 
+    tunes_method = False
+    """Whether the coefficients of a method that the fit has learned are trained on, together with its corrections."""
+
     def corrections(
         self, neural_odes: Sequence[NeuralODE], inputs: NetInputs, samples: Sequence[ScaleSample]
     ) -> list[ModuleCorrection]:
@@ -136,6 +149,11 @@ class OwnModule(CorrectionSpec):
 
     def build(self, inputs: NetInputs) -> nn.Module:
         return copy.deepcopy(self.module)
+
+
+def is_positive_integer(value: Any) -> bool:
+    """Return whether a parameter is an integer of at least 1."""
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def build_net(spec: CorrectionSpec, inputs: NetInputs) -> CorrectionNet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,20 @@ class ModuleCorrection(DeviceFreeModule, Correction, ABC):
         """Return whether the correction is fitted for methods like this one. If False, its errors are unknown."""
         return True
 
-    def fold(self, plans: Sequence[StepPlan]) -> ModuleCorrection:
+    def check_steps(self, plans: Sequence[StepPlan] | None) -> None:
+        """Refuse steps that the correction cannot run in. None stands for steps that depend on the state."""
+
+    def fold(self, plans: Sequence[StepPlan], f: Callable[..., Tensor] | None = None) -> ModuleCorrection:
         """Return a frozen copy for inference, with all that is constant in each of these steps computed once.
 
         Here nothing is: the copy runs the same weights.
+
+        Parameters
+        ----------
+        plans : sequence of StepPlan
+            The steps of every solve.
+        f : callable, optional
+            The vector field, for corrections that change it.
         """
         return copy.deepcopy(self).requires_grad_(False).eval()
 
@@ -78,7 +88,7 @@ class PlainCorrection(ModuleCorrection):
     def term(self, plan: StepPlan, s: Tensor, z: Tensor, stages: Sequence[Tensor], x: Any) -> Tensor:
         return self.net(plan.eps, s, z, stages, x, plan.kind)
 
-    def fold(self, plans: Sequence[StepPlan]) -> FoldedCorrection:
+    def fold(self, plans: Sequence[StepPlan], f: Callable[..., Tensor] | None = None) -> FoldedCorrection:
         net, unit = copy.deepcopy(self.net).requires_grad_(False).eval(), torch.ones(())
         if isinstance(net, UserNet):
             return FoldedCorrection([net.module] * len(plans))

@@ -222,6 +222,13 @@ def _frozen(tensors: Sequence[Tensor]) -> nn.ParameterList:
     )
 
 
+def fold_image_inputs(first: Tensor, scale: Tensor, layout: CorrectionLayout, slopes: Sequence[float]) -> Tensor:
+    """Return the weight of a convolution on z, x and the raw stages, given that on their scaled features."""
+    known = layout.n_before + layout.n_state * len(slopes)
+    (weight,) = _on_raw_inputs(first[:, :known] * _per_channel(scale[:known], first.ndim - 1), layout, slopes)
+    return weight
+
+
 def _on_raw_inputs(first: Tensor, layout: CorrectionLayout, slopes: Sequence[float]) -> list[Tensor]:
     """Return the first layer's weights on z, on x and on the raw stages, instead of on difference quotients."""
     before, features = first[:, : layout.n_before], first[:, layout.n_before :].split(layout.n_state, dim=1)

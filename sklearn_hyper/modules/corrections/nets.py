@@ -133,11 +133,20 @@ class GatedNet(CorrectionNet):
         return torch.stack([t if isinstance(t, Tensor) else torch.full_like(share, t) for t in terms], dim=-1)
 
     def fold(self, plan: StepPlan, scale: Tensor) -> nn.Module:
-        terms = self.terms(plan.eps, self.scales.shift.new_tensor(plan.s, dtype=torch.float64), plan.kind)
-        # Each later stage's feature is its difference from the first stage times a slope; the first's is itself.
-        slopes = [1.0, *(1 / (spacing * plan.eps) for spacing in plan.kind.spacings)]
         scales = self.scales.scale, self.scales.shift
-        return FoldedNet(self.layout, self.weights.at(terms), self.activations, scales, slopes, scale)
+        layers = self.weights.at(self.terms_of(plan))
+        return FoldedNet(self.layout, layers, self.activations, scales, self.slopes_of(plan), scale)
+
+    def terms_of(self, plan: StepPlan) -> Tensor:
+        """Return the terms of a step that is known beforehand."""
+        return self.terms(plan.eps, self.scales.shift.new_tensor(plan.s, dtype=torch.float64), plan.kind)
+
+    def slopes_of(self, plan: StepPlan) -> list[float]:
+        """Return one factor per stage.
+
+        Each later stage's feature is its difference from the first stage times its factor; the first's is itself.
+        """
+        return [1.0, *(1 / (spacing * plan.eps) for spacing in plan.kind.spacings)]
 
     @abstractmethod
     def _join(self, parts: Sequence[Tensor]) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...numerics.methods import Method, RungeKutta, resolve_base_solver
-from .building import CorrectionSpec, NetInputs, OwnModule
+from .building import CorrectionSpec, NetInputs, OwnModule, is_positive_integer
 from .layers import CorrectionLayout
 from .nets import ConvCorrectionNet, MLPCorrectionNet
 
@@ -59,7 +58,7 @@ class _GatedSpec(CorrectionSpec):
     def _check(self) -> None:
         for name in ("hidden", "depth"):
             value = getattr(self, name)
-            if not (value is None and name == "hidden") and (not isinstance(value, Integral) or value < 1):
+            if not (value is None and name == "hidden") and not is_positive_integer(value):
                 raise ValueError(f"{type(self).__name__}.{name} must be an integer >= 1, got {value!r}.")
         if self.activation not in _ACTIVATIONS:
             raise ValueError(
@@ -67,25 +66,30 @@ class _GatedSpec(CorrectionSpec):
             )
 
     def _layout(self, inputs: NetInputs, n_state: int, n_input: int, **sizes: Any) -> CorrectionLayout:
-        main = inputs.main_kind
-        longest = max(kind.n_stages for kind in inputs.kinds)
-        if longest > main.n_stages:
-            raise ValueError(
-                f"{type(self).__name__} reads at most the {main.n_stages} stages of the base solver's later steps, and "
-                f"a start-up step has {longest}; start the method with fewer stages, or pass a CorrectionNet of your "
-                "own."
-            )
-        return CorrectionLayout(
-            state_shape=tuple(inputs.z.shape[1:]),
-            n_state=n_state,
-            n_stages=main.n_stages,
-            n_input=n_input,
-            depth=self.depth,
-            activation=_ACTIVATIONS[self.activation],
-            reads_tableau=self.tableaus is not None,
-            other_families=tuple(kind.family for kind in inputs.kinds if kind.family != main.family),
-            **sizes,
+        return layout_of(
+            inputs, n_state, n_input, type(self).__name__,
+            depth=self.depth, activation=_ACTIVATIONS[self.activation],
+            reads_tableau=self.tableaus is not None, **sizes,
+        )  # fmt: skip
+
+
+def layout_of(inputs: NetInputs, n_state: int, n_input: int, name: str, **sizes: Any) -> CorrectionLayout:
+    """Return the layout of a net that reads the stages of the method's later steps. ``name`` is the spec's."""
+    main = inputs.main_kind
+    longest = max(kind.n_stages for kind in inputs.kinds)
+    if longest > main.n_stages:
+        raise ValueError(
+            f"{name} reads at most the {main.n_stages} stages of the base solver's later steps, and a start-up step "
+            f"has {longest}; start the method with fewer stages, or pass a CorrectionNet of your own."
         )
+    return CorrectionLayout(
+        state_shape=tuple(inputs.z.shape[1:]),
+        n_state=n_state,
+        n_stages=main.n_stages,
+        n_input=n_input,
+        other_families=tuple(kind.family for kind in inputs.kinds if kind.family != main.family),
+        **sizes,
+    )
 
 
 def _resolve_member(tableau: Any, method: Method, name: str) -> Method:
@@ -189,13 +193,10 @@ class ConvCorrection(_GatedSpec):
     def build(self, inputs: NetInputs) -> nn.Module:
         """Build the net for states, stages and inputs of these sizes."""
         self._check()
-        z, x, n_stages = inputs.z, inputs.x, inputs.main_kind.n_stages
-        if z.ndim != 4:
-            raise ValueError(f"ConvCorrection needs states of shape (c, h, w), got {tuple(z.shape[1:])}.")
         if self.kernel_size % 2 != 1:
             raise ValueError(f"ConvCorrection.kernel_size must be odd, got {self.kernel_size}.")
-        c, area, k2 = z.shape[1], z[0, 0].numel(), self.kernel_size**2
-        n_input = 0 if x is None else _image_channels(x, z)
+        c, n_input = image_channels(inputs, "ConvCorrection")
+        n_stages, area, k2 = inputs.main_kind.n_stages, inputs.z[0, 0].numel(), self.kernel_size**2
         n_in, n_out = c * (1 + n_stages) + n_input, c + n_stages * self.gate
         hidden = self.hidden or _widest(
             inputs.max_macs, 16, lambda h: area * k2 * (h * (n_in + n_out) + (self.depth - 1) * h * h)
@@ -204,13 +205,19 @@ class ConvCorrection(_GatedSpec):
         return ConvCorrectionNet.build(self._layout(inputs, c, n_input, **sizes), self.kernel_size)
 
 
-def _image_channels(x: Tensor, z: Tensor) -> int:
+def image_channels(inputs: NetInputs, name: str) -> tuple[int, int]:
+    """Return the channels of states and of x (0 without x); refuse what is no image. ``name`` is the spec's."""
+    z, x = inputs.z, inputs.x
+    if z.ndim != 4:
+        raise ValueError(f"{name} needs states of shape (c, h, w), got {tuple(z.shape[1:])}.")
+    if x is None:
+        return z.shape[1], 0
     if x.ndim != 4 or x.shape[2:] != z.shape[2:]:
         raise ValueError(
-            f"ConvCorrection reads the input x beside the state, so x must be an image of the state's height and width "
+            f"{name} reads the input x beside the state, so x must be an image of the state's height and width "
             f"{tuple(z.shape[2:])}, got x of shape {tuple(x.shape[1:])}; pass a correction module of your own."
         )
-    return int(x.shape[1])
+    return z.shape[1], int(x.shape[1])
 
 
 def _widest(max_macs: float, default: int, macs: Any) -> int:

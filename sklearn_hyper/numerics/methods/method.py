@@ -151,6 +151,8 @@ class Method(ABC):
     """Number of earlier steps that a step may read. From step ``memory`` on, all steps are of one kind."""
     n_steps: int | None = None
     """The only number of steps that the method is made for, on its own mesh. None: any number, on any mesh."""
+    is_learning = False
+    """Whether the coefficients are parameters that a training changes, so that no mesh may be kept."""
     follows_trajectory = True
     """Whether the states between the ends of a solve approximate the trajectory as well as the last one does."""
 
