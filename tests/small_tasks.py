@@ -42,7 +42,15 @@ def turn_task(n=60, speed=1.0, seed=0):
 
 def fit_settings(**changes):
     return FitSettings(
-        **{"base_solver": "euler", "n_steps": 2, "max_epochs": 10, "lr": 1e-2, "batch_size": 16, "random_state": 0}
+        **{
+            "base_solver": "euler",
+            "n_steps": 2,
+            "max_epochs": 10,
+            "lr": 1e-2,
+            "batch_size": 16,
+            "random_state": 0,
+            "optimizer": torch.optim.Adam,
+        }
         | changes
     )
 

@@ -19,6 +19,7 @@ HYPERSOLVER_CONSTRAINTS: dict = {
     **TRAINING_CONSTRAINTS,
     "neural_ode": "no_validation",
     "base_solver": "no_validation",
+    "optimizer": [StrOptions({"auto"}), type],
     "order": [None, Interval(Integral, 1, 5, closed="both")],
     "fit_n_steps": [None, Interval(Integral, 1, None, closed="left"), tuple, list],
     "correction": [StrOptions({"auto"}), CorrectionSpec, nn.Module],

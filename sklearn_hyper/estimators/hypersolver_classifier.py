@@ -85,7 +85,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         max_epochs=120,
         lr=2e-2,
         batch_size=128,
-        optimizer=torch.optim.Adam,
+        optimizer="auto",
         callbacks=None,
         validation_fraction=0.1,
         mape_floor=1e-2,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..hypersolvers import FitSettings, FittedHypersolver, Task, choose_base_solver, fit_hypersolver
-from ..hypersolvers.choose import auto_name
+from ..hypersolvers.choose import auto_name, choose_correction
 from ..hypersolvers.prepare import prepare_neural_ode
 from ..modules.copies import frozen_copy
 from ..modules.field_probes import PROBED_ROWS
@@ -170,7 +170,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         max_epochs=120,
         lr=2e-2,
         batch_size=128,
-        optimizer=torch.optim.Adam,
+        optimizer="auto",
         callbacks=None,
         validation_fraction=0.1,
         mape_floor=1e-2,
@@ -613,15 +613,17 @@ def _fit_direction(
     ode: NeuralODE, rows: np.ndarray, settings: FitSettings, flow: Flow, previous: FittedHypersolver | None
 ) -> tuple[FittedHypersolver | None, bool]:
     """Fit one direction; return the result, None if Ctrl-C came before training, and whether Ctrl-C ended it."""
-    if previous is None or previous.correction is None:
-        # "auto" stands for one method in both directions, though the density's state is larger.
-        settings, previous = replace(settings, base_solver=auto_name(settings, flow.n_features)), None
     neural_ode = frozen_copy(ode).to(settings.device)
     dtype = module_dtype(neural_ode.dtype, rows)
     x = TorchEstimator._to_tensor(rows, dtype, "cpu")
     try:
         probed_rows = x[:PROBED_ROWS].to(settings.device, copy=True)
-        prepare_neural_ode(neural_ode, probed_rows, settings, lambda z: check_output_map(neural_ode, z))
+        z = prepare_neural_ode(neural_ode, probed_rows, settings, lambda z: check_output_map(neural_ode, z))
+        if previous is None or previous.correction is None:
+            previous = None
+            settings = replace(settings, correction=choose_correction(settings, [Task(neural_ode, probed_rows)], z))
+            # "auto" stands for one method in both directions, though the density's state is larger.
+            settings = replace(settings, base_solver=auto_name(settings, flow.n_features))
         fitted = fit_hypersolver(Task(neural_ode, x), settings, previous, copy=False)
     except KeyboardInterrupt:
         return None, True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import is_classifier
 from sklearn.utils import RegressorTags
 
@@ -100,12 +99,14 @@ class HypersolverRegressor(Hypersolver):
     lr : float, default 2e-2
         Highest learning rate of the first phase; the second uses half of it. A cosine takes it to zero within each
         phase, unless ``callbacks`` holds a skorch ``LRScheduler``, which replaces that schedule. ``lr``,
-        ``batch_size``, ``optimizer`` and ``callbacks`` concern g alone: coefficients are learned by Adam at 1e-2, which
-        needs no tuning because they start at a classical method.
+        ``batch_size``, ``optimizer`` and ``callbacks`` concern the correction: coefficients are first learned by Adam
+        at 1e-2, which needs no tuning because they start at a classical method.
     batch_size : int, default 128
         Rows in an optimizer step. Predictions keep no graph and take eight times as many rows at a time.
-    optimizer : type, default torch.optim.Adam
-        Optimizer of g; called with its parameters and ``lr``.
+    optimizer : "auto" or type, default "auto"
+        Optimizer of the correction; called with its parameters and ``lr``. "auto": ``torch.optim.Adam`` for a net, and
+        :class:`sklearn_hyper.training.soap.Soap` for changes of weights, which it brings two to three times closer in
+        the same number of steps.
     callbacks : list of skorch callbacks, optional
         Callbacks of the training, which see ``valid_loss``: the last phase's loss on held-out rows, in units of the
         base solver's. Callbacks that score predictions (``EpochScoring``) are refused, because what is trained computes
@@ -203,7 +204,7 @@ class HypersolverRegressor(Hypersolver):
         max_epochs=120,
         lr=2e-2,
         batch_size=128,
-        optimizer=torch.optim.Adam,
+        optimizer="auto",
         callbacks=None,
         validation_fraction=0.1,
         mape_floor=1e-2,

@@ -1,12 +1,19 @@
-"""Choose what ``base_solver="auto"`` stands for, and check that a method can serve a fit."""
+"""Choose what "auto" stands for, and check that a method can serve a fit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from ..modules.corrections import CorrectionSpec, ReachCorrection, WeightCorrection, resolve_spec
+from ..modules.corrections.weights import answers_to_weights
 from ..numerics.methods import DEFAULT, NONSTATIONARY, Method, resolve_base_solver
 from ..training.coefficients import LearnedCoefficients
+from ..training.correction_fit import MAC_SHARE
 from ..training.settings import FitSettings
+from ..training.tasks import Task
 
 _FEW_DIMENSIONS = 4
 """Up to this many numbers in a state, a correction with a tenth of f's MACs beats learned coefficients."""
@@ -32,6 +39,63 @@ class BaseSolverChoice(NamedTuple):
                 )
 
 
+def choose_correction(settings: FitSettings, tasks: Sequence[Task], z: Tensor) -> CorrectionSpec:
+    """Choose the correction of a fit.
+
+    ``correction="auto"`` stands for:
+
+    ==============================================================  ==================================================
+    for                                                             the correction is
+    ==============================================================  ==================================================
+    one field with weights, ``base_solver="auto"``, a single        :class:`WeightCorrection`; on images beside it a
+    number of steps and the terminal state                          :class:`ReachCorrection`, if it takes at most a
+                                                                    tenth of f's multiply-accumulates
+    images (c, h, w)                                                :class:`ConvCorrection`
+    all else                                                        :class:`MLPCorrection`
+    ==============================================================  ==================================================
+
+    Changed weights cost nothing at inference, and beat a net at the same number of evaluations. But they serve the
+    number of steps of their fit alone. Who names a base solver, or asks for several numbers of steps, gets a net, which
+    other methods of its family and other numbers of steps can take over.
+
+    Parameters
+    ----------
+    settings : FitSettings
+    tasks : sequence of Task
+        A few rows of each task of the fit, on its device.
+    z : Tensor
+        Initial states of the first.
+    """
+    net = resolve_spec(settings.correction, z)
+    if not (isinstance(settings.correction, str) and _is_free(settings) and len(tasks) == 1):
+        return net
+    (task,) = tasks
+    if not answers_to_weights(task.neural_ode.vector_field, task.neural_ode.t_span[0], z, task.inputs):
+        return net
+    reach = ReachCorrection()
+    return WeightCorrection(beside=reach if _sees_images(task, z) and reach.macs(z) <= _macs_budget(task) else None)
+
+
+def _sees_images(task: Task, z: Tensor) -> bool:
+    x = task.inputs.x
+    return z.ndim == 4 and (x is None or x.shape[2:] == z.shape[2:])
+
+
+def _macs_budget(task: Task) -> float:
+    row = task.rows(slice(0, 1))
+    return MAC_SHARE * row.neural_ode.count_field_macs(row.x, row.condition)
+
+
+def _is_free(settings: FitSettings) -> bool:
+    """Return whether the base solver is ours to choose, for one number of steps and the terminal state."""
+    return settings.base_solver == "auto" and settings.order is None and _wants_one_end(settings)
+
+
+def _wants_one_end(settings: FitSettings) -> bool:
+    wants_terminal_state = settings.loss == "residual" and settings.finetune in ("terminal", "output")
+    return settings.fit_n_steps in (None, settings.n_steps) and wants_terminal_state
+
+
 def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
     """Choose the base method of a fit.
 
@@ -41,7 +105,7 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
     for                                                                 the method is
     ==================================================================  =====================================
     a single step (``n_steps`` or ``fit_n_steps`` is 1)                 "euler"
-    states of up to four numbers                                        "ab2"
+    a net beside a field whose states have up to four numbers           "ab2"
     a fit at other numbers of steps than ``n_steps``                    "ab2"
     a ``loss`` or ``finetune`` that asks for the states between the     "ab2"
     ends, or for no training through the solver
@@ -49,7 +113,8 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
     ==================================================================  =====================================
 
     All of these evaluate f once a step. Learned coefficients serve a single number of steps and only the terminal
-    state. For large states they gain more than a correction, which is small beside the state. With ``order``, "auto" is
+    state. For large states they gain more than a net, which is small beside the state. Under changed weights they gain
+    for all. With ``order``, "auto" is
     the canonical Runge-Kutta method: euler, midpoint, rk3, rk4.
 
     Parameters
@@ -96,9 +161,8 @@ def auto_name(settings: FitSettings, n_state: int) -> Any:
         return settings.base_solver
     if 1 in (settings.n_steps, settings.fit_n_steps):
         return "euler"
-    wants_one = settings.fit_n_steps in (None, settings.n_steps)
-    wants_terminal_state = settings.loss == "residual" and settings.finetune in ("terminal", "output")
-    return NONSTATIONARY if n_state > _FEW_DIMENSIONS and wants_one and wants_terminal_state else DEFAULT
+    is_learned = n_state > _FEW_DIMENSIONS or getattr(settings.correction, "tunes_method", False)
+    return NONSTATIONARY if is_learned and _wants_one_end(settings) else DEFAULT
 
 
 def check_same_family(method: Method, fitted: Method, advice: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..modules.copies import frozen_copy
-from ..modules.corrections import BoundedCorrection
+from ..modules.corrections import BoundedCorrection, CorrectionSpec, resolve_spec
 from ..modules.field_probes import check_start
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.methods import Method
@@ -28,7 +28,7 @@ from ..training.settings import FitSettings
 from ..training.splits import count_held_out
 from ..training.targets import max_rows
 from ..training.tasks import Task
-from .choose import BaseSolverChoice, check_same_family, choose_base_solver
+from .choose import BaseSolverChoice, check_same_family, choose_base_solver, choose_correction
 from .fitted import FittedHypersolver
 
 _MAX_SAMPLES = 2000
@@ -109,9 +109,10 @@ def fit_hypersolvers(
         tasks = [replace(task, neural_ode=frozen_copy(task.neural_ode)) for task in tasks]
     starts = [_initial_states(task, settings) for task in tasks]
     _check_alike(tasks, starts)
-    choice = choose_base_solver(settings, starts[0][0].numel())
     if previous is not None and any(one.correction is None for one in previous):
         previous = None  # there is nothing to start from
+    settings = replace(settings, correction=_choose_correction(tasks, starts[0], settings, previous))
+    choice = choose_base_solver(settings, starts[0][0].numel())
     if previous is not None:
         _check_shared(previous)
         choice = _resume(choice, previous[0].method, tasks[0], settings)
@@ -195,6 +196,17 @@ def _fit(
         tunes_method=tunes_method,
     )  # fmt: skip
     return method, fit.prepare().run().product()
+
+
+def _choose_correction(
+    tasks: Sequence[Task], z: Tensor, settings: FitSettings, previous: Sequence[FittedHypersolver] | None
+) -> CorrectionSpec:
+    """Return the correction to fit. A warm start goes on with what "auto" stood for."""
+    if previous is not None and isinstance(settings.correction, str):
+        settings = replace(settings, correction=previous[0].settings.correction)
+        if isinstance(settings.correction, str):  # saved by a version in which "auto" was always a net
+            return resolve_spec(settings.correction, z)
+    return choose_correction(settings, [task.rows(slice(0, len(z))).to(settings.device) for task in tasks], z)
 
 
 def _resume(choice: BaseSolverChoice, fitted: Method, task: Task, settings: FitSettings) -> BaseSolverChoice:

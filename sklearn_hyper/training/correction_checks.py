@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules.corrections import BoundedCorrection, ScaleSample, resolve_spec, user_part
+from ..modules.corrections import BoundedCorrection, ModuleCorrection, ScaleSample, resolve_spec, user_part
 from ..modules.field_probes import differ
 from ..modules.seeding import seeded
 from ..modules.user_code import find_hidden_modules, refuse_state_in_functions
 from ..numerics.methods import Method
 from ..numerics.protection import is_written
 from ..numerics.residuals import Residual, compute_residuals
+from ..numerics.stepping import FixedMesh
 from .batches import check_lone_rows
 from .correction_fit import net_inputs
 from .errors import check_overflow
@@ -22,6 +23,7 @@ from .settings import FitSettings
 from .tasks import Task
 
 _PERTURBED = 0.1
+_OTHER_CORRECTION = "Mend the field, or take a correction beside it, such as correction=MLPCorrection()."
 _CONTRACT = (
     "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z; start-up steps of 'ab2' to "
     "'ab4' and 'nonstationary' hand it fewer stages."
@@ -45,7 +47,7 @@ def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: 
     ValueError
         If the correction fails, does not return a tensor like z, has nothing to train, or holds modules where
         ``parameters()`` does not find them. If it is random, mixes rows, or writes into its arguments. If it cannot
-        learn from a single row and would have to.
+        learn from a single row and would have to. If it changes the field, and the field does not notice.
     """
     with torch.no_grad(), seeded(0, task.x.device):
         steps = _first_steps(task, method, settings.n_steps)
@@ -53,12 +55,17 @@ def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: 
             check_overflow(step.target, method.name, settings.n_steps)
         last = steps[-1]
         spec = resolve_spec(settings.correction, last.z)
-        if not spec.learns_residuals:
-            return  # it is no function of a step that could be called alone
-        scales = [last._replace(kind=member.main_kind) for member in spec.method_family(method)]
+        if spec.learns_residuals:
+            scales = [last._replace(kind=member.main_kind) for member in spec.method_family(method)]
+        else:
+            scales = steps
         x = task.inputs.x
         sample = ScaleSample(scales, x, task.neural_ode.t_span)
         (correction,) = spec.corrections([task.neural_ode], net_inputs(task, sample, method, settings), [sample])
+        if not spec.learns_residuals:
+            # It is no function of a step that could be called alone.
+            _check_solve(task, correction, method, settings)
+            return
         # Not the bound around the net: it has not seen start-up steps yet.
         net = correction.net if isinstance(correction, BoundedCorrection) else correction
         user_module = user_part(net)
@@ -81,6 +88,33 @@ def _first_steps(task: Task, method: Method, n_steps: int) -> list[Residual]:
         ode.vector_field, torch.stack([z] * len(grid)), grid, method,
         x=inputs.x, condition=inputs.condition, t_span=ode.t_span,
     )  # fmt: skip
+
+
+def _check_solve(task: Task, correction: ModuleCorrection, method: Method, settings: FitSettings) -> None:
+    """Refuse a correction that fails in a solve, or whose parameters do not reach the end of it."""
+    ode, name = task.neural_ode, f"correction={settings.correction!r}"
+    changed: Any = _without_zeros(correction).requires_grad_(True)
+    mesh = FixedMesh.of(method, ode.t_span, settings.n_steps)
+    z = ode.input_map(task.x.clone())
+    *_, base = mesh.iterate(ode.vector_field, z, None, task.inputs)
+    with torch.enable_grad():
+        try:
+            *_, end = mesh.iterate(ode.vector_field, z, changed, task.inputs)
+        except Exception as error:
+            raise ValueError(f"{name} fails in a solve with {method.name!r}: {error}. {_OTHER_CORRECTION}") from error
+        if not differ(end, base):
+            raise ValueError(
+                f"{name} changes nothing: with other parameters a solve ends where the base solver does. A field that "
+                "computes with copies of its weights, as tensors kept beside its parameters are, does not see changes "
+                f"of them. {_OTHER_CORRECTION}"
+            )
+        parameters = [parameter for parameter in changed.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(end.sum(), parameters, allow_unused=True) if end.requires_grad else ()
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(
+                f"{name} cannot learn: no gradient leads from the end of a solve to its parameters. Fields that "
+                f"compute under torch.no_grad(), with .detach() or in NumPy have none. {_OTHER_CORRECTION}"
+            )
 
 
 def _check_output(net: nn.Module, step: Residual, x: Tensor | None, method: Method, correction: Any) -> None:

@@ -31,7 +31,7 @@ from .targets import TaskSet, residual_set, state_set
 from .tasks import Task
 
 _VALID_ROWS = 256
-_MAC_SHARE = 0.1
+MAC_SHARE = 0.1
 """Largest MACs of the net of "auto", as a share of those of f."""
 _METHOD_SHARE = 0.3
 """Unit of changes of coefficients, as a share of that of weights."""
@@ -103,7 +103,7 @@ class CorrectionFit:
         self.spec = _resolve_spec(self.tasks[0], settings)
         if not self.spec.learns_residuals:
             settings = settings.through_solves()
-        self.settings = settings.adapted_to(method)
+        self.settings = settings.adapted_to(method).with_optimizer_of(self.spec)
         self._needs_mesh = settings.needs_mesh(method)
         self._ends = ends
         self.sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
@@ -240,7 +240,7 @@ def net_inputs(
     mesh = FixedMesh.of(method, task.neural_ode.t_span, settings.n_steps)
     sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
     largest = None if sizes.steps == (settings.n_steps,) else task.span / min(*sizes.steps, settings.n_steps)
-    return NetInputs(z, sample.x, method.kinds, _MAC_SHARE * macs, tuple(mesh.plans), largest, base_error)
+    return NetInputs(z, sample.x, method.kinds, MAC_SHARE * macs, tuple(mesh.plans), largest, base_error)
 
 
 def _delta(

@@ -174,7 +174,7 @@ def _draws_nothing(correction: ModuleCorrection, settings: FitSettings) -> bool:
     modules = [type(module) for module in correction.modules()]
     return (
         not settings.callbacks
-        and settings.optimizer.__module__.startswith("torch.optim.")
+        and settings.optimizer.__module__.startswith(("torch.optim.", "sklearn_hyper."))
         and all(kind.__module__.startswith(ours) and kind is not nn.RReLU for kind in modules)
     )
 

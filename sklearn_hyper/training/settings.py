@@ -9,11 +9,15 @@ from typing import Any, NamedTuple, Self
 import torch
 from joblib import Memory
 
+from ..modules.corrections import CorrectionSpec
 from ..numerics.methods import Method
 from ..numerics.reference import DEFAULT_TOLERANCE
+from .soap import Soap
 
 _FINETUNE_SHARE, FINETUNE_LR = 0.6, 0.5
 """Share of the epochs that fine-tuning takes, and its learning rate as a share of ``lr``."""
+
+_OPTIMIZERS = {"adam": torch.optim.Adam, "soap": Soap}
 
 
 class Phase(NamedTuple):
@@ -59,7 +63,7 @@ class FitSettings(SolveSettings):
     max_epochs: int = 120
     lr: float = 2e-2
     batch_size: int = 128
-    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+    optimizer: Any = "auto"
     callbacks: Any = None
     validation_fraction: float = 0.1
     random_state: Any = None
@@ -78,6 +82,10 @@ class FitSettings(SolveSettings):
             return self
         # Its states between the ends may leave the trajectory; residuals would force them back to it.
         return replace(self, loss=self.finetune, finetune=None, lr=FINETUNE_LR * self.lr)
+
+    def with_optimizer_of(self, spec: CorrectionSpec) -> FitSettings:
+        """Return these settings with the optimizer that "auto" stands for."""
+        return replace(self, optimizer=_OPTIMIZERS[spec.optimizer]) if self.optimizer == "auto" else self
 
     def through_solves(self) -> FitSettings:
         """Return these settings for a correction that residuals cannot train: no phase trains on them."""

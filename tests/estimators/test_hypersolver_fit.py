@@ -16,6 +16,7 @@ from sklearn_hyper import (
 )
 from sklearn_hyper.metrics import local_truncation_error
 from sklearn_hyper.modules import MLPVectorField
+from sklearn_hyper.modules.corrections.weights import FieldWeights
 from sklearn_hyper.numerics import ConditioningWarning, compute_residuals, hypersolve, reference_solution
 
 
@@ -150,7 +151,7 @@ def test_ill_conditioned_targets_are_solved_for_again(X):
 
 # ---------------------------------------------------------------------- the base solver that is chosen
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize(("n_steps", "name"), [(1, "euler"), (3, "ab2")])
+@pytest.mark.parametrize(("n_steps", "name"), [(1, "euler"), (3, "nonstationary")])
 def test_the_default_base_solver_takes_one_evaluation_a_step(X, n_steps, name):
     fast = make_regressor(base_solver="auto", n_steps=n_steps).fit(X)
     assert (fast.base_solver_.name, fast.base_solver_.count_evaluations(n_steps)) == (name, n_steps)
@@ -205,7 +206,12 @@ def test_a_warm_start_goes_on_in_the_dtype_of_its_rows(X):
 
 
 def test_a_warm_start_keeps_what_auto_stood_for(X):
-    fast = make_regressor(base_solver="auto", n_steps=3, max_epochs=20, batch_size=8, warm_start=True).fit(X)
+    params = {"base_solver": "auto", "n_steps": 3, "max_epochs": 20, "batch_size": 8, "warm_start": True}
+    fast = make_regressor(**params).fit(X)
+    with pytest.raises(ValueError, match=r"'nonstationary' is made for n_steps=3 alone, got n_steps=4"):
+        fast.set_params(n_steps=4).fit(X)
+    assert isinstance(fast.set_params(n_steps=3).fit(X).correction_, FieldWeights)
+    fast = make_regressor(**params, fit_n_steps=(2, 4)).fit(X)
     fast.set_params(n_steps=4).fit(X)
     assert fast.base_solver_.name == "ab2"
     with pytest.raises(ValueError, match=r"n_steps=1 with base_solver='ab2' makes start-up steps only"):

@@ -251,9 +251,10 @@ def test_learned_coefficients_of_several_tasks_are_those_of_the_first():
 
 # ---------------------------------------------------------------------- again
 def test_a_fit_goes_on_from_another_and_leaves_it_as_it_was():
-    first = fit_hypersolver(turn_task(), fit_settings(base_solver="auto", n_steps=3))
+    settings = fit_settings(base_solver="auto", fit_n_steps=(2, 4), n_steps=3)
+    first = fit_hypersolver(turn_task(), settings)
     before = first.solve(rows(9))
-    again = fit_hypersolver(turn_task(), fit_settings(base_solver="auto", n_steps=4, max_epochs=2), first)
+    again = fit_hypersolver(turn_task(), replace(settings, n_steps=4, max_epochs=2), first)
     assert again.method is first.method and again.n_steps == 4 and again.correction is not first.correction
     assert torch.equal(first.solve(rows(9)), before)
 
@@ -309,7 +310,8 @@ def test_a_refit_keeps_learned_coefficients():
 def test_settings_of_a_refit_are_those_of_the_fit_but_for_changes():
     first = fit_hypersolver(turn_task(), fit_settings())
     again = refit_hypersolver(first, rows(40), max_epochs=2, lr=1e-4)
-    assert again.settings == fit_settings(max_epochs=2, lr=1e-4) and first.settings == fit_settings()
+    net = {"correction": MLPCorrection()}  # what "auto" stood for
+    assert first.settings == fit_settings(**net) and again.settings == fit_settings(**net, max_epochs=2, lr=1e-4)
     assert again.n_samples == 40
 
 

@@ -106,6 +106,9 @@ class CorrectionSpec(ABC):
     learns_residuals = True
     """Whether its corrections add a term to a step, which residuals can train. False: only solves train them."""
 
+    optimizer = "adam"
+    """What ``optimizer="auto"`` stands for: "adam" or "soap"."""
+
     tunes_method = False
     """Whether the coefficients of a method that the fit has learned are trained on, together with its corrections."""
 
@@ -149,6 +152,9 @@ class OwnModule(CorrectionSpec):
 
     def build(self, inputs: NetInputs) -> nn.Module:
         return copy.deepcopy(self.module)
+
+    def __repr__(self) -> str:
+        return repr(self.module)
 
 
 def is_positive_integer(value: Any) -> bool:

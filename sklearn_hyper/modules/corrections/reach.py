@@ -107,6 +107,11 @@ class ReachCorrection(CorrectionSpec):
         """Parameters by name."""
         return {"hidden": self.hidden}
 
+    def macs(self, z: Tensor) -> int:
+        """Return about how many multiply-accumulates a step takes for a state like one of ``z``."""
+        channels, area = z.shape[1], z.shape[2] * z.shape[3]
+        return area * int(self.hidden) * (3 * channels + _NEAR**2 + _FAR**2 + 4 * channels)
+
     def build(self, inputs: NetInputs) -> nn.Module:
         """Build the net for states, stages and inputs of these sizes.
 

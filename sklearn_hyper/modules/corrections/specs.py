@@ -227,7 +227,7 @@ def _widest(max_macs: float, default: int, macs: Any) -> int:
 
 
 def resolve_spec(correction: Any, z: Tensor) -> CorrectionSpec:
-    """Return the spec that a user's ``correction`` means.
+    """Return the spec that a user's ``correction`` means, where "auto" is a net beside the field.
 
     ========================  ==========================================================
     ``correction``            spec

@@ -78,6 +78,7 @@ class WeightCorrection(CorrectionSpec):
     beside: CorrectionSpec | None = None
 
     learns_residuals = False
+    optimizer = "soap"
     tunes_method = True
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

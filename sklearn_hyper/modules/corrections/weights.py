@@ -14,7 +14,9 @@ from torch.compiler import is_compiling
 from torch.func import functional_call
 
 from ...numerics.methods import Field, Method, StepKind, StepPlan
-from ...numerics.protection import WRITES_SOMETIMES, ProtectedField
+from ...numerics.protection import WRITES_SOMETIMES, FieldInputs, ProtectedField
+from ...numerics.times import time_tensor
+from ..field_probes import differ
 from ..seeding import own_generator
 from ..serialization import DeviceFreeModule, copy_user_code
 from ..user_code import find_hidden_modules
@@ -36,6 +38,26 @@ class FieldModule(DeviceFreeModule):
 
     def forward(self, t: Tensor, z: Tensor, *arguments: Any, **condition: Any) -> Tensor:
         return self.field(t, z, *arguments, **condition)
+
+
+def answers_to_weights(f: Callable[..., Tensor], t: float, z: Tensor, inputs: FieldInputs) -> bool:
+    """Return whether a field computes other values with other weights, and gradients lead back to them.
+
+    Not so without weights, in fields that compute with copies of them, and without autograd.
+    """
+    module = FieldModule(f)
+    weights = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
+    time = time_tensor([t], z, (t, t))[0]
+    with torch.enable_grad():
+        other = {name: (weight + 0.1).requires_grad_(True) for name, weight in weights.items()}
+        try:
+            given, bent = (
+                functional_call(module, used, (time, z.clone(), *inputs.arguments), dict(inputs.condition))
+                for used in (weights, other)
+            )
+        except (AttributeError, RuntimeError, TypeError):  # no module that torch can call with other weights
+            return False
+    return bent.requires_grad and differ(given.detach(), bent.detach())
 
 
 # ---------------------------------------------------------------------- when the weights of an evaluation change
@@ -131,28 +153,25 @@ def _describe(counts: Sequence[int]) -> str:
 
 # ---------------------------------------------------------------------- the changes
 class FullChanges(nn.Module):
-    """Changes of whole tensors, in one vector for each part: an optimizer takes them as one tensor."""
+    """Changes of whole tensors: for each a stack of matrices, or of vectors, with one for each part."""
 
     units: Tensor
 
     def __init__(self, tensors: Mapping[str, Tensor], n_parts: int, unit: float = 1.0):
         super().__init__()
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self.lengths = [tensor.numel() for tensor in tensors.values()]
-        like = next(iter(tensors.values()))
-        self.change = nn.Parameter(torch.zeros(n_parts, sum(self.lengths)).to(like))
-        units = torch.cat([_unit(tensor, tensors).expand(tensor.numel()) for tensor in tensors.values()])
-        self.register_buffer("units", unit * units)
+        self.names = list(tensors)
+        self.changes = nn.ParameterList(
+            torch.zeros(n_parts, *(t.flatten(1).shape if t.ndim > 1 else (t.numel(),))).to(t) for t in tensors.values()
+        )
+        self.register_buffer("units", torch.stack([unit * _unit(tensor, tensors) for tensor in tensors.values()]))
 
     def forward(self, theta: Mapping[str, Tensor], parts: Parts, factor: Any) -> dict[str, Tensor]:
         """Return the changed tensors by name."""
-        given, change = torch.cat([theta[name].flatten() for name in self.shapes]), _mix(self.change, parts)
-        if isinstance(factor, Tensor):
-            changed = given + factor * self.units * change
-        else:
-            changed = torch.addcmul(given, change, self.units, value=factor)
-        pieces = changed.split(self.lengths)
-        return {name: piece.view(shape) for piece, (name, shape) in zip(pieces, self.shapes.items(), strict=True)}
+        changed = {}
+        for name, change, unit in zip(self.names, self.changes, factor * self.units, strict=True):
+            given = theta[name]
+            changed[name] = torch.addcmul(given, _mix(change, parts).view(given.shape), unit)
+        return changed
 
 
 class LowRankChanges(nn.Module):
@@ -208,6 +227,21 @@ def _unit(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 # ---------------------------------------------------------------------- the correction
+class _LastField:
+    """The module of the field that was called last. Copies and pickles of a correction leave it out."""
+
+    def __init__(self) -> None:
+        self._module: FieldModule | None = None
+
+    def module(self, f: Callable[..., Tensor]) -> FieldModule:
+        if self._module is None or self._module.field is not f:
+            self._module = FieldModule(f)
+        return self._module
+
+    def __reduce__(self) -> Any:
+        return _LastField, ()
+
+
 class FieldWeights(ModuleCorrection):
     r"""The field with weights :math:`\theta + \epsilon^p \Delta`, with a Delta of its own for every evaluation.
 
@@ -222,16 +256,7 @@ class FieldWeights(ModuleCorrection):
     def __init__(self, changes: Sequence[nn.Module], schedule: Schedule):
         super().__init__()
         self.changes, self.schedule = nn.ModuleList(changes), schedule
-        # The module of the last field: a tuple hides it from parameters() and state_dict().
-        self._field: Any = ()
-
-    def _module(self, f: Callable[..., Tensor]) -> FieldModule:
-        if not self._field or self._field[0] is not f:
-            self._field = (f, FieldModule(f))
-        return self._field[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_field": ()}
+        self._last = _LastField()
 
     def merged(self, module: FieldModule, plan: StepPlan, node: int) -> dict[str, Tensor]:
         """Return the weights of an evaluation, by name."""
@@ -249,7 +274,7 @@ class FieldWeights(ModuleCorrection):
         self.schedule.check(plans)
 
     def field(self, f: ProtectedField, plan: StepPlan) -> Field:
-        module, nodes = self._module(f.given), iter(range(len(plan.kind.nodes)))
+        module, nodes = self._last.module(f.given), iter(range(len(plan.kind.nodes)))
 
         def bent(t: Tensor, z: Tensor, *arguments: Any, **condition: Any) -> Tensor:
             weights = self.merged(module, plan, next(nodes))
@@ -321,8 +346,9 @@ def _checked(protected: ProtectedField, fields: Sequence[Callable[..., Tensor]])
 
 def _with_weights(module: FieldModule, weights: Mapping[str, Tensor]) -> FieldModule:
     copied = copy_user_code(module, "the field").requires_grad_(False).eval()
+    parameters = dict(copied.named_parameters())
     for name, value in weights.items():
-        copied.get_parameter(name).data.copy_(value)
+        parameters[name].data.copy_(value)
     return copied
 
 
