@@ -15,8 +15,11 @@ __all__ = ["SolverReport", "SolverRow"]
 class SolverRow:
     """One solver's accuracy and cost; the fields are the columns of :class:`SolverReport`.
 
-    The accuracy and the relative overhead are not shown if they are nan in every row, as for a regressor or without a
-    correction.
+    ``parameters`` counts the numbers that a solver keeps, of the field, its maps and the correction. ``bytes`` is their
+    memory.
+
+    Columns that are nan in every row are not printed, as the accuracy of a regressor, nor are parameters and bytes that
+    are the same in all.
     """
 
     solver: str
@@ -31,11 +34,14 @@ class SolverRow:
     ms: float
     speed_up: float
     relative_overhead: float = math.nan
+    parameters: float = math.nan
+    bytes: float = math.nan
 
 
 _HEADINGS = {
     "solver": "solver", "accuracy": "accuracy", "mape": "MAPE", "l2_mean": "rel. L2", "l2_p50": "p50", "l2_p99": "p99",
     "l2_max": "max", "nfe": "NFE", "macs": "MACs", "ms": "ms/batch", "speed_up": "speed-up", "relative_overhead": "O_r",
+    "parameters": "parameters", "bytes": "bytes",
 }  # fmt: skip
 
 
@@ -81,9 +87,12 @@ class SolverReport(Sequence[SolverRow]):
         return SolverReport([*self.rows, *other.rows], [*self.notes, *other.notes])
 
     def _columns(self) -> list[str]:
+        def known(name: str) -> set[float]:
+            return {value for row in self.rows if not math.isnan(value := getattr(row, name))}
+
+        least = {"accuracy": 1, "relative_overhead": 1, "parameters": 2, "bytes": 2}
         names = [field.name for field in fields(SolverRow)]
-        optional = ("accuracy", "relative_overhead")
-        return [n for n in names if n not in optional or any(not math.isnan(getattr(row, n)) for row in self.rows)]
+        return [name for name in names if name not in least or len(known(name)) >= least[name]]
 
     def _cells(self) -> list[list[str]]:
         return [[_format(name, getattr(row, name)) for name in self._columns()] for row in self.rows]
@@ -143,7 +152,7 @@ def _format(name: str, value: Any) -> str:
         return f"{value:.3f}"
     if name == "nfe":
         return str(value)
-    if name == "macs":
+    if name in ("macs", "parameters", "bytes"):
         for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
             if value >= size:
                 return f"{value / size:.2f}{unit}"

@@ -11,8 +11,9 @@ from sklearn_hyper import HypersolverRegressor, metrics
 from sklearn_hyper.datasets import VanDerPol
 from sklearn_hyper.reports import SolverReport, SolverRow
 
-EULER = SolverRow("euler K=2", 0.5, 0.2, 0.1, 0.1, 0.3, 0.4, 2, 2.5e6, 1.5, 8.0, 1.0)
+EULER = SolverRow("euler K=2", 0.5, 0.2, 0.1, 0.1, 0.3, 0.4, 2, 2.5e6, 1.5, 8.0, 1.0, 1000, 4000)
 HYPER = replace(EULER, solver="hyper-euler K=2", accuracy=0.961, mape=0.0123, macs=2.75e6, ms=12.3, speed_up=41.6)
+BENT = replace(HYPER, solver="bent", parameters=3000, bytes=12000)
 
 
 def test_report_prints_one_aligned_line_a_solver_then_its_notes():
@@ -29,6 +30,12 @@ def test_report_without_accuracies_has_no_such_column():
     assert "accuracy" not in str(report) and "accuracy" not in report._repr_html_()
     mixed = SolverReport([replace(EULER, accuracy=math.nan), HYPER])
     assert "accuracy" in str(mixed) and "nan" in str(mixed)
+
+
+def test_report_shows_parameters_and_bytes_where_they_differ():
+    assert "parameters" not in str(SolverReport([EULER, HYPER]))
+    head, _, bent, *_ = str(SolverReport([EULER, BENT])).split("\n")
+    assert head.split()[-2:] == ["parameters", "bytes"] and bent.split()[-2:] == ["3.00k", "12.00k"]
 
 
 def test_report_is_safe_html():

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from sklearn_hyper import NeuralODE
 from sklearn_hyper.modules import HypersolvedODE
+from sklearn_hyper.modules.corrections.weights import MergedFields
+from sklearn_hyper.modules.hypersolved_ode import FoldedODE
 from sklearn_hyper.numerics import reference_solution, resolve_base_solver
 
 Rows = TypeVar("Rows", np.ndarray, Tensor)
@@ -48,15 +50,23 @@ def solve_exactly(ode: NeuralODE, x: Tensor, times: Sequence[float], tolerance: 
     return torch.cat(parts, dim=1)
 
 
-def count_calls(module: nn.Module, call: Callable[[], object]) -> int:
-    """How often a call evaluates a module, counted by a hook."""
+def count_calls(module: nn.Module | Sequence[nn.Module], call: Callable[[], object]) -> int:
+    """How often a call evaluates a module, or one of several, counted by hooks."""
     calls: list[None] = []
-    handle = module.register_forward_pre_hook(lambda *_: calls.append(None))
+    modules = [module] if isinstance(module, nn.Module) else module
+    handles = [one.register_forward_pre_hook(lambda *_: calls.append(None)) for one in modules]
     try:
         call()
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return len(calls)
+
+
+def evaluated_fields(solver: FoldedODE) -> list[nn.Module]:
+    """The fields that a hypersolver evaluates: the Neural ODE's, or copies of it with weights of their own."""
+    merged = [part for part in solver.modules() if isinstance(part, MergedFields)]
+    return [copy.field for part in merged for copy in part.fields] or [solver.neural_ode.vector_field]
 
 
 def repeat_rows(rows: Rows, n_rows: int) -> Rows:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..metrics import mape_floor, mean_absolute_percentage_error, relative_l2
 from ..modules.hypersolved_ode import SolvedODE
@@ -50,7 +50,7 @@ def measure_solvers(
         ms = time_interleaved({name: partial(call, batches[0]) for name, call in calls.items()})
         slow, *fast = calls
         evaluations = _dopri5(batches[0], tolerance)[1]
-        costs = {slow: _Cost(evaluations, evaluations * macs_f, ms[slow], 1.0, math.nan)}
+        costs = {slow: _Cost(evaluations, evaluations * macs_f, ms[slow], 1.0, math.nan, *count_numbers(ode))}
         for name in fast:
             costs[name] = _cost(solvers[name], macs_f, first_row, ms[name], ms[slow] / ms[name])
     accuracy = dict.fromkeys(calls, math.nan)
@@ -70,6 +70,8 @@ class _Cost(NamedTuple):
     ms: float
     speed_up: float
     relative_overhead: float
+    parameters: int
+    bytes: int
 
 
 def _solve(solver: SolvedODE, rows: Task) -> Tensor:
@@ -79,10 +81,16 @@ def _solve(solver: SolvedODE, rows: Task) -> Tensor:
 def _cost(solver: SolvedODE, macs_f: float, row: Task, ms: float, speed_up: float) -> _Cost:
     nfe = solver.count_evaluations(row.x, row.condition)
     if not solver.has_correction:
-        return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan)
+        return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan, *count_numbers(solver))
     macs = solver.count_macs(row.x, row.condition)
     # Of the whole solve, because steps may differ in cost.
-    return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs - nfe * macs_f, nfe))
+    return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs - nfe * macs_f, nfe), *count_numbers(solver))
+
+
+def count_numbers(module: nn.Module) -> tuple[int, int]:
+    """Return how many numbers a module keeps, and their bytes; shared ones count once."""
+    kept = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}.values()
+    return sum(tensor.numel() for tensor in kept), sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 def _row(

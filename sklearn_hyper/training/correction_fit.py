@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modules.corrections import CorrectionSpec, ModuleCorrection, NetInputs, ScaleSample, resolve_spec
+from ..modules.corrections import ModuleCorrection, NetInputs, ScaleSample, resolve_spec
 from ..modules.corrections.weights import learning_unit
 from ..modules.seeding import seeded
 from ..numerics.methods import Method, Nonstationary
@@ -100,10 +100,11 @@ class CorrectionFit:
         if warm is not None and len(warm) != len(tasks):
             raise ValueError(f"warm holds {len(warm)} corrections for {len(tasks)} tasks; pass one a task, or None.")
         self.tasks, self.method, self.warm, self.refit_units = list(tasks), method, warm, refit_units
-        self.spec = _resolve_spec(self.tasks[0], settings)
+        z = _initial_states(self.tasks[0], settings)
+        self.spec = resolve_spec(settings.correction, z)
         if not self.spec.learns_residuals:
             settings = settings.through_solves()
-        self.settings = settings.adapted_to(method).with_optimizer_of(self.spec)
+        self.settings = settings.adapted_to(method).with_optimizer_of(self.spec, z)
         self._needs_mesh = settings.needs_mesh(method)
         self._ends = ends
         self.sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
@@ -224,10 +225,9 @@ class CorrectionFit:
         )
 
 
-def _resolve_spec(task: Task, settings: FitSettings) -> CorrectionSpec:
+def _initial_states(task: Task, settings: FitSettings) -> Tensor:
     with torch.no_grad():
-        z = task.neural_ode.input_map(task.x[:1].to(settings.device))
-    return resolve_spec(settings.correction, z)
+        return task.neural_ode.input_map(task.x[:1].to(settings.device))
 
 
 def net_inputs(

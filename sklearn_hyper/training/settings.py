@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from joblib import Memory
+from torch import Tensor
 
 from ..modules.corrections import CorrectionSpec
 from ..numerics.methods import Method
@@ -83,9 +84,9 @@ class FitSettings(SolveSettings):
         # Its states between the ends may leave the trajectory; residuals would force them back to it.
         return replace(self, loss=self.finetune, finetune=None, lr=FINETUNE_LR * self.lr)
 
-    def with_optimizer_of(self, spec: CorrectionSpec) -> FitSettings:
-        """Return these settings with the optimizer that "auto" stands for."""
-        return replace(self, optimizer=_OPTIMIZERS[spec.optimizer]) if self.optimizer == "auto" else self
+    def with_optimizer_of(self, spec: CorrectionSpec, z: Tensor) -> FitSettings:
+        """Return these settings with the optimizer that "auto" stands for, for states like ``z``."""
+        return replace(self, optimizer=_OPTIMIZERS[spec.optimizer_for(z)]) if self.optimizer == "auto" else self
 
     def through_solves(self) -> FitSettings:
         """Return these settings for a correction that residuals cannot train: no phase trains on them."""

@@ -8,7 +8,7 @@ import torch
 from small_hypersolvers import ToLogits
 from small_tasks import fit_settings, rows, turn_task
 
-from sklearn_hyper import NeuralODE
+from sklearn_hyper import MLPCorrection, NeuralODE, WeightCorrection
 from sklearn_hyper.hypersolvers import Task, fit_hypersolver
 from sklearn_hyper.metrics import relative_l2
 from sklearn_hyper.numerics import count_macs
@@ -89,3 +89,14 @@ def test_outputs_that_are_not_numbers_are_named(x):
     bad[[4, 31]] = 9.0
     with pytest.raises(UndefinedOutputError, match=r"not finite for 2 of 40 rows of X \(rows 4, 31\)"):
         fast.report(bad)
+
+
+def test_what_a_solver_keeps_is_counted():
+    """Merged weights are one more field for every evaluation, and a net is its own weights."""
+    x, field = rows(20), 4  # the swirl has a matrix of two by two, in float64
+    for correction, n_more in ((WeightCorrection(), 3 * field), (MLPCorrection(hidden=2, depth=1, gate=False), None)):
+        settings = fit_settings(base_solver="euler", n_steps=3, correction=correction)
+        dopri5, base, ours = fit_hypersolver(turn_task(), settings).report(x)
+        assert (dopri5.parameters, dopri5.bytes) == (base.parameters, base.bytes) == (field, 8 * field)
+        assert ours.bytes == 8 * ours.parameters and ours.parameters > field
+        assert n_more is None or ours.parameters == field + n_more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,17 +45,20 @@ class Stopwatch:
 
 
 def measure(
-    loaded: LoadedProblem, run: Run, solve: Callable[[Tensor], Tensor], vector_field: nn.Module | None = None
+    loaded: LoadedProblem,
+    run: Run,
+    solve: Callable[[Tensor], Tensor],
+    fields: Sequence[nn.Module] | None = None,
 ) -> Row:
     """Errors on all parts of the rows, evaluations of f and MACs of a solve from rows to terminal states.
 
-    ``vector_field`` is what the solve evaluates, where that is a copy of the problem's.
+    ``fields`` are what the solve evaluates, where those are copies of the problem's.
     """
     ode = loaded.neural_ode
     with torch.no_grad():
         found = {part: solve(loaded.rows[part]) for part in PARTS}
         one = loaded.rows["test"][:1]
-        nfe = count_calls(ode.vector_field if vector_field is None else vector_field, lambda: solve(one))
+        nfe = count_calls(ode.vector_field if fields is None else fields, lambda: solve(one))
         macs = count_macs(solve, one) - np.nan_to_num(count_macs(ode.input_map, one))
     return make_row(loaded, run, nfe, macs, found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from _solving import evaluated_fields
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_hyper import HypersolverRegressor
@@ -41,4 +42,4 @@ def _measure_steps(fast: HypersolverRegressor, n_steps: int, loaded: LoadedProbl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # step sizes that it was not fitted at are the point
         module = (fast if fast.module_.n_steps == n_steps else fast.with_solver(n_steps=n_steps)).module_
-    return measure(loaded, Run(n_steps=n_steps), module.terminal_state, module.neural_ode.vector_field)
+    return measure(loaded, Run(n_steps=n_steps), module.terminal_state, evaluated_fields(module))

@@ -9,10 +9,8 @@ from .cells import Trial
 from .contenders import BUDGETS, Contender, Ours
 from .problems import Problem
 
-ROUNDED_UP = (3, 5, 9)
-"""Ours with g, rounded up to whole evaluations of f: what contenders without g may use, and what is best for them."""
 ALTERNATIVES = ("euler", "ab2", "nonstationary")
-"""Our base solvers of one evaluation a step."""
+"""Our base solvers of one evaluation a step, with a net."""
 GENERALIST = Ours(4, fit_n_steps=(1, 16))
 PUBLISHED = {"moons flow_matching": kinds.PublishedRecipe("i"), "moons likelihood": kinds.PublishedRecipe("ii")}
 """Where a recipe's published figures, or its published use, can be compared with."""
@@ -20,17 +18,16 @@ PUBLISHED = {"moons flow_matching": kinds.PublishedRecipe("i"), "moons likelihoo
 
 def contenders_of(problem: Problem) -> list[Contender]:
     """Contenders of a problem, ours first."""
-    evaluations = ROUNDED_UP if problem.has_macs else BUDGETS
     published = PUBLISHED.get(problem.name)
     return [
-        *map(Ours, BUDGETS),
+        *map(Ours, (1, *BUDGETS)),
         *_alternatives(problem),
         GENERALIST,
         kinds.Classical(), kinds.Dopri5(), kinds.Torchode(),
         *(kinds.Recipe("i", n_steps) for n_steps in (1, *BUDGETS)),
         *(kinds.Recipe("ii", n_steps) for n_steps in (1, 2, 4)),
-        *map(kinds.BNS, evaluations),
-        *(kinds.TimeGrid(n) for n in evaluations if problem.compared),
+        *map(kinds.BNS, BUDGETS),
+        *(kinds.TimeGrid(n) for n in BUDGETS if problem.compared),
         kinds.FlowMap("g"), kinds.FlowMap("f"),
         *(kinds.Torchdyn(n_steps) for n_steps in BUDGETS if problem.compared),
         *([published] if published else []),
@@ -39,7 +36,8 @@ def contenders_of(problem: Problem) -> list[Contender]:
 
 def _alternatives(problem: Problem) -> list[Ours]:
     """Ours with another base solver than the default."""
-    default = "nonstationary" if problem.many_dimensions else "ab2"
+    # Where f has weights, the default changes them, and every named base solver has a net beside f.
+    default = None if problem.has_macs else "ab2"
     others = [base for base in ALTERNATIVES if base != default] if problem.compared else []
     return [Ours(n_steps, base) for base in others for n_steps in BUDGETS]
 

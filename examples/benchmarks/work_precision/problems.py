@@ -34,8 +34,6 @@ class Problem:
 
     has_macs: ClassVar[bool] = True
     """False where f is a formula: solvers are compared at equal evaluations then."""
-    many_dimensions: ClassVar[bool] = False
-    """Where our default base solver is "nonstationary", elsewhere it is "ab2"."""
     of_images: ClassVar[bool] = False
 
     @property
@@ -69,8 +67,6 @@ class FlowProblem(Problem):
 class TableProblem(Problem):
     """Sampling from the flow of a real table."""
 
-    many_dimensions: ClassVar[bool] = True
-
 
 @dataclass(frozen=True)
 class SystemProblem(Problem):
@@ -99,7 +95,6 @@ class ImageProblem(Problem):
 
     n_rows: tuple[int, int, int, int] = (0, 0, 0, 0)
 
-    many_dimensions: ClassVar[bool] = True
     of_images: ClassVar[bool] = True
 
     @property

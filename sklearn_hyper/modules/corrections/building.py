@@ -106,9 +106,6 @@ class CorrectionSpec(ABC):
     learns_residuals = True
     """Whether its corrections add a term to a step, which residuals can train. False: only solves train them."""
 
-    optimizer = "adam"
-    """What ``optimizer="auto"`` stands for: "adam" or "soap"."""
-
     tunes_method = False
     """Whether the coefficients of a method that the fit has learned are trained on, together with its corrections."""
 
@@ -130,6 +127,10 @@ class CorrectionSpec(ABC):
         """
         net = build_net(self, inputs)
         return [BoundedCorrection(net.with_scales(sample), fit_units(sample.residuals)) for sample in samples]
+
+    def optimizer_for(self, z: Tensor) -> str:
+        """Return what ``optimizer="auto"`` stands for, "adam" or "soap", for states like ``z``."""
+        return "adam"
 
     def method_family(self, method: Method) -> list[Method]:
         """Return the methods that a net is fitted over. The first is the one that it predicts with."""
