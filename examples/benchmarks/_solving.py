@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from sklearn_hyper import NeuralODE
 from sklearn_hyper.modules import HypersolvedODE
-from sklearn_hyper.modules.corrections.weights import MergedFields
-from sklearn_hyper.modules.hypersolved_ode import FoldedODE
 from sklearn_hyper.numerics import reference_solution, resolve_base_solver
 
 Rows = TypeVar("Rows", np.ndarray, Tensor)
@@ -63,10 +61,10 @@ def count_calls(module: nn.Module | Sequence[nn.Module], call: Callable[[], obje
     return len(calls)
 
 
-def evaluated_fields(solver: FoldedODE) -> list[nn.Module]:
-    """The fields that a hypersolver evaluates: the Neural ODE's, or copies of it with weights of their own."""
-    merged = [part for part in solver.modules() if isinstance(part, MergedFields)]
-    return [copy.field for part in merged for copy in part.fields] or [solver.neural_ode.vector_field]
+def evaluated_fields(solver: nn.Module) -> list[nn.Module]:
+    """The fields that a hypersolver may evaluate: the Neural ODE's, and copies of it with weights of their own."""
+    kind = type(solver.neural_ode.vector_field)
+    return [part for part in solver.modules() if type(part) is kind]
 
 
 def repeat_rows(rows: Rows, n_rows: int) -> Rows:

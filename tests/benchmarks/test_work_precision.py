@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from work_precision.loading import LoadedProblem
 from work_precision.place import Place
 from work_precision.plan import GENERALIST, contenders_of, measured_once, trials
 from work_precision.problems import PROBLEMS, SystemProblem
+from work_precision.reaching import cost_to_reach
 from work_precision.summary import summarise
 from work_precision.tables import tables
 from work_precision.trials import MEASURES, run_trial
@@ -76,6 +78,15 @@ def test_contenders_of_a_problem_have_names_of_their_own_and_survive_json(proble
         assert Contender.from_record(json.loads(json.dumps(contender.to_record()))) == contender
 
 
+def test_the_cost_to_reach_an_error_is_interpolated_on_the_front():
+    square = [(cost, cost**-2.0) for cost in (1, 4, 16)]
+    for target in (0.5, 0.25, 0.01):
+        assert cost_to_reach(square, target) == pytest.approx(target**-0.5)
+    assert cost_to_reach([*square, (8, 0.9), (2, math.inf)], 0.25) == pytest.approx(2)  # behind the front
+    assert cost_to_reach(square, 4.0) == 1  # the cheapest there is
+    assert cost_to_reach(square, 1e-3) == cost_to_reach([], 0.1) == math.inf
+
+
 def test_settings_of_ours_are_the_defaults_but_for_the_number_of_steps():
     assert Ours(4).settings() == {"base_solver": "auto", "n_steps": 4, "fit_n_steps": None}
     assert GENERALIST.settings() == {"base_solver": "auto", "n_steps": 4, "fit_n_steps": (1, 16)}
@@ -87,7 +98,7 @@ def test_later_seeds_have_only_what_a_seed_makes_a_difference_to():
     second = [trial for trial in planned if trial.seed == 1]
     assert second
     assert not any(measured_once(trial.problem, trial.contender) for trial in second)
-    assert {Ours(budget) for budget in BUDGETS} == {
+    assert {Ours(n_steps) for n_steps in (1, *BUDGETS)} == {
         trial.contender for trial in second if trial.problem == PROBLEMS["digits"]
     }
 

@@ -32,8 +32,9 @@ def measure_ours(trial: Trial, loaded: LoadedProblem, place: Place) -> Measured:
     }
     place.keep(fast, trial)
     base = _measure_steps(fast.without_correction(), contender.n_steps, loaded)
-    # Learned coefficients are made for one number of steps.
-    others = () if isinstance(fast.base_solver_, Nonstationary) else GENERALIST_STEPS
+    # Learned coefficients, and weights for every evaluation, are made for one number of steps.
+    is_bent = len(evaluated_fields(fast.module_)) > 1
+    others = () if is_bent or isinstance(fast.base_solver_, Nonstationary) else GENERALIST_STEPS
     steps = dict.fromkeys([contender.n_steps, *others])
     return Measured([_measure_steps(fast, n_steps, loaded) for n_steps in steps], facts, base)
 

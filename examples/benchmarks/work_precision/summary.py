@@ -6,16 +6,29 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from _results import spread
 
 from .cells import Cell, Check, Outcome, Timing, Trial
 from .comparing import ERRORS, RIVALS, Result, compare, ours_at, ratio, results_of
-from .contenders import BUDGETS, GENERALIST_STEPS, Classical, Dopri5, FlowMap, Ours, PublishedRecipe, Torchode
+from .contenders import (
+    BNS,
+    BUDGETS,
+    GENERALIST_STEPS,
+    Classical,
+    Dopri5,
+    FlowMap,
+    Ours,
+    PublishedRecipe,
+    Recipe,
+    Torchode,
+)
 from .picture import lines
 from .plan import GENERALIST
 from .problems import PROBLEMS
+from .reaching import reach
 from .runs import Run
 
 SHOWN = ("best classical", "reference (i)", "(i) refitted at K", "(ii) refitted at K", "BNS", "flow map, size of f")
@@ -62,6 +75,8 @@ def summarise(cells: Cells, n_seeds: int) -> dict[str, Any]:
     return {
         "problems": {problem: _by_budget(found) for problem, found in compared.items()},
         "over problems": {budget_name(budget): _over_problems(compared, budget) for budget in BUDGETS},
+        "cost to reach": reach(by_problem, lambda result: result.cost),
+        "milliseconds to reach": _milliseconds_to_reach(milliseconds, by_problem),
         "ours by setting": _settings(results),
         "generalist": _generalist(results),
         "milliseconds": _columns(milliseconds, TIMED.values()),
@@ -124,6 +139,22 @@ def _columns(times: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         problem: {batch: {name: ms[name] for name in names if name in ms} for batch, ms in batches.items()}
         for problem, batches in times.items()
     }
+
+
+def _milliseconds_to_reach(times: dict[str, Any], by_problem: dict[str, list[Result]]) -> dict[str, Any]:
+    """By batch: what solvers take to reach an error, on the problems that are timed."""
+
+    def cost_at(batch: str, result: Result) -> float | None:
+        ms = times[result.problem.name].get(batch, {})
+        contender = result.contender
+        name = (
+            contender.label if isinstance(contender, (Ours, FlowMap, BNS, Recipe)) else contender.run_label(result.run)
+        )
+        return ms.get(name)
+
+    timed = {problem: by_problem[problem] for problem in times if problem in by_problem}
+    batches = dict.fromkeys(batch for found in times.values() for batch in found)
+    return {batch: reach(timed, partial(cost_at, batch)) for batch in batches}
 
 
 def _at_our_milliseconds(times: dict[str, Any], by_problem: dict[str, list[Result]]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ def tables(summary: dict[str, Any]) -> str:
     parts = [
         ("Over problems", over_problems(summary)),
         *((f"By problem: {budget} evaluations of f", by_problem(summary, budget)) for budget in BUDGETS),
+        ("Cost to reach an error", cost_to_reach(summary["cost to reach"], "evaluations of f")),
+        ("Milliseconds to reach an error", milliseconds_to_reach(summary)),
         ("Largest errors", worst_cases(summary)),
         ("Our settings", settings(summary)),
         ("One net for all numbers of steps", generalist(summary)),
@@ -61,6 +63,30 @@ def by_problem(summary: dict[str, Any], budget: int) -> str:
             rivals = [number(found[name]) if name in found else "-" for name in SHOWN]
             rows.append([problem, found["seeds"], *own, *rivals])
     return table(["problem", "seeds", "our median error", "our p99", "cost / f", *SHOWN], rows)
+
+
+def cost_to_reach(found: dict[str, Any], unit: str) -> str:
+    """What solvers cost where they come down to an error, interpolated on their fronts."""
+    rows = [
+        [target, name, f"{one['reached']} of {one['problems']}", number(_or_nan(one["cost"])),
+         number(_or_nan(one["over ours"])), one["cheaper than ours"]]
+        for target, solvers in found.items()
+        for name, one in solvers.items()
+    ]  # fmt: skip
+    return table(
+        ["error", "solver", "problems that reach it", f"{unit}, median", "over ours", "cheaper than ours"], rows
+    )
+
+
+def milliseconds_to_reach(summary: dict[str, Any]) -> str:
+    """The same in milliseconds, by batch."""
+    found = summary["milliseconds to reach"]
+    parts = [f"Batch of {batch}:\n\n{cost_to_reach(one, 'milliseconds')}" for batch, one in found.items() if one]
+    return "\n\n".join(parts) or "Not timed in this run."
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def worst_cases(summary: dict[str, Any]) -> str:
