@@ -104,9 +104,9 @@ class HypersolverRegressor(Hypersolver):
     batch_size : int, default 128
         Rows in an optimizer step. Predictions keep no graph and take eight times as many rows at a time.
     optimizer : "auto" or type, default "auto"
-        Optimizer of the correction; called with its parameters and ``lr``. "auto": ``torch.optim.Adam`` for a net
-        and on images, else :class:`sklearn_hyper.training.soap.Soap` for changes of weights, which ends with errors two
-        to three times smaller after as many steps.
+        Optimizer of the correction; called with its parameters and ``lr``. "auto": ``torch.optim.Adam`` for a net,
+        and :class:`sklearn_hyper.training.soap.Soap` for changes of weights, which ends with errors up to three times
+        smaller after as many epochs (but Adam for a single step on images).
     callbacks : list of skorch callbacks, optional
         Callbacks of the training, which see ``valid_loss``: the last phase's loss on held-out rows, in units of the
         base solver's. Callbacks that score predictions (``EpochScoring``) are refused, because what is trained computes

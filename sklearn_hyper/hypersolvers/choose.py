@@ -70,7 +70,7 @@ def choose_correction(settings: FitSettings, tasks: Sequence[Task], z: Tensor) -
     if not (isinstance(settings.correction, str) and _is_free(settings) and len(tasks) == 1):
         return net
     (task,) = tasks
-    if not answers_to_weights(task.neural_ode.vector_field, task.neural_ode.t_span[0], z, task.inputs):
+    if not answers_to_weights(task.neural_ode.vector_field, task.neural_ode.t_span, z, task.inputs):
         return net
     reach = ReachCorrection()
     return WeightCorrection(beside=reach if _sees_images(task, z) and reach.macs(z) <= _macs_budget(task) else None)

@@ -18,6 +18,7 @@ from ..modules.field_probes import check_start
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.methods import Method
 from ..numerics.row_errors import numbered_rows
+from ..numerics.stepping import FixedMesh
 from ..numerics.units import state_units
 from ..training.correction_checks import check_correction
 from ..training.correction_fit import CorrectionFit, FittedCorrection
@@ -115,7 +116,9 @@ def fit_hypersolvers(
     choice = choose_base_solver(settings, starts[0][0].numel())
     if previous is not None:
         _check_shared(previous)
+        _check_kind(settings, previous[0])
         choice = _resume(choice, previous[0].method, tasks[0], settings)
+        _check_serves(previous, tasks, choice.method, settings)
     sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
     chosen = []
     for task, z in zip(tasks, starts, strict=True):
@@ -191,11 +194,17 @@ def _fit(
     if choice.coefficients is not None:
         method = choice.coefficients.fit(tasks[0], ends)
     warm = None if previous is None else [one.correction for one in previous if one.correction is not None]
+    # Coefficients that were trained on with a correction are no base solver without it.
+    base = method if warm is None or previous is None else _base_of(previous[0], method)
     fit = CorrectionFit(
-        tasks, method, settings, warm=warm, refit_units=refit_units, ends=ends,
-        tunes_method=tunes_method,
-    )  # fmt: skip
-    return method, fit.prepare().run().product()
+        tasks, method, settings, warm=warm, refit_units=refit_units, ends=ends, tunes_method=tunes_method, base=base
+    )
+    return base, fit.prepare().run().product()
+
+
+def _base_of(previous: FittedHypersolver, method: Method) -> Method:
+    """Return the method without a correction of a fit that goes on with the method of an earlier one."""
+    return previous.base_method if previous.base_method is not None and method is previous.method else method
 
 
 def _choose_correction(
@@ -252,6 +261,27 @@ def _check_shared(previous: Sequence[FittedHypersolver]) -> None:
             "previous holds corrections with nets of their own, and a fit over several tasks trains one. Pass those of "
             "one fit, pickled as one list if at all, or previous=None."
         )
+
+
+def _check_kind(settings: FitSettings, previous: FittedHypersolver) -> None:
+    """Refuse to go on from changed weights with a net, or the other way round."""
+    bends = not getattr(settings.correction, "learns_residuals", True)
+    before = not getattr(previous.settings.correction, "learns_residuals", True)
+    if bends != before:
+        raise ValueError(
+            f"correction={settings.correction!r} cannot go on from a fit with {previous.settings.correction!r}: one "
+            "changes the weights of the field, the other is a net beside it. Fit another one, with warm_start=False."
+        )
+
+
+def _check_serves(
+    previous: Sequence[FittedHypersolver], tasks: Sequence[Task], method: Method, settings: FitSettings
+) -> None:
+    """Refuse to go on from corrections that are made for other steps, or for another field."""
+    for one, task in zip(previous, tasks, strict=False):
+        if one.correction is not None:
+            one.correction.check_steps(FixedMesh.of(method, task.neural_ode.t_span, settings.n_steps).plans)
+            one.correction.check_field(task.neural_ode.vector_field)
 
 
 def _check_range(neural_ode: NeuralODE, z: Tensor, method: Method, sizes: StepSizes) -> None:

@@ -154,6 +154,13 @@ def deepcopy_attributes(obj: Any, memo: dict[int, Any]) -> Any:
     return clone
 
 
+def share_tensors(module: nn.Module) -> Any:
+    """Return a copy of a module, its parts and the objects that it holds, in which its tensors are the same ones."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    _copy_uncopyable(module, memo)
+    return copy.deepcopy(module, memo)
+
+
 def copy_user_code(value: Any, name: str) -> Any:
     """Return a deep copy, even of objects that ``copy.deepcopy`` refuses.
 

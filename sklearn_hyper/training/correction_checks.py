@@ -22,7 +22,8 @@ from .errors import check_overflow
 from .settings import FitSettings
 from .tasks import Task
 
-_PERTURBED = 0.1
+_PERTURBED, _NUDGED = 0.1, 1e-3
+"""Standard deviations of probed weights: of a net, and of changes of a field, which a larger one may drive off."""
 _OTHER_CORRECTION = "Mend the field, or take a correction beside it, such as correction=MLPCorrection()."
 _CONTRACT = (
     "The contract of a correction is forward(eps, s, z, stages, x=None) -> tensor like z; start-up steps of 'ab2' to "
@@ -93,7 +94,7 @@ def _first_steps(task: Task, method: Method, n_steps: int) -> list[Residual]:
 def _check_solve(task: Task, correction: ModuleCorrection, method: Method, settings: FitSettings) -> None:
     """Refuse a correction that fails in a solve, or whose parameters do not reach the end of it."""
     ode, name = task.neural_ode, f"correction={settings.correction!r}"
-    changed: Any = _without_zeros(correction).requires_grad_(True)
+    changed: Any = _without_zeros(correction, _NUDGED).requires_grad_(True)
     mesh = FixedMesh.of(method, ode.t_span, settings.n_steps)
     z = ode.input_map(task.x.clone())
     *_, base = mesh.iterate(ode.vector_field, z, None, task.inputs)
@@ -102,11 +103,11 @@ def _check_solve(task: Task, correction: ModuleCorrection, method: Method, setti
             *_, end = mesh.iterate(ode.vector_field, z, changed, task.inputs)
         except Exception as error:
             raise ValueError(f"{name} fails in a solve with {method.name!r}: {error}. {_OTHER_CORRECTION}") from error
-        if not differ(end, base):
+        if torch.equal(end, base):
             raise ValueError(
-                f"{name} changes nothing: with other parameters a solve ends where the base solver does. A field that "
-                "computes with copies of its weights, as tensors kept beside its parameters are, does not see changes "
-                f"of them. {_OTHER_CORRECTION}"
+                f"{name} changes nothing: with other parameters a solve ends where the base solver's does. A field "
+                "that computes with copies of its weights, as tensors kept beside its parameters are, does not see "
+                f"changes of them. {_OTHER_CORRECTION}"
             )
         parameters = [parameter for parameter in changed.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(end.sum(), parameters, allow_unused=True) if end.requires_grad else ()
@@ -205,13 +206,13 @@ def _name(net: nn.Module) -> str:
     return f"correction, a {type(net).__name__},"
 
 
-def _without_zeros(net: nn.Module) -> nn.Module:
+def _without_zeros(net: nn.Module, size: float = _PERTURBED) -> nn.Module:
     """Return a copy in which no parameter is all zero, since a net with zero output would hide what it does."""
     net = copy.deepcopy(net)
     with torch.no_grad():
         for parameter in net.parameters():
             if not parameter.any():
-                parameter.normal_(std=_PERTURBED)
+                parameter.normal_(std=size)
     return net
 
 

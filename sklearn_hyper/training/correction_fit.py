@@ -84,6 +84,8 @@ class CorrectionFit:
     tunes_method : bool, default False
         Train the coefficients of the method on, together with the correction, if they are learned ones and the
         correction is one that does (``CorrectionSpec.tunes_method``).
+    base : Method, optional
+        The method without a correction, which a fit must beat, where it is another than ``method``.
     """
 
     def __init__(
@@ -96,12 +98,14 @@ class CorrectionFit:
         refit_units: bool = False,
         ends: Tensor | None = None,
         tunes_method: bool = False,
+        base: Method | None = None,
     ):
         if warm is not None and len(warm) != len(tasks):
             raise ValueError(f"warm holds {len(warm)} corrections for {len(tasks)} tasks; pass one a task, or None.")
         self.tasks, self.method, self.warm, self.refit_units = list(tasks), method, warm, refit_units
         z = _initial_states(self.tasks[0], settings)
         self.spec = resolve_spec(settings.correction, z)
+        self.base = base or method
         if not self.spec.learns_residuals:
             settings = settings.through_solves()
         self.settings = settings.adapted_to(method).with_optimizer_of(self.spec, z)
@@ -128,8 +132,9 @@ class CorrectionFit:
         self.seed = draw_seed(self.settings.random_state)
         rng = np.random.default_rng(self.seed)
         self.sets = [self._make_set(task, rng) for task in self.tasks]
-        base = Run(self.method, self.settings.n_steps)
-        self.errors = [TerminalErrors(data.valid, base) for data in self.sets]
+        base = Run(self.base, self.settings.n_steps)
+        guarded = base._replace(method=self.method)
+        self.errors = [TerminalErrors(data.valid, guarded, base) for data in self.sets]
         self.base_error = max(errors.relative_state_error(None, self.settings.rtol) for errors in self.errors)
         self.corrections = self._start_corrections()
         if self._tunes_method and isinstance(self.method, Nonstationary):
@@ -137,8 +142,8 @@ class CorrectionFit:
             self._learning.to(self.sets[0].train.states)
             for data in self.sets:
                 data.plan = replace(data.plan, runs=[Run(self._learning, run.n_steps) for run in data.plan.runs])
-            guarded = base._replace(method=self._learning)
-            self.errors = [TerminalErrors(data.valid, guarded, base) for data in self.sets]
+            learned = base._replace(method=self._learning)
+            self.errors = [TerminalErrors(data.valid, learned, base) for data in self.sets]
         self._is_prepared = True
         return self
 
@@ -210,7 +215,7 @@ class CorrectionFit:
         valid_loss, sizes = best_loss(self.net), self.sizes
         keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or self.warm is not None)
         correction = trained if keeps else None
-        method = self._learning.freeze() if keeps and self._learning is not None else self.method
+        method = self.base if not keeps else self.method if self._learning is None else self._learning.freeze()
         return FittedCorrection(
             correction=correction,
             net=self.net,

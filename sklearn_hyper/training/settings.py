@@ -86,7 +86,11 @@ class FitSettings(SolveSettings):
 
     def with_optimizer_of(self, spec: CorrectionSpec, z: Tensor) -> FitSettings:
         """Return these settings with the optimizer that "auto" stands for, for states like ``z``."""
-        return replace(self, optimizer=_OPTIMIZERS[spec.optimizer_for(z)]) if self.optimizer == "auto" else self
+        return (
+            replace(self, optimizer=_OPTIMIZERS[spec.optimizer_for(z, self.n_steps)])
+            if self.optimizer == "auto"
+            else self
+        )
 
     def through_solves(self) -> FitSettings:
         """Return these settings for a correction that residuals cannot train: no phase trains on them."""

@@ -25,8 +25,8 @@ class Soap(torch.optim.Optimizer):
     :math:`Q_L^T G Q_R`, where Q are eigenvectors of L and R, refined every twenty steps by a QR step. Small errors of
     small networks, where Adam crawls, take it a fraction of the steps.
 
-    Tensors of three axes are stacks of matrices. Those of more are matrices of their first axis by the rest, and those
-    of one are left to plain Adam, as are sides longer than 256.
+    Tensors of two axes are matrices, those of three are stacks of matrices, and those of more are matrices of their
+    first axis by the rest. Those of one are left to plain Adam, as are sides longer than 256.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Soap(torch.optim.Optimizer):
             state["mean"], state["square"] = torch.zeros_like(g), torch.zeros_like(g)
             for side, covariance in _covariances(g):
                 state[side] = covariance
-                state[_basis(side)] = torch.linalg.eigh(covariance)[1]
+                state[_basis(side)] = _eigenvectors(covariance)
         state["step"] += 1
         for side, covariance in _covariances(g):
             state[side].lerp_(covariance, 1 - _BETAS[1])
@@ -93,7 +93,7 @@ class Soap(torch.optim.Optimizer):
             mean = _turn_back(state["mean"], left, right)
             for side in ("left", "right"):
                 if side in state:
-                    state[_basis(side)] = torch.linalg.qr(state[side] @ state[_basis(side)])[0]
+                    state[_basis(side)] = _refined(state[side], state[_basis(side)])
             state["mean"] = _turn(mean, state.get(_basis("left")), state.get(_basis("right")))
 
 
@@ -113,6 +113,27 @@ def _covariances(g: Tensor) -> list[tuple[str, Tensor]]:
         return []
     sides = [("left", g.shape[-2], lambda: g @ g.mT), ("right", g.shape[-1], lambda: g.mT @ g)]
     return [(side, covariance()) for side, length, covariance in sides if 1 < length <= _LARGEST]
+
+
+def _eigenvectors(covariance: Tensor) -> Tensor:
+    """Return eigenvectors of every matrix; the unit vectors for one that has none, as it is not finite."""
+    # In single precision, and with entries far below one, the decomposition itself may fail.
+    scaled = _scaled(covariance)
+    return torch.linalg.eigh(scaled.double())[1].to(covariance.dtype)
+
+
+def _refined(covariance: Tensor, basis: Tensor) -> Tensor:
+    """Return a basis that is closer to the eigenvectors: a step of orthogonal iteration."""
+    return torch.linalg.qr(_scaled(covariance).double() @ basis.double())[0].to(basis.dtype)
+
+
+def _scaled(covariance: Tensor) -> Tensor:
+    """Return every matrix divided by its size; the unit matrix in place of one that is zero or not finite."""
+    size = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    return torch.where(
+        size.isfinite() & (size > 0) & covariance.isfinite().all(-1, True).all(-2, True), covariance / size, eye
+    )
 
 
 def _turn(g: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:

@@ -96,6 +96,22 @@ def test_layers_limit_what_is_changed(X):
     assert {name.removeprefix("field.") for name in changed} == set(names[-2:])
 
 
+def test_layers_are_named_as_the_field_names_them(X):
+    """Also where the library wraps it: for copies of fields that write into z, and for densities."""
+
+    class InPlace(MLPVectorField):
+        def forward(self, t, z):
+            z *= 1.0
+            return super().forward(t, z)
+
+    names = [name for name, _ in field().named_parameters()]
+    fast = fitted(X, InPlace(2, hidden=8).double(), correction=WeightCorrection(layers=names[:1]), max_epochs=2)
+    assert fast.correction_ is not None
+    flow = make_flow().fit(np.random.default_rng(0).normal(size=(50, 2)))
+    layers = [next(name for name, _ in flow.flow_.vector_field.named_parameters())]
+    HypersolverDensity(flow, correction=WeightCorrection(layers=layers), max_epochs=2, random_state=0).fit(X)
+
+
 def test_outputs_can_be_what_counts(X):
     fast = make_classifier(
         base_solver="auto", correction=WeightCorrection(), finetune="output", max_epochs=15, batch_size=16
@@ -127,6 +143,46 @@ def test_a_warm_start_goes_on(X):
     assert fast.set_params(max_epochs=15).fit(X).score(X) > first
 
 
+def test_a_warm_start_is_compared_with_the_base_solver_of_the_first_fit(X):
+    """Not with coefficients that were trained on together with weights: those are no base solver without them."""
+    fast = fitted(X, n_steps=3, warm_start=True)
+    first, base = fast.errors_[3]["base_mean"], fast.without_correction().predict(X)
+    fast.fit(X)
+    assert fast.errors_[3]["base_mean"] == pytest.approx(first, rel=1e-4)
+    np.testing.assert_allclose(fast.without_correction().predict(X), base)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_steps": 3}, "3 steps with 3 evaluations: the correction has weights of f for 2 steps"),
+        ({"correction": MLPCorrection()}, "cannot go on from a fit with WeightCorrection.*warm_start=False"),
+        ({"neural_ode": NeuralODE(field())}, "changes the weights of another field"),
+    ],
+    ids=str,
+)
+def test_a_warm_start_goes_on_with_its_own_kind_steps_and_field_alone(X, changes, message):
+    fast = fitted(X, base_solver="euler", max_epochs=2, warm_start=True)
+    with pytest.raises(ValueError, match=message):
+        fast.set_params(**changes).fit(X)
+
+
+@pytest.mark.parametrize("n_steps", [4, 12])
+def test_a_field_that_other_weights_would_drive_away_is_fitted(X, n_steps):
+    """dz/dt = -c z^3, which long steps hardly bear."""
+
+    class Cubic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.turn = nn.Parameter(torch.tensor(4.0)), nn.Parameter(torch.eye(2))
+
+        def forward(self, t, z):
+            return -self.c * (z @ self.turn) ** 3
+
+    fast = fitted(X.astype(np.float32), Cubic(), correction="auto", n_steps=n_steps, max_epochs=3)
+    assert fast.score(X) >= fast.without_correction().score(X)
+
+
 # ---------------------------------------------------------------------- what "auto" stands for
 def test_auto_is_the_weights_with_soap(X):
     fast = fitted(X, correction="auto")
@@ -143,6 +199,19 @@ def test_auto_is_a_net_where_more_than_one_end_is_wanted_or_a_method_is_named(X,
     fast = fitted(X, correction="auto", **params, max_epochs=2)
     assert isinstance(fast.correction_, BoundedCorrection) or fast.correction_ is None
     assert isinstance(fast.fitted_.net.optimizer_, torch.optim.Adam)
+
+
+class Checks(Swirl):
+    """Refuses other weights than its own."""
+
+    def forward(self, t, z):
+        if not torch.equal(self.weight.detach().sum(), torch.zeros((), dtype=torch.float64)):
+            raise ValueError("these are not my weights")
+        return super().forward(t, z)
+
+
+def test_auto_is_a_net_beside_a_field_that_refuses_other_weights(X):
+    assert isinstance(fitted(X, Checks(), correction="auto").correction_, BoundedCorrection)
 
 
 def test_auto_is_a_net_beside_a_formula(X):
@@ -202,7 +271,8 @@ class CopiesWeights(nn.Module):
         (Swirl(), WeightCorrection(layers="weight"), r"layers must be 'all' or a list of names.*\['weight'\]"),
         (Swirl(), WeightCorrection(layers=["bias"]), r"layers must be 'all' .* got \['bias'\]; the field has \['weight"),
         (Swirl(), WeightCorrection(layers=[]), "layers must be 'all'"),
-        (Swirl(), WeightCorrection(beside="auto"), r"beside must be None or a spec .* got 'auto'"),
+        (Swirl(), WeightCorrection(beside="auto"), r"beside must be None or the spec of a net.* got 'auto'"),
+        (Swirl(), WeightCorrection(beside=WeightCorrection()), "beside must be None or the spec of a net"),
         (Swirl(), WeightCorrection(beside=ReachCorrection()), r"needs states of shape \(c, h, w\), got \(2,\)"),
         (Swirl(), ReachCorrection(hidden=0), r"ReachCorrection.hidden must be an integer >= 1, got 0"),
         (NeuralODE(spiral), WeightCorrection(), "this field has none; take correction='auto'"),

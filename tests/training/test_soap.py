@@ -105,3 +105,21 @@ def test_a_closure_gives_the_loss():
 
     assert Soap([weight]).step(closure).item() == 4
     assert (weight < 1).all()
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1.0, 1e12])
+def test_small_and_large_gradients_are_steps_too(scale):
+    """In single precision, where squares of small ones underflow, and decompositions of covariances may fail."""
+    loss = lambda weight: scale * (weight[:3] - 1).pow(2).sum()  # noqa: E731 - half of it is never used
+    start = randn(6, 6, seed=10).float()
+    end = descend(start, loss, 100)
+    assert end.isfinite().all()
+    assert scale < 1e-20 or loss(end) < 0.5 * loss(start)
+
+
+def test_a_gradient_that_is_not_finite_reaches_the_weights_and_so_the_check_for_divergence():
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = Soap([weight])
+    (weight.sum() * torch.tensor(float("nan"))).backward()
+    optimizer.step()
+    assert weight.isnan().any()

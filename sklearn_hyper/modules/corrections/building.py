@@ -128,8 +128,8 @@ class CorrectionSpec(ABC):
         net = build_net(self, inputs)
         return [BoundedCorrection(net.with_scales(sample), fit_units(sample.residuals)) for sample in samples]
 
-    def optimizer_for(self, z: Tensor) -> str:
-        """Return what ``optimizer="auto"`` stands for, "adam" or "soap", for states like ``z``."""
+    def optimizer_for(self, z: Tensor, n_steps: int) -> str:
+        """Return what ``optimizer="auto"`` stands for, "adam" or "soap", for states like ``z`` and so many steps."""
         return "adam"
 
     def method_family(self, method: Method) -> list[Method]:

@@ -35,6 +35,9 @@ class ModuleCorrection(DeviceFreeModule, Correction, ABC):
     def check_steps(self, plans: Sequence[StepPlan] | None) -> None:
         """Refuse steps that the correction cannot run in. None stands for steps that depend on the state."""
 
+    def check_field(self, f: Callable[..., Tensor]) -> None:
+        """Refuse a field that the correction is not made for."""
+
     def fold(self, plans: Sequence[StepPlan], f: Callable[..., Tensor] | None = None) -> ModuleCorrection:
         """Return a frozen copy for inference, with all that is constant in each of these steps computed once.
 

@@ -20,12 +20,15 @@ from .weights import (
     Schedule,
     SmoothWeights,
     WeightsAndTerm,
+    changeable_weights,
     learning_unit,
 )
 
 _FULL_WEIGHTS = 2**16
 """Fields of up to this many weights get full changes by default. Larger ones would overfit, and fill the memory."""
 _RANK = 4
+_WRAPPERS = ("field.", "part.", "vector_field.")
+"""Attributes under which wrappers hold a field: for calls with other weights, for copies, and for densities."""
 
 
 @dataclass
@@ -47,8 +50,8 @@ class WeightCorrection(CorrectionSpec):
     ----------
     rank : int, optional
         Rank of the change of each weight matrix; a kernel counts as a matrix of its outputs by the rest. Vectors, such
-        as biases, and matrices with no side longer than the rank change freely. None: free changes for fields of up to
-        65,536 weights, and rank 4 for larger ones, where free ones overfit.
+        as biases, change freely, and so do matrices that have no more entries than their two factors would. None: free
+        changes for fields of up to 65,536 weights, and rank 4 for larger ones, where free ones overfit.
     layers : "all" or list of str, default "all"
         Names of the parameters that change, or beginnings of names, as in ``field.named_parameters()``.
     beside : CorrectionSpec, optional
@@ -60,7 +63,6 @@ class WeightCorrection(CorrectionSpec):
     >>> import numpy as np
     >>> import torch
     >>> from sklearn_hyper import HypersolverRegressor, WeightCorrection
-    >>> field = torch.nn.Linear(2, 2)
     >>> class Field(torch.nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
@@ -97,9 +99,9 @@ class WeightCorrection(CorrectionSpec):
             self.beside.set_params(**nested)
         return self
 
-    def optimizer_for(self, z: Tensor) -> str:
-        """Return "soap", which brings small nets closer in as many steps; on images it does not, and costs more."""
-        return "adam" if z.ndim == 4 else "soap"
+    def optimizer_for(self, z: Tensor, n_steps: int) -> str:
+        """Return "soap", which comes closer in as many epochs, but for a single step on images, where it does not."""
+        return "adam" if z.ndim == 4 and n_steps == 1 else "soap"
 
     def build(self, inputs: NetInputs) -> nn.Module:
         """Not defined: the change is none of a step's inputs, but of the field."""
@@ -147,11 +149,12 @@ class WeightCorrection(CorrectionSpec):
         """
         if self.rank is not None and not is_positive_integer(self.rank):
             raise ValueError(f"WeightCorrection.rank must be None or an integer >= 1, got {self.rank!r}.")
-        if not (self.beside is None or isinstance(self.beside, CorrectionSpec)):
+        if not (self.beside is None or (isinstance(self.beside, CorrectionSpec) and self.beside.learns_residuals)):
             raise ValueError(
-                f"WeightCorrection.beside must be None or a spec such as ReachCorrection(), got {self.beside!r}."
+                "WeightCorrection.beside must be None or the spec of a net, such as ReachCorrection(), got "
+                f"{self.beside!r}."
             )
-        named: dict[str, Tensor] = {name: p for name, p in FieldModule(f).named_parameters() if p.is_floating_point()}
+        named: dict[str, Tensor] = changeable_weights(FieldModule(f))
         if not named:
             raise ValueError(
                 "correction=WeightCorrection() changes the weights of the field, and this field has none; take "
@@ -159,7 +162,7 @@ class WeightCorrection(CorrectionSpec):
             )
         if isinstance(self.layers, str) and self.layers == "all":
             return named
-        plain = {name.removeprefix("field."): name for name in named}
+        plain = {_own_name(name): name for name in named}
         wrong = not isinstance(self.layers, (list, tuple)) or [
             start for start in self.layers if not any(name.startswith(str(start)) for name in plain)
         ]
@@ -170,6 +173,13 @@ class WeightCorrection(CorrectionSpec):
             )
         starts = tuple(str(start) for start in self.layers)
         return {name: named[name] for short, name in plain.items() if short.startswith(starts)}
+
+
+def _own_name(name: str) -> str:
+    """Return a parameter's name as its field has it, without the wrappers of this library."""
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def _takes_rank(tensor: Tensor, rank: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,8 @@ from torch.func import functional_call
 from ...numerics.methods import Field, Method, StepKind, StepPlan
 from ...numerics.protection import WRITES_SOMETIMES, FieldInputs, ProtectedField
 from ...numerics.times import time_tensor
-from ..field_probes import differ
 from ..seeding import own_generator
-from ..serialization import DeviceFreeModule, copy_user_code
+from ..serialization import DeviceFreeModule, copy_user_code, share_tensors
 from ..user_code import find_hidden_modules
 from .contract import ModuleCorrection, ScaleSample
 
@@ -40,24 +40,36 @@ class FieldModule(DeviceFreeModule):
         return self.field(t, z, *arguments, **condition)
 
 
-def answers_to_weights(f: Callable[..., Tensor], t: float, z: Tensor, inputs: FieldInputs) -> bool:
+_WITHIN = 0.38
+"""Where in its span a field is probed."""
+
+
+def changeable_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that a change makes sense for: floating-point ones that hold numbers."""
+    return {name: p for name, p in module.named_parameters() if p.is_floating_point() and p.numel()}
+
+
+def answers_to_weights(f: Callable[..., Tensor], t_span: Any, z: Tensor, inputs: FieldInputs) -> bool:
     """Return whether a field computes other values with other weights, and gradients lead back to them.
 
     Not so without weights, in fields that compute with copies of them, and without autograd.
     """
     module = FieldModule(f)
-    weights = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
-    time = time_tensor([t], z, (t, t))[0]
+    weights = {name: weight.detach() for name, weight in changeable_weights(module).items()}
+    start, end = t_span
+    time = time_tensor(
+        start + _WITHIN * (end - start), z, t_span
+    )  # weights may be multiplied by t, which is 0 at first
     with torch.enable_grad():
-        other = {name: (weight + 0.1).requires_grad_(True) for name, weight in weights.items()}
+        other = {name: (1.01 * weight + 1e-3 * _size(weight)).requires_grad_(True) for name, weight in weights.items()}
         try:
             given, bent = (
                 functional_call(module, used, (time, z.clone(), *inputs.arguments), dict(inputs.condition))
                 for used in (weights, other)
             )
-        except (AttributeError, RuntimeError, TypeError):  # no module that torch can call with other weights
+        except Exception:  # whatever it is that a user's field does not like about other weights
             return False
-    return bent.requires_grad and differ(given.detach(), bent.detach())
+    return bent.requires_grad and not torch.equal(given.detach(), bent.detach())
 
 
 # ---------------------------------------------------------------------- when the weights of an evaluation change
@@ -107,6 +119,8 @@ class OwnWeights(Schedule):
         return [len(kind.nodes) for kind in self.kinds]
 
     def of(self, plan: StepPlan, node: int) -> tuple[Parts, Any]:
+        if plan.k >= len(self.sizes) or len(plan.kind.nodes) != self._counts[plan.k]:
+            raise ValueError(f"step {plan.k} with {len(plan.kind.nodes)} evaluations: {self._fitted_for()}")
         factor = (plan.eps / self.sizes[plan.k]) ** plan.kind.order
         return [(sum(self._counts[: plan.k]) + node, 1.0)], factor
 
@@ -117,10 +131,13 @@ class OwnWeights(Schedule):
         counts = None if plans is None else [len(plan.kind.nodes) for plan in plans]
         if counts != self._counts:
             asked = "steps that depend on the state" if counts is None else _describe(counts)
-            raise ValueError(
-                f"the correction has weights of f for {_describe(self._counts)}, each its own, and none for {asked}: "
-                "fit for those, or with fit_n_steps=(a, b), whose weights depend smoothly on the step."
-            )
+            raise ValueError(f"{asked}: {self._fitted_for()}")
+
+    def _fitted_for(self) -> str:
+        return (
+            f"the correction has weights of f for {_describe(self._counts)}, each its own, and none for these. Fit for "
+            "them, or with fit_n_steps=(a, b), whose weights depend smoothly on the step."
+        )
 
 
 @dataclass(frozen=True)
@@ -159,7 +176,7 @@ class FullChanges(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor], n_parts: int, unit: float = 1.0):
         super().__init__()
-        self.names = list(tensors)
+        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self.changes = nn.ParameterList(
             torch.zeros(n_parts, *(t.flatten(1).shape if t.ndim > 1 else (t.numel(),))).to(t) for t in tensors.values()
         )
@@ -168,9 +185,8 @@ class FullChanges(nn.Module):
     def forward(self, theta: Mapping[str, Tensor], parts: Parts, factor: Any) -> dict[str, Tensor]:
         """Return the changed tensors by name."""
         changed = {}
-        for name, change, unit in zip(self.names, self.changes, factor * self.units, strict=True):
-            given = theta[name]
-            changed[name] = torch.addcmul(given, _mix(change, parts).view(given.shape), unit)
+        for name, change, unit in zip(self.shapes, self.changes, factor * self.units, strict=True):
+            changed[name] = torch.addcmul(theta[name], _mix(change, parts).view(self.shapes[name]), unit)
         return changed
 
 
@@ -181,7 +197,7 @@ class LowRankChanges(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor], n_parts: int, rank: int, unit: float = 1.0):
         super().__init__()
-        self.names = list(tensors)
+        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
         generator = own_generator(0)
         ups, downs, units = [], [], []
         for tensor in tensors.values():
@@ -195,9 +211,9 @@ class LowRankChanges(nn.Module):
     def forward(self, theta: Mapping[str, Tensor], parts: Parts, factor: float) -> dict[str, Tensor]:
         """Return the changed tensors by name."""
         changed = {}
-        for name, up, down, unit in zip(self.names, self.ups, self.downs, self.units, strict=True):
+        for name, up, down, unit in zip(self.shapes, self.ups, self.downs, self.units, strict=True):
             change = sum(weight * (up[i] @ down[i]) for i, weight in parts)
-            changed[name] = theta[name] + (factor * unit) * change.view(theta[name].shape)
+            changed[name] = theta[name] + (factor * unit) * change.view(self.shapes[name])
         return changed
 
 
@@ -218,24 +234,33 @@ def _mix(change: Tensor, parts: Parts) -> Tensor:
 
 
 def _unit(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the size of a tensor's entries, by which its changes are scaled; that of all if they are zero."""
-    size = tensor.detach().pow(2).mean().sqrt()
-    if size > 0:
-        return size
-    sizes = torch.stack([other.detach().pow(2).mean().sqrt() for other in tensors.values()])
-    return sizes.max().clamp(min=1e-3)
+    """Return the size of a tensor's entries, by which its changes are scaled; the largest of all if they are zero."""
+    size = _size(tensor)
+    return size if size > 0 else torch.stack([_size(other) for other in tensors.values()]).max().clamp(min=1e-3)
+
+
+def _size(tensor: Tensor) -> Tensor:
+    return tensor.detach().pow(2).mean().sqrt()
 
 
 # ---------------------------------------------------------------------- the correction
-class _LastField:
-    """The module of the field that was called last. Copies and pickles of a correction leave it out."""
+def _mode(f: Callable[..., Tensor]) -> bool:
+    return isinstance(f, nn.Module) and f.training
+
+
+class _LastField(threading.local):
+    """A module to call the last field through, one for each thread. Copies and pickles of a correction leave it out.
+
+    It shares the field's tensors and nothing else: while torch calls it with other weights, others may call the field.
+    """
 
     def __init__(self) -> None:
+        self._field: Any = None
         self._module: FieldModule | None = None
 
     def module(self, f: Callable[..., Tensor]) -> FieldModule:
-        if self._module is None or self._module.field is not f:
-            self._module = FieldModule(f)
+        if self._module is None or self._field is not f or _mode(f) != _mode(self._module.field):
+            self._field, self._module = f, share_tensors(FieldModule(f))
         return self._module
 
     def __reduce__(self) -> Any:
@@ -261,17 +286,36 @@ class FieldWeights(ModuleCorrection):
     def merged(self, module: FieldModule, plan: StepPlan, node: int) -> dict[str, Tensor]:
         """Return the weights of an evaluation, by name."""
         theta = dict(module.named_parameters())
+        self._check_names(theta)
         parts, factor = self.schedule.of(plan, node)
         weights: dict[str, Tensor] = {}
         for change in self.changes:
             weights |= change(theta, parts, factor)
         return weights
 
+    def _check_names(self, theta: Mapping[str, Tensor]) -> None:
+        for change in self.changes:
+            shapes: Any = change.shapes
+            for name, shape in shapes.items():
+                if name not in theta or theta[name].shape != shape:
+                    found = f"one of shape {tuple(theta[name].shape)}" if name in theta else f"{sorted(theta)}"
+                    raise ValueError(
+                        f"the correction changes the weights of another field: it has a change of {name!r} of shape "
+                        f"{tuple(shape)}, and this field has {found}. Fit one for this field, without a warm start."
+                    )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._last = _LastField()  # a move may give a field other buffers
+        return super()._apply(fn, recurse)
+
     def covers(self, method: Method) -> bool:
         return self.schedule.covers(method)
 
     def check_steps(self, plans: Sequence[StepPlan] | None) -> None:
         self.schedule.check(plans)
+
+    def check_field(self, f: Callable[..., Tensor]) -> None:
+        self._check_names(dict(FieldModule(f).named_parameters()))
 
     def field(self, f: ProtectedField, plan: StepPlan) -> Field:
         module, nodes = self._last.module(f.given), iter(range(len(plan.kind.nodes)))
@@ -379,6 +423,10 @@ class WeightsAndTerm(ModuleCorrection):
     def check_steps(self, plans: Sequence[StepPlan] | None) -> None:
         self.weights.check_steps(plans)
         self.beside.check_steps(plans)
+
+    def check_field(self, f: Callable[..., Tensor]) -> None:
+        self.weights.check_field(f)
+        self.beside.check_field(f)
 
     def fold(self, plans: Sequence[StepPlan], f: Callable[..., Tensor] | None = None) -> WeightsAndTerm:
         return WeightsAndTerm(self.weights.fold(plans, f), self.beside.fold(plans, f))

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -321,9 +322,9 @@ def test_gradients_reach_the_state_and_the_changes():
 def test_own_weights_serve_their_own_steps_alone():
     ode = made(Wave)
     correction = own(ode.vector_field)
-    with pytest.raises(ValueError, match=r"weights of f for 3 steps with 3 evaluations.*none for 4 steps with 4"):
+    with pytest.raises(ValueError, match=r"4 steps with 4 evaluations: .*weights of f for 3 steps with 3 evaluations"):
         HypersolvedODE(ode, resolve_base_solver("euler"), correction, np.linspace(*SPAN, 5).tolist())
-    with pytest.raises(ValueError, match="none for steps that depend on the state"):
+    with pytest.raises(ValueError, match=r"^steps that depend on the state: "):
         correction.check_steps(None)
     smooth(ode.vector_field).check_steps(None)
     assert correction.covers(resolve_base_solver("euler")) and not correction.covers(resolve_base_solver("heun"))
@@ -347,18 +348,33 @@ class NoGrad(Wave):
             return super().forward(t, z)
 
 
+class Growing(nn.Module):
+    """A field whose weights count for nothing at the start."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2, dtype=DOUBLE)
+
+    def forward(self, t, z):
+        return -z + t * self.layer(z)
+
+
+def test_weights_that_time_multiplies_count():
+    assert answers_to_weights(made(Growing).vector_field, SPAN, states(2), NO_INPUTS)
+
+
 def formula(t, z):
     return -z
 
 
 @each_field
 def test_these_fields_answer_to_changes(make):
-    assert answers_to_weights(made(make).vector_field, 0.0, states(2), NO_INPUTS)
+    assert answers_to_weights(made(make).vector_field, SPAN, states(2), NO_INPUTS)
 
 
 @pytest.mark.parametrize("make", [CopiesWeights, NoGrad, lambda: formula], ids=["copies", "no grad", "formula"])
 def test_these_do_not(make):
-    assert not answers_to_weights(made(make).vector_field, 0.0, states(2), NO_INPUTS)
+    assert not answers_to_weights(made(make).vector_field, SPAN, states(2), NO_INPUTS)
 
 
 def test_inputs_beside_the_state_are_handed_on():
@@ -372,7 +388,7 @@ def test_inputs_beside_the_state_are_handed_on():
 
     f, z = Controlled().requires_grad_(False), states()
     inputs = FieldInputs(states(), {"shift": torch.ones(7, 1, dtype=DOUBLE)})
-    assert answers_to_weights(f, 0.0, z, inputs)
+    assert answers_to_weights(f, SPAN, z, inputs)
     mesh = FixedMesh.of(resolve_base_solver("euler"), SPAN, 3)
     *_, plain = mesh.iterate(f, z, None, inputs)
     *_, bent = mesh.iterate(f, z, own(f), inputs)
@@ -382,3 +398,44 @@ def test_inputs_beside_the_state_are_handed_on():
     *_, first = mesh.iterate(f, z, merged, inputs)
     *_, again = mesh.iterate(f, z, merged, inputs)
     assert torch.equal(first, again) and not torch.allclose(first, plain)
+
+
+def test_threads_may_call_one_live_field():
+    """torch replaces the weights of a module while it calls it: every thread has one of its own."""
+    f, z = made(Wave).vector_field, states()
+    correction = own(f, std=0.3)
+    expected, plain = solve(f, z, correction), solve(f, z, None)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: solve(f, z, correction if i % 2 else None), range(200)))
+    assert all(torch.equal(end, expected if i % 2 else plain) for i, end in enumerate(found))
+    assert all(isinstance(parameter, nn.Parameter) for parameter in f.parameters())
+
+
+def test_live_weights_follow_the_field_and_its_mode():
+    f, z = made(lambda: Plain(nn.Linear(2, 2), nn.Dropout(0.5))).vector_field, states()
+    correction = own(f)
+    torch.testing.assert_close(solve(f, z, correction), solve(f, z, None))
+    with torch.no_grad():
+        f.layers[0].weight.mul_(2)
+    torch.testing.assert_close(solve(f, z, correction), solve(f, z, None))
+    f.train()
+    assert not torch.equal(solve(f, z, correction), solve(f, z, correction))  # dropout draws
+
+
+def test_weights_of_another_field_are_refused_by_name():
+    f, z = made(Wave).vector_field, states()
+    with pytest.raises(ValueError, match=r"change of 'field.first.weight' of shape \(6, 3\).*one of shape \(4, 3\)"):
+        own(f).check_field(made(lambda: Wave(4)).vector_field)
+    with pytest.raises(ValueError, match="changes the weights of another field"):
+        solve(made(Tied).vector_field, z, own(f))
+    with pytest.raises(ValueError, match="step 3 with 1 evaluations: the correction has weights of f for 3 steps"):
+        solve(f, z, own(f), n_steps=4)
+
+
+def test_parameters_without_numbers_are_left_out():
+    class Empty(Wave):
+        def __init__(self):
+            super().__init__()
+            self.empty, self.count = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.ones(2).int(), False)
+
+    assert not {"field.empty", "field.count"} & set(chosen(made(Empty).vector_field))
