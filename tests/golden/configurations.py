@@ -454,6 +454,7 @@ CONFIGURATIONS: dict[str, Callable[[], Values]] = {
     ),
     # Learned coefficients.
     "auto_learned": partial(fit_mlp, 8, n_steps=4, **LEARNED),
+    "learned_net": partial(fit_mlp, 6, base_solver="nonstationary", n_steps=3, **LEARNED),
     "learned_residual": partial(fit_mlp, 3, base_solver="nonstationary", n_steps=4, gain=3.0, finetune=None),
     "learned_trajectory": partial(
         fit_mlp, 3, base_solver="nonstationary", n_steps=5, finetune="trajectory", **LEARNED | {"lr": 5e-3}
