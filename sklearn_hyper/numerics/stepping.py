@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .correction import Correction
 from .methods.method import Method, StepPlan
@@ -68,6 +69,14 @@ class Stepping(ABC):
         return torch.stack([z0, *self.iterate(f, z0, correction, inputs)])
 
 
+class _KeptTimes(NamedTuple):
+    """Times of a mesh as tensors, for states of one dtype on one device."""
+
+    dtype: torch.dtype
+    times: Tensor
+    each: tuple[Tensor, ...]
+
+
 class FixedMesh(Stepping):
     """Step from each time of a fixed mesh to the next.
 
@@ -82,6 +91,7 @@ class FixedMesh(Stepping):
     """
 
     plans: list[StepPlan]
+    _kept: _KeptTimes | None = None
 
     def __init__(self, method: Method, grid: Sequence[float] | Tensor):
         self.method, self.grid = method, grid
@@ -96,6 +106,26 @@ class FixedMesh(Stepping):
             end = len(self._times)
             nodes = slice(end - len(plan.kind.nodes), end)
             self._places.append((plan, start, nodes, plan.eps ** (plan.kind.order + 1)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+    def _node_times(self, z0: Tensor) -> Sequence[Any]:
+        """Return the times of all starts and nodes, as f and the correction read them.
+
+        They go into one tensor before the loop, so that no step waits for a transfer to the device. It is kept for the
+        next solve, unless a field has written into it. A mesh that is being learned consists of tensors already.
+        """
+        if isinstance(self.grid, Tensor):
+            return self._times
+        if not _makes_plain_tensors(z0):
+            return time_tensor(self._times, z0, self.grid).unbind()
+        kept = self._kept
+        if kept is None or kept.dtype != z0.dtype or kept.times.device != z0.device or kept.times._version:
+            times = time_tensor(self._times, z0, self.grid)
+            kept = _KeptTimes(z0.dtype, times, times.unbind())
+            self._kept = None if times.is_inference() else kept
+        return kept.each
 
     @classmethod
     def of(cls, method: Method, t_span: Any, n_steps: int) -> FixedMesh:
@@ -120,9 +150,7 @@ class FixedMesh(Stepping):
     ) -> Iterator[Tensor]:
         """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop."""
         field = ProtectedField(f, inputs)
-        # All node times go into one tensor before the loop, so that no step waits for a transfer to the device. A mesh
-        # that is being learned consists of tensors already.
-        times: Any = self._times if isinstance(self.grid, Tensor) else time_tensor(self._times, z0, self.grid).unbind()
+        times = self._node_times(z0)
         z, state, step, x = z0, (), self.method.step, inputs.x
         for plan, start, nodes, scale in self._places:
             eps = plan.eps
@@ -136,6 +164,11 @@ class FixedMesh(Stepping):
                 if g is not None:
                     z = _add(z, g, scale)
             yield z
+
+
+def _makes_plain_tensors(z: Tensor) -> bool:
+    """Return whether tensors made now may be used in another call: not while a call is traced or transformed."""
+    return type(z) is Tensor and not (is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def _add(z: Tensor, direction: Tensor, scale: float | Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """How a method is driven over a span: plans of steps, a fixed mesh, and a policy of one's own."""
 
+import copy
+import pickle
 from itertools import islice, pairwise
 
 import pytest
@@ -242,3 +244,43 @@ def test_the_correction_gets_the_start_of_a_step_that_evaluates_f_elsewhere(kind
     FixedMesh(method, grid).solve(f, FORCED.z0, Look())
     assert starts == list(grid[:-1])
     assert [t.item() for t in f.times] == pytest.approx(list(grid))
+
+
+# ---------------------------------------------------------------------- times that are kept
+def decays(t, z):
+    return -t * z
+
+
+def test_times_are_kept_for_states_of_one_kind():
+    mesh = FixedMesh(resolve_base_solver("heun"), (0.0, 0.5, 1.0))
+    z = torch.ones(3, 1, dtype=torch.float64)
+    first = mesh.solve(decays, z)
+    kept = mesh._kept
+    assert torch.equal(mesh.solve(decays, z), first) and mesh._kept is kept
+    assert mesh.solve(decays, z.float()).dtype == torch.float32 and mesh._kept.dtype == torch.float32
+    assert torch.equal(mesh.solve(decays, z), first)
+
+
+def test_a_field_that_writes_into_its_time_harms_no_later_solve():
+    def writes(t, z):
+        return -t.mul_(2) * z
+
+    mesh = FixedMesh(resolve_base_solver("euler"), (0.5, 1.0))
+    z = torch.ones(3, 1, dtype=torch.float64)
+    first = mesh.solve(writes, z)
+    assert torch.equal(mesh.solve(writes, z), first)
+
+
+def test_kept_times_serve_no_other_mode_and_no_copy():
+    mesh = FixedMesh(resolve_base_solver("heun"), (0.0, 0.5, 1.0))
+    z = torch.ones(3, 1, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = mesh.solve(decays, z).clone()
+    gradient = torch.func.grad(lambda state: mesh.solve(decays, state).sum())(z)
+    assert mesh._kept is None
+    z.requires_grad_(True)
+    end = mesh.solve(decays, z)
+    end.sum().backward()
+    torch.testing.assert_close((end, z.grad), (expected, gradient))
+    assert mesh._kept is not None and copy.deepcopy(mesh)._kept is None
+    assert pickle.loads(pickle.dumps(mesh))._kept is None
