@@ -55,9 +55,9 @@ class HypersolverRegressor(Hypersolver):
         ``n_steps``.
 
         "auto" with ``order`` is the canonical Runge-Kutta method of that order. Without ``order`` it evaluates f once a
-        step: "euler" for a single step, "nonstationary" for states of more than four numbers, "ab2" otherwise. It is
-        also "ab2" where "nonstationary" does not serve: if ``fit_n_steps`` asks for other numbers of steps, or if
-        ``loss`` or ``finetune`` ask for the states between the ends or for no training through the solver.
+        step: "euler" for a single step, else "nonstationary". It is "ab2" where f is a formula with states of up to
+        four numbers, and where "nonstationary" does not serve: if ``fit_n_steps`` asks for other numbers of steps, or
+        if ``loss`` or ``finetune`` ask for the states between the ends or for no training through the solver.
     order : int, optional
         Order of the base solver. With ``base_solver="auto"``: 1 is euler, 2 midpoint, 3 rk3, 4 rk4. With any other base
         solver it must be that solver's order.
@@ -70,7 +70,10 @@ class HypersolverRegressor(Hypersolver):
         recipe. A pair makes a generalist: step sizes log-uniform between ``|S|/b`` and ``|S|/a``. Set a pair to change
         the number of steps after the fit.
     correction : "auto", spec or nn.Module, default "auto"
-        The net g. "auto" is :class:`ConvCorrection` for states of shape (c, h, w) and :class:`MLPCorrection` otherwise,
+        What is learned. "auto" is :class:`WeightCorrection`, weights of f's own for each evaluation, if f has weights,
+        ``base_solver`` is "auto" without ``order``, and one number of steps and its end are asked for. (On images whose
+        f is large enough, with a :class:`ReachCorrection` beside it.) It then serves ``n_steps`` alone. Otherwise
+        "auto" is a net g: :class:`ConvCorrection` for states of shape (c, h, w) and :class:`MLPCorrection` for others,
         sized so that MAC_g is at most a tenth of MAC_f. A module of your own has ``forward(eps, s, z, stages, x=None)``
         and returns a tensor like z. It is copied, scaled and bounded, and training starts from your initialisation. The
         start-up steps, the first ones of "ab2" and "nonstationary", pass it fewer stages.
@@ -138,7 +141,7 @@ class HypersolverRegressor(Hypersolver):
     module_ : FoldedODE
         Input map, corrected steps and output map, with g folded into each step: what every method runs.
         :meth:`to_module` gives a module that can be trained further.
-    correction_ : BoundedCorrection or None
+    correction_ : ModuleCorrection or None
         g, scaled and bounded. None where the fit fell back to the base solver, with a warning. It does so if no epoch
         beat the base solver on held-out rows without exceeding its largest error there.
     base_solver_ : Method
