@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..modules.corrections import ModuleCorrection, NetInputs, ScaleSample, resolve_spec
-from ..modules.corrections.weights import learning_unit
+from ..modules.corrections.weights import FieldWeights, graph_bytes, learning_unit
 from ..modules.seeding import seeded
 from ..numerics.methods import Method, Nonstationary
 from ..numerics.row_errors import numbered_rows
@@ -33,6 +33,8 @@ from .tasks import Task
 _VALID_ROWS = 256
 MAC_SHARE = 0.1
 """Largest MACs of the net of "auto", as a share of those of f."""
+_LARGEST_GRAPH = 2**31
+"""Bytes of a batch's solve that autograd may keep. Beyond, evaluations of f are repeated for their gradients."""
 _METHOD_SHARE = 0.3
 """Unit of changes of coefficients, as a share of that of weights."""
 _ROUNDING = 1e-6
@@ -183,7 +185,23 @@ class CorrectionFit:
     def _build_corrections(self, samples: Sequence[ScaleSample]) -> list[ModuleCorrection]:
         inputs = net_inputs(self.tasks[0], samples[0], self.method, self.settings, self.base_error)
         corrections = self.spec.corrections([task.neural_ode for task in self.tasks], inputs, samples)
+        for correction in corrections:
+            for part in correction.modules():
+                if isinstance(part, FieldWeights):
+                    part.recomputes = self._graph_bytes() > _LARGEST_GRAPH
         return [correction.to(inputs.z).requires_grad_(True) for correction in corrections]
+
+    def _graph_bytes(self) -> int:
+        """Return the bytes that autograd keeps of f in the longest solve of a batch."""
+        row = self.tasks[0].rows(slice(0, 1)).to(self.settings.device)
+        ode = row.neural_ode
+        with torch.no_grad():
+            z = ode.input_map(row.x)
+        evaluations = max(
+            self.method.count_evaluations(n_steps) for n_steps in {self.settings.n_steps, *self.sizes.steps}
+        )
+        a_row = graph_bytes(ode.vector_field, ode.t_span, z, row.inputs)
+        return a_row * min(self.settings.batch_size, len(self.tasks[0])) * evaluations
 
     # ------------------------------------------------------------------ training
     def run(self) -> CorrectionFit:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from small_tasks import Turn, fit_settings, rows, turn_task
 
-from sklearn_hyper import MLPCorrection, NeuralODE, alpha_family
+from sklearn_hyper import MLPCorrection, NeuralODE, WeightCorrection, alpha_family
 from sklearn_hyper.hypersolvers import Task
 from sklearn_hyper.modules.corrections import NetInputs, ScaleSample
 from sklearn_hyper.numerics import compute_residuals, resolve_base_solver
+from sklearn_hyper.training import correction_fit
 from sklearn_hyper.training.coefficients import classical_starts
 from sklearn_hyper.training.correction_fit import CorrectionFit, net_inputs
 from sklearn_hyper.training.references import solve_ends
@@ -218,3 +219,12 @@ def test_targets_are_used_up_by_a_run():
     fit.prepare().run()
     with pytest.raises(RuntimeError, match=r"call prepare\(\) before run\(\)"):
         fit.run()
+
+
+def test_a_large_graph_is_not_kept_and_the_fit_is_the_same(monkeypatch):
+    settings = fit_settings(correction=WeightCorrection(), max_epochs=3)
+    kept = fit([turn_task()], settings)[0].correction
+    monkeypatch.setattr(correction_fit, "_LARGEST_GRAPH", 0)
+    recomputed = fit([turn_task()], settings)[0].correction
+    assert recomputed.recomputes and not kept.recomputes
+    torch.testing.assert_close(weights(recomputed), weights(kept))

@@ -17,12 +17,12 @@ from _flows import load_flow, load_table_flow
 from _results import fitted
 from _solving import solve_exactly, uniform_grid
 from images import load_digit_images, load_images, trained_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_hyper import ContinuousNormalizingFlow, NeuralODE, NeuralODEClassifier
 from sklearn_hyper.datasets import ForcedOscillator, LeadingFeatures, Pendulum, VanDerPol
 
-from .problems import PROBLEMS, FlowProblem, ImageProblem, Problem, SystemProblem, TableProblem
+from .problems import PROBLEMS, AttentionProblem, FlowProblem, ImageProblem, Problem, SystemProblem, TableProblem
 
 FITTED_STEPS = 24
 """References of the rows to fit on are known at this many steps, those of every K that divides it among them."""
@@ -187,6 +187,41 @@ def _(problem: SystemProblem, cache: str, data: str | None) -> LoadedProblem:
     larger = OUTSIDE * uniform(10 * N_ROWS["outside"])
     rows["outside"] = larger[(larger.abs() > width).any(dim=1)][: N_ROWS["outside"]]
     return LoadedProblem(problem, _FORMULAS[problem.name](), rows)
+
+
+class TokenField(nn.Module):
+    """Attention and a perceptron, as a block of a transformer has them, whose normalisation is told the time."""
+
+    def __init__(self, width: int = 16, hidden: int = 32):
+        super().__init__()
+        self.time = nn.Linear(1, width)
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.perceptron = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, width))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        h = self.before(z) + self.time(t.reshape(1).to(z))
+        a, _ = self.attention(h, h, h, need_weights=False)
+        return a + self.perceptron(self.between(z + a))
+
+
+@_build.register
+def _(problem: AttentionProblem, cache: str, data: str | None) -> LoadedProblem:
+    """Rows of pixels as tokens; outside, test images of more contrast."""
+    images = load_digit_images(seed=0)
+    train, test = (torch.from_numpy(x[:, 0] / 16) for x in (images.X_train, images.X_test))
+
+    def learn() -> NeuralODEClassifier:
+        torch.manual_seed(0)  # modules draw their weights when they are made
+        model = NeuralODEClassifier(
+            TokenField(), input_map=nn.Linear(8, 16), output_map=nn.Sequential(nn.Flatten(), nn.Linear(128, 10)),
+            t_span=(0.0, 2.0), rtol=1e-3, atol=1e-3, max_epochs=20, lr=5e-3, random_state=0,
+        )  # fmt: skip
+        return model.fit(train.numpy(), images.y_train)
+
+    model = fitted(cache, problem.name, learn)
+    rows = {"fit": train[:1000], "valid": train[1000:1150], "test": test, "outside": OUTSIDE * test[:200]}
+    return LoadedProblem(problem, model.neural_ode_, rows, labels=images.y_test)
 
 
 @_build.register

@@ -19,6 +19,10 @@ PUBLISHED = {"moons flow_matching": kinds.PublishedRecipe("i"), "moons likelihoo
 def contenders_of(problem: Problem) -> list[Contender]:
     """Contenders of a problem, ours first."""
     published = PUBLISHED.get(problem.name)
+    if not problem.takes_nets:
+        return [
+            *map(Ours, (1, *BUDGETS)), kinds.Classical(), kinds.Dopri5(), kinds.Torchode(), *map(kinds.BNS, BUDGETS),
+        ]  # fmt: skip
     return [
         *map(Ours, (1, *BUDGETS)),
         *_alternatives(problem),

@@ -35,6 +35,8 @@ class Problem:
     has_macs: ClassVar[bool] = True
     """False where f is a formula: solvers are compared at equal evaluations then."""
     of_images: ClassVar[bool] = False
+    takes_nets: ClassVar[bool] = True
+    """Whether rivals' nets and flow maps are made for its states: vectors or images."""
 
     @property
     def timed(self) -> bool:
@@ -102,6 +104,13 @@ class ImageProblem(Problem):
         return True
 
 
+@dataclass(frozen=True)
+class AttentionProblem(Problem):
+    """A transformer block as the field of a classifier: digits as eight tokens, one for each row of pixels."""
+
+    takes_nets: ClassVar[bool] = False
+
+
 def _flows(objective: str, family: str) -> list[FlowProblem]:
     return [
         FlowProblem(f"{density} {objective}", family, compared=density == "moons", density=density, objective=objective)
@@ -119,6 +128,8 @@ PROBLEMS: dict[str, Problem] = {
         *_flows("flow_matching", "flow matching"),
         *_flows("likelihood", "FFJORD"),
         TableProblem("wine", "tabular flow", (16.0, 30.0, 55.0), compared=True),
+        TableProblem("uci_airfoil", "tabular flow"),
+        AttentionProblem("digits_tokens", "images", (45.0, 80.0, 150.0)),
         ImageProblem("digits", "images", (45.0, 80.0, 150.0), compared=True, n_rows=(1000, 150, 450, 200)),
         ImageProblem("mnist", "images", (75.0, 135.0, 250.0), once=True, n_rows=(600, 100, 500, 200)),
     )

@@ -22,6 +22,7 @@ from sklearn_hyper.modules.corrections.weights import (
     OwnWeights,
     SmoothWeights,
     answers_to_weights,
+    graph_bytes,
 )
 from sklearn_hyper.numerics import FixedMesh, reference_solution, resolve_base_solver
 from sklearn_hyper.numerics.protection import NO_INPUTS, FieldInputs
@@ -439,3 +440,36 @@ def test_parameters_without_numbers_are_left_out():
             self.empty, self.count = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.ones(2).int(), False)
 
     assert not {"field.empty", "field.count"} & set(chosen(made(Empty).vector_field))
+
+
+# ---------------------------------------------------------------------- memory
+def kept_bytes(call):
+    """What autograd keeps of a call."""
+    sizes = {}
+
+    def count(tensor):
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        result = call()
+    return sum(sizes.values()), result
+
+
+def test_evaluating_again_gives_the_same_gradients_and_keeps_less():
+    f, z = made(lambda: Wave(64)).vector_field, states(500)
+    gradients, kept = {}, {}
+    for recomputes in (False, True):
+        correction = own(f, std=0.3)
+        correction.recomputes = recomputes
+        kept[recomputes], end = kept_bytes(lambda correction=correction: solve(f, z, correction))
+        gradients[recomputes] = torch.autograd.grad(end.pow(2).sum(), list(correction.parameters()))
+    torch.testing.assert_close(gradients[True], gradients[False])
+    assert kept[True] < 0.2 * kept[False]
+
+
+def test_the_graph_of_an_evaluation_is_counted_by_row():
+    """tanh keeps its output of six numbers, the first layer its input of three; the state is counted once."""
+    f = made(Wave).vector_field
+    one, ten = (graph_bytes(f, SPAN, states(n), NO_INPUTS) for n in (1, 10))
+    assert one == 8 * (6 + 3) and ten == 10 * one
