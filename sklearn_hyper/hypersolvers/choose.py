@@ -114,12 +114,12 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
 
     All of these evaluate f once a step. Learned coefficients serve a single number of steps and only the terminal
     state. For large states they gain more than a net, which is small beside the state. Under changed weights they gain
-    for all. With ``order``, "auto" is
-    the canonical Runge-Kutta method: euler, midpoint, rk3, rk4.
+    for all. With ``order``, "auto" is the canonical Runge-Kutta method: euler, midpoint, rk3, rk4.
 
     Parameters
     ----------
     settings : FitSettings
+        Its ``correction`` is what :func:`choose_correction` has chosen; "auto" counts as a net.
     n_state : int
         Number of values in a state.
 
@@ -137,8 +137,10 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
 
     Examples
     --------
+    >>> from sklearn_hyper import MLPCorrection, WeightCorrection
     >>> from sklearn_hyper.hypersolvers import FitSettings, choose_base_solver
-    >>> [choose_base_solver(FitSettings(n_steps=4), n_state).method.name for n_state in (2, 64)]
+    >>> net, weights = (FitSettings(n_steps=4, correction=spec) for spec in (MLPCorrection(), WeightCorrection()))
+    >>> [choose_base_solver(settings, 2).method.name for settings in (net, weights)]
     ['ab2', 'nonstationary']
     """
     name = auto_name(settings, n_state)

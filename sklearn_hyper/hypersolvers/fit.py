@@ -144,7 +144,8 @@ def refit_hypersolver(
 ) -> FittedHypersolver:
     """Continue a fit on other rows, or for a field that has changed since.
 
-    The correction's units (scales, caps and floors) are measured again. The method's coefficients are kept.
+    A net's units (scales, caps and floors) are measured again. Changes of weights go on in theirs, from the weights
+    that the field has now. The method's coefficients are kept.
 
     Parameters
     ----------

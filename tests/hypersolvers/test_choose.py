@@ -1,9 +1,11 @@
 """What "auto" stands for, and which methods can serve a fit at all."""
 
+from dataclasses import replace
+
 import pytest
 from small_tasks import fit_settings
 
-from sklearn_hyper import alpha_family
+from sklearn_hyper import WeightCorrection, alpha_family
 from sklearn_hyper.hypersolvers import choose_base_solver
 from sklearn_hyper.hypersolvers.choose import auto_name, check_same_family
 from sklearn_hyper.numerics import Method, Nonstationary, Step, StepKind, resolve_base_solver
@@ -103,3 +105,9 @@ def test_methods_of_one_family_take_each_others_corrections(one, other):
 def test_methods_of_other_families_do_not(one, other, message):
     with pytest.raises(ValueError, match=message):
         check_same_family(resolve_base_solver(one), resolve_base_solver(other), "no")
+
+
+def test_changed_weights_take_learned_coefficients_whatever_the_state():
+    settings = fit_settings(base_solver="auto", n_steps=4, correction=WeightCorrection())
+    assert choose_base_solver(settings, SMALL).method.name == "nonstationary"
+    assert choose_base_solver(replace(settings, fit_n_steps=(2, 8)), SMALL).method.name == "ab2"
