@@ -86,8 +86,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         The solver, in either direction: see :class:`HypersolverRegressor`. One evaluation of (f, trace) counts as one
         NFE; its matrix products count in MACs, backward passes included.
     correction : "auto", spec or nn.Module, default "auto"
-        The net of either direction: see :class:`HypersolverRegressor`. An ``nn.Module`` is copied for each, so it has
-        to take states of n_features and of n_features + 1 numbers.
+        What is learned in either direction: see :class:`HypersolverRegressor`. An ``nn.Module`` is copied for each, so
+        it has to take states of n_features and of n_features + 1 numbers.
     max_samples : int or "auto", default "auto"
         Number of base states for the sampling (2,000 with "auto"), and the largest number of rows of X for the density.
     callbacks : list of skorch callbacks, optional

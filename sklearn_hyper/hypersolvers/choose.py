@@ -15,6 +15,8 @@ from ..training.correction_fit import MAC_SHARE
 from ..training.settings import FitSettings
 from ..training.tasks import Task
 
+_WIDE = 16
+"""Pixels a side from which a few evaluations of a convolutional f do not see across an image. On 7 there is no gain."""
 _FEW_DIMENSIONS = 4
 """Up to this many numbers in a state, a correction with a tenth of f's MACs beats learned coefficients."""
 
@@ -47,8 +49,9 @@ def choose_correction(settings: FitSettings, tasks: Sequence[Task], z: Tensor) -
     ==============================================================  ==================================================
     for                                                             the correction is
     ==============================================================  ==================================================
-    one field with weights, ``base_solver="auto"``, a single        :class:`WeightCorrection`; on images beside it a
-    number of steps and the terminal state                          :class:`ReachCorrection`, if it takes at most a
+    one field with weights, ``base_solver="auto"``, a single        :class:`WeightCorrection`; on images of 16 pixels a
+    number of steps and the terminal state                          side and more beside it a
+                                                                    :class:`ReachCorrection`, if it takes at most a
                                                                     tenth of f's multiply-accumulates
     images (c, h, w)                                                :class:`ConvCorrection`
     all else                                                        :class:`MLPCorrection`
@@ -73,12 +76,13 @@ def choose_correction(settings: FitSettings, tasks: Sequence[Task], z: Tensor) -
     if not answers_to_weights(task.neural_ode.vector_field, task.neural_ode.t_span, z, task.inputs):
         return net
     reach = ReachCorrection()
-    return WeightCorrection(beside=reach if _sees_images(task, z) and reach.macs(z) <= _macs_budget(task) else None)
+    is_thin = _is_of_wide_images(task, z) and reach.macs(z) <= _macs_budget(task)
+    return WeightCorrection(beside=reach if is_thin else None)
 
 
-def _sees_images(task: Task, z: Tensor) -> bool:
+def _is_of_wide_images(task: Task, z: Tensor) -> bool:
     x = task.inputs.x
-    return z.ndim == 4 and (x is None or x.shape[2:] == z.shape[2:])
+    return z.ndim == 4 and min(z.shape[2:]) >= _WIDE and (x is None or x.shape[2:] == z.shape[2:])
 
 
 def _macs_budget(task: Task) -> float:
