@@ -42,7 +42,7 @@ class FieldModule(DeviceFreeModule):
 
 
 def graph_bytes(f: Callable[..., Tensor], t_span: Any, z: Tensor, inputs: FieldInputs) -> int:
-    """Count the bytes that autograd keeps of an evaluation of f, beside its weights."""
+    """Count the bytes that autograd keeps of an evaluation of f, beside its weights; 0 where it cannot be hooked."""
     module, sizes = FieldModule(f), {}
     own = {parameter.untyped_storage().data_ptr() for parameter in (*module.parameters(), *module.buffers())}
 
@@ -54,8 +54,11 @@ def graph_bytes(f: Callable[..., Tensor], t_span: Any, z: Tensor, inputs: FieldI
 
     weights = {name: weight.detach().requires_grad_(True) for name, weight in changeable_weights(module).items()}
     arguments = (time_tensor(t_span[0], z, t_span), z.clone().requires_grad_(True), *inputs.arguments)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        kept = functional_call(module, weights, arguments, dict(inputs.condition))
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            kept = functional_call(module, weights, arguments, dict(inputs.condition))
+    except RuntimeError:
+        return 0  # a field that differentiates by torch.func bears no hooks, and so no repeated evaluation either
     del kept
     return sum(sizes.values())
 

@@ -473,3 +473,20 @@ def test_the_graph_of_an_evaluation_is_counted_by_row():
     f = made(Wave).vector_field
     one, ten = (graph_bytes(f, SPAN, states(n), NO_INPUTS) for n in (1, 10))
     assert one == 8 * (6 + 3) and ten == 10 * one
+
+
+class Potential(nn.Module):
+    """A field that is the gradient of a net, taken by torch.func, which bears no hooks on saved tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3, dtype=DOUBLE)
+
+    def forward(self, t, z):
+        return torch.func.grad(lambda state: torch.tanh(self.layer(state)).sum())(z)
+
+
+def test_a_graph_that_cannot_be_hooked_is_kept():
+    f = made(Potential).vector_field
+    assert graph_bytes(f, SPAN, states(2), NO_INPUTS) == 0
+    assert answers_to_weights(f, SPAN, states(2), NO_INPUTS)
