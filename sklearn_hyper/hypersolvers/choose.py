@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..modules.corrections import CorrectionSpec, ReachCorrection, WeightCorrection, resolve_spec
-from ..modules.corrections.weights import answers_to_weights
+from ..modules.corrections.field_module import answers_to_weights
 from ..numerics.methods import DEFAULT, NONSTATIONARY, Method, resolve_base_solver
 from ..training.coefficients import LearnedCoefficients
 from ..training.correction_fit import MAC_SHARE

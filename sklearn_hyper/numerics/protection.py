@@ -53,7 +53,7 @@ class FieldInputs:
         return () if self.x is None else (self.x,)
 
 
-WRITES_SOMETIMES = (
+_WRITES_SOMETIMES = (
     "vector_field writes into its argument z in some calls and not in others, so that no solver can trust its state: "
     "return a new tensor (no inplace=True, no z.add_, z[...] = or out=z), or begin with z = z.clone()."
 )
@@ -75,6 +75,9 @@ class ProtectedField:
         ``f(t, z)``; ``inputs`` are passed as further arguments.
     inputs : FieldInputs, optional
     """
+
+    is_trusted = False
+    """Whether an earlier solve has shown that the code needs no copies. Writes into z are noticed all the same."""
 
     def __init__(self, f: Callable[..., Tensor], inputs: FieldInputs = NO_INPUTS):
         self.given = self.f = f
@@ -101,7 +104,7 @@ class ProtectedField:
         # Written out without helper functions: this runs at every evaluation, and a small field takes a few
         # microseconds.
         watched = self._watched
-        if watched is None or is_compiling() or z.is_inference():
+        if (watched is None and not self.is_trusted) or is_compiling() or z.is_inference():
             return self._evaluate_on_copies(t, z)
         version = z._version
         given = z.clone() if self.writes_z else z
@@ -111,11 +114,12 @@ class ProtectedField:
         else:
             output = self.f(t, given)
         if z._version != version:
-            raise ValueError(WRITES_SOMETIMES)
-        if watched._version != self._version:
-            self.reuses_output = True
-        elif self._is_second:
-            self.reuses_output, self._is_second = shares_memory(output, watched), False
+            raise ValueError(_WRITES_SOMETIMES)
+        if watched is not None:
+            if watched._version != self._version:
+                self.reuses_output = True
+            elif self._is_second:
+                self.reuses_output, self._is_second = shares_memory(output, watched), False
         if output.requires_grad and not is_grad_enabled():
             output = output.detach()
         return output.clone() if self.reuses_output else output

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..modules.corrections import ModuleCorrection, NetInputs, ScaleSample, resolve_spec
-from ..modules.corrections.weights import FieldWeights, graph_bytes, learning_unit
+from ..modules.corrections.changes import learning_unit
+from ..modules.corrections.field_module import graph_bytes
 from ..modules.seeding import seeded
 from ..numerics.methods import Method, Nonstationary
 from ..numerics.row_errors import numbered_rows
@@ -184,11 +185,9 @@ class CorrectionFit:
 
     def _build_corrections(self, samples: Sequence[ScaleSample]) -> list[ModuleCorrection]:
         inputs = net_inputs(self.tasks[0], samples[0], self.method, self.settings, self.base_error)
+        if not self.spec.learns_residuals:
+            inputs = replace(inputs, recomputes=self._graph_bytes() > _LARGEST_GRAPH)
         corrections = self.spec.corrections([task.neural_ode for task in self.tasks], inputs, samples)
-        for correction in corrections:
-            for part in correction.modules():
-                if isinstance(part, FieldWeights):
-                    part.recomputes = self._graph_bytes() > _LARGEST_GRAPH
         return [correction.to(inputs.z).requires_grad_(True) for correction in corrections]
 
     def _graph_bytes(self) -> int:

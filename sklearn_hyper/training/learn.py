@@ -22,7 +22,6 @@ from .losses import StateLoss, output_loss, terminal_loss, trajectory_loss
 from .nets import BestWeights, FreshPhases, LossNet, build_net, cosine_schedule
 from .plan import Run
 from .settings import FINETUNE_LR, FitSettings, Phase
-from .soap import Soap
 from .targets import TaskSet, stack_targets
 
 _TINY = 1e-30
@@ -145,8 +144,7 @@ def train_corrections(
     draws_nothing = all(_draws_nothing(correction, settings) for correction in corrections)
     with nullcontext() if draws_nothing else seeded(seed, settings.device):
         net.train(curriculum, None, generator)
-    if isinstance(net.optimizer_, Soap):
-        net.optimizer_.state.clear()  # its bases would make up most of a saved estimator
+    net.optimizer_.state.clear()  # nothing reads it again, and it is larger than what was learned
     return net
 
 

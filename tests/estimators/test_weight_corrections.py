@@ -20,7 +20,8 @@ from sklearn_hyper import (
     WeightCorrection,
 )
 from sklearn_hyper.modules import BoundedCorrection, ConvVectorField, MLPVectorField
-from sklearn_hyper.modules.corrections.weights import FieldWeights, LowRankChanges, SmoothWeights, WeightsAndTerm
+from sklearn_hyper.modules.corrections.changes import LowRankChanges, SmoothWeights
+from sklearn_hyper.modules.corrections.weights import FieldWeights, WeightsAndTerm
 from sklearn_hyper.training.soap import Soap
 
 pytestmark = ROUGH_FITS

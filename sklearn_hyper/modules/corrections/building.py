@@ -38,6 +38,8 @@ class NetInputs:
         Size of the largest step of a fit over several numbers of steps. None: the fit is for ``plans`` alone.
     base_error : float
         Mean error of the base method on held-out rows, as a share of the states' size.
+    recomputes : bool
+        Whether the graph of a solve is too large to be kept, so that f has to be evaluated again for its gradients.
     """
 
     z: Tensor
@@ -47,6 +49,7 @@ class NetInputs:
     plans: tuple[StepPlan, ...] = ()
     largest_step: float | None = None
     base_error: float = 1.0
+    recomputes: bool = False
 
     @property
     def main_kind(self) -> StepKind:

@@ -10,19 +10,10 @@ from torch import Tensor, nn
 
 from ..neural_ode import NeuralODE
 from .building import CorrectionSpec, NetInputs, is_positive_integer
+from .changes import FullChanges, LowRankChanges, OwnWeights, Schedule, SmoothWeights, learning_unit
 from .contract import ModuleCorrection, ScaleSample
-from .weights import (
-    FieldModule,
-    FieldWeights,
-    FullChanges,
-    LowRankChanges,
-    OwnWeights,
-    Schedule,
-    SmoothWeights,
-    WeightsAndTerm,
-    changeable_weights,
-    learning_unit,
-)
+from .field_module import FieldModule, changeable_weights
+from .weights import FieldWeights, WeightsAndTerm
 
 _FULL_WEIGHTS = 2**16
 """Fields of up to this many weights get full changes by default. Larger ones would overfit, and fill the memory."""
@@ -120,10 +111,9 @@ class WeightCorrection(CorrectionSpec):
         schedule: Schedule = OwnWeights.of_steps(inputs.plans)
         if inputs.largest_step is not None:
             schedule = SmoothWeights(samples[0].t_span, inputs.largest_step)
-        built: list[ModuleCorrection] = [
-            FieldWeights(self._changes(ode.vector_field, schedule.n_parts, learning_unit(inputs.base_error)), schedule)
-            for ode in neural_odes
-        ]
+        unit = learning_unit(inputs.base_error)
+        changes = [self._changes(ode.vector_field, schedule.n_parts, unit) for ode in neural_odes]
+        built: list[ModuleCorrection] = [FieldWeights(one, schedule, recomputes=inputs.recomputes) for one in changes]
         if self.beside is None:
             return built
         terms = self.beside.corrections(neural_odes, inputs, samples)
