@@ -54,8 +54,9 @@ with tempfile.TemporaryDirectory() as memory:
         fast = HypersolverClassifier(slow, **solver, max_epochs=60, memory=memory, random_state=0, verbose=1).fit(
             X_train
         )
+        learned = "a network g" if solver.get("base_solver") else "weights of f"
         name = f"hyper-{fast.base_solver_.name} K={fast.n_steps}"
-        print(f"{name} fitted in {time.perf_counter() - start:.0f} s.")
+        print(f"{name}: {learned} fitted in {time.perf_counter() - start:.0f} s.")
         hypersolvers.append(fast.set_params(memory=None))
 
 # %%

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from ..modules.copies import frozen_copy
-from ..modules.corrections import BoundedCorrection, CorrectionSpec, resolve_spec
+from ..modules.corrections import CorrectionSpec, resolve_spec
 from ..modules.field_probes import check_start
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..numerics.methods import Method
 from ..numerics.row_errors import numbered_rows
-from ..numerics.stepping import FixedMesh
 from ..numerics.units import state_units
 from ..training.correction_checks import check_correction
 from ..training.correction_fit import CorrectionFit, FittedCorrection
@@ -29,8 +28,9 @@ from ..training.settings import FitSettings
 from ..training.splits import count_held_out
 from ..training.targets import max_rows
 from ..training.tasks import Task
-from .choose import BaseSolverChoice, check_same_family, choose_base_solver, choose_correction
+from .choose import BaseSolverChoice, choose_base_solver, choose_correction
 from .fitted import FittedHypersolver
+from .warm_start import base_of, resume
 
 _MAX_SAMPLES = 2000
 
@@ -115,10 +115,7 @@ def fit_hypersolvers(
     settings = replace(settings, correction=_choose_correction(tasks, starts[0], settings, previous))
     choice = choose_base_solver(settings, starts[0][0].numel())
     if previous is not None:
-        _check_shared(previous)
-        _check_kind(settings, previous[0])
-        choice = _resume(choice, previous[0].method, tasks[0], settings)
-        _check_serves(previous, tasks, choice.method, settings)
+        choice = resume(choice, previous, tasks, settings)
     sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
     chosen = []
     for task, z in zip(tasks, starts, strict=True):
@@ -196,16 +193,11 @@ def _fit(
         method = choice.coefficients.fit(tasks[0], ends)
     warm = None if previous is None else [one.correction for one in previous if one.correction is not None]
     # Coefficients that were trained on with a correction are no base solver without it.
-    base = method if warm is None or previous is None else _base_of(previous[0], method)
+    base = method if warm is None or previous is None else base_of(previous[0], method)
     fit = CorrectionFit(
         tasks, method, settings, warm=warm, refit_units=refit_units, ends=ends, tunes_method=tunes_method, base=base
     )
     return base, fit.prepare().run().product()
-
-
-def _base_of(previous: FittedHypersolver, method: Method) -> Method:
-    """Return the method without a correction of a fit that goes on with the method of an earlier one."""
-    return previous.base_method if previous.base_method is not None and method is previous.method else method
 
 
 def _choose_correction(
@@ -217,18 +209,6 @@ def _choose_correction(
         if isinstance(settings.correction, str):  # saved by a version in which "auto" was always a net
             return resolve_spec(settings.correction, z)
     return choose_correction(settings, [task.rows(slice(0, len(z))).to(settings.device) for task in tasks], z)
-
-
-def _resume(choice: BaseSolverChoice, fitted: Method, task: Task, settings: FitSettings) -> BaseSolverChoice:
-    """Return the method that a warm start continues with, of the fitted family; "auto" keeps the fitted one."""
-    if settings.base_solver == "auto" and settings.order is None:
-        choice = BaseSolverChoice(fitted)
-        choice.check_steps(settings)
-        # Raises an error if learned coefficients are asked for another number of steps.
-        fitted.mesh(task.neural_ode.t_span, settings.n_steps)
-    check_same_family(choice.method, fitted, "fit another one, with warm_start=False")
-    # Coefficients are not learned again, because the correction was fitted for these.
-    return choice if choice.coefficients is None else BaseSolverChoice(fitted)
 
 
 # ---------------------------------------------------------------------- before any solve
@@ -252,37 +232,6 @@ def _check_alike(tasks: Sequence[Task], starts: Sequence[Tensor]) -> None:
             f"tasks must be one or more, with states and inputs of one shape and dtype, got {len(starts)} with "
             f"{kinds}; fit the others apart."
         )
-
-
-def _check_shared(previous: Sequence[FittedHypersolver]) -> None:
-    """Refuse to go on from corrections that have been pickled one by one, and so share no net any more."""
-    nets = [one.correction.net for one in previous if isinstance(one.correction, BoundedCorrection)]
-    if len({tuple(id(parameter) for parameter in net.parameters()) for net in nets}) > 1:
-        raise ValueError(
-            "previous holds corrections with nets of their own, and a fit over several tasks trains one. Pass those of "
-            "one fit, pickled as one list if at all, or previous=None."
-        )
-
-
-def _check_kind(settings: FitSettings, previous: FittedHypersolver) -> None:
-    """Refuse to go on from changed weights with a net, or the other way round."""
-    bends = not getattr(settings.correction, "learns_residuals", True)
-    before = not getattr(previous.settings.correction, "learns_residuals", True)
-    if bends != before:
-        raise ValueError(
-            f"correction={settings.correction!r} cannot go on from a fit with {previous.settings.correction!r}: one "
-            "changes the weights of the field, the other is a net beside it. Fit another one, with warm_start=False."
-        )
-
-
-def _check_serves(
-    previous: Sequence[FittedHypersolver], tasks: Sequence[Task], method: Method, settings: FitSettings
-) -> None:
-    """Refuse to go on from corrections that are made for other steps, or for another field."""
-    for one, task in zip(previous, tasks, strict=False):
-        if one.correction is not None:
-            one.correction.check_steps(FixedMesh.of(method, task.neural_ode.t_span, settings.n_steps).plans)
-            one.correction.check_field(task.neural_ode.vector_field)
 
 
 def _check_range(neural_ode: NeuralODE, z: Tensor, method: Method, sizes: StepSizes) -> None:
