@@ -193,9 +193,7 @@ class CorrectionFit:
     def _graph_bytes(self) -> int:
         """Return the bytes that autograd keeps of f in the longest solve of a batch."""
         row = self.tasks[0].rows(slice(0, 1)).to(self.settings.device)
-        ode = row.neural_ode
-        with torch.no_grad():
-            z = ode.input_map(row.x)
+        ode, z = row.neural_ode, _initial_states(self.tasks[0], self.settings)
         evaluations = max(
             self.method.count_evaluations(n_steps) for n_steps in {self.settings.n_steps, *self.sizes.steps}
         )
@@ -232,7 +230,7 @@ class CorrectionFit:
         valid_loss, sizes = best_loss(self.net), self.sizes
         keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or self.warm is not None)
         correction = trained if keeps else None
-        method = self.base if not keeps else self.method if self._learning is None else self._learning.freeze()
+        method = self.method if self._learning is None else self._learning.freeze()
         return FittedCorrection(
             correction=correction,
             net=self.net,
@@ -243,7 +241,7 @@ class CorrectionFit:
             relative_errors=errors.relative(correction, self.settings.rtol),
             fitted_range=(sizes.low, sizes.high),
             interrupted=self.net.interrupted_,
-            method=method,
+            method=method if keeps else self.base,
         )
 
 
