@@ -46,7 +46,8 @@ from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
 from ._inputs import prepare_X, take_over, take_X
 from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
 
-_BASE_STATES = 2000
+_BASE_STATES, _EPOCH_STATES = 8000, 2000
+"""Base draws are free, so an epoch takes some of many: new ones most of the time. Their references are solved once."""
 _CHECKED_ROWS = _PARITY_ROWS = 16
 
 
@@ -89,7 +90,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         What is learned in either direction: see :class:`HypersolverRegressor`. An ``nn.Module`` is copied for each, so
         it has to take states of n_features and of n_features + 1 numbers.
     max_samples : int or "auto", default "auto"
-        Number of base states for the sampling (2,000 with "auto"), and the largest number of rows of X for the density.
+        Number of base states for the sampling, and the largest number of rows of X for the density. "auto" draws 8,000
+        base states, of which every epoch takes 2,000 at random, and up to 2,000 rows of X.
     callbacks : list of skorch callbacks, optional
         Callbacks of both trainings, the sampling first. Checkpoints are refused, because the two nets would share their
         files.
@@ -236,11 +238,14 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         rows = None if X is None else append_noise(X, self._noise, self._noise_seed)
         with seeded(seed, "cpu"):
             self._check(None if rows is None else self._to_tensor(rows[:_CHECKED_ROWS], dtype, "cpu"), dtype, settings)
-        n_base = _BASE_STATES if self.max_samples == "auto" else int(self.max_samples)
+        is_auto = self.max_samples == "auto"
+        n_base = _BASE_STATES if is_auto else int(self.max_samples)
         previous = dict(vars(self)) if self.warm_start else {}
         base = draw_base(flow, n_base, dtype, seed)
         settings = replace(settings, random_state=seed)
-        sampler, interrupted = _fit_direction(flow.sampling(), base, settings, flow, previous.get("sampler_"))
+        sampler, interrupted = _fit_direction(
+            flow.sampling(), base, settings, flow, previous.get("sampler_"), _EPOCH_STATES if is_auto else None
+        )
         if sampler is None:
             raise KeyboardInterrupt
         density = None
@@ -610,7 +615,12 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 
 
 def _fit_direction(
-    ode: NeuralODE, rows: np.ndarray, settings: FitSettings, flow: Flow, previous: FittedHypersolver | None
+    ode: NeuralODE,
+    rows: np.ndarray,
+    settings: FitSettings,
+    flow: Flow,
+    previous: FittedHypersolver | None,
+    epoch_rows: int | None = None,
 ) -> tuple[FittedHypersolver | None, bool]:
     """Fit one direction; return the result, None if Ctrl-C came before training, and whether Ctrl-C ended it."""
     neural_ode = frozen_copy(ode).to(settings.device)
@@ -624,7 +634,7 @@ def _fit_direction(
             settings = replace(settings, correction=choose_correction(settings, [Task(neural_ode, probed_rows)], z))
             # "auto" stands for one method in both directions, though the density's state is larger.
             settings = replace(settings, base_solver=auto_name(settings, flow.n_features))
-        fitted = fit_hypersolver(Task(neural_ode, x), settings, previous, copy=False)
+        fitted = fit_hypersolver(Task(neural_ode, x, epoch_rows=epoch_rows), settings, previous, copy=False)
     except KeyboardInterrupt:
         return None, True
     return fitted, fitted.interrupted

@@ -290,7 +290,7 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     lr : float, default 1e-2
         Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``.
     batch_size : int, default 64
-        Rows in an optimizer step. A last batch of a single row joins the one before. Predictions keep no graph and take
+        Most rows in an optimizer step: batches of an epoch have one size. Predictions keep no graph and take
         eight times as many rows at a time.
     optimizer : type, default torch.optim.AdamW
         Optimizer class; called with the parameters and ``lr``.
@@ -454,7 +454,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     lr : float, default 1e-2
         Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``.
     batch_size : int, default 64
-        Rows in an optimizer step. A last batch of a single row joins the one before. Predictions keep no graph and take
+        Most rows in an optimizer step: batches of an epoch have one size. Predictions keep no graph and take
         eight times as many rows at a time.
     optimizer : type, default torch.optim.AdamW
         Optimizer class; called with the parameters and ``lr``.

@@ -255,7 +255,9 @@ def _draw_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> 
     n_samples = len(task)
     limit = settings.max_samples
     if isinstance(limit, str):
-        limit = min(_MAX_SAMPLES, max_rows(task.rows(slice(0, 2)), z, method, settings))
+        limit = max_rows(task.rows(slice(0, 2)), z, method, settings)
+        if task.epoch_rows is None:
+            limit = min(_MAX_SAMPLES, limit)
     if n_samples <= limit:
         return np.arange(n_samples)
     seed = None if settings.random_state is None else draw_seed(settings.random_state)

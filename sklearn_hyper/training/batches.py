@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,23 +26,32 @@ _STEPS_A_ROW = 4
 
 
 class Batches:
-    """Batches of shuffled rows, none of a single row: layers like BatchNorm cannot learn from one.
+    """Batches of shuffled rows, of one size but for a row: a small last batch would be a noisy step of full length.
 
-    A last batch of one row joins the one before. Only ``batch_size=1`` or a single row in all gives batches of one.
+    None is a single row, which layers like BatchNorm cannot learn from, unless ``batch_size`` is 1 or there is one row.
+
+    Parameters
+    ----------
+    n_rows, batch_size : int
+    generator : torch.Generator, optional
+    at_most : int, optional
+        Rows in all batches together: so many are drawn anew each time. None takes all.
     """
 
-    def __init__(self, n_rows: int, batch_size: int, generator: torch.Generator | None = None):
-        self.n_rows, self.batch_size, self.generator = n_rows, batch_size, generator
+    def __init__(
+        self, n_rows: int, batch_size: int, generator: torch.Generator | None = None, at_most: int | None = None
+    ):
+        self.n_rows, self.generator = n_rows, generator
+        self._n_drawn = n_rows if at_most is None else min(at_most, n_rows)
+        n_batches = math.ceil(self._n_drawn / batch_size)
+        self._n_batches = n_batches if batch_size == 1 else max(1, min(n_batches, self._n_drawn // 2))
 
     def __len__(self) -> int:
-        full, rest = divmod(self.n_rows, self.batch_size)
-        return max(1, full + (rest > 1 or (rest == 1 and full == 0)))
+        return self._n_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        parts = torch.randperm(self.n_rows, generator=self.generator).split(self.batch_size)
-        if len(parts) > len(self):
-            parts = (*parts[:-2], torch.cat(parts[-2:]))
-        yield from (part.tolist() for part in parts)
+        drawn = torch.randperm(self.n_rows, generator=self.generator)[: self._n_drawn]
+        yield from (part.tolist() for part in drawn.tensor_split(len(self)))
 
 
 class TargetPart(NamedTuple):
@@ -85,11 +95,14 @@ class TaskBatches:
         parts with one step each.
     runs : list of Run
         Runs that the unrolled solve of a batch is drawn from.
+    epoch_rows : int, optional
+        Rows in an epoch; None takes all.
     """
 
     n_rows: int
     targets: Sequence[Target] | Sequence[TargetStack]
     runs: Sequence[Run]
+    epoch_rows: int | None = None
 
     def draw(self, task: int, rows: Tensor, loss: str, generator: torch.Generator) -> Batch:
         """Draw a batch for these rows."""
@@ -117,6 +130,7 @@ def _draw(options: Sequence[Any], generator: torch.Generator) -> Any:
 
 class Curriculum(IterableDataset[tuple[Batch, int]]):
     """Batches of one epoch after another. An epoch is one pass over the training rows of all tasks, which take turns.
+    Where rows abound it takes ``epoch_rows`` of them, drawn anew.
 
     A residual batch mixes step sizes, which makes gradients less noisy than one step size a batch. A solve has one
     method and one number of steps.
@@ -134,7 +148,7 @@ class Curriculum(IterableDataset[tuple[Batch, int]]):
         self, tasks: Sequence[TaskBatches], batch_size: int, phases: Sequence[Phase], generator: torch.Generator
     ):
         self.tasks, self.phases, self.generator = tasks, phases, generator
-        self.batches = [Batches(task.n_rows, batch_size, generator) for task in tasks]
+        self.batches = [Batches(task.n_rows, batch_size, generator, task.epoch_rows) for task in tasks]
         self.epoch = 0
 
     def __len__(self) -> int:

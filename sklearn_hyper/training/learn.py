@@ -136,9 +136,8 @@ def train_corrections(
     batches = []
     for correction, data in zip(corrections, tasks, strict=True):
         stacked = correction.takes_row_steps and data.targets
-        batches.append(
-            TaskBatches(len(data.train), stack_targets(data.targets) if stacked else data.targets, data.plan.runs)
-        )
+        targets = stack_targets(data.targets) if stacked else data.targets
+        batches.append(TaskBatches(len(data.train), targets, data.plan.runs, data.train.task.epoch_rows))
     curriculum = Curriculum(batches, settings.batch_size, phases, generator)
     net = _build_net(Objective(corrections, losses, method), curriculum, settings)
     draws_nothing = all(_draws_nothing(correction, settings) for correction in corrections)

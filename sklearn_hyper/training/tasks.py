@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,15 @@ class Task:
         Inputs. A correction learns from the reference trajectories that start from them.
     condition : mapping of str to Tensor, optional
         Keyword arguments of the field, with one entry for each row of x.
+    epoch_rows : int, optional
+        Rows in an epoch, drawn anew for each, where rows cost nothing and there are more than an epoch needs. By
+        default an epoch takes all.
     """
 
     neural_ode: NeuralODE
     x: Tensor
     condition: Mapping[str, Any] = field(default_factory=dict)
+    epoch_rows: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.condition.items():
@@ -45,7 +49,7 @@ class Task:
     def rows(self, rows: Any) -> Task:
         """Return the task for some of the rows."""
         condition = FieldInputs(condition=self.condition).rows(rows).condition
-        return Task(self.neural_ode, self.x[rows], condition)
+        return replace(self, x=self.x[rows], condition=condition)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Task:
         """Return the task with its rows on another device, or its floating-point rows in another dtype."""
@@ -53,7 +57,7 @@ class Task:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
-        return Task(self.neural_ode, move(self.x), FieldInputs(condition=self.condition).each(move).condition)
+        return replace(self, x=move(self.x), condition=FieldInputs(condition=self.condition).each(move).condition)
 
     @property
     def inputs(self) -> FieldInputs:

@@ -49,7 +49,7 @@ def vectors():
 @pytest.fixture(scope="session")
 def vectors_ode(vectors):
     torch.manual_seed(0)
-    ode = NeuralODERegressor(MLPVectorField(5, hidden=8), input_map=nn.Linear(3, 5), max_epochs=3, random_state=0)
+    ode = NeuralODERegressor(MLPVectorField(5, hidden=8), input_map=nn.Linear(3, 5), max_epochs=4, random_state=0)
     return ode.fit(*vectors)
 
 

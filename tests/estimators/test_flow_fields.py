@@ -33,7 +33,7 @@ class OneBuffer(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(2, 2).double()
-        self.register_buffer("out", torch.zeros(4096, 2, dtype=torch.float64))
+        self.register_buffer("out", torch.zeros(8000, 2, dtype=torch.float64))
 
     def forward(self, t, z):
         out = self.out[: len(z)].clone() if torch.is_grad_enabled() else self.out[: len(z)]

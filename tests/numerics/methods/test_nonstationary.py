@@ -37,6 +37,30 @@ def test_with_their_coefficients_it_is_the_classical_method(problem, reverse, ne
 
 
 @each_problem
+@pytest.mark.parametrize("seed", range(3))
+def test_solvers_that_combine_past_states_too_are_of_the_same_form(problem, seed):
+    # z_{k+1} = sum_j a_kj z_j + sum_j b_kj f_j: past states are z_0 and sums of past stages.
+    draw, n, (start, end) = np.random.default_rng(seed), 4, problem.t_span
+    shares = np.array([0, 0.2, 0.5, 0.7, 1.0])
+    stages_in_states, stages, states = np.zeros((n + 1, n)), [], [problem.z0]
+    for k in range(n):
+        times = start + (end - start) * shares
+        stages.append(problem.f(torch.tensor(times[k]), states[-1]))
+        a = draw.normal(size=k + 1)
+        a[-1] += 1 - a.sum()
+        b = draw.normal(size=k + 1)
+        b[-1] += shares[k + 1] - a @ shares[: k + 1] - b.sum()  # a constant f is solved exactly
+        stages_in_states[k + 1] = a @ stages_in_states[: k + 1]
+        stages_in_states[k + 1, : k + 1] += b
+        steps = [float(weight) * (end - start) * stage for weight, stage in zip(b, stages, strict=True)]
+        states.append(sum(float(weight) * z for weight, z in zip(a, states, strict=True)) + sum(steps))
+    weights = np.diff(stages_in_states, axis=0) / np.diff(shares)[:, None]
+    same = Nonstationary([row[: k + 1] for k, row in enumerate(weights)], shares)
+    own = hypersolve_trajectory(problem.f, problem.z0, problem.t_span, n, same)
+    assert largest(own - torch.stack(states)) < 1e-9 * max(1.0, float(torch.stack(states).abs().max()))
+
+
+@each_problem
 @pytest.mark.parametrize("name", ["euler", "midpoint", "ralston"])
 def test_a_composition_of_one_method_is_that_method(problem, name):
     composed = compose_tableaus([TABLEAUS[name]] * 3)
