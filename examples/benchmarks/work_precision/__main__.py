@@ -3,10 +3,13 @@
     python examples/benchmarks/work_precision [--jobs 2] [--seeds 3] [--rivals-python PATH] [--data FOLDER] [--quick]
 
 Problems: sampling fields of six two-dimensional densities, by flow matching and by maximum likelihood (FFJORD), a
-13-dimensional tabular flow, the digits and MNIST classifiers, a controlled pendulum, Van der Pol's oscillator, the same
-under a force and a forced linear one (these four have no MACs: compared at equal evaluations of f). Contenders: ours;
-classical one-step and multistep methods; dopri5 over tolerances, by torchdiffeq and by torchode, and its tsit5; the
-reference recipes (i) and (ii) and torchdyn's HyperEuler; BNS, learned time grids and flow maps.
+13-dimensional tabular flow and one of six dimensions, a class-conditional image flow (a U-Net), the digits and MNIST
+classifiers, a transformer block, a controlled pendulum, Van der Pol's oscillator, the same under a force and a forced
+linear one (these four have no MACs: compared at equal evaluations of f). Contenders: ours; classical one-step and
+multistep methods; dopri5 over tolerances, by torchdiffeq and by torchode, and its tsit5; the reference recipes (i) and
+(ii), (i) with a g of the paper's size, and torchdyn's HyperEuler; BNS, learned time grids, AMED, fine-tuned copies of f
+(SFD; one step is a flow map from f's weights) and flow maps. NeuralSolver's form, which combines past states too, is
+BNS's: past states are sums of past evaluations.
 
 Errors are relative L2 errors of terminal states against dopri5 in float64 at 1e-8, on test rows that nothing was fitted
 or chosen on, and on rows beyond the fitted range. Costs are evaluations of f (counted), MACs, CPU seconds of the fit

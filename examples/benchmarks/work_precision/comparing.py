@@ -101,11 +101,14 @@ RIVALS: dict[str, Belongs] = {
     "flow map, size of g": lambda contender, run: contender == kinds.FlowMap("g"),
     "flow map, size of f": lambda contender, run: contender == kinds.FlowMap("f"),
     "torchdyn HyperEuler": _any(kinds.Torchdyn),
+    "paper-sized g": _any(kinds.PaperSized),
+    "fine-tuned f (SFD)": _any(kinds.FineTuned),
+    "AMED": _any(kinds.ScalarPredictor),
     "dopri5 (torchdiffeq)": _any(kinds.Dopri5),
     "torchode": _any(kinds.Torchode),
 }
 """Rivals and their rows. Recipe (ii) is counted as published, two evaluations a step; its code makes four: "true counts"."""
-_COST_WHAT_THEY_COST = ("flow map, size of g", "flow map, size of f")
+_COST_WHAT_THEY_COST = ("flow map, size of g", "flow map, size of f", "paper-sized g")
 
 
 def ours_at(results: Iterable[Result], budget: int, seed: int) -> Result | None:

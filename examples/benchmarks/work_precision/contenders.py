@@ -284,9 +284,45 @@ class Torchdyn(TriedOnce):
     label_format: ClassVar[str] = "torchdyn K={n_steps}"
 
 
+@dataclass(frozen=True)
+class PaperSized(TriedOnce):
+    """HyperEuler by residuals, its g as large as the paper's share of f."""
+
+    n_steps: int
+
+    family: ClassVar[str] = "paper-sized"
+    label_format: ClassVar[str] = "paper-sized g K={n_steps}"
+
+    SHARE: ClassVar[float] = 0.65
+    """MACs of g over those of f: the paper has 0.5 to 0.8."""
+
+
+@dataclass(frozen=True)
+class FineTuned(TriedOnce):
+    """Euler steps of one copy of f that is trained on (SFD); a single step is a flow map from f's weights."""
+
+    n_steps: int
+
+    family: ClassVar[str] = "fine-tuned"
+    label_format: ClassVar[str] = "fine-tuned f K={n_steps}"
+
+
+@dataclass(frozen=True)
+class ScalarPredictor(TriedOnce):
+    """AMED: two evaluations a step, time and length of the second from f's hidden layer."""
+
+    n_steps: int
+
+    family: ClassVar[str] = "AMED"
+    label_format: ClassVar[str] = "AMED K={n_steps}"
+
+
 FAMILIES: dict[str, type[Contender]] = {
     kind.family: kind
-    for kind in (Ours, Classical, Dopri5, Torchode, Recipe, PublishedRecipe, BNS, TimeGrid, FlowMap, Torchdyn)
-}
+    for kind in (
+        Ours, Classical, Dopri5, Torchode, Recipe, PublishedRecipe, BNS, TimeGrid, FlowMap, Torchdyn, PaperSized,
+        FineTuned, ScalarPredictor,
+    )
+}  # fmt: skip
 OF_OTHER_PACKAGES = (Torchode, Torchdyn)
 """They are run by another interpreter, and only where one is named."""

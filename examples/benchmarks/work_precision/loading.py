@@ -16,13 +16,23 @@ import torch
 from _flows import load_flow, load_table_flow
 from _results import fitted
 from _solving import solve_exactly, uniform_grid
+from image_flow import load_digits_flow
 from images import load_digit_images, load_images, trained_model
 from torch import Tensor, nn
 
 from sklearn_hyper import ContinuousNormalizingFlow, NeuralODE, NeuralODEClassifier
 from sklearn_hyper.datasets import ForcedOscillator, LeadingFeatures, Pendulum, VanDerPol
 
-from .problems import PROBLEMS, AttentionProblem, FlowProblem, ImageProblem, Problem, SystemProblem, TableProblem
+from .problems import (
+    PROBLEMS,
+    AttentionProblem,
+    FlowProblem,
+    ImageFlowProblem,
+    ImageProblem,
+    Problem,
+    SystemProblem,
+    TableProblem,
+)
 
 FITTED_STEPS = 24
 """References of the rows to fit on are known at this many steps, those of every K that divides it among them."""
@@ -222,6 +232,16 @@ def _(problem: AttentionProblem, cache: str, data: str | None) -> LoadedProblem:
     model = fitted(cache, problem.name, learn)
     rows = {"fit": train[:1000], "valid": train[1000:1150], "test": test, "outside": OUTSIDE * test[:200]}
     return LoadedProblem(problem, model.neural_ode_, rows, labels=images.y_test)
+
+
+@_build.register
+def _(problem: ImageFlowProblem, cache: str, data: str | None) -> LoadedProblem:
+    """Base draws with a class each; outside, base draws are scaled up. Fewer rows than elsewhere: they cost more."""
+    neural_ode, base_rows = load_digits_flow(cache)
+    draw = torch.Generator().manual_seed(0)
+    n_rows = {"fit": 1000, "valid": 150, "test": 500, "outside": 200}
+    rows = {part: base_rows(n, draw, OUTSIDE if part == "outside" else 1.0) for part, n in n_rows.items()}
+    return LoadedProblem(problem, neural_ode, rows)
 
 
 @_build.register

@@ -36,17 +36,19 @@ def conv(n_in: int, hidden: Iterable[int], n_out: int, activation: type[nn.Modul
     return nn.Sequential(*layers[:-1])
 
 
-def recipe_net(loaded: LoadedProblem, n_states: int, published: int | None) -> nn.Sequential:
-    """A net that reads n_states states and eps: of the published width, or as wide as G_SHARE of f's MACs allows.
+def recipe_net(loaded: LoadedProblem, n_states: int, published: int | None, share: float = G_SHARE) -> nn.Sequential:
+    """A net that reads n_states states and eps: of the published width, or as wide as a share of f's MACs allows.
 
     PReLU, as published for fields that are nets; on the analytic ones SiLU does better by half (on validation rows).
     """
-    z, limit = loaded.initial_states[0], G_SHARE * loaded.macs_f
+    z, limit = loaded.initial_states[0], share * loaded.macs_f
     d = z.shape[0]
     activation = nn.SiLU if math.isnan(limit) else nn.PReLU
     n_in = n_states * d + 1
     if z.ndim == 1:
-        hidden = published or widest(lambda h: n_in * h + h * h + h * d, limit, 32, at_most=64)
+        hidden = published or widest(
+            lambda h: n_in * h + h * h + h * d, limit, 32, at_most=64 if share == G_SHARE else 512
+        )
         return mlp(n_in, [hidden, hidden], d, activation)
     if published:
         return conv(n_in, [published, published], d, activation)

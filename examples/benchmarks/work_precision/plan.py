@@ -22,6 +22,7 @@ def contenders_of(problem: Problem) -> list[Contender]:
     if not problem.takes_nets:
         return [
             *map(Ours, (1, *BUDGETS)), kinds.Classical(), kinds.Dopri5(), kinds.Torchode(), *map(kinds.BNS, BUDGETS),
+            *_from_f(problem),
         ]  # fmt: skip
     return [
         *map(Ours, (1, *BUDGETS)),
@@ -35,7 +36,17 @@ def contenders_of(problem: Problem) -> list[Contender]:
         kinds.FlowMap("g"), kinds.FlowMap("f"),
         *(kinds.Torchdyn(n_steps) for n_steps in BUDGETS if problem.compared),
         *([published] if published else []),
+        *(kinds.PaperSized(n_steps) for n_steps in (1, 2, 4) if problem.has_macs),
+        *_from_f(problem),
     ]  # fmt: skip
+
+
+def _from_f(problem: Problem) -> list[Contender]:
+    """Rivals that need weights or hidden layers of f."""
+    if not problem.has_macs:
+        return []
+    scalars = [kinds.ScalarPredictor(budget // 2) for budget in BUDGETS if problem.takes_row_times]
+    return [*map(kinds.FineTuned, (1, *BUDGETS)), *scalars]
 
 
 def _alternatives(problem: Problem) -> list[Ours]:

@@ -37,6 +37,8 @@ class Problem:
     of_images: ClassVar[bool] = False
     takes_nets: ClassVar[bool] = True
     """Whether rivals' nets and flow maps are made for its states: vectors or images."""
+    takes_row_times: ClassVar[bool] = True
+    """Whether rows may have times of their own: torch.func.vmap of f."""
 
     @property
     def timed(self) -> bool:
@@ -109,6 +111,14 @@ class AttentionProblem(Problem):
     """A transformer block as the field of a classifier: digits as eight tokens, one for each row of pixels."""
 
     takes_nets: ClassVar[bool] = False
+    takes_row_times: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class ImageFlowProblem(Problem):
+    """Sampling digits of a given class from a flow whose field is a small U-Net."""
+
+    takes_nets: ClassVar[bool] = False
 
 
 def _flows(objective: str, family: str) -> list[FlowProblem]:
@@ -130,6 +140,7 @@ PROBLEMS: dict[str, Problem] = {
         TableProblem("wine", "tabular flow", (16.0, 30.0, 55.0), compared=True),
         TableProblem("uci_airfoil", "tabular flow"),
         AttentionProblem("digits_tokens", "images", (45.0, 80.0, 150.0)),
+        ImageFlowProblem("digits_flow", "images", (45.0, 80.0, 150.0), once=True),
         ImageProblem("digits", "images", (45.0, 80.0, 150.0), compared=True, n_rows=(1000, 150, 450, 200)),
         ImageProblem("mnist", "images", (75.0, 135.0, 250.0), once=True, n_rows=(600, 100, 500, 200)),
     )

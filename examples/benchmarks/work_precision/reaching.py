@@ -13,7 +13,8 @@ from .contenders import Ours
 TARGETS = (1e-1, 1e-2, 1e-3)
 OURS = "ours, default"
 SOLVERS = (
-    "best classical", "(i) refitted at K", "(ii) refitted at K", "BNS", "flow map, size of f", "dopri5 (torchdiffeq)",
+    "best classical", "(i) refitted at K", "(ii) refitted at K", "BNS", "flow map, size of f", "fine-tuned f (SFD)",
+    "dopri5 (torchdiffeq)",
 )  # fmt: skip
 """Rivals whose fronts are read."""
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from sklearn_hyper.numerics import reference_solution
 
 from .loading import LoadedProblem
-from .nets import recipe_net, with_eps
+from .nets import G_SHARE, recipe_net, with_eps
 from .stepping import Field, SteppingModule, bound_field
 from .training import Trace, train
 
@@ -29,9 +29,9 @@ class ReferenceHyperEuler(SteppingModule):
     With ``shared=True`` both use one evaluation, which the reference does not do.
     """
 
-    def __init__(self, loaded: LoadedProblem, n_steps: int, *, published: int | None = None):
+    def __init__(self, loaded: LoadedProblem, n_steps: int, *, published: int | None = None, share: float = G_SHARE):
         super().__init__(loaded, n_steps)
-        self.net = recipe_net(loaded, 2, published)
+        self.net = recipe_net(loaded, 2, published, share)
         self.shared = False
 
     def step(self, f: Field, s: float, eps: float, z: Tensor, z0: Tensor) -> Tensor:

@@ -29,6 +29,21 @@ def bound_field(ode: NeuralODE, x: Tensor) -> Field:
     return f
 
 
+def bound_row_field(ode: NeuralODE, x: Tensor) -> Field:
+    """The field of a Neural ODE for these rows, which takes one time, or a time for every row."""
+    control, f = ode.inputs(x).x, bound_field(ode, x)
+
+    def one(s: Tensor, z: Tensor, *own: Tensor) -> Tensor:
+        return ode.vector_field(s, z[None], *(part[None] for part in own))[0]
+
+    def by_row(s: float | Tensor, z: Tensor) -> Tensor:
+        if torch.as_tensor(s).ndim == 0:
+            return f(s, z)
+        return torch.func.vmap(one)(s, z, *([] if control is None else [control]))
+
+    return by_row
+
+
 class SteppingModule(nn.Module):
     """Steps of a Neural ODE; subclasses say what a step is, or the whole solve.
 

@@ -31,7 +31,10 @@ from .problems import PROBLEMS
 from .reaching import reach
 from .runs import Run
 
-SHOWN = ("best classical", "reference (i)", "(i) refitted at K", "(ii) refitted at K", "BNS", "flow map, size of f")
+SHOWN = (
+    "best classical", "reference (i)", "(i) refitted at K", "(ii) refitted at K", "BNS", "flow map, size of f",
+    "fine-tuned f (SFD)",
+)  # fmt: skip
 """Rivals that are shown problem by problem."""
 TIMED = {
     **{f"ours, {budget}": Ours(budget).label for budget in BUDGETS},

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from .amed import Amed, fit_amed
 from .cells import Trial
 from .contenders import BUDGETS
+from .fine_tuned import FineTunedCopy, fit_copy
 from .flow_maps import FlowMapNet, fit_flow_map
 from .linear_solvers import BespokeNonStationary, LearnedGrid, LinearSolver, fit_linear, linear_bases
 from .loading import LoadedProblem
@@ -77,6 +79,16 @@ def measure_published(trial: Trial, loaded: LoadedProblem, place: Place) -> Meas
     return Measured([row for n_steps in steps for row in _rows_of_recipe(loaded, models[0], n_steps)], facts)
 
 
+def measure_paper_sized(trial: Trial, loaded: LoadedProblem, place: Place) -> Measured:
+    """Recipe (i) with a g of the paper's share of f, trained at the step size it is used with; f is shared with it."""
+    contender = trial.contender
+    model = ReferenceHyperEuler(loaded, contender.n_steps, share=contender.SHARE)
+    model.shared = True
+    facts = _timed(lambda: fit_residuals(model, loaded, trial.seed))
+    place.keep(model, trial)
+    return Measured([measure(loaded, Run(n_steps=contender.n_steps, shares_f=True), model)], facts)
+
+
 def _rows_of_recipe(
     loaded: LoadedProblem, model: ReferenceHyperEuler | ReferenceHyperHeun, n_steps: int, *, refitted: bool = True
 ) -> list[Row]:
@@ -86,6 +98,22 @@ def _rows_of_recipe(
         model.shared = shared
         rows.append(measure(loaded, Run(n_steps=n_steps, shares_f=shared, refitted=refitted), model))
     return rows
+
+
+# ---------------------------------------------------------------------- from f's weights and layers
+def measure_fine_tuned(trial: Trial, loaded: LoadedProblem, place: Place) -> Measured:
+    """Euler steps of a copy of f that is trained on."""
+    model = FineTunedCopy(loaded, trial.contender.n_steps)
+    facts = _timed(lambda: fit_copy(model, loaded, trial.seed))
+    place.keep(model, trial)
+    return Measured([measure(loaded, Run(), model, [model.neural_ode.vector_field])], facts)
+
+
+def measure_amed(trial: Trial, loaded: LoadedProblem, place: Place) -> Measured:
+    """Times and lengths of second evaluations from f's hidden layer."""
+    model = Amed(loaded, trial.contender.n_steps)
+    facts = _timed(lambda: fit_amed(model, loaded, trial.seed))
+    return Measured([measure(loaded, Run(), model)], facts)
 
 
 # ---------------------------------------------------------------------- without a correction

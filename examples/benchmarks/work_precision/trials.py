@@ -19,8 +19,11 @@ from .measuring import Measured
 from .ours import measure_ours
 from .place import Place
 from .trained import (
+    measure_amed,
     measure_bns,
+    measure_fine_tuned,
     measure_flow_map,
+    measure_paper_sized,
     measure_published,
     measure_recipe,
     measure_time_grid,
@@ -41,6 +44,9 @@ MEASURES: dict[type[kinds.Contender], Callable[[Trial, LoadedProblem, Place], Me
     kinds.TimeGrid: measure_time_grid,
     kinds.FlowMap: measure_flow_map,
     kinds.Torchdyn: measure_torchdyn,
+    kinds.PaperSized: measure_paper_sized,
+    kinds.FineTuned: measure_fine_tuned,
+    kinds.ScalarPredictor: measure_amed,
 }
 
 
