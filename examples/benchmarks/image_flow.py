@@ -44,7 +44,7 @@ class UNetField(nn.Module):
         self.down = ResBlock(width, width, n_embedded)
         self.pool = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(ResBlock(2 * width, 2 * width, n_embedded) for _ in range(2))
-        self.raise_ = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
+        self.expand = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
         self.up = ResBlock(2 * width, width, n_embedded)
         self.leave = nn.Sequential(nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))
         self.register_buffer("frequencies", torch.pi * torch.arange(1, 9) / 2)
@@ -57,7 +57,7 @@ class UNetField(nn.Module):
         low = self.pool(high)
         for block in self.middle:
             low = block(low, embedded)
-        return self.leave(self.up(torch.cat([self.raise_(low), high], dim=1), embedded))
+        return self.leave(self.up(torch.cat([self.expand(low), high], dim=1), embedded))
 
 
 class BaseImage(nn.Module):

@@ -60,7 +60,11 @@ class SteppingModule(nn.Module):
         self.n_steps = n_steps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.solve(bound_field(self.neural_ode, x), self.neural_ode.input_map(x))
+        return self.solve(self.bind(x), self.neural_ode.input_map(x))
+
+    def bind(self, x: Tensor) -> Field:
+        """f for these rows."""
+        return bound_field(self.neural_ode, x)
 
     def solve(self, f: Field, z: Tensor) -> Tensor:
         """Terminal state from z."""
