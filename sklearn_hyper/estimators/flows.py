@@ -167,7 +167,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     >>> def resumable():
     ...     checkpoint = Checkpoint(dirname=folder.name)
     ...     callbacks = [checkpoint, LoadInitState(checkpoint)]
-    ...     return ContinuousNormalizingFlow(max_epochs=20, callbacks=callbacks, random_state=0)
+    ...     return ContinuousNormalizingFlow(max_epochs=20, callbacks=callbacks, random_state=2)
     >>> first = resumable().fit(X)  # imagine that it was killed at the end
     >>> second = resumable().fit(X)
     >>> len(second.history_) > 20, bool(second.score(X) > first.score(X))
