@@ -15,9 +15,9 @@ PACKAGE = "sklearn_hyper"
 
 # What each part may import of the others. The rings come in order; metrics, reports, datasets and _versions are leaves.
 # Nothing imports evaluation, and nothing but tests and examples needs datasets.
-RINGS = ["numerics", "modules", "training", "hypersolvers", "estimators", "evaluation"]
+RINGS = ["numerics", "modules", "training", "hypersolvers", "calibration", "estimators", "evaluation"]
 ALLOWED = {ring: {*RINGS[: i + 1], "__version__"} for i, ring in enumerate(RINGS)}
-for ring in ("training", "hypersolvers", "estimators", "evaluation"):
+for ring in ("training", "hypersolvers", "calibration", "estimators", "evaluation"):
     ALLOWED[ring] |= {"metrics", "reports"}
 ALLOWED |= {
     "metrics": {"numerics", "metrics", "reports"},

@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
 from .. import __version__
+from ..calibration import STATE, TRAJECTORY, Calibration
 from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
 from ..hypersolvers.fitted import UNDEFINED
 from ..hypersolvers.prepare import prepare_neural_ode
@@ -39,6 +41,7 @@ from ._base import (
     module_dtype,
     outside_inference_mode,
 )
+from ._calibrated import Wanted, answer, drop_calibration, level_of
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
@@ -142,6 +145,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         fitted = fit_hypersolver(task, settings, previous, copy=False)
         warn_of_problems(fitted)
         self.fitted_, self._n_features_out = fitted, n_state
+        drop_calibration(self)
 
     def _previous(self) -> FittedHypersolver | None:
         """Return the fit that a warm start continues, if there is one with a correction."""
@@ -205,30 +209,113 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def _require_product(self) -> FittedHypersolver:
         return self._require_fitted("fitted_")
 
+    def conformalize(self, X: Any, *, levels: Sequence[Any] = ()) -> Self:
+        r"""Learn how wrong this solver is, from rows that ``fit`` has not seen.
+
+        Afterwards ``predict`` and ``transform`` give bounds (``return_bound=True``) and keep tolerances (``tol=``). A
+        model predicts the error's size :math:`\hat e` from what a solve computes anyway. With n rows,
+
+        .. math:: \|\hat y - y\|_2 \le q \, \hat e, \qquad
+                  q = s_{(\lceil (n + 1) c \rceil)}, \quad s_i = \|\hat y_i - y_i\|_2 / \hat e_i
+
+        holds for a new row like them with probability at least c, the coverage. y is dopri5's result at ``rtol``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Rows drawn like those of later calls, at least 40. Coverage c needs :math:`c / (1 - c)` of them (99 for
+            .99), and a tolerance at ``alpha=0.01`` needs 460. 1,000 are advised.
+        levels : list of hypersolvers, default ()
+            Further fitted hypersolvers of the same Neural ODE, for other numbers of steps, which ``tol`` may use. It
+            always uses the numbers of steps that this fit covers (``fit_n_steps=(a, b)``), the classical fourth-order
+            Runge-Kutta method, and dopri5 in the end.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        CalibrationRowsError
+            If there are too few rows, or more than one in a hundred were fitted on.
+        ReferenceSolveError
+            If dopri5 cannot solve some rows; the error names them.
+        ValueError
+            If a level is a hypersolver of another Neural ODE.
+
+        See Also
+        --------
+        sklearn_hyper.calibration : The parts of a calibration.
+
+        References
+        ----------
+        Papadopoulos et al. (2002), *Inductive confidence machines for regression*; Angelopoulos et al. (2021), *Learn
+        then Test*.
+        """
+        fitted = self._require_product()
+        x = self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
+        solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
+        with outside_inference_mode():
+            others = [level_of(one, "fitted_", fitted, x) for one in levels]
+            self.calibration_ = Calibration(fitted, x, self._final_outputs, others, solving)
+        return self
+
+    def _final_outputs(self, ends: Tensor) -> np.ndarray:
+        """Return the outputs of terminal states that bounds are about."""
+        return self._require_product().map_output(ends)
+
+    def _answer(self, X: Any, kind: str, wanted: Wanted) -> tuple[Tensor, list[Any]]:
+        """Return terminal states, and what is returned beside values."""
+        fitted = self._require_product()
+        x = self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
+        with outside_inference_mode():
+            return answer(vars(self).get("calibration_"), fitted, x, kind, self._final_outputs, wanted)
+
     def _apply(self, method: str, X: Any) -> np.ndarray:
         module = self._require_product().module
         return self._in_batches(getattr(module, method), prepare_X(self, X))
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(
+        self,
+        X: Any,
+        *,
+        return_bound: bool = False,
+        coverage: float = 0.99,
+        bound: str = "learned",
+        tol: float | None = None,
+        atol: float | None = None,
+        alpha: float = 0.01,
+        route: bool = False,
+        return_info: bool = False,
+    ) -> Any:
         """Return the terminal state z_K of every sample.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        return_bound, coverage, bound, tol, atol, alpha, route, return_info : optional
+            Bounds on the error of the state, and tolerances of it: as in :meth:`predict`.
 
         Returns
         -------
         ndarray of shape (n_samples, ...), with the shape of the state
+            In a tuple with the bound and the info, where those are asked for.
         """
-        z = self._apply("terminal_state", X)
+        wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        beside: list[Any] = []
+        if wanted.is_plain:
+            z = self._apply("terminal_state", X)
+        else:
+            ends, beside = self._answer(X, STATE, wanted)
+            z = ends.cpu().numpy()
         if z.ndim > 2 and _wants_frame(self):
             raise ValueError(
                 f"set_output(transform={_wants_frame(self)!r}) needs vector states, and this Neural ODE's have shape "
                 f"{z.shape[1:]}; use set_output(transform='default') and reshape the array."
             )
-        return z
+        return (z, *beside) if beside else z
 
-    def trajectory(self, X: Any, output: bool = False) -> np.ndarray:
+    def trajectory(self, X: Any, output: bool = False, *, return_bound: bool = False, coverage: float = 0.99) -> Any:
         """Return the states at every step of the solve.
 
         With a "nonstationary" base solver, which "auto" may stand for, only the last state approximates one of the
@@ -240,12 +327,26 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         output : bool, default False
             Map each state through the output map. The last step then holds what ``predict`` gives, or a classifier's
             logits.
+        return_bound : bool, default False
+            Return ``(states, bound)``: for each row a bound on the largest 2-norm of the error over all K + 1 states.
+            Needs :meth:`conformalize`. Bounds are of states, not of outputs.
+        coverage : float, default 0.99
+            Probability that the bound of a row holds.
 
         Returns
         -------
         ndarray of shape (n_samples, K + 1, ...)
+
+        Raises
+        ------
+        NotCalibratedError
+            If a bound is asked for without a calibration of this solver.
+        ValueError
+            If a bound is asked for with ``output=True``.
         """
         module = self._require_product().module
+        if return_bound and output:
+            raise ValueError("return_bound=True bounds errors of states; leave output=False.")
         output_map = module.neural_ode.output_map
 
         def states(x: Tensor) -> Tensor:
@@ -253,6 +354,9 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             return torch.stack([output_map(step) if output else step for step in z], dim=1)
 
         result = self._in_batches(states, prepare_X(self, X))
+        if return_bound:
+            _, beside = self._answer(X, TRAJECTORY, Wanted(return_bound, coverage))
+            return result, *beside
         return result[..., 0] if output and self._squeeze_output else result
 
     def reference(self, X: Any) -> np.ndarray:
@@ -456,6 +560,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def _with_product(self, fitted: FittedHypersolver) -> Self:
         changed = copy.copy(self)
         changed.fitted_ = fitted
+        drop_calibration(changed)
         return changed
 
     # ------------------------------------------------------------------ leaving

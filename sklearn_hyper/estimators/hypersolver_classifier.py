@@ -13,11 +13,13 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor, nn
 
+from ..calibration import OUTPUT
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.skorch_nets import NetHead, check_predictions, net_labels, predictions, predicts_labels
 from ._base import check_output_map, label_indices, refuse_no_labels, softmax, store_parameters
+from ._calibrated import Wanted
 from ._fitted_neural_ode import FittedNeuralODE
 from ._given_targets import check_agreement, check_given_labels, spread
 from ._hypersolver import Hypersolver
@@ -173,7 +175,19 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         order = np.argsort(self.classes_)  # classes= is in the order of the logits, which need not be sorted
         return order[np.searchsorted(self.classes_, y, sorter=order)]
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(
+        self,
+        X: Any,
+        *,
+        return_bound: bool = False,
+        coverage: float = 0.99,
+        bound: str = "learned",
+        tol: float | None = None,
+        atol: float | None = None,
+        alpha: float = 0.01,
+        route: bool = False,
+        return_info: bool = False,
+    ) -> Any:
         """Return the label with the largest logit.
 
         Where the Neural ODE was a skorch net's, return what the net's own ``predict`` gives.
@@ -181,18 +195,82 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        return_bound, coverage, bound, tol, atol, alpha, route, return_info : optional
+            Bounds on the error of the logits, and tolerances of them (of the probabilities, where the Neural ODE was a
+            skorch net's): as in :meth:`HypersolverRegressor.predict`. They need :meth:`conformalize`. For labels, see
+            :meth:`predict_set`.
 
         Returns
         -------
         ndarray of shape (n_samples,)
+            In a tuple with the bound and the info, where those are asked for.
 
         Raises
         ------
+        NotCalibratedError
+            If anything is asked for that needs a calibration, and this solver has none.
         ValueError
             If probabilities of some rows are nan. The error names these rows and holds them in its attribute ``rows``.
+            If a value is out of its range.
         """
-        labels = refuse_no_labels(self._indices(self._apply("forward", X)))
-        return self.classes_[labels]
+        wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        if wanted.is_plain:
+            outputs, beside = self._apply("forward", X), []
+        else:
+            ends, beside = self._answer(X, OUTPUT, wanted)
+            outputs = self._require_product().map_output(ends)
+        labels = self.classes_[refuse_no_labels(self._indices(outputs))]
+        return (labels, *beside) if beside else labels
+
+    def predict_set(self, X: Any, *, coverage: float = 0.99, bound: str = "learned") -> np.ndarray:
+        r"""Return the labels that dopri5 may give: those that the bound on the logits' error cannot exclude.
+
+        With logits l and their bound b, the label j stays if :math:`\max_i l_i - l_j \le \sqrt 2 \, b`. So dopri5's
+        label is in the set with probability ``coverage`` at least. Needs :meth:`conformalize`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        coverage : float, default 0.99
+            Between 0 and 1.
+        bound : {"learned", "verified"}, default "learned"
+            As in :meth:`HypersolverRegressor.predict`.
+
+        Returns
+        -------
+        ndarray of bool of shape (n_samples, n_classes)
+            Columns in the order of ``classes_``. A row with a single True cannot change its label.
+
+        Raises
+        ------
+        NotCalibratedError, CalibrationRowsError, ValueError
+            As :meth:`predict`.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_hyper import HypersolverClassifier, NeuralODEClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> slow = NeuralODEClassifier(max_epochs=10, random_state=0).fit(X, y)
+        >>> fast = HypersolverClassifier(slow, n_steps=2, max_epochs=20, random_state=0).fit(X[::2])
+        >>> sets = fast.conformalize(X[1::2]).predict_set(X[1::2], coverage=0.9)
+        >>> sets.shape
+        (75, 3)
+        """
+        ends, (limit,) = self._answer(X, OUTPUT, Wanted(True, coverage, bound))
+        scores = self._scores_of_labels(self._final_outputs(ends))
+        return scores.max(axis=1, keepdims=True) - scores <= np.sqrt(2) * limit[:, None]
+
+    def _final_outputs(self, ends: Tensor) -> np.ndarray:
+        outputs = super()._final_outputs(ends)
+        return outputs if self._head is None else self._probabilities(outputs)
+
+    def _scores_of_labels(self, outputs: np.ndarray) -> np.ndarray:
+        """Return numbers whose largest is the label, and which move no farther than the outputs do."""
+        threshold = None if self._head is None else self._head.threshold
+        if threshold is None:
+            return outputs
+        return np.stack([np.full(len(outputs), threshold), outputs[:, 1]], axis=1).astype(outputs.dtype)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the softmax of the logits.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -16,7 +17,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from .. import __version__
-from ..hypersolvers import FitSettings, FittedHypersolver, Task, choose_base_solver, fit_hypersolver
+from ..calibration import OUTPUT, Calibration
+from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
 from ..hypersolvers.choose import auto_name, choose_correction
 from ..hypersolvers.prepare import prepare_neural_ode
 from ..modules.copies import frozen_copy
@@ -40,6 +42,7 @@ from ._base import (
     outside_inference_mode,
     store_parameters,
 )
+from ._calibrated import Wanted, answer, drop_calibration, level_of
 from ._fitted_neural_ode import FittedFlow, resolve_flow
 from ._hypersolver import warn_of_problems
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
@@ -258,6 +261,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             if fitted is not None:
                 warn_of_problems(fitted)
         self.sampler_, self.density_ = sampler, density
+        drop_calibration(self)
         self.dtype_, self.device_ = dtype, settings.device
         self._n_features_out = flow.n_features
         return interrupted
@@ -362,7 +366,65 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     def _rows(self, X: Any) -> np.ndarray:
         return append_noise(prepare_X(self, X), self._noise, self._noise_seed)
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
+    def conformalize(self, X: Any = None, *, levels: Sequence[Any] = (), n_samples: int = 1000) -> HypersolverDensity:
+        """Learn how wrong samples and log densities are, as :meth:`HypersolverRegressor.conformalize` does.
+
+        Samples are calibrated on fresh base draws. Log densities are calibrated on X, where it is given.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), optional
+            Data that ``fit`` has not seen. Without it, log densities are not calibrated.
+        levels : list of HypersolverDensity, default ()
+            Further hypersolvers of the same flow, for other numbers of steps, which ``tol`` may use.
+        n_samples : int, default 1000
+            Number of base draws.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        CalibrationRowsError
+            If there are too few rows, or more than one in a hundred were fitted on.
+        ValueError
+            If a level is a hypersolver of another flow, or X is given and densities were not fitted.
+        """
+        flow = self._require_fitted("flow_")
+        solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
+        base = self._to_tensor(draw_base(flow, n_samples, self.dtype_, self.random_state), self.dtype_, "cpu")
+        with outside_inference_mode():
+            others = [level_of(one, "sampler_", self.sampler_, base) for one in levels]
+            calibration = Calibration(self.sampler_, base, self.sampler_.map_output, others, solving)
+            density_calibration = None
+            if X is not None:
+                self._require_density()
+                rows = self._to_tensor(self._rows(X), self.dtype_, "cpu")
+                others = [level_of(one, "density_", self.density_, rows) for one in levels]
+                density_calibration = Calibration(self.density_, rows, self._log_densities, others, solving)
+        self.calibration_, self.density_calibration_ = calibration, density_calibration
+        return self
+
+    def _log_densities(self, ends: Tensor) -> np.ndarray:
+        """Return log densities from terminal states, one column."""
+        with torch.no_grad():
+            return self.flow_.log_prob(ends.to("cpu"))[:, None].numpy()
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        random_state: Any = None,
+        *,
+        return_bound: bool = False,
+        coverage: float = 0.99,
+        bound: str = "learned",
+        tol: float | None = None,
+        atol: float | None = None,
+        alpha: float = 0.01,
+        route: bool = False,
+        return_info: bool = False,
+    ) -> Any:
         """Draw samples: draw from the base distribution, and carry the draws to data by K corrected steps.
 
         Parameters
@@ -371,14 +433,33 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             Number of samples.
         random_state : int, RandomState or None
             Seeds the base draws. The same value gives the flow's own ``sample`` the same draws.
+        return_bound, coverage, bound, tol, atol, alpha, route, return_info : optional
+            Bounds on the 2-norm of the sample's error, and tolerances of it: as in
+            :meth:`HypersolverRegressor.predict`. They need :meth:`conformalize`, and are in the flow's coordinates,
+            those before the steps of a Pipeline are undone.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
+            In a tuple with the bound and the info, where those are asked for.
+
+        Raises
+        ------
+        NotCalibratedError, CalibrationRowsError, ValueError
+            As :meth:`HypersolverRegressor.predict`.
         """
         flow = self._require_fitted("flow_")
-        X = self._in_batches(self.module_, draw_base(flow, n_samples, self.dtype_, random_state))
-        return self._undo_steps(X)
+        wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        base = draw_base(flow, n_samples, self.dtype_, random_state)
+        if wanted.is_plain:
+            return self._undo_steps(self._in_batches(self.module_, base))
+        with outside_inference_mode():
+            ends, beside = answer(
+                vars(self).get("calibration_"), self.sampler_, self._to_tensor(base, self.dtype_, "cpu"), OUTPUT,
+                self.sampler_.map_output, wanted,
+            )  # fmt: skip
+            X = self._undo_steps(self.sampler_.map_output(ends))
+        return (X, *beside) if beside else X
 
     def _undo_steps(self, X: np.ndarray) -> np.ndarray:
         if self.preprocess_ is None:
@@ -390,19 +471,49 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             )
         return np.asarray(self.preprocess_.inverse_transform(X))
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(
+        self,
+        X: Any,
+        *,
+        return_bound: bool = False,
+        coverage: float = 0.99,
+        bound: str = "learned",
+        tol: float | None = None,
+        atol: float | None = None,
+        alpha: float = 0.01,
+        route: bool = False,
+        return_info: bool = False,
+    ) -> Any:
         """Return the log density of every sample, in nats.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
+        return_bound, coverage, bound, tol, atol, alpha, route, return_info : optional
+            Bounds on the error of the log density, and tolerances of it: as in :meth:`HypersolverRegressor.predict`.
+            They need :meth:`conformalize` with X. ``atol``, in nats, suits log densities better than ``tol``.
 
         Returns
         -------
         ndarray of shape (n_samples,)
+            In a tuple with the bound and the info, where those are asked for.
+
+        Raises
+        ------
+        NotCalibratedError, CalibrationRowsError, ValueError
+            As :meth:`HypersolverRegressor.predict`.
         """
         module = self._require_density()
-        return self._in_batches(module, self._rows(X))
+        wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        if wanted.is_plain:
+            return self._in_batches(module, self._rows(X))
+        x = self._to_tensor(self._rows(X), self.dtype_, "cpu")
+        with outside_inference_mode():
+            ends, beside = answer(
+                vars(self).get("density_calibration_"), self.density_, x, OUTPUT, self._log_densities, wanted
+            )
+            densities = self._log_densities(ends)[:, 0]
+        return (densities, *beside) if beside else densities
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean log density in nats; greater is better.
@@ -527,6 +638,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         """
         self._require_fitted("sampler_")
         copied = copy.copy(self)
+        drop_calibration(copied)
         copied.sampler_ = self.sampler_.with_solver(base_solver, n_steps, stacklevel=3)
         copied.n_steps = copied.sampler_.n_steps
         if base_solver is not None:
@@ -546,6 +658,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         """
         self._require_fitted("sampler_")
         copied = copy.copy(self)
+        drop_calibration(copied)
         copied.sampler_ = self.sampler_.without_correction()
         if self.density_ is not None:
             copied.density_ = self.density_.without_correction()

@@ -8,10 +8,12 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.utils import RegressorTags
 
+from ..calibration import OUTPUT
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.skorch_nets import NetOutput, check_predictions, predictions, predicts_labels
 from ._base import store_parameters
+from ._calibrated import Wanted
 from ._fitted_neural_ode import FittedNeuralODE
 from ._given_targets import check_given_targets, spread, warn_of_targets
 from ._hypersolver import Hypersolver
@@ -252,20 +254,94 @@ class HypersolverRegressor(Hypersolver):
             rows = spread(len(X))
             warn_of_targets(y[rows], self._rough_outputs(neural_ode, X[rows]).reshape(len(rows), -1))
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the output of the hypersolved Neural ODE, h_y(z_K).
+    def predict(
+        self,
+        X: Any,
+        *,
+        return_bound: bool = False,
+        coverage: float = 0.99,
+        bound: str = "learned",
+        tol: float | None = None,
+        atol: float | None = None,
+        alpha: float = 0.01,
+        route: bool = False,
+        return_info: bool = False,
+    ) -> Any:
+        r"""Return the output of the hypersolved Neural ODE, h_y(z_K), with a bound or to a tolerance if asked.
+
+        All but X needs a calibration: see :meth:`conformalize`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        return_bound : bool, default False
+            Return ``(output, bound)``. The 2-norm of a row's error against dopri5 is at most its bound, with
+            probability ``coverage``. A row unlike those of the calibration has an infinite bound, with a warning.
+        coverage : float, default 0.99
+            Between 0 and 1.
+        bound : {"learned", "verified"}, default "learned"
+            "learned" predicts the error from the run itself, at no evaluation. "verified" solves each row again, more
+            accurately; it holds longer where inputs drift. With ``tol``, "verified" climbs the ladder until two levels
+            agree.
+        tol : float, optional
+            Relative tolerance: keep :math:`\|\hat y - y\|_2 \le \mathrm{tol} \, \|y\|_2 + \mathrm{atol}` for all
+            but a share ``alpha`` of rows. By default, one solver serves all rows: the cheapest one that the calibration
+            certifies. Rows unlike those of the calibration go to dopri5. If nothing cheaper is certified, all do.
+        atol : float, optional
+            Absolute tolerance, in units of the output. By default 0.
+        alpha : float, default 0.01
+            Largest share of rows over the tolerance. The certificate holds with a confidence of 90 % over calibration
+            rows.
+        route : bool, default False
+            Choose a solver for each row, from a run of the cheapest one. It pays where f is expensive.
+        return_info : bool, default False
+            Return also a ``Bunch`` of arrays by row: ``n_evaluations`` of f, name of the ``solver``, and ``unusual``,
+            whether the row is unlike those of the calibration.
 
         Returns
         -------
         ndarray of shape (n_samples, ...)
-            z_K itself where the Neural ODE has no output map.
+            z_K itself where the Neural ODE has no output map. In a tuple with the bound and the info, where those are
+            asked for.
+
+        Raises
+        ------
+        NotCalibratedError
+            If anything is asked for that needs a calibration, and this solver has none.
+        CalibrationRowsError
+            If the calibration has too few rows for ``coverage`` or ``alpha``; the error says how many are needed.
+        ValueError
+            If a value is out of its range, or two contradict each other.
+        ReferenceSolveError
+            If rows go to dopri5, and it can solve none of them.
+
+        Warns
+        -----
+        UnusualRowsWarning
+            If rows are unlike those of the calibration, so that their bound is infinite.
+
+        Examples
+        --------
+        >>> import numpy as np, torch
+        >>> from sklearn_hyper import HypersolverRegressor
+        >>> X = np.random.default_rng(0).uniform(0.5, 1.5, (1000, 1))
+        >>> fast = HypersolverRegressor(lambda t, z: -z * z, n_steps=2, max_epochs=20, random_state=0).fit(X[:200])
+        >>> z, bound = fast.conformalize(X[200:800]).predict(X[800:], return_bound=True, coverage=0.9)
+        >>> truth = X[800:] / (1 + X[800:])
+        >>> bool((np.abs(z - truth)[:, 0] <= bound).mean() > 0.8)
+        True
+        >>> z, info = fast.predict(X[800:], tol=1e-3, alpha=0.05, return_info=True)
+        >>> bool((np.abs(z - truth) <= 1e-3 * truth).mean() >= 0.9)
+        True
         """
-        output = self._apply("forward", X)
-        return output[:, 0] if self._squeeze_output else output
+        wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        if wanted.is_plain:
+            output = self._apply("forward", X)
+            return output[:, 0] if self._squeeze_output else output
+        ends, beside = self._answer(X, OUTPUT, wanted)
+        output = self._final_outputs(ends)
+        output = output[:, 0] if self._squeeze_output else output
+        return (output, *beside) if beside else output
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return minus the MAPE of ``predict`` against dopri5: greater is better, 0 is perfect.

@@ -27,7 +27,7 @@ from ..training.references import solve_ends
 from ..training.settings import FitSettings
 from ..training.splits import count_held_out
 from ..training.targets import max_rows
-from ..training.tasks import Task
+from ..training.tasks import Task, row_digests
 from .choose import BaseSolverChoice, choose_base_solver, choose_correction
 from .fitted import FittedHypersolver
 from .warm_start import base_of, resume
@@ -296,6 +296,7 @@ def _product(task: Task, method: Method, fitted: FittedCorrection, settings: Fit
         n_samples=len(task),
         problems=tuple(_problems(fitted, method, settings)),
         interrupted=fitted.interrupted,
+        fitted_rows=row_digests(task.x),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..modules.corrections import ModuleCorrection
@@ -69,6 +70,8 @@ class FittedHypersolver(DeviceFree):
     base_method : Method, optional
         The method without a correction, where that is another than ``method``: coefficients as they were learned before
         they were trained on together with the correction.
+    fitted_rows : array of int, optional
+        Hashes of the rows that the fit has used: see :func:`~sklearn_hyper.training.tasks.row_digests`.
 
     Attributes
     ----------
@@ -103,6 +106,7 @@ class FittedHypersolver(DeviceFree):
     problems: tuple[str, ...] = ()
     interrupted: bool = False
     base_method: Method | None = None
+    fitted_rows: NDArray[np.uint64] | None = field(default=None, repr=False)
     module: FoldedODE = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

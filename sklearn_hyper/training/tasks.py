@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE
@@ -69,3 +72,10 @@ class Task:
         """Return the length of the span."""
         start, end = self.neural_ode.t_span
         return abs(end - start)
+
+
+def row_digests(x: Tensor) -> NDArray[np.uint64]:
+    """Return a hash of every row, which tells later whether a row was fitted on."""
+    rows = np.ascontiguousarray(x.detach().cpu().numpy())
+    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)

@@ -1,0 +1,128 @@
+"""A calibration: what rows that were neither fitted nor chosen on tell of a hypersolver's errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..hypersolvers import FittedHypersolver, SolveSettings
+from ..training.tasks import row_digests
+from .bounds import LEARNED, Bounds
+from .conformal import CalibrationRowsError
+from .describing import Rows, UsualRows
+from .ladder import Answer, Ladder, Tolerance
+from .levels import Run, as_rows, own_level
+from .measuring import Convert, measure
+
+_FEWEST = 40
+"""Rows below which a calibration says nothing."""
+_KNOWN = 0.01
+"""Share of calibration rows that may equal fitted ones, as values on a grid do by chance."""
+
+
+class NotCalibratedError(ValueError):
+    """A bound or a tolerance was asked of a solver that has no calibration."""
+
+
+class UnusualRowsWarning(UserWarning):
+    """Some rows are unlike those of the calibration, which does not hold for them."""
+
+
+class Calibration:
+    """Bounds on the errors of one fitted solver, and ways to keep a tolerance.
+
+    All rows calibrate the bounds, with models that did not see their row. One half chooses the ladder, the other half
+    certifies it.
+
+    Parameters
+    ----------
+    fitted : FittedHypersolver
+        The solver. The calibration holds for it alone: not for another number of steps, span or field.
+    x : Tensor of shape (n, ...)
+        Rows that were not fitted on, on the CPU.
+    convert : callable
+        Maps terminal states to outputs.
+    others : sequence of FittedHypersolver
+        Further solvers of the same Neural ODE, for the ladder.
+    solving : SolveSettings, optional
+        How references are solved; by default as in the fit.
+
+    Raises
+    ------
+    CalibrationRowsError
+        If there are fewer than forty rows, or rows were fitted on.
+    ReferenceSolveError
+        If dopri5 cannot solve some rows.
+
+    References
+    ----------
+    Papadopoulos et al. (2002), *Inductive confidence machines for regression*; Lei et al. (2018), *Distribution-free
+    predictive inference for regression*.
+    """
+
+    def __init__(
+        self,
+        fitted: FittedHypersolver,
+        x: Tensor,
+        convert: Convert,
+        others: Sequence[FittedHypersolver] = (),
+        solving: SolveSettings | None = None,
+    ):
+        _check_rows(fitted, x)
+        own = own_level(fitted)
+        self.n_rows, self.name, self.n_evaluations = len(x), own.name, own.n_evaluations
+        measured = measure(fitted, x, convert, others, solving or fitted.settings)
+        self.bounds = Bounds(measured, convert)
+        self.ladder = Ladder(measured, convert)
+        self._usual = UsualRows(measured.runs[measured.own].starts)
+
+    def bound(
+        self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, coverage: float, how: str
+    ) -> tuple[Run, Rows, NDArray[np.bool_]]:
+        """Solve the rows; return the run, a bound on each row's error, and which rows are unusual.
+
+        A learned bound of an unusual row is infinite, because the model was never shown such a row.
+        """
+        run = own_level(fitted).run(x)
+        unusual = self._usual.are_unusual(run.starts)
+        if how == LEARNED:
+            bound = np.where(unusual, np.inf, self.bounds.learned(kind, run, coverage))
+        else:
+            bound = self.bounds.verified(kind, run, self.bounds.verifier.run(x), coverage, convert)
+        return run, bound, unusual
+
+    def keep(
+        self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, tolerance: Tolerance, alpha: float,
+        *, route: bool, how: str,
+    ) -> tuple[Answer, NDArray[np.bool_]]:  # fmt: skip
+        """Solve every row at the least cost that keeps a tolerance; return answers and which rows are unusual."""
+        unusual = self._usual.are_unusual(_initial_rows(fitted, x))
+        ladder = self.ladder
+        if how != LEARNED:
+            return ladder.solve_verified(fitted, x, kind, tolerance, alpha, convert), unusual
+        if route:
+            return ladder.solve_routed(fitted, x, unusual, kind, tolerance, alpha, convert), unusual
+        level = ladder.fixed_level(kind, tolerance, alpha)
+        return ladder.solve_fixed(fitted, x, unusual, level), unusual
+
+
+def _initial_rows(fitted: FittedHypersolver, x: Tensor) -> Rows:
+    with torch.no_grad():
+        return as_rows(fitted.neural_ode.input_map(x.to(fitted.device)))
+
+
+def _check_rows(fitted: FittedHypersolver, x: Tensor) -> None:
+    n = len(x)
+    if n < _FEWEST:
+        raise CalibrationRowsError(f"X has {n} rows; a calibration needs {_FEWEST}, and 1,000 are advised.")
+    known = () if fitted.fitted_rows is None else fitted.fitted_rows
+    n_fitted = int(np.isin(row_digests(x), known).sum())
+    if n_fitted > _KNOWN * n:
+        raise CalibrationRowsError(
+            f"{n_fitted} of {n} rows of X were fitted on, where errors are smaller than elsewhere; pass rows that fit "
+            "has not seen, such as half of a held-out set."
+        )

@@ -1,0 +1,83 @@
+"""Describe rows by what a solve has computed anyway, and tell rows that are unlike those of the calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+
+_COORDINATES = 32
+"""Initial states of up to this many numbers describe their rows themselves."""
+_PARTS = 8
+"""Steps of a longer solve are described in this many groups."""
+_PROJECTED = 64
+"""Distances between larger states are those of their projections onto as many random directions."""
+_NEIGHBOURS = 5
+_USUAL = 0.995
+"""Share of calibration rows that count as usual."""
+
+Rows = NDArray[np.float64]
+
+
+def describe_run(states: Rows) -> Rows:
+    """Return numbers that tell how hard each row was, of shape (n, m).
+
+    Norms of the steps, of the differences between successive directions and of the ends, and the coordinates of small
+    initial states. They cost no evaluation of f.
+
+    Parameters
+    ----------
+    states : array of shape (K + 1, n, ...)
+        A trajectory.
+    """
+    flat = states.reshape(len(states), states.shape[1], -1)
+    steps = np.diff(flat, axis=0)
+    columns = [_log_norms(flat[:1]), _log_norms(flat[-1:]), _in_parts(_log_norms(steps))]
+    if len(steps) > 1:
+        columns.append(_in_parts(_log_norms(np.diff(steps, axis=0))))
+    if flat.shape[2] <= _COORDINATES:
+        columns.append(flat[0].T)
+    return np.concatenate(columns).T
+
+
+def _log_norms(values: Rows) -> Rows:
+    return np.log(np.linalg.norm(values, axis=2) + np.finfo(float).tiny)
+
+
+def _in_parts(values: Rows) -> Rows:
+    """Return the largest values of at most eight groups of steps."""
+    return np.stack([part.max(axis=0) for part in np.array_split(values, min(_PARTS, len(values)))])
+
+
+class UsualRows:
+    """What initial states of the calibration look like.
+
+    A row is unusual where its mean distance to the five nearest calibration rows exceeds that of 99.5 % of those rows
+    from each other. Columns are in units of their standard deviations.
+
+    Parameters
+    ----------
+    flat : array of shape (n, n_state)
+        Initial states of the calibration rows.
+    """
+
+    def __init__(self, flat: Rows):
+        self._centre, self._spread = flat.mean(axis=0), flat.std(axis=0)
+        self._spread[self._spread == 0] = 1.0
+        n_state = flat.shape[1]
+        self._directions = None
+        if n_state > _PROJECTED:
+            self._directions = np.random.default_rng(0).normal(size=(n_state, _PROJECTED)) / np.sqrt(n_state)
+        n_neighbours = min(_NEIGHBOURS, len(flat) - 1)
+        self._index = NearestNeighbors(n_neighbors=n_neighbours).fit(self._project(flat))
+        own, _ = self._index.kneighbors()  # without rows, a row is not its own neighbour
+        self._limit = float(np.quantile(own.mean(axis=1), _USUAL, method="higher"))
+
+    def _project(self, flat: Rows) -> Rows:
+        scaled = (flat - self._centre) / self._spread
+        return scaled if self._directions is None else scaled @ self._directions
+
+    def are_unusual(self, flat: Rows) -> NDArray[np.bool_]:
+        """Return which rows are unlike the calibration's, from their initial states."""
+        distances, _ = self._index.kneighbors(self._project(flat))
+        return np.asarray(distances.mean(axis=1) > self._limit)

@@ -1,0 +1,214 @@
+"""Keep a tolerance at the least cost: which level of a ladder a row needs, certified on calibration rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..hypersolvers import FittedHypersolver
+from .conformal import last_certified
+from .describing import Rows
+from .error_model import ErrorModel
+from .levels import LAST, Level, Run, solve_exactly, undominated
+from .measuring import ENDS, OUTPUT, Convert, Measured, ends_as
+
+_SAFETIES = 2.0 ** np.arange(6, -6.5, -0.5)
+"""Factors on predicted errors and distances that are certified, safest first."""
+_STRIDE = 1.5
+"""Two levels that are compared differ in cost by this factor at least: neighbours agree where both are wrong."""
+_HARD = 0.99
+"""Levels are compared by this quantile of their relative errors."""
+
+
+class Tolerance(NamedTuple):
+    """What an error must not exceed: ``relative * size + absolute``."""
+
+    relative: float
+    absolute: float
+
+    def limit(self, sizes: Rows) -> Rows:
+        """Return the largest error allowed, from the sizes of the values."""
+        return self.relative * sizes + self.absolute
+
+
+class Answer(NamedTuple):
+    """Terminal states, and how they were computed, by row."""
+
+    ends: Tensor
+    n_evaluations: NDArray[np.int64]
+    """Evaluations of f. dopri5's are those of the batch that it solved."""
+    solver: NDArray[np.str_]
+    """Name of the solver."""
+
+
+class Ladder:
+    """Levels of rising cost and accuracy, with dopri5 at the end, and three policies that choose among them."""
+
+    def __init__(self, measured: Measured, convert: Convert):
+        learns, certifies = measured.learns, measured.certifies
+        sizes = {kind: np.linalg.norm(measured.true[kind], axis=1) for kind in ENDS}
+        shares = measured.errors[OUTPUT] / np.maximum(sizes[OUTPUT], np.finfo(float).tiny)
+        kept = undominated(measured.levels, np.quantile(shares[:, learns], _HARD, axis=1))
+        self.levels = [measured.levels[index] for index in kept]
+        self._sizes = {kind: sizes[kind][certifies] for kind in ENDS}
+        self._errors = {kind: measured.errors[kind][kept][:, certifies] for kind in ENDS}
+        first = measured.runs[kept[0]].described
+        self._routers = {
+            kind: [ErrorModel(first[learns], measured.errors[kind][index][learns]) for index in kept] for kind in ENDS
+        }
+        self._predicted = {
+            kind: np.stack([model.predict(first[certifies]) for model in models])
+            for kind, models in self._routers.items()
+        }
+        self._climbed = _spread(self.levels)
+        self._gaps: dict[str, Rows] = {}
+        for kind in ENDS:
+            values = [measured.values(kind, kept[index], convert)[certifies] for index in self._climbed]
+            gaps = [np.linalg.norm(b - a, axis=1) for a, b in pairwise(values)]
+            self._gaps[kind] = np.stack(gaps) if gaps else np.empty((0, len(certifies)))
+
+    @property
+    def _end(self) -> int:
+        return len(self.levels)
+
+    @property
+    def _names(self) -> NDArray[np.str_]:
+        return np.array([*(level.name for level in self.levels), LAST])
+
+    def _predict(self, kind: str, run: Run) -> Rows:
+        """Return the predicted error of every level, from a run of the first."""
+        return np.stack([model.predict(run.described) for model in self._routers[kind]])
+
+    # ------------------------------------------------------------------ one level for all
+    def fixed_level(self, kind: str, tolerance: Tolerance, alpha: float) -> int:
+        """Return the cheapest level that is certified to keep a tolerance; the number of levels stands for dopri5.
+
+        Levels are tested from the last one down, until one fails.
+        """
+        over = self._errors[kind] > tolerance.limit(self._sizes[kind])
+        found = last_certified(list(over[::-1]), alpha)
+        return self._end if found is None else self._end - 1 - found
+
+    def solve_fixed(self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], level: int) -> Answer:
+        """Solve every row by one level, and unusual rows by dopri5."""
+        chosen = np.where(unusual, self._end, level)
+        return self._solve(fitted, x, chosen, np.zeros(len(x), dtype=int), {})
+
+    # ------------------------------------------------------------------ a level for each row
+    def safety(self, kind: str, tolerance: Tolerance, alpha: float) -> float | None:
+        """Return the smallest certified factor on predicted errors; None if there is none."""
+        limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind]
+        policies = [_over(errors, _first(self._predicted[kind] * safety <= limit), limit) for safety in _SAFETIES]
+        found = last_certified(policies, alpha)
+        return None if found is None else float(_SAFETIES[found])
+
+    def solve_routed(
+        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_],
+        kind: str, tolerance: Tolerance, alpha: float, convert: Convert,
+    ) -> Answer:  # fmt: skip
+        """Run the cheapest level; its run tells which level a row needs."""
+        safety = self.safety(kind, tolerance, alpha)
+        if safety is None:
+            return self.solve_fixed(fitted, x, unusual, self._end)
+        run = self.levels[0].run(x)
+        sizes = np.linalg.norm(ends_as(kind, run.ends, convert), axis=1)
+        chosen = np.where(unusual, self._end, _first(safety * self._predict(kind, run) <= tolerance.limit(sizes)))
+        spent = np.where(chosen == 0, 0, self.levels[0].n_evaluations)
+        return self._solve(fitted, x, chosen, spent, {0: run.ends})
+
+    # ------------------------------------------------------------------ accepted where two levels agree
+    def agreement(self, kind: str, tolerance: Tolerance, alpha: float) -> float | None:
+        """Return the smallest certified factor on the distance between two levels; None if there is none."""
+        limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind][self._climbed][1:]
+        asked = np.arange(len(errors))[:, None] >= _pair_to_start(self._predicted[kind][self._climbed], limit)
+        policies = [_over(errors, _first(asked & (self._gaps[kind] * safety <= limit)), limit) for safety in _SAFETIES]
+        found = last_certified(policies, alpha)
+        return None if found is None else float(_SAFETIES[found])
+
+    def solve_verified(
+        self, fitted: FittedHypersolver, x: Tensor, kind: str, tolerance: Tolerance, alpha: float, convert: Convert
+    ) -> Answer:
+        """Climb the ladder until two neighbouring levels agree. It starts where the cheapest level's run suggests."""
+        safety = self.agreement(kind, tolerance, alpha)
+        if safety is None:
+            return self.solve_fixed(fitted, x, np.zeros(len(x), dtype=bool), self._end)
+        run = self.levels[0].run(x)
+        limit = tolerance.limit(np.linalg.norm(ends_as(kind, run.ends, convert), axis=1))
+        chosen = np.full(len(x), self._end)
+        spent = np.full(len(x), self.levels[0].n_evaluations)
+        lower = _pair_to_start(self._predict(kind, run)[self._climbed], limit)  # of the first pair that a row compares
+        ends = run.ends.clone()
+        has_lower = lower == 0
+        for place, index in enumerate(self._climbed[1:], 1):
+            # Rows that begin here, and those that go on because their last pair did not agree.
+            rows = np.flatnonzero((chosen == self._end) & (lower <= place))
+            if not len(rows):
+                continue
+            at, level = torch.from_numpy(rows), self.levels[index]
+            reached = level.run(x[at]).ends
+            spent[rows] += level.n_evaluations
+            before, after = ends_as(kind, ends[at], convert), ends_as(kind, reached, convert)
+            size = np.linalg.norm(after, axis=1)
+            agrees = has_lower[rows] & (safety * np.linalg.norm(after - before, axis=1) <= tolerance.limit(size))
+            chosen[rows[agrees]] = index
+            ends[at], has_lower[rows] = reached, True
+        rest = np.flatnonzero(chosen == self._end)
+        if len(rest):
+            at = torch.from_numpy(rest)
+            ends[at], n_evaluations = solve_exactly(fitted, x[at].to(fitted.device))
+            spent[rest] += n_evaluations
+        return Answer(ends, spent, self._names[chosen])
+
+    # ------------------------------------------------------------------ shared
+    def _solve(
+        self, fitted: FittedHypersolver, x: Tensor, chosen: NDArray[np.int64], spent: NDArray[np.int64],
+        known: dict[int, Tensor],
+    ) -> Answer:  # fmt: skip
+        """Solve each row by the level that is chosen for it, rows of one level together."""
+        n_evaluations = spent.copy()
+        ends: Tensor | None = None
+        for level in np.unique(chosen):
+            index = np.flatnonzero(chosen == level)
+            rows = torch.from_numpy(index)
+            if level == self._end:
+                solved, cost = solve_exactly(fitted, x[rows].to(fitted.device))
+            else:
+                solved = known[level][rows] if level in known else self.levels[level].run(x[rows]).ends
+                cost = self.levels[level].n_evaluations
+            if ends is None:
+                ends = solved.new_empty((len(x), *solved.shape[1:]))
+            ends[rows] = solved
+            n_evaluations[index] += cost
+        assert ends is not None  # there is at least one row
+        return Answer(ends, n_evaluations, self._names[chosen])
+
+
+def _first(suffices: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the first level that suffices for each row; their number if none does."""
+    return np.where(suffices.any(axis=0), suffices.argmax(axis=0), len(suffices))
+
+
+def _spread(levels: Sequence[Level]) -> list[int]:
+    """Return the indices of levels that cost half as much again as the one before; two at least, if there are two."""
+    chosen = [0]
+    for index, level in enumerate(levels):
+        if level.n_evaluations >= _STRIDE * levels[chosen[-1]].n_evaluations:
+            chosen.append(index)
+    return chosen if len(chosen) > 1 else list(range(min(2, len(levels))))
+
+
+def _pair_to_start(predicted: Rows, limit: Rows) -> NDArray[np.int64]:
+    """Return the first pair of neighbours that is worth comparing: its upper level is predicted to suffice."""
+    return np.asarray(np.clip(_first(predicted <= limit) - 1, 0, len(predicted) - 2))
+
+
+def _over(errors: Rows, chosen: NDArray[np.int64], limit: Rows) -> NDArray[np.bool_]:
+    """Return the rows over the tolerance under a choice of levels. dopri5 is never over it."""
+    with_last = np.concatenate([errors, np.zeros((1, errors.shape[1]))])
+    return np.asarray(with_last[chosen, np.arange(errors.shape[1])] > limit)

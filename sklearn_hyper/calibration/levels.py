@@ -1,0 +1,130 @@
+"""The ladder of solvers that a tolerance may use, from cheap to dopri5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..hypersolvers import FittedHypersolver
+from ..modules.neural_ode import NeuralODE
+from ..numerics.cost import CountedField
+from ..numerics.reference import DEFAULT_TOLERANCE
+from ..training.references import solve_rows
+from .describing import Rows, describe_run
+
+_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of steps that a generalist offers, if its fit covers them."""
+_RK4_STEPS = (2, 3, 4, 5, 6, 8, 12, 16)
+_CHUNK = 512
+"""Rows that a level solves at a time."""
+
+LAST = "dopri5"
+"""Name of the end of every ladder: dopri5 at the tolerance of the references, which keeps any looser tolerance."""
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """A solver of fixed cost.
+
+    Parameters
+    ----------
+    name : str
+    solver : FittedHypersolver
+    """
+
+    name: str
+    solver: FittedHypersolver
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations of f for each row."""
+        return int(self.solver.module.stepping.n_evaluations or 0)
+
+    def run(self, x: Tensor) -> Run:
+        """Solve from every row, some hundreds at a time."""
+        starts, ends, described = [], [], []
+        for rows in x.split(_CHUNK):
+            states = self.solver.trajectory(rows.to(self.solver.device))
+            starts.append(as_rows(states[0]))
+            ends.append(states[-1])
+            described.append(describe_run(states.double().cpu().numpy()))
+        return Run(np.concatenate(starts), torch.cat(ends), np.concatenate(described))
+
+
+class Run(NamedTuple):
+    """A solve of all rows."""
+
+    starts: Rows
+    """Initial states, flat."""
+    ends: Tensor
+    """Terminal states."""
+    described: Rows
+    """What the error models read."""
+
+
+def as_rows(values: Tensor | NDArray[Any]) -> Rows:
+    """Return one flat row of numbers in float64 for each sample."""
+    array = values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
+    return array.reshape(len(array), -1)
+
+
+def own_level(fitted: FittedHypersolver) -> Level:
+    """Return the fitted solver itself as a level."""
+    return Level(f"{'hyper-' * (fitted.correction is not None)}{fitted.method.name} K={fitted.n_steps}", fitted)
+
+
+def list_levels(fitted: FittedHypersolver, others: Sequence[FittedHypersolver] = ()) -> list[Level]:
+    """Return the candidates of a ladder in order of cost.
+
+    They are the fitted solver, the numbers of steps that its fit covers, other fitted solvers that are given, and the
+    classical fourth-order Runge-Kutta method with 2 to 16 steps.
+    """
+    levels = [own_level(solver) for solver in (fitted, *others)]
+    start, end = fitted.neural_ode.t_span
+    low, high = fitted.fitted_eps
+    if fitted.correction is not None and fitted.method.n_steps is None and high > 1.5 * low:
+        covered = (k for k in _STEPS if low * (1 - 1e-6) <= abs(end - start) / k <= high * (1 + 1e-6))
+        fits = (k for k in covered if k > fitted.method.n_startup and k != fitted.n_steps)
+        levels += [own_level(fitted.with_solver(n_steps=k)) for k in fits]
+    plain = fitted.without_correction()
+    levels += [own_level(plain.with_solver("rk4", n_steps=k)) for k in _RK4_STEPS]
+    return sorted(levels, key=lambda level: level.n_evaluations)
+
+
+def undominated(levels: Sequence[Level], errors: NDArray[np.float64]) -> list[int]:
+    """Return the indices of levels that are better than all cheaper ones.
+
+    Parameters
+    ----------
+    levels : sequence of Level
+        In order of cost.
+    errors : array of shape (n_levels,)
+        One number each that tells how wrong it is.
+    """
+    kept: list[int] = []
+    for index in sorted(range(len(levels)), key=lambda i: (levels[i].n_evaluations, errors[i])):
+        if not kept or errors[index] < errors[kept[-1]]:
+            kept.append(index)
+    return kept
+
+
+def solve_exactly(fitted: FittedHypersolver, x: Tensor) -> tuple[Tensor, int]:
+    """Solve by dopri5 at the tolerance of the references; return terminal states and evaluations of f.
+
+    Rows that cannot be solved are nan.
+    """
+    settings, ode = fitted.settings, fitted.neural_ode
+    counted = CountedField(ode.vector_field)
+    counting = NeuralODE(
+        counted, input_map=ode.input_map, output_map=ode.output_map, t_span=ode.t_span,
+        data_controlled=ode.data_controlled,
+    )  # fmt: skip
+    counting.state_size = ode.state_size
+    states, _ = solve_rows(counting, x, ode.t_span, settings.rtol or DEFAULT_TOLERANCE, settings.atol)
+    return states[-1], counted.n_evaluations
