@@ -11,8 +11,8 @@ from .levels import Run
 from .measuring import ENDS, OUTPUT, TRAJECTORY, Convert, Measured, ends_as
 
 LEARNED, VERIFIED = "learned", "verified"
-_BETTER = 0.5
-"""A verifier has at most this share of the fitted solver's median error."""
+_SHARP, _TAIL = 2.0, 0.95
+"""A verifier's bounds that hold for 95 % of rows should be at most twice the errors, at the median."""
 _PREDICTED_SHARE = 0.3
 """Share of the predicted error in a verified one: by chance, two solves may agree where both are wrong."""
 
@@ -39,12 +39,28 @@ class Bounds:
         self._scores: dict[tuple[str, str], Rows] = {
             (LEARNED, kind): np.sort(error / self._models[kind].unseen) for kind, error in errors.items()
         }
-        at = _choose_verifier(measured)
+        at = self._choose_verifier(measured, convert)
         self.verifier = measured.levels[at]
         for kind in ENDS:
-            distance = _distances(measured.values(kind, own, convert), measured.values(kind, at, convert))
-            predicted = distance + _PREDICTED_SHARE * self._models[kind].unseen
-            self._scores[VERIFIED, kind] = np.sort(errors[kind] / predicted)
+            self._scores[VERIFIED, kind] = np.sort(errors[kind] / self._verify(measured, kind, at, convert))
+
+    def _verify(self, measured: Measured, kind: str, level: int, convert: Convert) -> Rows:
+        """Return the verified errors of calibration rows, with a level as the verifier."""
+        values = (measured.values(kind, index, convert) for index in (measured.own, level))
+        return _distances(*values) + _PREDICTED_SHARE * self._models[kind].unseen
+
+    def _choose_verifier(self, measured: Measured, convert: Convert) -> int:
+        """Return the cheapest level beyond the fitted solver whose bounds are sharp; else the one with the sharpest."""
+        rows, cost = measured.learns, measured.levels[measured.own].n_evaluations
+        errors = measured.errors[OUTPUT][measured.own, rows] + np.finfo(float).tiny
+        widths: dict[int, float] = {}
+        for index, level in enumerate(measured.levels):
+            if level.n_evaluations > cost:
+                shares = errors / self._verify(measured, OUTPUT, index, convert)[rows]
+                widths[index] = float(np.quantile(shares, _TAIL) / np.median(shares))
+                if widths[index] <= _SHARP:
+                    return index
+        return min(widths, key=lambda index: widths[index], default=len(measured.levels) - 1)
 
     def learned(self, kind: str, run: Run, coverage: float) -> Rows:
         """Return the bounds of a run, from its own numbers."""
@@ -55,16 +71,6 @@ class Bounds:
         distance = _distances(ends_as(kind, run.ends, convert), ends_as(kind, check.ends, convert))
         predicted = distance + _PREDICTED_SHARE * self._models[kind].predict(run.described)
         return conformal_quantile(self._scores[VERIFIED, kind], coverage) * predicted
-
-
-def _choose_verifier(measured: Measured) -> int:
-    """Return the cheapest level beyond the fitted solver that is twice as accurate; else the most accurate one."""
-    typical = np.median(measured.errors[OUTPUT], axis=1)
-    cost = measured.levels[measured.own].n_evaluations
-    for index, level in enumerate(measured.levels):
-        if level.n_evaluations > cost and typical[index] <= _BETTER * typical[measured.own]:
-            return index
-    return int(np.argmin(typical))
 
 
 def _distances(one: Rows, other: Rows) -> Rows:

@@ -19,7 +19,7 @@ class CalibrationRowsError(ValueError):
 
 def rows_for_coverage(coverage: float) -> int:
     """Return the smallest number of rows whose largest score is a bound of this coverage: c / (1 - c), rounded up."""
-    return math.ceil(round(coverage / (1 - coverage), 9))
+    return math.ceil(round(coverage / (1 - coverage), 6))
 
 
 def rows_for_risk(alpha: float) -> int:

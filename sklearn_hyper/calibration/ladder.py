@@ -62,6 +62,8 @@ class Ladder:
         self._routers = {
             kind: [ErrorModel(first[learns], measured.errors[kind][index][learns]) for index in kept] for kind in ENDS
         }
+        # A policy at work knows the size of what a level gave, not of the truth.
+        self._seen_sizes: dict[str, Rows] = {}
         self._predicted = {
             kind: np.stack([model.predict(first[certifies]) for model in models])
             for kind, models in self._routers.items()
@@ -70,6 +72,7 @@ class Ladder:
         self._gaps: dict[str, Rows] = {}
         for kind in ENDS:
             values = [measured.values(kind, kept[index], convert)[certifies] for index in self._climbed]
+            self._seen_sizes[kind] = np.stack([np.linalg.norm(value, axis=1) for value in values])
             gaps = [np.linalg.norm(b - a, axis=1) for a, b in pairwise(values)]
             self._gaps[kind] = np.stack(gaps) if gaps else np.empty((0, len(certifies)))
 
@@ -104,7 +107,8 @@ class Ladder:
     def safety(self, kind: str, tolerance: Tolerance, alpha: float) -> float | None:
         """Return the smallest certified factor on predicted errors; None if there is none."""
         limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind]
-        policies = [_over(errors, _first(self._predicted[kind] * safety <= limit), limit) for safety in _SAFETIES]
+        seen = tolerance.limit(self._seen_sizes[kind][0])
+        policies = [_over(errors, _first(self._predicted[kind] * safety <= seen), limit) for safety in _SAFETIES]
         found = last_certified(policies, alpha)
         return None if found is None else float(_SAFETIES[found])
 
@@ -126,8 +130,12 @@ class Ladder:
     def agreement(self, kind: str, tolerance: Tolerance, alpha: float) -> float | None:
         """Return the smallest certified factor on the distance between two levels; None if there is none."""
         limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind][self._climbed][1:]
-        asked = np.arange(len(errors))[:, None] >= _pair_to_start(self._predicted[kind][self._climbed], limit)
-        policies = [_over(errors, _first(asked & (self._gaps[kind] * safety <= limit)), limit) for safety in _SAFETIES]
+        seen = tolerance.limit(self._seen_sizes[kind])
+        pairs, predicted = np.arange(len(errors))[:, None], self._predicted[kind][self._climbed]
+        policies = []
+        for safety in _SAFETIES:
+            asked = pairs >= _pair_to_start(safety * predicted, seen[0])
+            policies.append(_over(errors, _first(asked & (safety * self._gaps[kind] <= seen[1:])), limit))
         found = last_certified(policies, alpha)
         return None if found is None else float(_SAFETIES[found])
 
@@ -142,7 +150,7 @@ class Ladder:
         limit = tolerance.limit(np.linalg.norm(ends_as(kind, run.ends, convert), axis=1))
         chosen = np.full(len(x), self._end)
         spent = np.full(len(x), self.levels[0].n_evaluations)
-        lower = _pair_to_start(self._predict(kind, run)[self._climbed], limit)  # of the first pair that a row compares
+        lower = _pair_to_start(safety * self._predict(kind, run)[self._climbed], limit)
         ends = run.ends.clone()
         has_lower = lower == 0
         for place, index in enumerate(self._climbed[1:], 1):
@@ -204,8 +212,8 @@ def _spread(levels: Sequence[Level]) -> list[int]:
 
 
 def _pair_to_start(predicted: Rows, limit: Rows) -> NDArray[np.int64]:
-    """Return the first pair of neighbours that is worth comparing: its upper level is predicted to suffice."""
-    return np.asarray(np.clip(_first(predicted <= limit) - 1, 0, len(predicted) - 2))
+    """Return the first pair of neighbours that is expected to agree: their distance is about the lower one's error."""
+    return np.asarray(np.clip(_first(predicted <= limit), 0, len(predicted) - 2))
 
 
 def _over(errors: Rows, chosen: NDArray[np.int64], limit: Rows) -> NDArray[np.bool_]:

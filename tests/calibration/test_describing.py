@@ -1,0 +1,66 @@
+"""Descriptions of runs, models of errors, and rows unlike the others."""
+
+import numpy as np
+import pytest
+
+from sklearn_hyper.calibration.describing import UsualRows, describe_run
+from sklearn_hyper.calibration.error_model import CrossFittedErrorModel, ErrorModel
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (3, 4, 4), (100,)])
+@pytest.mark.parametrize("n_steps", [1, 2, 30])
+def test_a_description_has_one_row_a_sample_and_is_finite(shape, n_steps):
+    states = np.random.default_rng(0).normal(size=(n_steps + 1, 7, *shape))
+    states[:, 3] = 0  # a row at rest
+    described = describe_run(states)
+    assert described.shape[0] == 7
+    assert np.isfinite(described).all()
+    assert described.shape == (7, describe_run(states[:, :1]).shape[1])
+
+
+def test_a_row_is_described_without_regard_to_its_neighbours():
+    states = np.random.default_rng(0).normal(size=(5, 9, 2))
+    np.testing.assert_array_equal(describe_run(states)[4:5], describe_run(states[:, 4:5]))
+
+
+@pytest.mark.parametrize("width", [1, 2, 200])
+def test_rows_far_away_are_unusual_and_rows_like_the_others_are_not(width):
+    generator = np.random.default_rng(0)
+    usual = UsualRows(generator.normal(size=(600, width)))
+    assert usual.are_unusual(generator.normal(size=(600, width))).mean() < 0.03
+    assert usual.are_unusual(10 + generator.normal(size=(50, width))).all()
+
+
+def test_units_do_not_make_rows_unusual():
+    rows = np.random.default_rng(0).normal(size=(300, 3))
+    scales = np.array([1e-6, 1.0, 1e6])
+    new = np.random.default_rng(1).normal(size=(300, 3)) * 1.5
+    np.testing.assert_array_equal(UsualRows(rows).are_unusual(new), UsualRows(rows * scales).are_unusual(new * scales))
+
+
+def test_constant_columns_and_one_value_do_no_harm():
+    usual = UsualRows(np.ones((50, 2)))
+    assert not usual.are_unusual(np.ones((2, 2))).any()
+    assert usual.are_unusual(np.full((1, 2), 2.0)).all()
+
+
+def test_errors_are_predicted_to_a_factor():
+    generator = np.random.default_rng(0)
+    described = generator.uniform(-2, 2, size=(2000, 2))
+    errors = np.exp(3 * described[:, 0])
+    predicted = ErrorModel(described[:1000], errors[:1000]).predict(described[1000:])
+    assert np.median(np.abs(np.log(predicted / errors[1000:]))) < 0.3
+
+
+def test_errors_of_zero_have_a_model():
+    assert (ErrorModel(np.zeros((60, 1)), np.zeros(60)).predict(np.zeros((3, 1))) >= 0).all()
+
+
+def test_unseen_predictions_do_not_know_their_own_error():
+    generator = np.random.default_rng(0)
+    described, errors, order = generator.normal(size=(100, 2)), generator.exponential(size=100), np.arange(100)
+    changed = errors.copy()
+    changed[:20] *= 1000  # the first fold
+    before, after = (CrossFittedErrorModel(described, e, order).unseen for e in (errors, changed))
+    np.testing.assert_allclose(after[:20], before[:20])
+    assert not np.allclose(after[20:], before[20:])

@@ -1,0 +1,104 @@
+"""Tolerances are kept for all but the stated share of rows, at a cost that is counted."""
+
+import numpy as np
+import pytest
+from calibrated import draw, errors_of, make_generalist, riccati_end
+
+from sklearn_hyper.calibration import CalibrationRowsError
+
+X = draw(3000, 2)
+SIZES = np.linalg.norm(riccati_end(X), axis=1)
+POLICIES = [{}, {"route": True}, {"bound": "verified"}]
+by_policy = pytest.mark.parametrize("policy", POLICIES, ids=["one for all", "routed", "verified"])
+
+
+@by_policy
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3, 1e-5])
+def test_a_relative_tolerance_is_kept(general, policy, tol):
+    z, info = general.predict(X, tol=tol, alpha=0.02, return_info=True, **policy)
+    errors = np.linalg.norm(z - general.reference(X), axis=1)
+    assert (errors > tol * SIZES).mean() <= 0.03
+    assert (info.n_evaluations >= 1).all()
+
+
+@by_policy
+def test_an_absolute_tolerance_is_kept(general, policy):
+    z = general.predict(X, atol=2e-3, alpha=0.02, **policy)
+    assert (errors_of(z, X) > 2e-3).mean() <= 0.03
+
+
+@by_policy
+def test_a_looser_tolerance_costs_no_more(general, policy):
+    costs = [
+        general.predict(X, tol=tol, alpha=0.02, return_info=True, **policy)[1].n_evaluations.mean()
+        for tol in (1e-1, 1e-2, 1e-3, 1e-6)
+    ]
+    assert costs == sorted(costs)
+    assert costs[0] < 6 < costs[-1]
+
+
+def test_a_tolerance_that_nothing_cheap_keeps_is_dopri5s(general):
+    z, info = general.predict(X[:50], tol=1e-9, return_info=True)
+    assert set(info.solver) == {"dopri5"}
+    np.testing.assert_allclose(z, riccati_end(X[:50]), rtol=1e-5)
+
+
+@by_policy
+def test_a_row_gets_the_same_answer_alone(general, policy):
+    inside = draw(40, 3, 0.4, 1.3)
+    z, info = general.predict(inside, tol=1e-2, alpha=0.02, return_info=True, **policy)
+    for i in (0, 17, 39):
+        alone, one = general.predict(inside[i : i + 1], tol=1e-2, alpha=0.02, return_info=True, **policy)
+        np.testing.assert_allclose(alone[0], z[i], rtol=1e-9)
+        assert (one.solver[0], one.n_evaluations[0]) == (info.solver[i], info.n_evaluations[i])
+
+
+@pytest.mark.parametrize("policy", POLICIES[:2], ids=["one for all", "routed"])
+def test_rows_far_away_go_to_dopri5(general, policy):
+    far = np.concatenate([draw(5, 4, 0.4, 1.3), draw(5, 4, 30, 40)])
+    z, info = general.predict(far, tol=1e-1, return_info=True, **policy)
+    assert (info.solver == "dopri5").tolist() == [False] * 5 + [True] * 5
+    np.testing.assert_allclose(z[5:], riccati_end(far[5:]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.2, 1.5, 2.0])
+def test_verified_answers_keep_a_tolerance_where_inputs_drift(general, scale):
+    drifted = scale * X
+    z = general.predict(drifted, tol=1e-2, alpha=0.02, bound="verified")
+    sizes = np.linalg.norm(riccati_end(drifted), axis=1)
+    assert (errors_of(z, drifted) > 1e-2 * sizes).mean() <= 0.03
+
+
+def test_states_have_tolerances_too(general):
+    z = general.transform(X, tol=1e-2, alpha=0.02)
+    assert (errors_of(z, X) > 1e-2 * SIZES).mean() <= 0.03
+
+
+def test_evaluations_are_those_that_were_made(general, monkeypatch):
+    """Each policy's count against rows times calls of the field itself."""
+    seen = []
+    field = type(general.neural_ode_.vector_field)
+    forward = field.forward
+    monkeypatch.setattr(field, "forward", lambda self, t, z: seen.append(len(z)) or forward(self, t, z))
+    inside = draw(200, 6, 0.4, 1.3)
+    for policy in POLICIES:
+        seen.clear()
+        _, info = general.predict(inside, tol=3e-2, alpha=0.02, return_info=True, **policy)
+        assert sum(seen) == info.n_evaluations.sum()
+
+
+def test_too_few_rows_for_a_certificate_say_how_many_are_needed():
+    few = make_generalist(max_epochs=2).fit(draw(60, 0)).conformalize(draw(200, 1))
+    with pytest.raises(CalibrationRowsError, match=r"alpha=0.01 needs 230 rows.*100 are left.*at least 460 rows"):
+        few.predict(X, tol=1e-2)
+    assert (errors_of(few.predict(X, tol=1e-2, alpha=0.05), X) > 1e-2 * SIZES).mean() <= 0.1
+
+
+def test_other_hypersolvers_become_levels():
+    """A specialist for five steps serves a tolerance that two steps do not keep."""
+    two, five = (make_generalist(n_steps=k, fit_n_steps=None).fit(draw(200, 0)) for k in (2, 5))
+    tol = 1.5 * np.quantile(errors_of(five.predict(X), X) / SIZES, 0.99)
+    alone = two.conformalize(draw(1000, 1)).predict(X, tol=tol, alpha=0.02, return_info=True)[1]
+    _, info = two.conformalize(draw(1000, 1), levels=[five]).predict(X, tol=tol, alpha=0.02, return_info=True)
+    assert "hyper-euler K=5" in info.solver
+    assert info.n_evaluations.mean() < alone.n_evaluations.mean()

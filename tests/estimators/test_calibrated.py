@@ -1,0 +1,256 @@
+"""Calibrations as parts of estimators: what keeps one, what drops one, and what is refused."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from calibrated import Riccati, draw, errors_of, make_generalist
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_moons
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from user_fields import decay
+
+from sklearn_hyper import (
+    ContinuousNormalizingFlow,
+    HypersolverClassifier,
+    HypersolverDensity,
+    HypersolverRegressor,
+    NeuralODE,
+    NeuralODEClassifier,
+)
+from sklearn_hyper.calibration import CalibrationRowsError, NotCalibratedError
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn_hyper.calibration.UnusualRowsWarning")
+X = draw(200, 2)
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return make_generalist(max_epochs=5).fit(draw(100, 0)).conformalize(draw(600, 1))
+
+
+# ---------------------------------------------------------------------- it belongs to one solver
+def test_without_a_calibration_a_bound_is_refused(fast):
+    for other in (fast.with_solver(n_steps=3), fast.with_solver(t_span=(0, 0.9)), fast.without_correction()):
+        assert not hasattr(other, "calibration_")
+        with pytest.raises(NotCalibratedError, match=r"no calibration \(n_steps=.*call conformalize"):
+            other.predict(X, return_bound=True)
+    assert hasattr(fast, "calibration_")
+
+
+def test_a_new_fit_drops_it():
+    again = make_generalist(max_epochs=2).fit(draw(100, 0)).conformalize(draw(100, 1))
+    again.fit(draw(100, 0))
+    with pytest.raises(NotCalibratedError, match="A new fit"):
+        again.predict(X, tol=0.1)
+
+
+def test_clones_have_none_and_copies_keep_it(fast):
+    assert not hasattr(clone(fast), "calibration_")
+    loaded = pickle.loads(pickle.dumps(fast))
+    for how in ({"return_bound": True}, {"tol": 0.1, "alpha": 0.05, "return_info": True}):
+        (z, beside), (again, same) = fast.predict(X, **how), loaded.predict(X, **how)
+        np.testing.assert_array_equal(z, again)
+        np.testing.assert_array_equal(*(np.asarray(getattr(b, "n_evaluations", b)) for b in (beside, same)))
+
+
+def test_values_alone_are_what_they_were(fast):
+    plain = make_generalist(max_epochs=5).fit(draw(100, 0))
+    np.testing.assert_array_equal(plain.predict(X), fast.predict(X))
+
+
+def test_calibrating_twice_gives_the_same_bounds(fast):
+    bounds = [fast.conformalize(draw(600, 1)).predict(X, return_bound=True)[1] for _ in range(2)]
+    np.testing.assert_array_equal(*bounds)
+
+
+def test_it_works_in_inference_mode_and_in_float32():
+    with torch.inference_mode():
+        slow = NeuralODE(Riccati().float())
+        single = HypersolverRegressor(slow, base_solver="euler", n_steps=2, max_epochs=5, random_state=0)
+        z, bound = single.fit(draw(100, 0)).conformalize(draw(300, 1)).predict(X, return_bound=True, coverage=0.9)
+    assert z.dtype == np.float32
+    assert (errors_of(z, X) <= bound).mean() > 0.8
+
+
+# ---------------------------------------------------------------------- rows
+def test_rows_that_were_fitted_on_are_refused(fast):
+    with pytest.raises(CalibrationRowsError, match="50 of 150 rows of X were fitted on"):
+        fast.conformalize(np.concatenate([draw(100, 0)[:50], draw(100, 1)]))
+
+
+def test_fitted_rows_are_known_in_another_precision_and_order():
+    fitted = HypersolverRegressor(Riccati().float(), base_solver="euler", n_steps=2, max_epochs=2, random_state=0)
+    fitted.fit(draw(100, 0).astype(np.float32))
+    with pytest.raises(CalibrationRowsError, match="100 of 100 rows"):
+        fitted.conformalize(draw(100, 0)[::-1])
+
+
+def test_rows_that_max_samples_left_out_may_calibrate():
+    rows = draw(300, 0)
+    fitted = make_generalist(max_epochs=2, max_samples=100).fit(rows)
+    seen = np.isin(rows, rows).all(axis=1)
+    with pytest.raises(CalibrationRowsError, match="100 of 300"):
+        fitted.conformalize(rows[seen])
+
+
+def test_fewer_than_forty_rows_are_refused(fast):
+    with pytest.raises(CalibrationRowsError, match="X has 39 rows; a calibration needs 40"):
+        fast.conformalize(draw(39, 1))
+
+
+# ---------------------------------------------------------------------- wrong values
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tol": 0}, "tol must be None or a positive number, got 0"),
+        ({"tol": -1e-2}, "tol must be None or a positive number"),
+        ({"tol": np.nan}, "tol must be None or a positive number"),
+        ({"tol": "small"}, "tol must be None or a positive number, got 'small'"),
+        ({"atol": 0.0}, "atol must be None or a positive number"),
+        ({"atol": np.inf}, "atol must be None or a positive number"),
+        ({"tol": 0.1, "alpha": 0}, "alpha must be a number between 0 and 1, exclusive, got 0"),
+        ({"tol": 0.1, "alpha": 1.0}, "alpha must be a number between 0 and 1"),
+        ({"return_bound": True, "coverage": 1}, "coverage must be a number between 0 and 1"),
+        ({"return_bound": True, "coverage": True}, "coverage must be a number between 0 and 1"),
+        ({"return_bound": True, "bound": "tight"}, "bound must be 'learned' or 'verified', got 'tight'"),
+        ({"return_bound": True, "tol": 0.1}, "is the bound itself; leave one out"),
+        ({"route": True}, "route=True chooses the cheapest solver for a tolerance"),
+        ({"tol": 0.1, "route": True, "bound": "verified"}, "two ways to choose a solver by row"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(fast, wrong, message):
+    for method in (fast.predict, fast.transform):
+        with pytest.raises(ValueError, match=message):
+            method(X, **wrong)
+
+
+def test_levels_must_be_of_the_same_neural_ode(fast):
+    other = HypersolverRegressor(decay, base_solver="euler", n_steps=4, max_epochs=2, random_state=0).fit(draw(60, 0))
+    with pytest.raises(ValueError, match="hypersolver of another Neural ODE"):
+        fast.conformalize(draw(100, 1), levels=[other])
+    with pytest.raises(ValueError, match="levels must hold fitted hypersolvers"):
+        fast.conformalize(draw(100, 1), levels=[make_generalist()])
+    assert fast.calibration_.n_rows == 600  # the one before is kept
+
+
+def test_bounds_of_a_trajectory_are_of_states(fast):
+    with pytest.raises(ValueError, match="bounds errors of states"):
+        fast.trajectory(X, output=True, return_bound=True)
+
+
+# ---------------------------------------------------------------------- classifiers
+@pytest.fixture(scope="module")
+def digits():
+    rows, labels = load_digits(return_X_y=True)
+    rows = rows / 16
+    slow = NeuralODEClassifier(max_epochs=5, random_state=0).fit(rows[:300], labels[:300])
+    quick = HypersolverClassifier(slow, n_steps=1, max_epochs=3, random_state=0).fit(rows[:300])
+    return slow, quick.conformalize(rows[300:900]), rows[900:]
+
+
+@pytest.mark.parametrize("how", ["learned", "verified"])
+def test_sets_hold_dopri5s_label_at_the_stated_rate(digits, how):
+    slow, quick, rows = digits
+    sets = quick.predict_set(rows, coverage=0.9, bound=how)
+    assert sets.dtype == bool and sets.shape == (len(rows), 10)
+    assert sets[np.arange(len(rows)), slow.predict(rows)].mean() > 0.87
+    assert sets[np.arange(len(rows)), quick.predict(rows)].all()  # its own label is always one of them
+
+
+def test_labels_that_cannot_change_do_not(digits):
+    slow, quick, rows = digits
+    certain = quick.predict_set(rows).sum(axis=1) == 1
+    assert certain.any()
+    assert (quick.predict(rows) == slow.predict(rows))[certain].mean() > 0.985
+
+
+def test_a_classifier_keeps_a_tolerance_of_its_logits(digits):
+    slow, quick, rows = digits
+    labels, info = quick.predict(rows, tol=1e-3, alpha=0.05, return_info=True)
+    assert (labels == slow.predict(rows)).mean() > 0.99
+    assert info.n_evaluations.mean() > 1
+
+
+# ---------------------------------------------------------------------- flows
+@pytest.fixture(scope="module")
+def blobs_flow():
+    rows = make_moons(900, noise=0.1, random_state=0)[0]
+    flow = ContinuousNormalizingFlow(max_epochs=3, random_state=0).fit(rows[:300])
+    quick = HypersolverDensity(flow, n_steps=2, max_epochs=3, max_samples=200, random_state=0).fit(rows[:300])
+    return flow, quick.conformalize(rows[300:600]), rows[600:]
+
+
+def test_samples_have_bounds(blobs_flow):
+    flow, quick, _ = blobs_flow
+    samples, bound = quick.sample(400, random_state=3, return_bound=True, coverage=0.9)
+    truth = flow.sample(400, random_state=3)
+    assert (np.linalg.norm(samples - truth, axis=1) <= bound).mean() > 0.85
+
+
+def test_log_densities_have_bounds_and_tolerances_in_nats(blobs_flow):
+    flow, quick, rows = blobs_flow
+    truth = flow.score_samples(rows)
+    densities, bound = quick.score_samples(rows, return_bound=True, coverage=0.9)
+    assert (np.abs(densities - truth) <= bound).mean() > 0.83
+    kept, info = quick.score_samples(rows, atol=1e-3, alpha=0.05, return_info=True)
+    assert (np.abs(kept - truth) > 1.1e-3).mean() <= 0.1
+    assert info.n_evaluations.min() >= 2
+
+
+def test_densities_without_data_are_not_calibrated(blobs_flow):
+    _, quick, rows = blobs_flow
+    with pytest.raises(NotCalibratedError, match="no calibration"):
+        quick.with_solver().score_samples(rows, return_bound=True)
+    sampling_only = quick.with_solver().conformalize()
+    sampling_only.sample(5, return_bound=True)
+    with pytest.raises(NotCalibratedError, match="no calibration"):
+        sampling_only.score_samples(rows, return_bound=True)
+
+
+# ---------------------------------------------------------------------- with scikit-learn
+def test_columns_of_frames_and_output_containers_are_respected():
+    frame = pd.DataFrame(draw(100, 0), columns=["a", "b"])
+    named = make_generalist(max_epochs=2).set_output(transform="pandas").fit(frame)
+    named.conformalize(pd.DataFrame(draw(100, 1), columns=["a", "b"]))
+    states, bound = named.transform(pd.DataFrame(X, columns=["a", "b"]), return_bound=True, coverage=0.9)
+    assert isinstance(states, pd.DataFrame) and len(bound) == len(X)
+    with pytest.raises(ValueError, match="feature names"):
+        named.conformalize(pd.DataFrame(draw(100, 1), columns=["b", "c"]))
+
+
+def test_frozen_steps_come_before_it():
+    rows, labels = load_digits(return_X_y=True)
+    slow = make_pipeline(StandardScaler(), NeuralODEClassifier(max_epochs=2, random_state=0))
+    slow.fit(rows[:200], labels[:200])
+    quick = HypersolverClassifier(slow, n_steps=1, max_epochs=2, random_state=0).fit(rows[:200])
+    _, bound = quick.conformalize(rows[200:600]).predict(rows[600:], return_bound=True, coverage=0.9)
+    assert bound.shape == (len(rows) - 600,)
+
+
+class Calibrated(HypersolverRegressor):
+    """Calibrates on rows like those of its fit."""
+
+    def fit(self, X, y=None):
+        super().fit(X, y)
+        rows = np.asarray(X, dtype=float)
+        fresh = np.random.default_rng(0).normal(rows.mean(axis=0), rows.std(axis=0) + 1e-3, (60, rows.shape[1]))
+        return self.conformalize(pd.DataFrame(fresh, columns=X.columns) if hasattr(X, "columns") else fresh)
+
+    def predict(self, X):
+        return super().predict(X, return_bound=True, coverage=0.9)[0]
+
+
+_OUTPUTS = "nothing is learned from y: predictions have the shape of the Neural ODE's outputs, here of its state"
+
+
+@parametrize_with_checks(
+    [Calibrated(NeuralODE(decay), base_solver="euler", n_steps=2, max_epochs=2, random_state=0)],
+    expected_failed_checks=lambda _: {"check_regressors_train": _OUTPUTS, "check_regressor_multioutput": _OUTPUTS},
+)
+def test_common_checks_of_a_calibrated_estimator(estimator, check):
+    check(estimator)
