@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,13 +16,28 @@ from .bounds import LEARNED, Bounds
 from .conformal import CalibrationRowsError
 from .describing import Rows, UsualRows
 from .ladder import Answer, Ladder, Tolerance
-from .levels import Run, as_rows, own_level
-from .measuring import Convert, measure
+from .levels import as_rows, own_level, solve_exactly
+from .measuring import Convert, ends_as, measure
 
 _FEWEST = 40
 """Rows below which a calibration says nothing."""
 _KNOWN = 0.01
 """Share of calibration rows that may equal fitted ones, as values on a grid do by chance."""
+
+
+_SLACK = 1.05
+"""dopri5 itself is a tolerance away from the solution."""
+
+
+class Bounded(NamedTuple):
+    """Terminal states, and bounds on their errors, by row."""
+
+    ends: Tensor
+    bound: Rows
+    n_evaluations: NDArray[np.int64]
+    """Evaluations of f, those of the verifier included."""
+    solver: str
+    unusual: NDArray[np.bool_]
 
 
 class NotCalibratedError(ValueError):
@@ -73,8 +89,7 @@ class Calibration:
         solving: SolveSettings | None = None,
     ):
         _check_rows(fitted, x)
-        own = own_level(fitted)
-        self.n_rows, self.name, self.n_evaluations = len(x), own.name, own.n_evaluations
+        self.n_rows = len(x)
         measured = measure(fitted, x, convert, others, solving or fitted.settings)
         self.bounds = Bounds(measured, convert)
         self.ladder = Ladder(measured, convert)
@@ -82,18 +97,29 @@ class Calibration:
 
     def bound(
         self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, coverage: float, how: str
-    ) -> tuple[Run, Rows, NDArray[np.bool_]]:
-        """Solve the rows; return the run, a bound on each row's error, and which rows are unusual.
+    ) -> Bounded:
+        """Solve the rows, and bound each row's error.
 
-        A learned bound of an unusual row is infinite, because the model was never shown such a row.
+        A learned bound of an unusual row is infinite, because the model was never shown such a row. A verified one is
+        the distance to dopri5, since learned verifiers may be wrong there too.
         """
-        run = own_level(fitted).run(x)
+        own = own_level(fitted)
+        run = own.run(x)
         unusual = self._usual.are_unusual(run.starts)
+        n_evaluations = np.full(len(x), own.n_evaluations)
         if how == LEARNED:
             bound = np.where(unusual, np.inf, self.bounds.learned(kind, run, coverage))
-        else:
-            bound = self.bounds.verified(kind, run, self.bounds.verifier.run(x), coverage, convert)
-        return run, bound, unusual
+            return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
+        verifier = self.bounds.verifier
+        bound = self.bounds.verified(kind, run, verifier.run(x), coverage, convert)
+        n_evaluations += verifier.n_evaluations
+        if unusual.any():
+            rows = torch.from_numpy(np.flatnonzero(unusual))
+            exact, cost = solve_exactly(fitted, x[rows].to(fitted.device))
+            distance = ends_as(kind, exact, convert) - ends_as(kind, run.ends[rows], convert)
+            bound[unusual] = _SLACK * np.linalg.norm(distance, axis=1)
+            n_evaluations[unusual] += cost
+        return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
 
     def keep(
         self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, tolerance: Tolerance, alpha: float,
@@ -103,7 +129,7 @@ class Calibration:
         unusual = self._usual.are_unusual(_initial_rows(fitted, x))
         ladder = self.ladder
         if how != LEARNED:
-            return ladder.solve_verified(fitted, x, kind, tolerance, alpha, convert), unusual
+            return ladder.solve_verified(fitted, x, unusual, kind, tolerance, alpha, convert), unusual
         if route:
             return ladder.solve_routed(fitted, x, unusual, kind, tolerance, alpha, convert), unusual
         level = ladder.fixed_level(kind, tolerance, alpha)

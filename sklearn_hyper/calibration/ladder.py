@@ -140,12 +140,16 @@ class Ladder:
         return None if found is None else float(_SAFETIES[found])
 
     def solve_verified(
-        self, fitted: FittedHypersolver, x: Tensor, kind: str, tolerance: Tolerance, alpha: float, convert: Convert
-    ) -> Answer:
-        """Climb the ladder until two neighbouring levels agree. It starts where the cheapest level's run suggests."""
+        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_],
+        kind: str, tolerance: Tolerance, alpha: float, convert: Convert,
+    ) -> Answer:  # fmt: skip
+        """Climb the ladder until two neighbouring levels agree. It starts where the cheapest level's run suggests.
+
+        Unusual rows go to dopri5: learned levels may agree where all are wrong.
+        """
         safety = self.agreement(kind, tolerance, alpha)
         if safety is None:
-            return self.solve_fixed(fitted, x, np.zeros(len(x), dtype=bool), self._end)
+            return self.solve_fixed(fitted, x, unusual, self._end)
         run = self.levels[0].run(x)
         limit = tolerance.limit(np.linalg.norm(ends_as(kind, run.ends, convert), axis=1))
         chosen = np.full(len(x), self._end)
@@ -155,7 +159,7 @@ class Ladder:
         has_lower = lower == 0
         for place, index in enumerate(self._climbed[1:], 1):
             # Rows that begin here, and those that go on because their last pair did not agree.
-            rows = np.flatnonzero((chosen == self._end) & (lower <= place))
+            rows = np.flatnonzero((chosen == self._end) & (lower <= place) & ~unusual)
             if not len(rows):
                 continue
             at, level = torch.from_numpy(rows), self.levels[index]

@@ -99,15 +99,12 @@ def answer(
         ends = solved.ends
         info = Bunch(n_evaluations=solved.n_evaluations, solver=solved.solver, unusual=unusual)
     else:
-        run, bound, unusual = calibration.bound(fitted, x, convert, kind, wanted.coverage, wanted.bound)
-        ends = run.ends
+        found = calibration.bound(fitted, x, convert, kind, wanted.coverage, wanted.bound)
+        ends = found.ends
         if wanted.return_bound:
-            _warn_of_unusual(unusual, wanted.bound)
-            beside.append(bound)
-        own = calibration.name
-        info = Bunch(
-            n_evaluations=np.full(len(x), calibration.n_evaluations), solver=np.full(len(x), own), unusual=unusual
-        )
+            _warn_of_unusual(found.unusual, wanted.bound)
+            beside.append(found.bound)
+        info = Bunch(n_evaluations=found.n_evaluations, solver=np.full(len(x), found.solver), unusual=found.unusual)
     if wanted.return_info:
         beside.append(info)
     return ends, beside

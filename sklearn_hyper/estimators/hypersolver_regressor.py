@@ -276,13 +276,14 @@ class HypersolverRegressor(Hypersolver):
         X : array-like of shape (n_samples, ...)
         return_bound : bool, default False
             Return ``(output, bound)``. The 2-norm of a row's error against dopri5 is at most its bound, with
-            probability ``coverage``. A row unlike those of the calibration has an infinite bound, with a warning.
+            probability ``coverage``. The learned bound of a row unlike those of the calibration is infinite, with a
+            warning.
         coverage : float, default 0.99
             Between 0 and 1.
         bound : {"learned", "verified"}, default "learned"
             "learned" predicts the error from the run itself, at no evaluation. "verified" solves each row again, more
-            accurately; it holds longer where inputs drift. With ``tol``, "verified" climbs the ladder until two levels
-            agree.
+            accurately: by dopri5 where it is unlike those of the calibration. With ``tol``, "verified" climbs the
+            ladder until two levels agree, which holds longer where inputs drift.
         tol : float, optional
             Relative tolerance: keep :math:`\|\hat y - y\|_2 \le \mathrm{tol} \, \|y\|_2 + \mathrm{atol}` for all
             but a share ``alpha`` of rows. By default, one solver serves all rows: the cheapest one that the calibration
