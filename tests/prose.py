@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-GUIDES = sorted((DOCS / "guides").glob("[0-9]*.md"))
+GUIDES = sorted((DOCS / "guides").glob("[0-9]*.md"), key=lambda path: int(path.name.split("-")[0]))
 GENERATED = ("_build", "auto_examples", "api")
 _FENCE = re.compile(r"^(`{3,}|:{3,})")
 

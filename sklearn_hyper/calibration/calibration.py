@@ -21,7 +21,7 @@ from .measuring import Convert, ends_as, measure
 
 _FEWEST = 40
 """Rows below which a calibration says nothing."""
-_KNOWN = 0.01
+_KNOWN = 0.05
 """Share of calibration rows that may equal fitted ones, as values on a grid do by chance."""
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from ..calibration import LEARNED, VERIFIED, Calibration, NotCalibratedError, Tolerance, UnusualRowsWarning
+from ..calibration import Calibration, NotCalibratedError, Tolerance, UnusualRowsWarning
+from ..calibration.bounds import LEARNED, VERIFIED
 from ..hypersolvers import FittedHypersolver
 from ..numerics.row_errors import list_rows
 from ..training.references import computes_alike

@@ -19,7 +19,8 @@ from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
 from .. import __version__
-from ..calibration import STATE, TRAJECTORY, Calibration
+from ..calibration import Calibration
+from ..calibration.measuring import STATE, TRAJECTORY
 from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
 from ..hypersolvers.fitted import UNDEFINED
 from ..hypersolvers.prepare import prepare_neural_ode
@@ -237,7 +238,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         Raises
         ------
         CalibrationRowsError
-            If there are too few rows, or more than one in a hundred were fitted on.
+            If there are too few rows, or more than one in twenty were fitted on.
         ReferenceSolveError
             If dopri5 cannot solve some rows; the error names them.
         ValueError

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor, nn
 
-from ..calibration import OUTPUT
+from ..calibration.measuring import OUTPUT
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE

@@ -17,7 +17,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from .. import __version__
-from ..calibration import OUTPUT, Calibration
+from ..calibration import Calibration
+from ..calibration.measuring import OUTPUT
 from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
 from ..hypersolvers.choose import auto_name, choose_correction
 from ..hypersolvers.prepare import prepare_neural_ode
@@ -387,7 +388,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         Raises
         ------
         CalibrationRowsError
-            If there are too few rows, or more than one in a hundred were fitted on.
+            If there are too few rows, or more than one in twenty were fitted on.
         ValueError
             If a level is a hypersolver of another flow, or X is given and densities were not fitted.
         """

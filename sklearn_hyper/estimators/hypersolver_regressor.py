@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.utils import RegressorTags
 
-from ..calibration import OUTPUT
+from ..calibration.measuring import OUTPUT
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.skorch_nets import NetOutput, check_predictions, predictions, predicts_labels
