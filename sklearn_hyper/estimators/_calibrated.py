@@ -19,6 +19,8 @@ from ..hypersolvers import FittedHypersolver
 from ..numerics.row_errors import list_rows
 from ..training.references import computes_alike
 
+_BY_CHANCE = 0.02
+"""Share of unusual rows that needs no warning: of rows like the calibration's, one in two hundred counts as unusual."""
 _COMPARED = 16
 """Rows on which levels and the solver are compared."""
 
@@ -137,7 +139,7 @@ def drop_calibration(estimator: Any) -> None:
 
 def _warn_of_unusual(unusual: NDArray[np.bool_], how: str) -> None:
     rows = np.flatnonzero(unusual).tolist()
-    if rows and how == LEARNED:
+    if len(rows) > _BY_CHANCE * len(unusual) and how == LEARNED:
         warnings.warn(
             f"{len(rows)} of {len(unusual)} rows of X ({list_rows(rows)}) lie farther from the rows of conformalize "
             "than those from each other, and their bound is infinite. Pass bound='verified', which solves them twice, "

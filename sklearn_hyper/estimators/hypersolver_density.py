@@ -394,7 +394,8 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         """
         flow = self._require_fitted("flow_")
         solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
-        base = self._to_tensor(draw_base(flow, n_samples, self.dtype_, self.random_state), self.dtype_, "cpu")
+        seed = draw_seed(draw_seed(self.random_state))  # neither the draws of the fit nor those of sample(n, seed)
+        base = self._to_tensor(draw_base(flow, n_samples, self.dtype_, seed), self.dtype_, "cpu")
         with outside_inference_mode():
             others = [level_of(one, "sampler_", self.sampler_, base) for one in levels]
             calibration = Calibration(self.sampler_, base, self.sampler_.map_output, others, solving)

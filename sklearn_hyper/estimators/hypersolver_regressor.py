@@ -276,8 +276,7 @@ class HypersolverRegressor(Hypersolver):
         X : array-like of shape (n_samples, ...)
         return_bound : bool, default False
             Return ``(output, bound)``. The 2-norm of a row's error against dopri5 is at most its bound, with
-            probability ``coverage``. The learned bound of a row unlike those of the calibration is infinite, with a
-            warning.
+            probability ``coverage``. The learned bound of a row unlike those of the calibration is infinite.
         coverage : float, default 0.99
             Between 0 and 1.
         bound : {"learned", "verified"}, default "learned"
@@ -319,7 +318,7 @@ class HypersolverRegressor(Hypersolver):
         Warns
         -----
         UnusualRowsWarning
-            If rows are unlike those of the calibration, so that their bound is infinite.
+            If more than 2 % of rows are unlike those of the calibration, so that their bound is infinite.
 
         Examples
         --------
