@@ -48,7 +48,9 @@ for kind in ("learned", "verified"):
         samples, bound = fast.sample(N, random_state=1, return_bound=True, coverage=coverage, bound=kind)
         error = np.linalg.norm(samples - truth, axis=1)
         held[kind].append(np.mean(error <= bound))
-    print(f"{kind:9} at {coverage}: holds for {held[kind][-1]:.3f}, median bound / error {np.median(bound / error):.2f}")
+    print(
+        f"{kind:9} at {coverage}: holds for {held[kind][-1]:.3f}, median bound / error {np.median(bound / error):.2f}"
+    )
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
 points = left.scatter(*samples.T, c=np.log10(bound), s=4)

@@ -15,8 +15,8 @@ __all__ = ["SolverReport", "SolverRow"]
 class SolverRow:
     """One solver's accuracy and cost; the fields are the columns of :class:`SolverReport`.
 
-    ``parameters`` counts the numbers that a solver keeps, of the field, its maps and the correction. ``bytes`` is their
-    memory.
+    ``nfe`` is a mean over rows where rows differ. ``parameters`` counts the numbers that a solver keeps, of the field,
+    its maps and the correction. ``bytes`` is their memory.
 
     Columns that are nan in every row are not printed, as the accuracy of a regressor, nor are parameters and bytes that
     are the same in all.
@@ -29,7 +29,7 @@ class SolverRow:
     l2_p50: float
     l2_p99: float
     l2_max: float
-    nfe: int
+    nfe: float
     macs: float
     ms: float
     speed_up: float
@@ -151,7 +151,7 @@ def _format(name: str, value: Any) -> str:
     if name == "accuracy":
         return f"{value:.3f}"
     if name == "nfe":
-        return str(value)
+        return str(value) if value == int(value) else f"{value:.1f}"
     if name in ("macs", "parameters", "bytes"):
         for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
             if value >= size:

@@ -88,11 +88,7 @@ def answer(
     wanted: Wanted,
 ) -> tuple[Tensor, list[Any]]:
     """Return terminal states, and what is returned beside the values: the bound, if asked for, and the info."""
-    if calibration is None:
-        raise NotCalibratedError(
-            f"this solver has no calibration (n_steps={fitted.n_steps}, t_span={fitted.neural_ode.t_span}): call "
-            "conformalize(X) with rows that fit has not seen. A new fit, and a copy by with_solver, need a new one."
-        )
+    calibration = require(calibration, fitted)
     beside: list[Any] = []
     if wanted.keeps_tolerance:
         tolerance = Tolerance(float(wanted.tol or 0.0), float(wanted.atol or 0.0))
@@ -111,6 +107,16 @@ def answer(
     if wanted.return_info:
         beside.append(info)
     return ends, beside
+
+
+def require(calibration: Calibration | None, fitted: FittedHypersolver) -> Calibration:
+    """Return a calibration, or raise an error if there is none."""
+    if calibration is None:
+        raise NotCalibratedError(
+            f"this solver has no calibration (n_steps={fitted.n_steps}, t_span={fitted.neural_ode.t_span}): call "
+            "conformalize(X) with rows that fit has not seen. A new fit, and a copy by with_solver, need a new one."
+        )
+    return calibration
 
 
 def level_of(estimator: Any, name: str, fitted: FittedHypersolver, x: Tensor) -> FittedHypersolver:

@@ -7,6 +7,8 @@ import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..calibration import Calibration
-from ..calibration.measuring import STATE, TRAJECTORY
+from ..calibration.measuring import OUTPUT, STATE, TRAJECTORY
 from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
 from ..hypersolvers.fitted import UNDEFINED
 from ..hypersolvers.prepare import prepare_neural_ode
@@ -42,7 +44,7 @@ from ._base import (
     module_dtype,
     outside_inference_mode,
 )
-from ._calibrated import Wanted, answer, drop_calibration, level_of
+from ._calibrated import Wanted, answer, drop_calibration, level_of, require
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
@@ -462,7 +464,18 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         """
         return self._require_product().module.stepping.n_evaluations
 
-    def solver_report(self, X: Any, y: Any = None, *, tolerance: float = 1e-4, batch_size: int = 256) -> SolverReport:
+    def solver_report(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        tolerance: float = 1e-4,
+        batch_size: int = 256,
+        tol: float | Sequence[float] = (),
+        alpha: float = 0.01,
+        route: bool = False,
+        bound: str = "learned",
+    ) -> SolverReport:
         """Compare accuracy and cost of this hypersolver with its base solver and dopri5.
 
         Parameters
@@ -476,6 +489,11 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             ``reference(X)``, at the tolerance ``rtol``.
         batch_size : int, default 256
             Number of rows in the batch that is timed.
+        tol : float or list of float, default ()
+            Relative tolerances of the output, each of which adds a row: what ``predict(X, tol=)`` makes of it. NFE is
+            its mean over rows, and MACs are those of f. Needs :meth:`conformalize`.
+        alpha, route, bound : optional
+            As in :meth:`HypersolverRegressor.predict`, for ``tol``.
 
         Returns
         -------
@@ -490,8 +508,15 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             If dopri5 cannot solve some rows of X; the error names them.
         ValueError
             If the output map is not finite at dopri5's states for some rows of X; the error names them.
+        NotCalibratedError
+            If ``tol`` is given without a calibration of this solver.
         """
         fitted = self._require_product()
+        tolerances = [tol] if isinstance(tol, Real) else list(tol)
+        every = [Wanted(tol=one, alpha=alpha, route=route, bound=bound, return_info=True) for one in tolerances]
+        if every:
+            require(vars(self).get("calibration_"), fitted)
+        answers = {f"tol={one.tol:g}": partial(self._answer_rows, one) for one in every}
         X = prepare_X(self, X)
         states = self._reference_states(X)
         labels = None if y is None else self._label_indices(y, len(X))
@@ -499,8 +524,14 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         with outside_inference_mode():
             return fitted.report(
                 self._to_tensor(X, self.dtype_, self.device_), states.clone(), labels=labels, to_labels=to_labels,
-                tolerance=tolerance, mape_floor=self.mape_floor, batch_size=batch_size,
+                tolerance=tolerance, mape_floor=self.mape_floor, batch_size=batch_size, answers=answers,
             )  # fmt: skip
+
+    def _answer_rows(self, wanted: Wanted, x: Tensor) -> tuple[Tensor, np.ndarray]:
+        """Return terminal states to a tolerance, and the evaluations of each row."""
+        calibration = vars(self).get("calibration_")
+        ends, (info,) = answer(calibration, self.fitted_, x.cpu(), OUTPUT, self._final_outputs, wanted)
+        return ends, info.n_evaluations
 
     def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
         """Return labels as indices of the outputs; None for a regressor."""

@@ -29,7 +29,7 @@ from ..training.references import solve_references
 from ..training.settings import FitSettings, SolveSettings
 from ..training.tasks import Task
 from .choose import check_same_family
-from .report import measure_solvers
+from .report import Answers, measure_solvers
 
 UNDEFINED = "the output map of dopri5's states at the end of t_span is not finite"
 """What an error says about the rows that it names."""
@@ -171,10 +171,12 @@ class FittedHypersolver(DeviceFree):
         batch_size: int = 256,
         labels: np.ndarray | None = None,
         to_labels: Callable[[np.ndarray], np.ndarray] | None = None,
+        answers: Mapping[str, Answers] | None = None,
     ) -> SolverReport:
         """Compare accuracy and cost with the base method and dopri5; see :meth:`HypersolverRegressor.solver_report`.
 
         For a classifier, ``labels`` are indices of labels, and ``to_labels`` computes such indices from outputs.
+        ``answers`` are further ways to solve rows, by name, each of which returns states and evaluations by row.
         """
         task = Task(self.neural_ode, x, condition or {})
         if reference is None:
@@ -187,7 +189,7 @@ class FittedHypersolver(DeviceFree):
         if self.correction is not None:
             solvers[f"hyper-{name}"] = self.module
         return measure_solvers(
-            solvers, task, reference, labels, to_labels=to_labels,
+            solvers, task, reference, labels, answers=answers or {}, to_labels=to_labels,
             tolerance=tolerance, floor=mape_floor, batch_size=batch_size,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from ..numerics.cost import CountedField, relative_overhead, time_interleaved
 from ..reports import SolverReport, SolverRow
 from ..training.tasks import Task
 
+Answers: TypeAlias = Callable[[Tensor], tuple[Tensor, np.ndarray]]
+"""Returns terminal states of rows, and the evaluations of f that each took."""
+
 
 def measure_solvers(
     solvers: Mapping[str, SolvedODE],
@@ -25,12 +28,13 @@ def measure_solvers(
     reference: Tensor,
     labels: np.ndarray | None,
     *,
+    answers: Mapping[str, Answers],
     to_labels: Callable[[np.ndarray], np.ndarray] | None,
     tolerance: float,
     floor: float,
     batch_size: int,
 ) -> SolverReport:
-    """Measure dopri5 at ``tolerance`` and every solver, with errors against the reference's terminal states."""
+    """Measure dopri5 at ``tolerance``, every solver, and whatever else answers; errors are against the reference."""
     ode, first_row = task.neural_ode, task.rows(slice(0, 1))
     batches = [task.rows(slice(start, start + batch_size)) for start in range(0, len(task), batch_size)]
     notes = [f"Errors against the reference; milliseconds for a batch of {len(batches[0])}."]
@@ -43,6 +47,7 @@ def measure_solvers(
 
     calls: dict[str, Callable[[Task], Tensor]] = {f"dopri5 {tolerance:g}": dopri5}
     calls.update({name: partial(_solve, solver) for name, solver in solvers.items()})
+    calls.update({name: partial(_ends, answer) for name, answer in answers.items()})
     with torch.no_grad():
         states = {name: torch.cat([call(rows) for rows in batches]) for name, call in calls.items()}
         outputs = {name: _outputs(ode, z, batch_size) for name, z in states.items()}
@@ -52,7 +57,11 @@ def measure_solvers(
         evaluations = _dopri5(batches[0], tolerance)[1]
         costs = {slow: _Cost(evaluations, evaluations * macs_f, ms[slow], 1.0, math.nan, *count_numbers(ode))}
         for name in fast:
-            costs[name] = _cost(solvers[name], macs_f, first_row, ms[name], ms[slow] / ms[name])
+            if name in solvers:
+                costs[name] = _cost(solvers[name], macs_f, first_row, ms[name], ms[slow] / ms[name])
+            else:
+                nfe = float(np.mean(np.concatenate([answers[name](rows.x)[1] for rows in batches])))
+                costs[name] = _Cost(nfe, nfe * macs_f, ms[name], ms[slow] / ms[name], math.nan, math.nan, math.nan)
     accuracy = dict.fromkeys(calls, math.nan)
     if labels is not None:
         to_indices = to_labels or partial(np.argmax, axis=1)
@@ -65,13 +74,17 @@ def measure_solvers(
 
 
 class _Cost(NamedTuple):
-    nfe: int
+    nfe: float
     macs: float
     ms: float
     speed_up: float
     relative_overhead: float
-    parameters: int
-    bytes: int
+    parameters: float
+    bytes: float
+
+
+def _ends(answer: Answers, rows: Task) -> Tensor:
+    return answer(rows.x)[0]
 
 
 def _solve(solver: SolvedODE, rows: Task) -> Tensor:

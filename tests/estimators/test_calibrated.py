@@ -212,6 +212,24 @@ def test_densities_without_data_are_not_calibrated(blobs_flow):
         sampling_only.score_samples(rows, return_bound=True)
 
 
+# ---------------------------------------------------------------------- reports
+def test_a_report_has_a_row_for_each_tolerance(fast):
+    report = fast.solver_report(X, tol=[0.1, 1e-3], alpha=0.05)
+    loose, tight = (next(row for row in report if row.solver == f"tol={tol:g}") for tol in (0.1, 1e-3))
+    for tol, row in ((0.1, loose), (1e-3, tight)):
+        _, info = fast.predict(X, tol=tol, alpha=0.05, return_info=True)
+        assert row.nfe == pytest.approx(info.n_evaluations.mean())
+        assert row.l2_mean < tol
+    assert loose.nfe < tight.nfe
+    assert "tol=0.001" in str(report)
+    assert [row.solver for row in fast.solver_report(X, tol=0.1, alpha=0.05)][-1] == "tol=0.1"
+
+
+def test_a_report_of_a_tolerance_needs_a_calibration():
+    with pytest.raises(NotCalibratedError, match="call conformalize"):
+        make_generalist(max_epochs=2).fit(draw(100, 0)).solver_report(X, tol=0.1)
+
+
 # ---------------------------------------------------------------------- with scikit-learn
 def test_columns_of_frames_and_output_containers_are_respected():
     frame = pd.DataFrame(draw(100, 0), columns=["a", "b"])
