@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from .conformal import conformal_quantile
 from .describing import Rows
@@ -66,9 +67,9 @@ class Bounds:
         """Return the bounds of a run, from its own numbers."""
         return conformal_quantile(self._scores[LEARNED, kind], coverage) * self._models[kind].predict(run.described)
 
-    def verified(self, kind: str, run: Run, check: Run, coverage: float, convert: Convert) -> Rows:
-        """Return the bounds of a run, from its distance to the verifier's."""
-        distance = _distances(ends_as(kind, run.ends, convert), ends_as(kind, check.ends, convert))
+    def verified(self, kind: str, run: Run, checks: Tensor, coverage: float, convert: Convert) -> Rows:
+        """Return the bounds of a run, from its distance to the terminal states of the verifier."""
+        distance = _distances(ends_as(kind, run.ends, convert), ends_as(kind, checks, convert))
         predicted = distance + _PREDICTED_SHARE * self._models[kind].predict(run.described)
         return conformal_quantile(self._scores[VERIFIED, kind], coverage) * predicted
 

@@ -111,7 +111,7 @@ class Calibration:
             bound = np.where(unusual, np.inf, self.bounds.learned(kind, run, coverage))
             return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
         verifier = self.bounds.verifier
-        bound = self.bounds.verified(kind, run, verifier.run(x), coverage, convert)
+        bound = self.bounds.verified(kind, run, verifier.solve(x), coverage, convert)
         n_evaluations += verifier.n_evaluations
         if unusual.any():
             rows = torch.from_numpy(np.flatnonzero(unusual))

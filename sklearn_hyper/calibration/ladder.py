@@ -163,7 +163,7 @@ class Ladder:
             if not len(rows):
                 continue
             at, level = torch.from_numpy(rows), self.levels[index]
-            reached = level.run(x[at]).ends
+            reached = level.solve(x[at])
             spent[rows] += level.n_evaluations
             before, after = ends_as(kind, ends[at], convert), ends_as(kind, reached, convert)
             size = np.linalg.norm(after, axis=1)
@@ -191,7 +191,7 @@ class Ladder:
             if level == self._end:
                 solved, cost = solve_exactly(fitted, x[rows].to(fitted.device))
             else:
-                solved = known[level][rows] if level in known else self.levels[level].run(x[rows]).ends
+                solved = known[level][rows] if level in known else self.levels[level].solve(x[rows])
                 cost = self.levels[level].n_evaluations
             if ends is None:
                 ends = solved.new_empty((len(x), *solved.shape[1:]))
