@@ -80,7 +80,9 @@ class Adaptive(Stepping):
         Tolerance of a step, relative to the state.
     atol : float or Tensor, optional
         Absolute tolerance of a step, or one of each feature. By default ``rtol`` times the size of the initial states: their RMS by feature
-        over the batch. Pass a number if a row's steps must not depend on the batch that it is in.
+        over the batch. Pass ``atol`` or ``sizes`` if a row's steps must not depend on the batch that it is in.
+    sizes : sequence of float, optional
+        Sizes of the states by feature, from which the default of ``atol`` is taken instead.
     times : {"shared", "rows", "none"}, default "shared"
         What f takes as its time. "shared": one time, so all rows share their steps, which are as short as the worst
         row needs. "rows": a vector with one time a row; each row has its own steps, and rows that have arrived leave
@@ -128,6 +130,7 @@ class Adaptive(Stepping):
         rtol: float,
         atol: float | Tensor | None = None,
         *,
+        sizes: Sequence[float] | None = None,
         times: str = "shared",
         max_step: float | None = None,
         n_outputs: int = 10,
@@ -149,6 +152,7 @@ class Adaptive(Stepping):
         self.method, self.t_span, self.times = method, check_t_span(t_span), times
         self.rtol = check_tolerance("rtol", rtol)
         self.atol = None if atol is None else check_tolerance("atol", atol)
+        self.sizes = sizes
         span = abs(self.t_span[1] - self.t_span[0])
         self.max_step = span if max_step is None else min(check_tolerance("max_step", max_step), span)
         self.n_outputs = check_n_steps(n_outputs, "n_outputs")
@@ -227,7 +231,7 @@ class _Solve:
         self.by_row, self.n_rows = policy.times != "shared", len(z0)
         self.start, self.end = policy.t_span
         self.power = policy.method.error_order if correction is None else policy.method.main_kind.order + 1
-        self.atol = torch.as_tensor(absolute_tolerance(policy.atol, policy.rtol, z0)).to(z0)
+        self.atol = torch.as_tensor(absolute_tolerance(policy.atol, policy.rtol, z0, policy.sizes)).to(z0)
         self.time_dtype = time_dtype(z0.dtype, policy.t_span)
         self.rows, self.z = torch.arange(self.n_rows, device=z0.device), z0
         lanes = self.n_rows if self.by_row else 1

@@ -46,7 +46,7 @@ class CountedField:
 
     def __call__(self, *args: Any, **condition: Any) -> Tensor:
         self.n_evaluations += 1
-        self.n_rows_evaluated += len(args[1])
+        self.n_rows_evaluated += len(args[1]) if len(args) > 1 else 0
         return self.f(*args, **condition)
 
 
