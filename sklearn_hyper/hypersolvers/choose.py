@@ -177,7 +177,7 @@ def _check_adaptive(settings: FitSettings, name: str, memory: int) -> None:
     if memory:
         raise ValueError(
             f"base_solver={name!r} with stepping='adaptive': it remembers earlier steps, and its correction is made "
-            "for steps that are planned beforehand. Take a Runge-Kutta method, such as 'rk4', which \"auto\" stands for "
+            "for steps that are planned beforehand. Take a Runge-Kutta method, such as 'rk4', which 'auto' stands for "
             "here, or stepping='fixed'."
         )
     for name, value, others in [("loss", settings.loss, "'residual'"), ("finetune", settings.finetune, "None")]:

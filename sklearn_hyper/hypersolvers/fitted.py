@@ -290,7 +290,7 @@ class FittedHypersolver(DeviceFree):
         low, high = self.fitted_eps
         # At times far from zero, a step is the difference of two large numbers, whose rounding counts.
         slack = 1e-6 + 4 * np.finfo(float).eps * max(map(abs, self.neural_ode.t_span)) / eps
-        return low * (1 - slack) <= eps <= high * (1 + slack)
+        return bool(low * (1 - slack) <= eps <= high * (1 + slack))
 
     def without_correction(self) -> FittedHypersolver:
         """Return a copy without the correction: the base method alone.

@@ -1,6 +1,7 @@
 """The numeric core: torch only, importable and useful without scikit-learn or skorch."""
 
-from .adaptive import Adaptive, StepLimitError
+from .adaptive import Adaptive
+from .adaptive_solve import StepLimitError
 from .correction import Correction
 from .cost import CountedField, count_macs, count_nfe, relative_overhead, time_interleaved
 from .methods import AdamsBashforth, Method, Nonstationary, RungeKutta, Step, StepKind, StepPlan, resolve_base_solver

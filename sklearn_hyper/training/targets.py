@@ -322,7 +322,14 @@ def max_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> in
     """
     sizes = StepSizes.of(settings)
     family = resolve_spec(settings.correction, z).method_family(method)
-    plan = make_plan(family, task.neural_ode.t_span, settings.n_steps, sizes, np.random.default_rng(0), is_adaptive=settings.is_adaptive)
+    plan = make_plan(
+        family,
+        task.neural_ode.t_span,
+        settings.n_steps,
+        sizes,
+        np.random.default_rng(0),
+        is_adaptive=settings.is_adaptive,
+    )
     n_steps, n_times, block = len(plan.steps), len(plan.times), method.n_stages + 2
     state, one_x = z[0].numel() * z.element_size(), task.x[0].numel() * task.x.element_size()
     double = 8 / z.element_size()
