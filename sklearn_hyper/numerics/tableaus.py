@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Vector = tuple[float, ...]
@@ -112,7 +112,7 @@ class ButcherTableau:
     a: tuple[Vector, ...]
     b: Vector
     c: Vector
-    embedded: Vector | None = None
+    embedded: Vector | None = field(default=None, compare=False)  # it changes no step
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "a", tuple(_as_vector("a", row) for row in self.a))
@@ -161,10 +161,9 @@ class ButcherTableau:
     def _check_embedded(self) -> None:
         if self.embedded is None:
             return
-        if len(self.embedded) != len(self.b) or self.embedded == self.b or self.order == 1:
+        if len(self.embedded) != len(self.b) or self.embedded == self.b:
             raise ValueError(
-                f"tableau {self.name!r}: embedded must be {len(self.b)} weights other than b, of a method of order 1 "
-                f"or more, got {self.embedded} beside b of order {self.order}."
+                f"tableau {self.name!r}: embedded must be {len(self.b)} weights, other than b, got {self.embedded}."
             )
         for order, formula, value, required in _order_conditions(self.a, self.embedded, self.c):
             if order < self.order and not abs(value - required) <= _TOLERANCE:

@@ -303,7 +303,7 @@ def test_gradients_flow_through_the_steps_that_were_taken():
 def test_rows_that_cannot_be_solved_are_named(times):
     """z' = z^2 from 1 is infinite at t = 1."""
     z0 = torch.tensor([[0.1], [1.0], [0.2], [2.0]], dtype=torch.float64)
-    with pytest.raises(StepLimitError, match="needs steps shorter than .* Loosen the tolerance") as caught:
+    with pytest.raises(StepLimitError, match=r"needs steps shorter than .* Loosen the tolerance") as caught:
         Adaptive(RK3, (0.0, 1.5), 1e-3, 1e-3, times=times).solve(lambda t, z: z**2, z0)
     assert set(caught.value.rows) <= {1, 3} and 3 in caught.value.rows and caught.value.n_rows == 4
 
@@ -378,5 +378,5 @@ def test_it_cannot_be_exported():
         def forward(self, z):
             return Adaptive(RK3, (0.0, 1.0), 1e-3, 1e-3).solve(decay, z)
 
-    with pytest.raises(Exception, match="cannot be traced by torch.compile, torch.export or ONNX"):
+    with pytest.raises(Exception, match="depend on the data, so it cannot be traced"):
         torch.export.export(Solve(), (torch.ones(2, 1),))
