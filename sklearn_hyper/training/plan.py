@@ -20,6 +20,8 @@ _SLACK = 1e-9
 _SHARED_STEPS = 10
 """The mesh holds every uniform grid up to this number of steps, whatever is asked for."""
 _IRREGULAR_TIMES = 16
+_GAP = 0.01
+"""With adaptive steps: smallest distance of the mesh's times, about, as a share of the smallest step."""
 _GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
@@ -221,12 +223,19 @@ def scattered_steps(
     lengths = np.geomspace(sizes.low, sizes.high, MAX_STEPS)
     order = np.arange(MAX_STEPS)
     starts = np.where(order % 4, order * _GOLDEN_RATIO % 1, 0.0) * (1 - lengths)
-    ends = np.minimum(starts + lengths, 1.0)
-    shares = sorted({*starts.tolist(), *ends.tolist(), *(k / n_steps for k in range(n_steps + 1))})
+    gap = _GAP * sizes.low
+
+    def snap(share: float) -> float:
+        # dopri5 steps onto every time, so that none may lie next to another one.
+        node = round(share * n_steps) / n_steps
+        return node if abs(share - node) < gap else round(share / gap) * gap
+
+    ends = [(snap(a), snap(a + length)) for a, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    shares = sorted({share for pair in ends for share in pair} | {k / n_steps for k in range(n_steps + 1)})
     place = {share: i for i, share in enumerate(shares)}
     start, end = t_span
     times = tuple(end if share == 1 else start + (end - start) * share for share in shares)
-    return times, [(place[a], place[b]) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+    return times, [(place[a], place[b]) for a, b in ends]
 
 
 def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float, ...]:
