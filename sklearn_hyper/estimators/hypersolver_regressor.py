@@ -75,8 +75,9 @@ class HypersolverRegressor(Hypersolver):
         evaluation of f. It pays where dynamics vary much along a trajectory or between rows, and where the accuracy is
         to be set after the fit. It needs a Runge-Kutta base solver ("auto" is "rk4" here) and a net g, fitted over a
         range of step sizes: ``fit_n_steps`` None is the pair (``n_steps`` / 4, 4 ``n_steps``) then. No step is longer
-        than the longest fitted one. ``n_steps`` is only the number of equal distances at which :meth:`trajectory` gives
-        states. ``errors_``, ``delta_`` and ``valid_loss`` are of equal steps. It cannot be exported.
+        than the longest fitted one. ``n_steps`` is the number of equal distances at which :meth:`trajectory` gives
+        states, and at which ``errors_`` and ``delta_`` are measured; the base solver has to be stable there. It
+        cannot be exported.
     step_rtol : float, default 1e-3
         Tolerance of an adaptive step, relative to the state, beside the same share of the states' size. It bounds the
         error of the *base* step: the corrected solution is usually more accurate. It is another one than ``rtol``,
@@ -102,7 +103,8 @@ class HypersolverRegressor(Hypersolver):
         them back.
     finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
         Loss of the second phase, which trains through the unrolled solver: on z(S), on all states, or on the output
-        h_y(z(S)). None skips this phase.
+        h_y(z(S)). None skips this phase. With adaptive steps there is none: it would train through equal ones, and take
+        g away from the residuals, by which it estimates errors.
     rtol : float, default 1e-6
         Relative tolerance of the dopri5 reference, for both targets and scores. The default is the same for every base
         solver, order and ``n_steps``, so that scores are comparable.
