@@ -151,7 +151,7 @@ def _format(name: str, value: Any) -> str:
     if name == "accuracy":
         return f"{value:.3f}"
     if name == "nfe":
-        return str(value) if value == int(value) else f"{value:.1f}"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
     if name in ("macs", "parameters", "bytes"):
         for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
             if value >= size:

@@ -199,8 +199,8 @@ def test_one_place_builds_the_nets_that_train():
     assert builders <= {f"{PACKAGE}.training.nets", f"{PACKAGE}.training.callback_checks"}
 
 
-def test_the_loop_is_one():
-    """A method's step is called by the stepping loop, by residuals, and by methods that start as another."""
+def test_loops_are_two():
+    """A method's step is called by the loops of fixed and of adaptive steps, and by residuals."""
     callers = {
         module
         for module, tree in TREES.items()
@@ -210,4 +210,4 @@ def test_the_loop_is_one():
         and isinstance(node.value, (ast.Attribute, ast.Name))
         and "method" in ast.unparse(node.value)
     }
-    assert callers == {f"{PACKAGE}.numerics.stepping", f"{PACKAGE}.numerics.residuals"}
+    assert callers == {f"{PACKAGE}.numerics.{name}" for name in ("stepping", "adaptive_solve", "residuals")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from .bounds import LEARNED, Bounds
 from .conformal import CalibrationRowsError
 from .describing import Rows, UsualRows
 from .ladder import Answer, Ladder, Tolerance
-from .levels import as_rows, own_level, solve_exactly
+from .levels import as_rows, solve_exactly
 from .measuring import Convert, ends_as, measure
 
 _FEWEST = 40
@@ -93,7 +94,17 @@ class Calibration:
         measured = measure(fitted, x, convert, others, solving or fitted.settings)
         self.bounds = Bounds(measured, convert)
         self.ladder = Ladder(measured, convert)
+        self._own = measured.levels[measured.own]
         self._usual = UsualRows(measured.runs[measured.own].starts)
+
+    def to(self, device: torch.device | str) -> Calibration:
+        """Return the calibration with its solvers on another device."""
+        moved = copy.copy(self)
+        moved._own = self._own.to(device)
+        moved.bounds, moved.ladder = copy.copy(self.bounds), copy.copy(self.ladder)
+        moved.bounds.verifier = self.bounds.verifier.to(device)
+        moved.ladder.levels = [level.to(device) for level in self.ladder.levels]
+        return moved
 
     def bound(
         self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, coverage: float, how: str
@@ -103,7 +114,7 @@ class Calibration:
         A learned bound of an unusual row is infinite, because the model was never shown such a row. A verified one is
         the distance to dopri5, since learned verifiers may be wrong there too.
         """
-        own = own_level(fitted)
+        own = self._own
         run = own.run(x)
         unusual = self._usual.are_unusual(run.starts)
         n_evaluations = np.full(len(x), own.n_evaluations)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from .describing import Rows, describe_run
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of steps that a generalist offers, if its fit covers them."""
 _RK4_STEPS = (2, 3, 4, 5, 6, 8, 12, 16)
+_COUNTED = 256
+"""Rows on which adaptive steps are counted."""
 _CHUNK = 512
 """Rows that a level solves at a time."""
 
@@ -30,25 +33,38 @@ LAST = "dopri5"
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """A solver of fixed cost.
+    """A solver of known cost. Its results are on the CPU, whatever its device.
 
     Parameters
     ----------
-    name : str
     solver : FittedHypersolver
+    n_evaluations : int
+        Evaluations of f for each row; their mean over calibration rows, if steps are adaptive.
     """
 
-    name: str
     solver: FittedHypersolver
+    n_evaluations: int
+
+    @classmethod
+    def of(cls, solver: FittedHypersolver, x: Tensor) -> Level:
+        """Return the level of a solver. Adaptive steps are counted on some of the rows."""
+        known = solver.module.stepping.n_evaluations
+        if known is not None:
+            return cls(solver, known)
+        return cls(solver, math.ceil(solver.module.count_evaluations(x[:_COUNTED].to(solver.device))))
 
     @property
-    def n_evaluations(self) -> int:
-        """Evaluations of f for each row."""
-        return int(self.solver.module.stepping.n_evaluations or 0)
+    def name(self) -> str:
+        """The solver as reports name it."""
+        return f"{'hyper-' * (self.solver.correction is not None)}{self.solver.solver_name}"
+
+    def to(self, device: torch.device | str) -> Level:
+        """Return the level on another device."""
+        return replace(self, solver=self.solver.to(device))
 
     def solve(self, x: Tensor) -> Tensor:
         """Return the terminal state of every row."""
-        return torch.cat([self.solver.solve(rows.to(self.solver.device)) for rows in x.split(_CHUNK)])
+        return torch.cat([self.solver.solve(rows.to(self.solver.device)).cpu() for rows in x.split(_CHUNK)])
 
     def run(self, x: Tensor) -> Run:
         """Solve from every row, some hundreds at a time, and describe the runs."""
@@ -56,7 +72,7 @@ class Level:
         for rows in x.split(_CHUNK):
             states = self.solver.trajectory(rows.to(self.solver.device))
             starts.append(as_rows(states[0]))
-            ends.append(states[-1])
+            ends.append(states[-1].cpu())
             described.append(describe_run(states.double().cpu().numpy()))
         return Run(np.concatenate(starts), torch.cat(ends), np.concatenate(described))
 
@@ -78,27 +94,22 @@ def as_rows(values: Tensor | NDArray[Any]) -> Rows:
     return array.reshape(len(array), -1)
 
 
-def own_level(fitted: FittedHypersolver) -> Level:
-    """Return the fitted solver itself as a level."""
-    return Level(f"{'hyper-' * (fitted.correction is not None)}{fitted.method.name} K={fitted.n_steps}", fitted)
-
-
-def list_levels(fitted: FittedHypersolver, others: Sequence[FittedHypersolver] = ()) -> list[Level]:
-    """Return the candidates of a ladder in order of cost.
+def list_levels(fitted: FittedHypersolver, others: Sequence[FittedHypersolver], x: Tensor) -> list[Level]:
+    """Return the candidates of a ladder in order of cost, which is counted on rows x where it depends on them.
 
     They are the fitted solver, the numbers of steps that its fit covers, other fitted solvers that are given, and the
     classical fourth-order Runge-Kutta method with 2 to 16 steps.
     """
-    levels = [own_level(solver) for solver in (fitted, *others)]
+    solvers = [fitted, *others]
     start, end = fitted.neural_ode.t_span
     low, high = fitted.fitted_eps
-    if fitted.correction is not None and fitted.method.n_steps is None and high > 1.5 * low:
+    if not fitted.is_adaptive and fitted.correction is not None and fitted.method.n_steps is None and high > 1.5 * low:
         covered = (k for k in _STEPS if low * (1 - 1e-6) <= abs(end - start) / k <= high * (1 + 1e-6))
         fits = (k for k in covered if k > fitted.method.n_startup and k != fitted.n_steps)
-        levels += [own_level(fitted.with_solver(n_steps=k)) for k in fits]
-    plain = fitted.without_correction()
-    levels += [own_level(plain.with_solver("rk4", n_steps=k)) for k in _RK4_STEPS]
-    return sorted(levels, key=lambda level: level.n_evaluations)
+        solvers += [fitted.with_solver(n_steps=k) for k in fits]
+    plain = replace(fitted.without_correction(), settings=replace(fitted.settings, stepping="fixed"))
+    solvers += [plain.with_solver("rk4", n_steps=k) for k in _RK4_STEPS]
+    return sorted((Level.of(solver, x) for solver in solvers), key=lambda level: level.n_evaluations)
 
 
 def undominated(levels: Sequence[Level], errors: NDArray[np.float64]) -> list[int]:
@@ -119,7 +130,7 @@ def undominated(levels: Sequence[Level], errors: NDArray[np.float64]) -> list[in
 
 
 def solve_exactly(fitted: FittedHypersolver, x: Tensor) -> tuple[Tensor, int]:
-    """Solve by dopri5 at the tolerance of the references; return terminal states and evaluations of f.
+    """Solve by dopri5 at the tolerance of the references; return terminal states, on the CPU, and evaluations of f.
 
     Rows that cannot be solved are nan.
     """
@@ -131,4 +142,4 @@ def solve_exactly(fitted: FittedHypersolver, x: Tensor) -> tuple[Tensor, int]:
     )  # fmt: skip
     counting.state_size = ode.state_size
     states, _ = solve_rows(counting, x, ode.t_span, settings.rtol or DEFAULT_TOLERANCE, settings.atol)
-    return states[-1], counted.n_evaluations
+    return states[-1].cpu(), counted.n_evaluations

@@ -72,10 +72,10 @@ def measure(
     ReferenceSolveError
         If dopri5 cannot solve some rows.
     """
-    states = solve_references(Task(fitted.neural_ode, x), fitted.module.grid, solving)
-    levels = list_levels(fitted, others)
+    states = solve_references(Task(fitted.neural_ode, x), fitted.times_of_trajectory, solving)
+    levels = list_levels(fitted, others, x)
     runs = [level.run(x) for level in levels]
-    true = {kind: ends_as(kind, states[-1].to(fitted.device), convert) for kind in ENDS}
+    true = {kind: ends_as(kind, states[-1], convert) for kind in ENDS}
     errors = {
         kind: np.stack([np.linalg.norm(ends_as(kind, run.ends, convert) - true[kind], axis=1) for run in runs])
         for kind in ENDS

@@ -19,9 +19,11 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from .. import __version__
+from ..calibration import Calibration
 from ..hypersolvers.fitted import FittedHypersolver
 from ..modules.neural_ode import NeuralODE, VectorFieldError, call_part
 from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
+from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
 from ..training.nets import move_net
@@ -120,17 +122,17 @@ class TorchEstimator(BaseEstimator):
             if len(X) <= limit:
                 return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
             parts: list[np.ndarray] = []
-            lost, failed = [], ""
+            lost, failed, kind = [], "", ReferenceSolveError
             for i in range(0, len(X), limit):
                 try:
                     parts.append(self._in_batches(function, X[i : i + limit]))
-                except ReferenceSolveError as error:
-                    lost, failed = [*lost, *(i + row for row in error.rows)], error.what
+                except (ReferenceSolveError, StepLimitError) as error:
+                    lost, failed, kind = [*lost, *(i + row for row in error.rows)], error.what, type(error)
                     if len(lost) == i + error.n_rows >= FAILED_ROWS:  # the field is at fault: do not try the other rows
                         lost = list(range(len(X)))
                         break
             if failed:
-                raise ReferenceSolveError.of(failed, lost, len(X))
+                raise kind.of(failed, lost, len(X))
             return np.concatenate(parts)
 
     # ------------------------------------------------------------------ fitting
@@ -277,6 +279,8 @@ class TorchEstimator(BaseEstimator):
                     setattr(self, name, value.to(device))
             elif isinstance(value, nn.Module):
                 value.to(device)
+            elif isinstance(value, Calibration) and device.type != "cpu":
+                setattr(self, name, value.to(device))
         net = vars(self).get("net_")
         if net is not None:
             move_net(net, device)

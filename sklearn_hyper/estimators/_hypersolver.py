@@ -47,7 +47,7 @@ from ._base import (
 from ._calibrated import Wanted, answer, drop_calibration, level_of, require
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
-from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
+from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, STEPPING_CONSTRAINTS, fit_settings
 from ._inputs import prepare_X, take_X
 
 _CHECKED_ROWS, _PARITY_ROWS = 32, 16
@@ -71,7 +71,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     """A hypersolver of a Neural ODE: ``fitted_`` does the work, the rest is scikit-learn's conventions around it."""
 
     _model_parameters = ("neural_ode",)
-    _parameter_constraints: dict = HYPERSOLVER_CONSTRAINTS
+    _parameter_constraints: dict = {**HYPERSOLVER_CONSTRAINTS, **STEPPING_CONSTRAINTS}
 
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
@@ -319,7 +319,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         return (z, *beside) if beside else z
 
     def trajectory(self, X: Any, output: bool = False, *, return_bound: bool = False, coverage: float = 0.99) -> Any:
-        """Return the states at every step of the solve.
+        """Return the states at every step of the solve; with adaptive steps, at ``n_steps`` + 1 equal times.
 
         With a "nonstationary" base solver, which "auto" may stand for, only the last state approximates one of the
         Neural ODE. Where the states between matter, fit with ``finetune="trajectory"`` or another base solver.
@@ -455,14 +455,25 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         fitted = self._require_product()
         return fitted.module.count_macs(self._to_tensor(prepare_X(self, X)[:1], self.dtype_, self.device_))
 
-    def count_evaluations(self) -> int:
+    def count_evaluations(self, X: Any = None) -> float:
         """Count the evaluations of f in a solve.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), optional
+            Needed with adaptive steps alone, which depend on it.
 
         Returns
         -------
-        int
+        int or float
+            With adaptive steps, the mean over the rows of X.
         """
-        return self._require_product().module.stepping.n_evaluations
+        module = self._require_product().module
+        if module.stepping.n_evaluations is not None:
+            return module.stepping.n_evaluations
+        if X is None:
+            raise ValueError("X=None: with stepping='adaptive' evaluations depend on the rows; pass X.")
+        return module.count_evaluations(self._to_tensor(prepare_X(self, X), self.dtype_, self.device_))
 
     def solver_report(
         self,
@@ -539,9 +550,14 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
 
     # ------------------------------------------------------------------ others like it
     def with_solver(
-        self, base_solver: Any = None, n_steps: int | None = None, t_span: tuple[float, float] | None = None
+        self,
+        base_solver: Any = None,
+        n_steps: int | None = None,
+        t_span: tuple[float, float] | None = None,
+        *,
+        step_rtol: float | None = None,
     ) -> Self:
-        """Return a fitted copy with another base solver, number of steps or span, and the same correction (Fig. 6).
+        """Return a fitted copy with another base solver, number of steps, span or tolerance, and the same correction.
 
         Parameters
         ----------
@@ -555,6 +571,8 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             which "auto" is "ab2".
         t_span : pair of float, optional
             Another span of time.
+        step_rtol : float, optional
+            Another tolerance, for adaptive steps. The correction serves all of them.
 
         Returns
         -------
@@ -572,10 +590,13 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         UserWarning
             If the correction was not fitted at the new step size, or not over the new base solver.
         """
-        changed = self._with_product(self._require_product().with_solver(base_solver, n_steps, t_span, stacklevel=3))
+        product = self._require_product()
+        changed = self._with_product(
+            product.with_solver(base_solver, n_steps, t_span, step_rtol=step_rtol, stacklevel=3)
+        )
         if base_solver is not None:
             changed.base_solver, changed.order = base_solver, None
-        changed.n_steps = changed.fitted_.n_steps
+        changed.n_steps, changed.step_rtol = changed.fitted_.n_steps, changed.fitted_.settings.step_rtol
         return changed
 
     def without_correction(self) -> Self:

@@ -33,6 +33,13 @@ HYPERSOLVER_CONSTRAINTS: dict = {
 }
 """Constraints of the parameters that all hypersolvers share."""
 
+STEPPING_CONSTRAINTS: dict = {
+    "stepping": [StrOptions({"fixed", "adaptive"})],
+    "step_rtol": [Interval(Real, 0, None, closed="neither")],
+    "row_times": [None, "boolean"],
+}
+"""Constraints of the parameters of adaptive steps, which flows do not have."""
+
 
 def fit_settings(estimator: TorchEstimator, device: torch.device) -> FitSettings:
     """Return the settings of a fit from an estimator's parameters; refuse wrong numbers of steps."""

@@ -40,7 +40,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         probabilities are those that the net predicts, including a binary net's ``threshold``.
     classes : array-like of shape (n_classes,), optional
         Labels in the order of the logits. Needed for a bare module, which has no labels.
-    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune : optional
+    base_solver, order, n_steps, fit_n_steps, stepping, step_rtol, row_times, correction, loss, finetune : optional
         The solver and its correction: see :class:`HypersolverRegressor`.
     rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction : optional
         References and training: see :class:`HypersolverRegressor`.
@@ -78,6 +78,9 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         order=None,
         n_steps=10,
         fit_n_steps=None,
+        stepping="fixed",
+        step_rtol=1e-3,
+        row_times=None,
         correction="auto",
         loss="residual",
         finetune="terminal",

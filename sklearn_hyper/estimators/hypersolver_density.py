@@ -609,8 +609,13 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         row = self._to_tensor(self._rows(X)[:1], self.dtype_, self.device_)
         return self.density_.module.count_macs(row)
 
-    def count_evaluations(self) -> int:
+    def count_evaluations(self, X: Any = None) -> int:
         """Count the evaluations of (f, trace) in a density solve.
+
+        Parameters
+        ----------
+        X : ignored
+            They are the same from everywhere.
 
         Returns
         -------

@@ -71,6 +71,25 @@ class HypersolverRegressor(Hypersolver):
         exactly that one. An int k fits exactly ``|S|/k``; with ``loss="residual", finetune=None`` this is the paper's
         recipe. A pair makes a generalist: step sizes log-uniform between ``|S|/b`` and ``|S|/a``. Set a pair to change
         the number of steps after the fit.
+    stepping : {"fixed", "adaptive"}, default "fixed"
+        "fixed" takes ``n_steps`` steps, the same for all rows. "adaptive" chooses each step by its estimated error,
+        which is the correction itself: :math:`\epsilon^{p+1} g` estimates the error of the base step, and costs no
+        evaluation of f. It pays where dynamics vary much along a trajectory or between rows, and where the accuracy is
+        to be set after the fit. It needs a Runge-Kutta base solver ("auto" is "rk4" here) and a net g, fitted over a
+        range of step sizes: ``fit_n_steps`` None is the pair (``n_steps`` / 4, 4 ``n_steps``) then. No step is longer
+        than the longest fitted one. ``n_steps`` is the number of equal distances at which :meth:`trajectory` gives
+        states, and at which ``errors_`` and ``delta_`` are measured; the base solver has to be stable there. It
+        cannot be exported.
+    step_rtol : float, default 1e-3
+        Tolerance of an adaptive step, relative to the state, beside the same share of the states' size. It bounds the
+        error of the *base* step: the corrected solution is usually more accurate. It is another one than ``rtol``,
+        which is that of the reference. ``with_solver(step_rtol=...)`` changes it after the fit.
+    row_times : bool or None, default None
+        Whether the field takes a vector of times, one a row, so that each row can have adaptive steps of its own. None:
+        each row has its own if the field does not depend on time (it has the same values at 33 times); otherwise all
+        rows of a batch share their steps, which are as short as the worst row needs. True: the field takes a vector,
+        which is checked on a few rows. ``t.reshape(-1, 1)`` in a field of vectors serves one time and many alike.
+        False: rows share their steps.
     correction : "auto", spec or nn.Module, default "auto"
         What is learned. "auto" is :class:`WeightCorrection`, weights of f's own for each evaluation, if f has weights,
         ``base_solver`` is "auto" without ``order``, and one number of steps and its end are asked for. (On images whose
@@ -86,7 +105,8 @@ class HypersolverRegressor(Hypersolver):
         them back.
     finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
         Loss of the second phase, which trains through the unrolled solver: on z(S), on all states, or on the output
-        h_y(z(S)). None skips this phase.
+        h_y(z(S)). None skips this phase. With adaptive steps there is none: it would train through equal ones, and take
+        g away from the residuals, by which it estimates errors.
     rtol : float, default 1e-6
         Relative tolerance of the dopri5 reference, for both targets and scores. The default is the same for every base
         solver, order and ``n_steps``, so that scores are comparable.
@@ -200,6 +220,9 @@ class HypersolverRegressor(Hypersolver):
         order=None,
         n_steps=10,
         fit_n_steps=None,
+        stepping="fixed",
+        step_rtol=1e-3,
+        row_times=None,
         correction="auto",
         loss="residual",
         finetune="terminal",

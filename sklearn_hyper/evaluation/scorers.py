@@ -190,7 +190,7 @@ def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     estimator : hypersolver, or a Pipeline or search that ends in one
         Fitted.
     X : array-like of shape (n_samples, ...)
-        Ignored, because a fixed-step solver costs the same from everywhere.
+        Only adaptive steps depend on it: the score is then the mean over its rows.
     y : ignored
 
     Returns
@@ -212,5 +212,5 @@ def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     >>> neg_nfe_scorer(fast, X)  # two stages, three steps
     -6.0
     """
-    hypersolver, _ = resolve_hypersolver(estimator, X, _ALL)
-    return -float(hypersolver.count_evaluations())
+    hypersolver, rows = resolve_hypersolver(estimator, X, _ALL)
+    return -float(hypersolver.count_evaluations(rows))

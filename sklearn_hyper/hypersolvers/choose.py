@@ -70,6 +70,12 @@ def choose_correction(settings: FitSettings, tasks: Sequence[Task], z: Tensor) -
         Initial states of the first.
     """
     net = resolve_spec(settings.correction, z)
+    if settings.is_adaptive and not net.learns_residuals:
+        raise ValueError(
+            f"correction={settings.correction!r} with stepping='adaptive': it changes the weights of f for steps that "
+            "are known beforehand, and estimates no error. Take a net beside f, such as correction=MLPCorrection(), or "
+            "stepping='fixed'."
+        )
     if not (isinstance(settings.correction, str) and _is_free(settings) and len(tasks) == 1):
         return net
     (task,) = tasks
@@ -108,6 +114,7 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
     ==================================================================  =====================================
     for                                                                 the method is
     ==================================================================  =====================================
+    ``stepping="adaptive"``                                             "rk4"
     a single step (``n_steps`` or ``fit_n_steps`` is 1)                 "euler"
     a net beside a field whose states have up to four numbers           "ab2"
     a fit at other numbers of steps than ``n_steps``                    "ab2"
@@ -151,7 +158,9 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
     if name != NONSTATIONARY:
         choice = BaseSolverChoice(resolve_base_solver(name, settings.order))
         choice.check_steps(settings)
+        _check_adaptive(settings, choice.method.name, choice.method.memory)
         return choice
+    _check_adaptive(settings, NONSTATIONARY, settings.n_steps)
     if settings.fit_n_steps not in (None, settings.n_steps):
         raise ValueError(
             f"fit_n_steps={settings.fit_n_steps!r} with base_solver={NONSTATIONARY!r}, whose coefficients are made for "
@@ -161,10 +170,36 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
     return BaseSolverChoice(resolve_base_solver(learned.start, settings.order), learned)
 
 
+def _check_adaptive(settings: FitSettings, name: str, memory: int) -> None:
+    """Refuse adaptive steps of a method, or over step sizes, that they cannot be."""
+    if not settings.is_adaptive:
+        return
+    if memory:
+        raise ValueError(
+            f"base_solver={name!r} with stepping='adaptive': it remembers earlier steps, and its correction is made "
+            "for steps that are planned beforehand. Take a Runge-Kutta method, such as 'rk4', which 'auto' stands for "
+            "here, or stepping='fixed'."
+        )
+    for name, value, others in [("loss", settings.loss, "'residual'"), ("finetune", settings.finetune, "None")]:
+        if value not in ("residual", None):
+            raise ValueError(
+                f"{name}={value!r} with stepping='adaptive': it trains through equal steps, and a correction that "
+                f"estimates errors is trained on residuals alone. Pass {name}={others}."
+            )
+    if not isinstance(settings.fit_n_steps, tuple):
+        raise ValueError(
+            f"fit_n_steps={settings.fit_n_steps!r} with stepping='adaptive', whose steps are of many sizes: pass a "
+            "pair (a, b), with the longest and shortest steps as |S|/a and |S|/b, or None for "
+            "(n_steps / 4, 4 n_steps)."
+        )
+
+
 def auto_name(settings: FitSettings, n_state: int) -> Any:
     """Return ``base_solver``, or the name that "auto" stands for by the table of :func:`choose_base_solver`."""
     if settings.base_solver != "auto" or settings.order is not None:
         return settings.base_solver
+    if settings.is_adaptive:
+        return "rk4"
     if 1 in (settings.n_steps, settings.fit_n_steps):
         return "euler"
     is_learned = n_state > _FEW_DIMENSIONS or getattr(settings.correction, "tunes_method", False)

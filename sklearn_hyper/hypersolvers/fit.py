@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..modules.copies import frozen_copy
 from ..modules.corrections import CorrectionSpec, resolve_spec
-from ..modules.field_probes import check_start
+from ..modules.field_probes import PROBED_ROWS, check_start
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.row_times import choose_times
 from ..numerics.methods import Method
 from ..numerics.row_errors import numbered_rows
 from ..numerics.units import state_units
@@ -116,7 +117,7 @@ def fit_hypersolvers(
     choice = choose_base_solver(settings, starts[0][0].numel())
     if previous is not None:
         choice = resume(choice, previous, tasks, settings)
-    sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
+    sizes = StepSizes.of(settings)
     chosen = []
     for task, z in zip(tasks, starts, strict=True):
         _check_range(task.neural_ode, z, choice.method, sizes)
@@ -128,8 +129,11 @@ def fit_hypersolvers(
     # Errors name rows of x, not of the drawn rows. With several tasks they name drawn rows: it is not known whose.
     numbering = numbered_rows(chosen[0].tolist(), n_rows[0]) if len(tasks) == 1 else nullcontext()
     with numbering:
+        times = [_choose_times(task, settings) for task in tasks]
         method, fitted = _fit(tasks, choice, settings, previous, refit_units)
-    return [_product(task, method, one, settings) for task, one in zip(tasks, fitted, strict=True)]
+    return [
+        _product(task, method, one, settings, enters) for task, one, enters in zip(tasks, fitted, times, strict=True)
+    ]
 
 
 def refit_hypersolver(
@@ -278,9 +282,20 @@ def _checked(task: Task, z: Tensor, chosen: np.ndarray, method: Method, settings
     return task
 
 
+def _choose_times(task: Task, settings: FitSettings) -> str:
+    """Return what the field gets as its time, see :func:`choose_times`; "shared" where steps are fixed."""
+    if not settings.is_adaptive:
+        return "shared"
+    few_rows = task.rows(slice(0, PROBED_ROWS)).to(settings.device)
+    return choose_times(few_rows.neural_ode, few_rows.x, few_rows.condition, row_times=settings.row_times)
+
+
 # ---------------------------------------------------------------------- afterwards
-def _product(task: Task, method: Method, fitted: FittedCorrection, settings: FitSettings) -> FittedHypersolver:
+def _product(
+    task: Task, method: Method, fitted: FittedCorrection, settings: FitSettings, times: str
+) -> FittedHypersolver:
     low, high = fitted.fitted_range
+    takes_row_steps = fitted.correction is None or fitted.correction.takes_row_steps
     return FittedHypersolver(
         neural_ode=task.neural_ode,
         method=fitted.method,
@@ -288,6 +303,7 @@ def _product(task: Task, method: Method, fitted: FittedCorrection, settings: Fit
         correction=fitted.correction,
         n_steps=settings.n_steps,
         settings=settings,
+        times=times if takes_row_steps else "shared",
         fitted_eps=(low * task.span, high * task.span),
         errors=fitted.errors,
         delta=fitted.delta,
@@ -309,6 +325,11 @@ def _problems(fitted: FittedCorrection, method: Method, settings: FitSettings) -
             f"valid_loss {fitted.valid_loss:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is "
             "None. Lower lr, raise max_epochs, or give more rows."
         )
+        if settings.is_adaptive and fitted.method.error_order is None:
+            found.append(
+                f"base_solver={method.name!r} estimates no error without a correction, so this fit takes "
+                f"n_steps={settings.n_steps} equal steps instead of adaptive ones."
+            )
     large = [
         f"{share:.3g} times the size of {what}" for what, share in fitted.relative_errors.items() if not share <= 1
     ]

@@ -20,9 +20,12 @@ from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import check_target, replace_file, require_onnx, write_onnx
 from ..modules.serialization import DeviceFree, pack, unpack
+from ..numerics.adaptive import Adaptive
 from ..numerics.methods import Method, resolve_base_solver
+from ..numerics.reference import check_tolerance
 from ..numerics.row_errors import refuse_undefined
-from ..numerics.times import check_n_steps, check_t_span
+from ..numerics.stepping import FixedMesh, Stepping
+from ..numerics.times import check_n_steps, check_t_span, uniform_grid
 from ..reports import SolverReport
 from ..training.nets import TrainingNet, move_net
 from ..training.references import solve_references
@@ -72,6 +75,8 @@ class FittedHypersolver(DeviceFree):
         they were trained on together with the correction.
     fitted_rows : array of int, optional
         Hashes of the rows that the fit has used: see :func:`~sklearn_hyper.training.tasks.row_digests`.
+    times : {"shared", "rows", "none"}, default "shared"
+        What the field gets as its time in adaptive solves: ``times`` of :class:`~sklearn_hyper.numerics.Adaptive`.
 
     Attributes
     ----------
@@ -107,14 +112,42 @@ class FittedHypersolver(DeviceFree):
     interrupted: bool = False
     base_method: Method | None = None
     fitted_rows: NDArray[np.uint64] | None = field(default=None, repr=False)
+    times: str = "shared"
     module: FoldedODE = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", self._live().fold())
 
     def _live(self) -> HypersolvedODE:
-        grid = self.method.mesh(self.neural_ode.t_span, self.n_steps)
-        return HypersolvedODE(self.neural_ode, self.method, self.correction, grid).eval()
+        return HypersolvedODE(self.neural_ode, self.method, self.correction, self._stepping()).eval()
+
+    def _stepping(self) -> Stepping:
+        ode, settings = self.neural_ode, self.settings
+        if not self.is_adaptive:
+            return FixedMesh.of(self.method, ode.t_span, self.n_steps)
+        return Adaptive(
+            self.method, ode.t_span, settings.step_rtol, sizes=ode.state_size, times=self.times,
+            max_step=self.fitted_eps[1], n_outputs=self.n_steps,
+        )  # fmt: skip
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether solves choose their steps: where that is asked for, and an error estimate is there."""
+        has_estimate = self.correction is not None or self.method.error_order is not None
+        return self.settings.is_adaptive and has_estimate
+
+    @property
+    def times_of_trajectory(self) -> tuple[float, ...]:
+        """The times of the states that :meth:`trajectory` returns."""
+        if self.is_adaptive:
+            return uniform_grid(self.neural_ode.t_span, self.n_steps)
+        return self.module.grid
+
+    @property
+    def solver_name(self) -> str:
+        """The base method and its steps, as reports name them."""
+        steps = f"rtol={self.settings.step_rtol:g}" if self.is_adaptive else f"K={self.n_steps}"
+        return f"{self.method.name} {steps}"
 
     # ------------------------------------------------------------------ solve
     def solve(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
@@ -184,10 +217,10 @@ class FittedHypersolver(DeviceFree):
             reference = self.reference(on_cpu.x, on_cpu.condition)
         reference = reference.to(x.device)
         refuse_undefined(torch.from_numpy(self.map_output(reference)), UNDEFINED)
-        name = f"{self.method.name} K={self.n_steps}"
-        solvers = {name: self.without_correction().module}
+        base = self.without_correction()
+        solvers = {base.solver_name: base.module}
         if self.correction is not None:
-            solvers[f"hyper-{name}"] = self.module
+            solvers[f"hyper-{self.solver_name}"] = self.module
         return measure_solvers(
             solvers, task, reference, labels, answers=answers or {}, to_labels=to_labels,
             tolerance=tolerance, floor=mape_floor, batch_size=batch_size,
@@ -206,9 +239,10 @@ class FittedHypersolver(DeviceFree):
         n_steps: int | None = None,
         t_span: tuple[float, float] | None = None,
         *,
+        step_rtol: float | None = None,
         stacklevel: int = 2,
     ) -> FittedHypersolver:
-        """Return a copy with another method, number of steps or span, and the same correction (Fig. 6).
+        """Return a copy with another method, number of steps, span or tolerance, and the same correction (Fig. 6).
 
         ``stacklevel`` is that of the warnings, as Python counts it from here.
 
@@ -231,17 +265,26 @@ class FittedHypersolver(DeviceFree):
         grid = method.mesh(neural_ode.t_span, n_steps)
         if self.correction is not None:
             check_same_family(method, self.method, f"fit another hypersolver with {method.name!r}")
-            self._warn_outside_fit(method, abs(grid[1] - grid[0]), stacklevel + 1)
+            eps = abs(grid[1] - grid[0])
+            self._warn_outside_fit(method, None if self.is_adaptive else eps, stacklevel + 1)
         # A refit goes on with the method and number of steps that the copy has.
         settings = replace(self.settings, base_solver=method, order=None, n_steps=n_steps)
+        if step_rtol is not None:
+            self._check_has_tolerance(step_rtol)
+            settings = replace(settings, step_rtol=check_tolerance("step_rtol", step_rtol))
         base = self.base_method if base_solver is None else None
         return replace(self, neural_ode=neural_ode, method=method, base_method=base, n_steps=n_steps, settings=settings)
 
-    def _warn_outside_fit(self, method: Method, eps: float, stacklevel: int) -> None:
-        low, high = self.fitted_eps
-        # At times far from zero, a step is the difference of two large numbers, whose rounding counts.
-        slack = 1e-6 + 4 * np.finfo(float).eps * max(map(abs, self.neural_ode.t_span)) / eps
-        if not low * (1 - slack) <= eps <= high * (1 + slack):
+    def _check_has_tolerance(self, step_rtol: Any) -> None:
+        if not self.settings.is_adaptive:
+            raise ValueError(
+                f"step_rtol={step_rtol!r} is the tolerance of adaptive steps, and this hypersolver takes "
+                f"{self.n_steps} fixed ones; fit with stepping='adaptive', or pass n_steps."
+            )
+
+    def _warn_outside_fit(self, method: Method, eps: float | None, stacklevel: int) -> None:
+        if eps is not None and not self._is_fitted_at(eps):
+            low, high = self.fitted_eps
             warnings.warn(
                 f"step size {eps:.3g} lies outside the fitted range [{low:.3g}, {high:.3g}]; check score(X), or fit "
                 "with fit_n_steps=(a, b) to cover it.",
@@ -256,8 +299,17 @@ class FittedHypersolver(DeviceFree):
                 stacklevel=stacklevel,
             )
 
+    def _is_fitted_at(self, eps: float) -> bool:
+        low, high = self.fitted_eps
+        # At times far from zero, a step is the difference of two large numbers, whose rounding counts.
+        slack = 1e-6 + 4 * np.finfo(float).eps * max(map(abs, self.neural_ode.t_span)) / eps
+        return bool(low * (1 - slack) <= eps <= high * (1 + slack))
+
     def without_correction(self) -> FittedHypersolver:
-        """Return a copy without the correction: the base method alone."""
+        """Return a copy without the correction: the base method alone.
+
+        A method that then estimates no error takes ``n_steps`` equal steps, also where steps were adaptive.
+        """
         return replace(self, correction=None, method=self.base_method or self.method)
 
     # ------------------------------------------------------------------ leaving
@@ -294,6 +346,11 @@ class FittedHypersolver(DeviceFree):
         ImportError, ValueError, RuntimeError
             As :meth:`HypersolverRegressor.export_onnx`.
         """
+        if self.is_adaptive:
+            raise ValueError(
+                "stepping='adaptive' cannot be exported: a file has a fixed number of steps, and these depend on the "
+                "data. Fit with stepping='fixed'."
+            )
         target = check_target(path)
         require_onnx()
         module: nn.Module = copy.deepcopy(self.module)

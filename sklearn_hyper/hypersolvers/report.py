@@ -58,7 +58,9 @@ def measure_solvers(
         costs = {slow: _Cost(evaluations, evaluations * macs_f, ms[slow], 1.0, math.nan, *count_numbers(ode))}
         for name in fast:
             if name in solvers:
-                costs[name] = _cost(solvers[name], macs_f, first_row, ms[name], ms[slow] / ms[name])
+                # Where steps depend on the state, one row is not like the next.
+                counted = first_row if solvers[name].stepping.n_evaluations is not None else batches[0]
+                costs[name] = _cost(solvers[name], macs_f, counted, ms[name], ms[slow] / ms[name])
             else:
                 nfe = float(np.mean(np.concatenate([answers[name](rows.x)[1] for rows in batches])))
                 costs[name] = _Cost(nfe, nfe * macs_f, ms[name], ms[slow] / ms[name], math.nan, math.nan, math.nan)
@@ -91,11 +93,11 @@ def _solve(solver: SolvedODE, rows: Task) -> Tensor:
     return solver.terminal_state(rows.x, rows.condition)
 
 
-def _cost(solver: SolvedODE, macs_f: float, row: Task, ms: float, speed_up: float) -> _Cost:
-    nfe = solver.count_evaluations(row.x, row.condition)
+def _cost(solver: SolvedODE, macs_f: float, rows: Task, ms: float, speed_up: float) -> _Cost:
+    nfe = solver.count_evaluations(rows.x, rows.condition)
     if not solver.has_correction:
         return _Cost(nfe, nfe * macs_f, ms, speed_up, math.nan, *count_numbers(solver))
-    macs = solver.count_macs(row.x, row.condition)
+    macs = solver.count_macs(rows.x, rows.condition) / len(rows)
     # Of the whole solve, because steps may differ in cost.
     return _Cost(nfe, macs, ms, speed_up, relative_overhead(macs_f, macs - nfe * macs_f, nfe), *count_numbers(solver))
 

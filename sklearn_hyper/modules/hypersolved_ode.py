@@ -78,14 +78,14 @@ class SolvedODE(DeviceFreeModule):
         ode = self.neural_ode
         return self.stepping.trajectory(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
 
-    def count_evaluations(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> int:
-        """Count the evaluations of f in a solve from x: those that are known beforehand, or else of one solve."""
+    def count_evaluations(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
+        """Count the evaluations of f in a solve: those known beforehand, or else the mean over the rows of x."""
         if self.stepping.n_evaluations is not None:
             return self.stepping.n_evaluations
         ode, counted = self.neural_ode, CountedField(self.neural_ode.vector_field)
         with torch.no_grad():
             self.stepping.solve(counted, ode.input_map(x), self._correction, ode.inputs(x, condition))
-        return counted.n_evaluations
+        return counted.n_rows_evaluated / len(x)
 
     def count_macs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
         """Count the multiply-accumulates of the solve from x, without the maps. nan if f has none."""

@@ -62,7 +62,12 @@ class MLPVectorField(nn.Module):
         self.last = nn.Linear(hidden, n_features)
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        h = torch.tanh(functional.linear(z, self.first.weight, self.first.bias + _share(t, self.t_span) * self.time))
+        share = _share(t, self.t_span)
+        if t.ndim:  # a time a row
+            h = functional.linear(z, self.first.weight, self.first.bias) + share[:, None] * self.time
+        else:
+            h = functional.linear(z, self.first.weight, self.first.bias + share * self.time)
+        h = torch.tanh(h)
         for layer in self.middle:
             h = torch.tanh(layer(h))
         return _velocity(self.last(h), self.t_span)
@@ -135,9 +140,14 @@ class ConvVectorField(nn.Module):
         self.last = nn.Conv2d(hidden, channels, 3, padding=1)
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        bias = self.first.bias + _share(t, self.t_span) * self.time  # type: ignore[operator]  # Conv2d(bias=True)
+        share, first, bias = _share(t, self.t_span), self.first.weight, self.first.bias
+        assert bias is not None  # Conv2d(bias=True)
+        if t.ndim:  # a time a row
+            h = functional.conv2d(z, first, bias, padding=1) + (share[:, None] * self.time)[:, :, None, None]
+        else:
+            h = functional.conv2d(z, first, bias + share * self.time, padding=1)
         activate = _ACTIVATIONS[self.activation]
-        h = activate(functional.conv2d(z, self.first.weight, bias, padding=1))
+        h = activate(h)
         for layer in self.middle:
             h = activate(layer(h))
         return _velocity(self.last(h), self.t_span)

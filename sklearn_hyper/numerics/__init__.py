@@ -1,5 +1,7 @@
 """The numeric core: torch only, importable and useful without scikit-learn or skorch."""
 
+from .adaptive import Adaptive
+from .adaptive_solve import StepLimitError
 from .correction import Correction
 from .cost import CountedField, count_macs, count_nfe, relative_overhead, time_interleaved
 from .methods import AdamsBashforth, Method, Nonstationary, RungeKutta, Step, StepKind, StepPlan, resolve_base_solver
@@ -12,6 +14,7 @@ from .tableaus import ButcherTableau, alpha_family
 
 __all__ = [
     "AdamsBashforth",
+    "Adaptive",
     "ButcherTableau",
     "ConditioningWarning",
     "Correction",
@@ -25,6 +28,7 @@ __all__ = [
     "RungeKutta",
     "Step",
     "StepKind",
+    "StepLimitError",
     "StepPlan",
     "Stepping",
     "alpha_family",

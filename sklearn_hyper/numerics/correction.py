@@ -18,6 +18,9 @@ class Correction:
     loop calls both.
     """
 
+    takes_row_steps = False
+    """Whether eps and s of its term may hold one number per row, for rows that take different steps."""
+
     def field(self, f: ProtectedField, plan: StepPlan) -> Field:
         """Return the field that the method evaluates in this step."""
         return f

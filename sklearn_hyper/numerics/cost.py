@@ -27,6 +27,8 @@ class CountedField:
     ----------
     n_evaluations : int
         Calls made so far.
+    n_rows_evaluated : int
+        Rows in all calls together. Where rows leave a batch early, a call evaluates fewer of them.
 
     Examples
     --------
@@ -40,10 +42,11 @@ class CountedField:
 
     def __init__(self, f: Callable[..., Tensor]):
         self.f = f
-        self.n_evaluations = 0
+        self.n_evaluations = self.n_rows_evaluated = 0
 
     def __call__(self, *args: Any, **condition: Any) -> Tensor:
         self.n_evaluations += 1
+        self.n_rows_evaluated += len(args[1]) if len(args) > 1 else 0
         return self.f(*args, **condition)
 
 

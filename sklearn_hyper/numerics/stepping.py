@@ -20,8 +20,8 @@ from .times import check_grid, check_resolution, time_tensor
 class Stepping(ABC):
     """A policy that chooses the steps by which a method covers a span.
 
-    :class:`FixedMesh` knows all steps beforehand. An adaptive policy would choose each step size from
-    :attr:`~sklearn_hyper.numerics.methods.Step.error`.
+    :class:`FixedMesh` knows all steps beforehand. :class:`~sklearn_hyper.numerics.Adaptive` chooses each by an estimate
+    of its error.
     """
 
     method: Method

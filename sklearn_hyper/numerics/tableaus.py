@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Vector = tuple[float, ...]
@@ -81,6 +81,9 @@ class ButcherTableau:
         The strictly lower triangular stage matrix.
     b, c : sequences of float
         Weights and nodes; each node is the sum of its row of ``a``.
+    embedded : sequence of float, optional
+        Weights of a method of order p - 1 with the same stages. Its distance from ``b``'s estimates the error of a
+        step, by which :class:`Adaptive` chooses steps.
 
     Raises
     ------
@@ -109,13 +112,17 @@ class ButcherTableau:
     a: tuple[Vector, ...]
     b: Vector
     c: Vector
+    embedded: Vector | None = field(default=None, compare=False)  # it changes no step
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "a", tuple(_as_vector("a", row) for row in self.a))
         object.__setattr__(self, "b", _as_vector("b", self.b))
         object.__setattr__(self, "c", _as_vector("c", self.c))
+        if self.embedded is not None:
+            object.__setattr__(self, "embedded", _as_vector("embedded", self.embedded))
         self._check_shapes()
         self._check_coefficients()
+        self._check_embedded()
 
     @property
     def n_stages(self) -> int:
@@ -151,12 +158,33 @@ class ButcherTableau:
                     f"{formula} = {value:.12g}, required {required:.12g}."
                 )
 
+    def _check_embedded(self) -> None:
+        if self.embedded is None:
+            return
+        if len(self.embedded) != len(self.b) or self.embedded == self.b:
+            raise ValueError(
+                f"tableau {self.name!r}: embedded must be {len(self.b)} weights, other than b, got {self.embedded}."
+            )
+        for order, formula, value, required in _order_conditions(self.a, self.embedded, self.c):
+            if order < self.order and not abs(value - required) <= _TOLERANCE:
+                raise ValueError(
+                    f"tableau {self.name!r}: embedded is not of order {self.order - 1}: "
+                    f"{formula.replace('b', 'embedded')} = {value:.12g}, required {required:.12g}."
+                )
+
 
 EULER = ButcherTableau("euler", 1, ((0,),), (1,), (0,))
-MIDPOINT = ButcherTableau("midpoint", 2, ((0, 0), (1 / 2, 0)), (0, 1), (0, 1 / 2))
-HEUN = ButcherTableau("heun", 2, ((0, 0), (1, 0)), (1 / 2, 1 / 2), (0, 1))
-RALSTON = ButcherTableau("ralston", 2, ((0, 0), (2 / 3, 0)), (1 / 4, 3 / 4), (0, 2 / 3))
-RK3 = ButcherTableau("rk3", 3, ((0, 0, 0), (1 / 2, 0, 0), (-1, 2, 0)), (1 / 6, 2 / 3, 1 / 6), (0, 1 / 2, 1))
+MIDPOINT = ButcherTableau("midpoint", 2, ((0, 0), (1 / 2, 0)), (0, 1), (0, 1 / 2), embedded=(1, 0))
+HEUN = ButcherTableau("heun", 2, ((0, 0), (1, 0)), (1 / 2, 1 / 2), (0, 1), embedded=(1, 0))
+RALSTON = ButcherTableau("ralston", 2, ((0, 0), (2 / 3, 0)), (1 / 4, 3 / 4), (0, 2 / 3), embedded=(1, 0))
+RK3 = ButcherTableau(
+    "rk3",
+    3,
+    ((0, 0, 0), (1 / 2, 0, 0), (-1, 2, 0)),
+    (1 / 6, 2 / 3, 1 / 6),
+    (0, 1 / 2, 1),
+    embedded=(0, 1, 0),  # the midpoint method
+)
 RK4 = ButcherTableau(
     "rk4",
     4,

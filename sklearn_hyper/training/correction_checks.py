@@ -67,6 +67,12 @@ def check_correction(task: Task, method: Method, settings: FitSettings, n_rows: 
             # It is no function of a step that could be called alone.
             _check_solve(task, correction, method, settings)
             return
+        if settings.is_adaptive and settings.row_times and not correction.takes_row_steps:
+            raise ValueError(
+                f"row_times=True with correction={settings.correction!r}, which takes one step size for a whole batch. "
+                "Leave row_times=None: rows then share their steps. Or take a net with takes_row_steps, such as "
+                "MLPCorrection()."
+            )
         # Not the bound around the net: it has not seen start-up steps yet.
         net = correction.net if isinstance(correction, BoundedCorrection) else correction
         user_module = user_part(net)

@@ -114,7 +114,7 @@ class CorrectionFit:
         self.settings = settings.adapted_to(method).with_optimizer_of(self.spec, z)
         self._needs_mesh = settings.needs_mesh(method)
         self._ends = ends
-        self.sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
+        self.sizes = StepSizes.of(settings)
         self._tunes_method = tunes_method and self.spec.tunes_method and not self._needs_mesh
         self._learning: TrainableCoefficients | None = None
         self.corrections: list[ModuleCorrection] = []
@@ -152,7 +152,8 @@ class CorrectionFit:
 
     def _make_set(self, task: Task, rng: np.random.Generator) -> TaskSet:
         settings, family = self.settings, self.spec.method_family(self.method)
-        plan = make_plan(family, task.neural_ode.t_span, settings.n_steps, self.sizes, rng)
+        span, adaptive = task.neural_ode.t_span, settings.is_adaptive
+        plan = make_plan(family, span, settings.n_steps, self.sizes, rng, is_adaptive=adaptive)
         # All rows are solved in their own order and shuffled afterwards, so that a cached solve serves every
         # random_state.
         shuffled = torch.from_numpy(rng.permutation(len(task))).to(settings.device)
@@ -258,7 +259,7 @@ def net_inputs(
     first_row = task.rows(slice(0, 1)).to(z.device)
     macs = task.neural_ode.count_field_macs(first_row.x, first_row.condition)
     mesh = FixedMesh.of(method, task.neural_ode.t_span, settings.n_steps)
-    sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
+    sizes = StepSizes.of(settings)
     largest = None if sizes.steps == (settings.n_steps,) else task.span / min(*sizes.steps, settings.n_steps)
     return NetInputs(z, sample.x, method.kinds, MAC_SHARE * macs, tuple(mesh.plans), largest, base_error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..numerics.methods import Method
+from .settings import FitSettings
 
 MAX_STEPS = 48
 """Number of steps that a fit learns from."""
@@ -19,6 +20,8 @@ _SLACK = 1e-9
 _SHARED_STEPS = 10
 """The mesh holds every uniform grid up to this number of steps, whatever is asked for."""
 _IRREGULAR_TIMES = 16
+_GAP = 0.01
+"""With adaptive steps: smallest distance of the mesh's times, about, as a share of the smallest step."""
 _GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
@@ -43,6 +46,12 @@ class StepSizes:
             spread = np.geomspace(fewest, most, 5)
             return cls(1 / most, 1 / fewest, tuple(sorted({round(float(k)) for k in spread})))
         return cls(1 / fit_n_steps, 1 / fit_n_steps, (fit_n_steps,))
+
+    @classmethod
+    def of(cls, settings: FitSettings) -> StepSizes:
+        """Return the step sizes of a fit. With adaptive steps, equal ones are tested at ``n_steps`` alone."""
+        sizes = cls.from_parameters(settings.n_steps, settings.fit_n_steps)
+        return replace(sizes, steps=(settings.n_steps,)) if settings.is_adaptive else sizes
 
     def grids(self, method: Method) -> tuple[int, ...]:
         """Return the K of the uniform grids that the mesh of references has to hold.
@@ -180,7 +189,13 @@ class FitPlan:
 
 
 def make_plan(
-    family: Sequence[Method], t_span: tuple[float, float], n_steps: int, sizes: StepSizes, rng: np.random.Generator
+    family: Sequence[Method],
+    t_span: tuple[float, float],
+    n_steps: int,
+    sizes: StepSizes,
+    rng: np.random.Generator,
+    *,
+    is_adaptive: bool = False,
 ) -> FitPlan:
     """Plan the fit of a correction over a family of methods; the first is to predict in ``n_steps`` steps."""
     method = family[0]
@@ -188,10 +203,39 @@ def make_plan(
     if method.n_steps is not None:  # it was made for one mesh and takes no other steps
         times = method.mesh(t_span, n_steps)
         pairs = list(pairwise(range(len(times))))
+    elif is_adaptive:
+        times, pairs = scattered_steps(t_span, n_steps, sizes)
     else:
         times = mesh_times(t_span, sizes.grids(method))
         pairs = choose_steps(times, sizes, MAX_STEPS, rng, method.memory)
     return FitPlan(times, deal_methods(pairs, family, MAX_STEPS, rng), runs)
+
+
+def scattered_steps(
+    t_span: tuple[float, float], n_steps: int, sizes: StepSizes
+) -> tuple[tuple[float, ...], list[tuple[int, int]]]:
+    """Return a mesh, and steps along it of sizes spread evenly over log eps, which start anywhere in the span.
+
+    Adaptive steps fit no uniform grid, and those of a fine one would be many times. So the mesh holds the ends of these
+    steps, and the uniform grid of ``n_steps`` that errors are measured on. It is the same for every random_state. Every
+    fourth step starts at the start of the span, which every solve takes.
+    """
+    lengths = np.geomspace(sizes.low, sizes.high, MAX_STEPS)
+    order = np.arange(MAX_STEPS)
+    starts = np.where(order % 4, order * _GOLDEN_RATIO % 1, 0.0) * (1 - lengths)
+    gap = _GAP * sizes.low
+
+    def snap(share: float) -> float:
+        # dopri5 steps onto every time, so that none may lie next to another one.
+        node = round(share * n_steps) / n_steps
+        return node if abs(share - node) < gap else round(share / gap) * gap
+
+    ends = [(snap(a), snap(a + length)) for a, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    shares = sorted({share for pair in ends for share in pair} | {k / n_steps for k in range(n_steps + 1)})
+    place = {share: i for i, share in enumerate(shares)}
+    start, end = t_span
+    times = tuple(end if share == 1 else start + (end - start) * share for share in shares)
+    return times, [(place[a], place[b]) for a, b in ends]
 
 
 def mesh_times(t_span: tuple[float, float], steps: Sequence[int]) -> tuple[float, ...]:

@@ -17,6 +17,8 @@ from .soap import Soap
 
 _FINETUNE_SHARE, FINETUNE_LR = 0.6, 0.5
 """Share of the epochs that fine-tuning takes, and its learning rate as a share of ``lr``."""
+_RANGE = 4
+"""With adaptive steps, a correction is fitted at steps up to so many times shorter and longer than ``n_steps`` says."""
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "soap": Soap}
 
@@ -55,6 +57,9 @@ class FitSettings(SolveSettings):
 
     base_solver: Any = "auto"
     order: int | None = None
+    stepping: str = "fixed"
+    step_rtol: float = 1e-3
+    row_times: bool | None = None
     n_steps: int = 10
     fit_n_steps: int | tuple[int, int] | None = None
     correction: Any = "auto"
@@ -68,6 +73,20 @@ class FitSettings(SolveSettings):
     callbacks: Any = None
     validation_fraction: float = 0.1
     random_state: Any = None
+
+    def __post_init__(self) -> None:
+        if self.is_adaptive and self.fit_n_steps is None:
+            pair = max(1, self.n_steps // _RANGE), _RANGE * self.n_steps
+            object.__setattr__(self, "fit_n_steps", pair)
+        if self.is_adaptive and self.finetune == "terminal":
+            # Training through equal steps would not make adaptive ones better: it takes g away from the residual,
+            # which is what estimates errors.
+            object.__setattr__(self, "finetune", None)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether solves choose their steps."""
+        return self.stepping == "adaptive"
 
     @property
     def phases(self) -> list[Phase]:

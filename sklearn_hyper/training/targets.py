@@ -289,10 +289,11 @@ def solve_precisely(task: Task, plan: FitPlan, settings: FitSettings) -> tuple[T
     except (VectorFieldError, TypeError, RuntimeError) as error:
         _warn(f"{what}, and the field does not run in float64, so the targets keep that noise: {error}")
         return states, source
-    _warn(
-        f"{what}: targets are solved for again in float64 at a tolerance of {tight:.2g}. Scores keep their "
-        "tolerance. A lower order or fewer steps avoid this."
-    )
+    if not settings.is_adaptive:  # whose range of steps is there to reach small ones
+        _warn(
+            f"{what}: targets are solved for again in float64 at a tolerance of {tight:.2g}. Scores keep their "
+            "tolerance. A lower order or fewer steps avoid this."
+        )
     tight_atol = None if atol is None else atol * tight / rtol
     exact = solve_references(task, plan.times, settings, rtol=tight, atol=tight_atol, double=True).to(device)
     return states, TargetSource(double.neural_ode, exact, double.to(device).inputs)
@@ -319,9 +320,16 @@ def max_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> in
     task, z : Task, Tensor
         A few rows and their states, of which only the sizes matter.
     """
-    sizes = StepSizes.from_parameters(settings.n_steps, settings.fit_n_steps)
+    sizes = StepSizes.of(settings)
     family = resolve_spec(settings.correction, z).method_family(method)
-    plan = make_plan(family, task.neural_ode.t_span, settings.n_steps, sizes, np.random.default_rng(0))
+    plan = make_plan(
+        family,
+        task.neural_ode.t_span,
+        settings.n_steps,
+        sizes,
+        np.random.default_rng(0),
+        is_adaptive=settings.is_adaptive,
+    )
     n_steps, n_times, block = len(plan.steps), len(plan.times), method.n_stages + 2
     state, one_x = z[0].numel() * z.element_size(), task.x[0].numel() * task.x.element_size()
     double = 8 / z.element_size()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from calibrated import draw, errors_of
+from calibrated import draw, errors_of, make_generalist, riccati_end
 
 from sklearn_hyper.calibration import CalibrationRowsError, UnusualRowsWarning
 
@@ -79,3 +79,16 @@ def test_info_states_the_cost_of_the_solver_itself(general):
 def test_a_coverage_beyond_the_rows_says_how_many_are_needed(general):
     with pytest.raises(CalibrationRowsError, match="needs 9999 rows to calibrate on, and conformalize had 1000"):
         general.predict(X, return_bound=True, coverage=0.9999)
+
+
+def test_adaptive_steps_are_calibrated_too():
+    adaptive = make_generalist(base_solver="rk4", stepping="adaptive", fit_n_steps=(1, 8), step_rtol=1e-2, max_epochs=5)
+    adaptive.fit(draw(200, 0)).conformalize(draw(400, 1))
+    inside = draw(500, 5, 0.4, 1.3)
+    z, bound, info = adaptive.predict(inside, return_bound=True, coverage=0.9, return_info=True)
+    assert (np.linalg.norm(z - adaptive.reference(inside), axis=1) <= bound).mean() > 0.8
+    assert info.n_evaluations[0] == np.ceil(adaptive.count_evaluations(draw(400, 1)[:256]))
+    states, path_bound = adaptive.trajectory(inside, return_bound=True, coverage=0.9)
+    assert states.shape == (500, 3, 2) and path_bound.shape == (500,)
+    loose = adaptive.predict(inside, tol=1e-2, alpha=0.05)
+    assert (errors_of(loose, inside) > 1e-2 * np.linalg.norm(riccati_end(inside), axis=1)).mean() <= 0.1

@@ -19,6 +19,9 @@ SMALL, LARGE = 4, 5
     [
         ({}, SMALL, "ab2"),
         ({}, LARGE, "nonstationary"),
+        ({"stepping": "adaptive"}, SMALL, "rk4"),
+        ({"stepping": "adaptive"}, LARGE, "rk4"),
+        ({"stepping": "adaptive", "order": 2}, LARGE, "midpoint"),
         ({"n_steps": 1}, SMALL, "euler"),
         ({"n_steps": 1}, LARGE, "euler"),
         ({"fit_n_steps": 1}, LARGE, "euler"),

@@ -133,3 +133,19 @@ def test_alpha_family_contains_the_named_second_order_methods(alpha, known):
 def test_alpha_must_be_finite_and_not_zero(alpha):
     with pytest.raises(ValueError, match="alpha must be a finite number other than 0"):
         alpha_family(alpha)
+
+
+@pytest.mark.parametrize(
+    ("embedded", "message"),
+    [
+        ([1, 0, 0], r"embedded must be 2 weights, other than b, got \(1.0, 0.0, 0.0\)"),
+        ([0.5, 0.5], "embedded must be 2 weights, other than b"),
+        ([0.6, 0.3], "embedded is not of order 1: sum embedded = 0.9, required 1"),
+        (["a", 1], "tableau embedded must be a sequence of real numbers"),
+    ],
+)
+def test_weights_that_estimate_errors_are_of_the_order_below(embedded, message):
+    arguments = {"order": 2, "a": [[0, 0], [1, 0]], "b": [0.5, 0.5], "c": [0, 1]}
+    assert ButcherTableau("heun", embedded=[0.8, 0.2], **arguments).embedded == (0.8, 0.2)
+    with pytest.raises(ValueError, match=message):
+        ButcherTableau("heun", embedded=embedded, **arguments)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from small_tasks import each_multistep, each_span
+from small_tasks import each_multistep, each_span, fit_settings
 
 from sklearn_hyper import alpha_family
 from sklearn_hyper.numerics import Nonstationary, resolve_base_solver
@@ -22,6 +22,7 @@ from sklearn_hyper.training.plan import (
     mesh_indices,
     mesh_times,
     past_nodes,
+    scattered_steps,
 )
 
 FAMILY = [resolve_base_solver(alpha_family(alpha)) for alpha in (0.1, 0.3, 0.5, 0.7, 1.0)]
@@ -204,3 +205,26 @@ def test_with_fewer_steps_than_the_history_there_are_start_up_steps_alone():
 
 def test_one_step_methods_have_no_past():
     assert past_nodes((0.0, 0.5, 1.0), 1, 2, 0) == []
+
+
+# --- adaptive steps ---------------------------------------------------------------------------------------------------
+
+
+@each_span
+@pytest.mark.parametrize(("n_steps", "fit_n_steps"), [(10, (2, 40)), (1, (1, 4)), (200, (50, 1000))])
+def test_steps_to_learn_adaptive_ones_from_start_anywhere_and_have_all_sizes(t_span, n_steps, fit_n_steps):
+    settings = fit_settings(stepping="adaptive", n_steps=n_steps, fit_n_steps=fit_n_steps)
+    sizes = StepSizes.of(settings)
+    assert (sizes.low, sizes.high, sizes.steps) == (1 / fit_n_steps[1], 1 / fit_n_steps[0], (n_steps,))
+    times, pairs = scattered_steps(t_span, n_steps, sizes)
+    assert (times[0], times[-1]) == t_span and len(pairs) == MAX_STEPS
+    assert mesh_indices(times, uniform_grid(t_span, n_steps))  # which errors are measured on
+    shares = (np.array(times) - times[0]) / (times[-1] - times[0])
+    start, length = np.array([(shares[i], shares[j] - shares[i]) for i, j in pairs]).T
+    np.testing.assert_allclose(np.sort(length), np.geomspace(sizes.low, sizes.high, MAX_STEPS), rtol=0.03)
+    assert np.diff(shares).min() > 0.004 * sizes.low
+    assert sum(start == 0) >= MAX_STEPS // 4
+    assert fit_n_steps[0] == 1 or np.histogram(start, 4, (0, 1))[0].min() >= 3
+    plan = make_plan([FAMILY[0]], t_span, n_steps, sizes, np.random.default_rng(0), is_adaptive=True)
+    assert plan.times == times and [step[:2] for step in plan.steps] == pairs
+    assert plan.runs == [Run(FAMILY[0], n_steps)]

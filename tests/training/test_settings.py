@@ -72,3 +72,10 @@ def test_names_and_defaults_are_the_estimators():
     for field in dataclasses.fields(FitSettings):
         expected = parameters[field.name].default
         assert field.default == (expected if field.name != "device" else expected or "cpu")
+
+
+def test_adaptive_steps_ask_for_a_range_around_n_steps_and_for_residuals_alone():
+    settings = fit_settings(stepping="adaptive", n_steps=10, max_epochs=10)
+    assert (settings.fit_n_steps, settings.finetune, settings.phases) == ((2, 40), None, [Phase(10, "residual")])
+    assert fit_settings(stepping="adaptive", n_steps=1).fit_n_steps == (1, 4)
+    assert fit_settings(stepping="adaptive", fit_n_steps=(3, 5)).fit_n_steps == (3, 5)

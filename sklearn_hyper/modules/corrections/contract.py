@@ -25,9 +25,6 @@ class ModuleCorrection(DeviceFreeModule, Correction, ABC):
     ``forward(eps, s, z, stages, x, kind)`` that returns g; here :meth:`term` calls it.
     """
 
-    takes_row_steps = False
-    """Whether eps and s of its term may hold one number per row, which lets training mix steps within a batch."""
-
     def covers(self, method: Method) -> bool:
         """Return whether the correction is fitted for methods like this one. If False, its errors are unknown."""
         return True

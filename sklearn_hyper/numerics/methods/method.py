@@ -170,6 +170,15 @@ class Method(ABC):
         """
         return state
 
+    error_order: int | None = None
+    """Power of eps that estimates of local errors go with. None: the method makes none."""
+    ends_at_next_start = False
+    """Whether the last stage of a step is f at its end, where the next one starts."""
+
+    def estimate_error(self, step: Step, eps: float) -> Tensor | None:
+        """Return an estimate of a step's local error, shaped like z, or None. Set :attr:`error_order` beside it."""
+        return step.error
+
     def mesh(self, t_span: Any, n_steps: int) -> tuple[float, ...]:
         """Return the mesh of a solve in ``n_steps`` steps: equal steps, unless the method has its own mesh."""
         return uniform_grid(t_span, n_steps)

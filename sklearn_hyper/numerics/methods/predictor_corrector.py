@@ -62,6 +62,7 @@ class PredictorCorrector(Method):
 
     order = 2
     memory = 1
+    error_order = 3
 
     def __post_init__(self) -> None:
         if isinstance(self.evaluations, bool) or self.evaluations not in (1, 2):

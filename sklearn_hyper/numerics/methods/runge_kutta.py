@@ -51,6 +51,23 @@ class RungeKutta(Method):
             stages.append(f(time, point))
         return Step(weighted_sum(self.tableau.b, stages), stages, state)
 
+    @property
+    def error_order(self) -> int | None:  # type: ignore[override]
+        return None if self.tableau.embedded is None else self.tableau.order
+
+    @property
+    def ends_at_next_start(self) -> bool:  # type: ignore[override]
+        tableau = self.tableau
+        return tableau.c[-1] == 1 and tableau.a[-1] == tableau.b
+
+    def estimate_error(self, step: Step, eps: float) -> Tensor | None:
+        # Not in step(): a solve with fixed steps has no use for it.
+        tableau = self.tableau
+        if tableau.embedded is None:
+            return None
+        differences = [b - other for b, other in zip(tableau.b, tableau.embedded, strict=True)]
+        return weighted_sum(differences, step.stages) * eps
+
 
 def _kind_of(tableau: ButcherTableau) -> StepKind:
     return StepKind(tableau.order, tableau.c, tableau.c, leading_error(tableau))
