@@ -39,7 +39,7 @@ PROBLEMS = (
     "spirals likelihood",
 )  # fmt: skip
 STEPS, OWN = (1, 2, 4, 8), 2
-N_CALIBRATION, BLOCK = 1000, 10
+N_CALIBRATION, FEWEST, BLOCK = 1000, 480, 10
 COVERAGES, KINDS = (0.9, 0.99), ("learned", "verified")
 TOLERANCES = (1e-1, 1e-2, 1e-3)
 POLICIES: dict[str, dict[str, Any]] = {"one": {}, "routed": {"route": True}, "verified": {"bound": "verified"}}
@@ -71,7 +71,7 @@ class Problem:
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to calibrate on, and rows to judge on."""
         order = np.random.default_rng(seed).permutation(len(self.X))
-        n = min(N_CALIBRATION, len(order) // 2)
+        n = min(N_CALIBRATION, max(FEWEST, len(order) // 2))
         return order[:n], order[n:]
 
     def calibrate(self, rows: np.ndarray) -> HypersolverRegressor:
