@@ -217,16 +217,72 @@ def summarise(cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return joined
 
 
+def tables(summary: dict[str, dict[str, Any]]) -> str:
+    """The summary as Markdown."""
+    lines = ["## Coverage and sharpness", ""]
+    lines += _head(
+        "problem", "splits", "bound", "coverage, stated .9", "stated .99", "bound / error, .9", "bound / error, .99",
+        "largest tenth of errors, .99", "farthest tenth, .99",
+    )  # fmt: skip
+    for name, measured in summary.items():
+        for kind in KINDS:
+            low, high = (measured.get("coverage", {}).get(f"{kind} {coverage}") for coverage in COVERAGES)
+            if low and high:
+                covered = [f"{one['coverage']['mean']:.3f}" for one in (low, high)]
+                sharp = [f"{one['sharpness']['median']:.2g}" for one in (low, high)]
+                tails = [f"{high[key]['mean']:.2f}" for key in ("worst errors", "farthest")]
+                lines.append(_row(name, low["splits"], kind, *covered, *sharp, *tails))
+    lines += ["", "## Tolerances: evaluations, and share over the tolerance", ""]
+    lines += _head("problem", "tolerance", *POLICIES, "dopri5")
+    for name, measured in summary.items():
+        for tol in TOLERANCES if "tolerance" in measured else ():
+            cells = [measured["tolerance"][f"{tol:g} {policy}"] for policy in POLICIES]
+            shown = [f"{one['evaluations']['median']:.1f}, {100 * one['over']['mean']:.2f} %" for one in cells]
+            slow = measured.get("dopri5", {}).get(f"{tol:g}")
+            shown.append(f"{slow['evaluations']:.1f}, {100 * slow['over']:.2f} %" if slow else "-")
+            lines.append(_row(name, f"{tol:g}", *shown))
+    lines += ["", "## Shifted inputs: share over a tolerance of 1e-2, and share of unusual rows", ""]
+    lines += _head("problem", "policy", *SHIFTS)
+    for name, measured in summary.items():
+        for policy in POLICIES if "shift" in measured else ():
+            cells = [measured["shift"][shift][policy] for shift in SHIFTS]
+            lines.append(_row(name, policy, *(f"{100 * x['over']:.1f} %, {100 * x['unusual']:.0f} %" for x in cells)))
+    if any("milliseconds" in measured for measured in summary.values()):
+        lines += ["", "## Milliseconds at a tolerance of 1e-2", ""]
+        names = (*POLICIES, "dopri5", "no tolerance")
+        lines += _head("problem", "batch", *names)
+        for name, measured in summary.items():
+            for batch in BATCHES if "milliseconds" in measured else ():
+                found = measured["milliseconds"][str(batch)]
+                lines.append(_row(name, batch, *(f"{found[one]:.2g}" for one in names)))
+    return "\n".join(lines) + "\n"
+
+
+def _row(*cells: Any) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _head(*headings: str) -> list[str]:
+    return [_row(*headings), _row(*["---"] * len(headings))]
+
+
 def main() -> None:
     options = parser(__doc__, "trust.json")
     options.add_argument("--problems", nargs="+", default=PROBLEMS, metavar="NAME")
     options.add_argument("--splits", type=int, default=100, help="of coverage; tolerances take a tenth of them")
     options.add_argument("--data", help="folder of the benchmark data, for problems of real tables and images")
     options.add_argument("--milliseconds", action="store_true", help="measure these alone, of problems in the file")
+    options.add_argument("--summary", action="store_true", help="make summary and tables from the cells")
     arguments = options.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UnusualRowsWarning)
-    results = Results(arguments.out, "python examples/benchmarks/trust.py --data FOLDER", fresh=arguments.fresh)
+    results = Results(
+        arguments.out, "python examples/benchmarks/trust.py --data FOLDER", fresh=arguments.fresh,
+        measuring=not arguments.summary,
+    )  # fmt: skip
+    if arguments.summary:
+        write(results)
+        return
     if arguments.milliseconds:
         for name in [name for name in arguments.problems if f"dopri5: {name}" in results.cells]:
             rtol = results.cells[f"dopri5: {name}"]["0.01"]["rtol"]
@@ -234,7 +290,7 @@ def main() -> None:
             results.cell(
                 f"milliseconds: {name}", lambda problem=problem, rtol=rtol: measure_milliseconds(problem, rtol)
             )
-        results.write(summarise(results.cells))
+        write(results)
         return
     for start in range(0, arguments.splits, BLOCK):
         for name in arguments.problems:
@@ -248,7 +304,13 @@ def main() -> None:
                 results.cell(key, lambda measure=measure, problem=problem, seeds=seeds: measure(problem, seeds))
             results.cell(f"dopri5: {name}", lambda problem=problem: measure_dopri5(problem))
             results.cell(f"shift: {name}", lambda problem=problem: measure_shifts(problem))
-            results.write(summarise(results.cells))
+            write(results)
+
+
+def write(results: Results) -> None:
+    """Write the summary, and the tables beside it."""
+    results.write(summarise(results.cells))
+    results.path.with_suffix(".md").write_text(tables(results.summary))
 
 
 if __name__ == "__main__":

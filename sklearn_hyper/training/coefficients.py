@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from ..modules.seeding import own_generator
-from ..numerics.methods import NONSTATIONARY, Field, Method, Nonstationary, Step, StepKind, compose_tableaus
+from ..numerics.methods import (
+    NONSTATIONARY,
+    Field,
+    Method,
+    Nonstationary,
+    Step,
+    StepKind,
+    compose_predictor_corrector,
+    compose_tableaus,
+)
 from ..numerics.methods.nonstationary import NONSTATIONARY_ORDER, nonstationary_kind, nonstationary_step
 from ..numerics.row_errors import numbered_rows
 from ..numerics.stepping import FixedMesh
@@ -27,6 +36,8 @@ from .tasks import Task
 
 _ROWS, _VALID_ROWS, _BATCH, _EPOCHS, _LR = 512, 128, 128, 120, 1e-2
 _TINY = 1e-20
+_LONG = 6
+"""From this many evaluations on, changes of weights that start from PEC end closer. A net does not."""
 # Ralston (1962). Unlike Kutta's, its last stage is not at the end of the step.
 _RALSTON3 = ButcherTableau(
     "ralston3", 3, ((0, 0, 0), (1 / 2, 0, 0), (0, 3 / 4, 0)), (2 / 9, 1 / 3, 4 / 9), (0, 1 / 2, 3 / 4)
@@ -84,6 +95,8 @@ class LearnedCoefficients:
         n_valid = min(_VALID_ROWS, max(1, len(task) // 5))
         held_out, fitted = (rows.to(self.settings.device) for rows in (shuffled[:n_valid], shuffled[n_valid:]))
         starts = classical_starts(self.settings.n_steps)
+        if self.settings.n_steps >= _LONG and getattr(self.settings.correction, "tunes_method", False):
+            starts.append(compose_predictor_corrector(self.settings.n_steps))
         loss = _CoefficientLoss(task, states, self.settings.n_steps)
         with torch.no_grad():
             # In batches, because a step holds the stages of all steps before it.

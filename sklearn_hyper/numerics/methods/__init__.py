@@ -2,7 +2,7 @@
 
 from .adams_bashforth import AdamsBashforth, adams_bashforth_weights
 from .method import Field, Method, Step, StepKind, StepPlan
-from .nonstationary import NONSTATIONARY, Nonstationary, compose_tableaus
+from .nonstationary import NONSTATIONARY, Nonstationary, compose_predictor_corrector, compose_tableaus
 from .resolve import CANONICAL, DEFAULT, resolve_base_solver
 from .runge_kutta import RungeKutta, leading_error
 
@@ -19,6 +19,7 @@ __all__ = [
     "StepKind",
     "StepPlan",
     "adams_bashforth_weights",
+    "compose_predictor_corrector",
     "compose_tableaus",
     "leading_error",
     "resolve_base_solver",

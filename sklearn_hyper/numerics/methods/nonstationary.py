@@ -169,3 +169,47 @@ def compose_tableaus(tableaus: Sequence[ButcherTableau]) -> Nonstationary:
             rows.append([*[0.0] * start, *step[: i + 1]])
             shares.append((start + nodes[i] * tableau.n_stages) / n)
     return Nonstationary(rows, [*shares, 1.0])
+
+
+def compose_predictor_corrector(n_evaluations: int) -> Nonstationary:
+    r"""Write steps of the predictor-corrector method "abm2_pec" as a nonstationary method.
+
+    Each evaluation is at a predicted state, and corrects the state that the next prediction starts from:
+
+    .. math::
+
+        \hat z_{k+1} = z_k + h \big(\tfrac32 r_k - \tfrac12 r_{k-1}\big), \qquad
+        z_{k+1} = z_k + \tfrac h2 (r_k + r_{k+1}), \qquad r_k = f(s_k, \hat z_k)
+
+    Parameters
+    ----------
+    n_evaluations : int, at least 2
+        Number of evaluations, one more than steps. The last one would be at the end of the span. It is moved to 0.9 of
+        the last step, with the weights that are exact for lines there.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.numerics.methods import compose_predictor_corrector
+    >>> [round(share, 3) for share in compose_predictor_corrector(3).shares]  # two steps
+    [0.0, 0.5, 0.95, 1.0]
+    """
+    n_steps = n_evaluations - 1
+    h = 1 / n_steps
+    corrected = [0.0] * n_evaluations
+    states = [list(corrected)]
+    for k in range(n_steps):
+        share = _LAST_STAGE if k == n_steps - 1 else 1.0
+        predicted = list(corrected)
+        predicted[k] += h * share * (1 + share / 2 if k else 1.0)
+        if k:
+            predicted[k - 1] -= h * share**2 / 2
+        states.append(predicted)
+        corrected[k] += h * (1 - 1 / (2 * share))
+        corrected[k + 1] += h / (2 * share)
+    states.append(corrected)
+    shares = [*(k * h for k in range(n_steps)), 1 - h * (1 - _LAST_STAGE), 1.0]
+    rows = [
+        [(after - before) / (end - start) for before, after in zip(*pair, strict=True)][: k + 1]
+        for k, (pair, (start, end)) in enumerate(zip(pairwise(states), pairwise(shares), strict=True))
+    ]
+    return Nonstationary(rows, shares)
