@@ -6,9 +6,10 @@ import torch
 from interruptions import interrupted
 from small_tasks import fit_settings, turn_task
 
-from sklearn_hyper import NeuralODE
+from sklearn_hyper import NeuralODE, WeightCorrection
 from sklearn_hyper.hypersolvers import Task
 from sklearn_hyper.numerics import Nonstationary, hypersolve
+from sklearn_hyper.numerics.methods import compose_predictor_corrector
 from sklearn_hyper.training import coefficients
 from sklearn_hyper.training.coefficients import LearnedCoefficients, TrainableCoefficients, classical_starts
 from sklearn_hyper.training.errors import BaseSolverOverflowError
@@ -43,6 +44,18 @@ def test_starts_are_the_classical_methods(n_steps):
             hypersolve(f, z0, (0.0, 1.0), n_steps // 2, "midpoint"),
         )
         torch.testing.assert_close(own, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n_steps", "correction", "offered"), [
+    (6, WeightCorrection(), True), (8, WeightCorrection(), True), (5, WeightCorrection(), False), (8, "auto", False),
+])  # fmt: skip
+def test_predictor_corrector_steps_are_a_start_under_changed_weights(n_steps, correction, offered, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        coefficients, "compose_predictor_corrector", lambda n: asked.append(n) or compose_predictor_corrector(n)
+    )
+    LearnedCoefficients(fit_settings(n_steps=n_steps, correction=correction, max_epochs=1)).fit(turn_task())
+    assert asked == [n_steps] * offered
 
 
 # ---------------------------------------------------------------------- what it trains

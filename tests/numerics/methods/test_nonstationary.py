@@ -1,5 +1,7 @@
 """A nonstationary solver is what its coefficients say, on its own mesh, for its own K."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from problems import FORCED, LOGISTIC, largest, log_slope, named
 
 from sklearn_hyper.numerics import CountedField, Nonstationary, compute_residuals, hypersolve, hypersolve_trajectory
 from sklearn_hyper.numerics import resolve_base_solver as resolve
-from sklearn_hyper.numerics.methods import compose_tableaus
+from sklearn_hyper.numerics.methods import compose_predictor_corrector, compose_tableaus
 from sklearn_hyper.numerics.tableaus import TABLEAUS
 
 ODD = Nonstationary([(1.0,), (-0.3, 1.3), (0.2, -0.4, 1.2)], (0.0, 0.2, 0.7, 1.0))
@@ -168,3 +170,32 @@ def test_it_has_a_mesh_of_its_own_and_a_kind_for_its_first_step():
 def test_wrong_tables_are_refused(weights, shares, message):
     with pytest.raises(ValueError, match=message):
         Nonstationary(weights, shares)
+
+
+@each_problem
+def test_predictor_corrector_steps_visit_the_predicted_states(problem):
+    """Up to its last evaluation, the method is PEC written out: predict by ab2, correct by the trapezoid."""
+    n, (start, end) = 5, problem.t_span
+    h = (end - start) / (n - 1)
+    z, past = problem.z0, None
+    here = problem.f(torch.tensor(start), z)
+    predicted = [z]
+    for k in range(n - 2):
+        ahead = here if past is None else 1.5 * here - 0.5 * past
+        predicted.append(z + h * ahead)
+        new = problem.f(torch.tensor(start + (k + 1) * h), predicted[-1])
+        z, past, here = z + h / 2 * (here + new), here, new
+    own = hypersolve_trajectory(problem.f, problem.z0, problem.t_span, n, compose_predictor_corrector(n))
+    assert largest(own[: n - 1] - torch.stack(predicted)) < 1e-12
+
+
+@each_problem
+def test_predictor_corrector_steps_have_order_two(problem):
+    numbers = [9, 17, 33, 65]
+    exact = problem.states(list(problem.t_span))[-1]
+    errors = [
+        largest(hypersolve(problem.f, problem.z0, problem.t_span, n, compose_predictor_corrector(n)) - exact)
+        for n in numbers
+    ]
+    ratios = [before / after for before, after in pairwise(errors)]
+    assert min(ratios) > 3
