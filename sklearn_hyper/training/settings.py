@@ -18,7 +18,7 @@ from .soap import Soap
 _FINETUNE_SHARE, FINETUNE_LR = 0.6, 0.5
 """Share of the epochs that fine-tuning takes, and its learning rate as a share of ``lr``."""
 
-_OPTIMIZERS = {"adam": torch.optim.Adam, "soap": Soap}
+OPTIMIZERS = {"adam": torch.optim.Adam, "soap": Soap}
 
 
 class Phase(NamedTuple):
@@ -87,7 +87,7 @@ class FitSettings(SolveSettings):
     def with_optimizer_of(self, spec: CorrectionSpec, z: Tensor) -> FitSettings:
         """Return these settings with the optimizer that "auto" stands for, for states like ``z``."""
         return (
-            replace(self, optimizer=_OPTIMIZERS[spec.optimizer_for(z, self.n_steps)])
+            replace(self, optimizer=OPTIMIZERS[spec.optimizer_for(z, self.n_steps)])
             if self.optimizer == "auto"
             else self
         )
