@@ -36,6 +36,7 @@ CLASSES: dict[str, type] = {
     )
 }  # fmt: skip
 """Classes of values that a file may name."""
+_HINTS = {kind: get_type_hints(kind) for kind in CLASSES.values()}
 TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
@@ -214,7 +215,7 @@ class Reader:
         return self._build(CLASSES[described["class"]], described["fields"])
 
     def _build(self, kind: type, described: Mapping[str, Any]) -> Any:
-        hints = get_type_hints(kind)
+        hints = _HINTS[kind]
         expected = {one.name for one in fields(kind) if one.init}
         if expected != set(described):
             raise ModelFileError(f"its description of a {kind.__name__} has the fields {sorted(described)!r:.200}")
