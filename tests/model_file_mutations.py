@@ -1,5 +1,6 @@
 """Damage to model files: of bytes, and of descriptions that are signed again, as somebody with bad intentions would."""
 
+import copy
 import json
 import math
 import random
@@ -7,7 +8,7 @@ import random
 import safetensors.torch
 import torch
 
-from sklearn_hyper.modules.model_file import _checksum
+from sklearn_hyper.modules.model_file import checksum
 
 
 # ---------------------------------------------------------------------- bytes
@@ -73,7 +74,7 @@ def change_header(content, rng):
     elif kind == 5:
         one["shape"], other["shape"] = other["shape"], one["shape"]
     else:
-        header["__metadata__"] = rng.choice([None, [], {}, {"format": "sklearn_hyper"}, {"description": "["}])
+        header["__metadata__"] = rng.choice([None, [], {}, {"sklearn_hyper": 3}, {"sklearn_hyper": "["}])
     return pack_header(header, content[8 + size :])
 
 
@@ -110,13 +111,13 @@ def change_description(model, rng):
         other, other_key = rng.choice(places)
         kind = rng.randrange(6)
         if kind <= 1:
-            holder[key] = rng.choice(WRONG)
+            holder[key] = copy.deepcopy(rng.choice(WRONG))
         elif kind == 2:
             value = holder[key]
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 holder[key] = rng.choice([value + 1, -value, value * 10**6, float(value), str(value), 2**40])
             else:
-                holder[key] = rng.choice(WRONG)
+                holder[key] = copy.deepcopy(rng.choice(WRONG))
         elif kind == 3:
             holder[key], other[other_key] = (
                 json.loads(json.dumps(other[other_key])),
@@ -148,21 +149,23 @@ def change_tensors(tensors, rng):
 
 
 def sign(description, tensors):
-    text = description if isinstance(description, str) else json.dumps(description)
-    metadata = {"format": "sklearn_hyper", "description": text, "sha256": _checksum(text, tensors)}
-    return safetensors.torch.save(tensors, metadata=metadata)
+    """Write what somebody has made of a file, with a checksum that fits."""
+    if not isinstance(description, str):
+        description = json.dumps(description | {"sha256": checksum(description, tensors)})
+    return safetensors.torch.save(tensors, metadata={"sklearn_hyper": description})
 
 
 def change_and_sign(content, rng):
     size = int.from_bytes(content[:8], "little")
-    text = json.loads(content[8 : 8 + size])["__metadata__"]["description"]
+    text = json.loads(content[8 : 8 + size])["__metadata__"]["sklearn_hyper"]
     tensors = safetensors.torch.load(content)
     description = json.loads(text)
+    del description["sha256"]
     kind = rng.randrange(10)
     if kind == 0:
         return sign(rng.choice(["[" * 100_000, "", "{}", "[]", "3", '{"format_version": 2}', text[:-1]]), tensors)
     if kind == 1:
-        description[rng.choice(sorted(description))] = rng.choice(WRONG)
+        description[rng.choice(sorted(description))] = copy.deepcopy(rng.choice(WRONG))
     elif kind <= 3:
         tensors = change_tensors(tensors, rng)
     else:

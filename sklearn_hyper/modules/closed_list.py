@@ -7,6 +7,7 @@ can be named, and nothing is imported.
 from __future__ import annotations
 
 import types
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -48,6 +49,8 @@ TYPES: dict[str, type] = {
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64)}
 TEMPLATES = ("vector_field", "input_map", "output_map", "correction", "base_solver", "base_distribution")
 """What a user supplies again when a file is loaded, by the name of the argument."""
+_MOST_TEMPLATES = 16
+"""Copies of a template that a file may ask for. A density takes six of its field."""
 
 
 @dataclass
@@ -155,7 +158,7 @@ class Reader:
     ) -> None:
         self._tensors, self._types = tensors, {**TYPES, **(types or {})}
         self._templates = {name: value for name, value in templates.items() if value is not None}
-        self._used: set[str] = set()
+        self._used: Counter[str] = Counter()
 
     def take(self, name: Any) -> torch.Tensor:
         """Return a copy of a tensor of the file."""
@@ -175,12 +178,14 @@ class Reader:
                 f"it holds a {name} that is not of this library{kind}: pass load(path, {name}=...), built by the same "
                 "code as the saved one. Its weights come from the file"
             )
-        self._used.add(name)
+        self._used[name] += 1
+        if self._used[name] > _MOST_TEMPLATES:
+            raise ModelFileError(f"its description asks for more than {_MOST_TEMPLATES} copies of {name}")
         return copy_user_code(self._templates[name], name)
 
     def unused(self) -> list[str]:
         """Return the names of templates that were supplied and asked for by nothing."""
-        return sorted(self._templates.keys() - self._used)
+        return sorted(self._templates.keys() - self._used.keys())
 
     def read(self, described: Any, hint: Any = Any, what: str = "a value") -> Any:
         """Return a value from its description.

@@ -106,10 +106,16 @@ def write_model(path: str | os.PathLike[str], model: Mapping[str, Any], tensors:
         If the file cannot be written. What was there stays.
     """
     target = check_target(path)
-    text = json.dumps({"format_version": FORMAT_VERSION, "library_version": __version__, "model": model})
-    metadata = {"format": FORMAT, "description": text, "sha256": _checksum(text, tensors)}
-    replace_file(target, safetensors.torch.save(dict(tensors), metadata=metadata))
+    replace_file(target, pack_model(model, tensors))
     return target
+
+
+def pack_model(model: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of a model file."""
+    described = {"format_version": FORMAT_VERSION, "library_version": __version__, "model": model}
+    text = json.dumps(described | {"sha256": checksum(described, tensors)})
+    # One key, because safetensors writes several in any order, and equal models should give equal files.
+    return bytes(safetensors.torch.save(dict(tensors), metadata={FORMAT: text}))
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, TensorReader]:
@@ -125,13 +131,9 @@ def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str, Tenso
     content = Path(path).read_bytes()
     with one_error(path):
         tensors = _read_tensors(content)
-        metadata = _read_metadata(content)
-        if metadata.get("format") != FORMAT:
-            raise ModelFileError("it is a safetensors file, but not one of sklearn_hyper")
-        text = metadata["description"]
-        if metadata["sha256"] != _checksum(text, tensors):
+        description = json.loads(_read_text(content))
+        if description.pop("sha256") != checksum(description, tensors):
             raise ModelFileError("its checksum does not fit its content: it was damaged or changed after save")
-        description = json.loads(text)
         if description["format_version"] != FORMAT_VERSION:
             raise ModelFileError(
                 f"it has format_version {description['format_version']!r:.100}, and sklearn_hyper {__version__} reads "
@@ -162,14 +164,17 @@ def _read_tensors(content: bytes) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def _read_metadata(content: bytes) -> dict[str, str]:
+def _read_text(content: bytes) -> str:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata = header.get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or FORMAT not in metadata:
+        raise ModelFileError("it is a safetensors file, but not one of sklearn_hyper")
+    return str(metadata[FORMAT])
 
 
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    total = hashlib.sha256(text.encode())
+def checksum(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a description and its tensors."""
+    total = hashlib.sha256(json.dumps(described).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"\n{name} {_SIZES[tensor.dtype]} {list(tensor.shape)}\n".encode())

@@ -146,7 +146,7 @@ def test_loading_unpickles_imports_and_evaluates_nothing(path, monkeypatch):
 def test_the_file_is_a_safetensors_file_with_a_description(path):
     make_classifier(correction=NET).fit(X).save(path)
     with safetensors.safe_open(path, framework="pt") as file:
-        description = json.loads(file.metadata()["description"])
+        description = json.loads(file.metadata()["sklearn_hyper"])
         assert description["format_version"] == 1
         assert description["model"]["estimator"] == "HypersolverClassifier"
         state = description["model"]["models"]["fitted"]["neural_ode"]["state"]
