@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from ..modules.closed_list import Reader, Writer, describe_method, read_method
-from ..modules.described_corrections import describe_correction, read_correction
+from ..modules.corrections import ModuleCorrection
+from ..modules.described_corrections import count_bytes, describe_correction, folded_bytes, read_correction
 from ..modules.described_modules import describe_neural_ode, read_neural_ode
-from ..modules.model_file import MAX_STEPS, ModelFileError
+from ..modules.model_file import MAX_EVALUATIONS, MAX_FOLDED_BYTES, ModelFileError
+from ..modules.neural_ode import NeuralODE
+from ..numerics.methods import Method
+from ..numerics.times import check_n_steps
 from ..training.settings import OPTIMIZERS, FitSettings
 from .fitted import FittedHypersolver
 
@@ -24,6 +28,8 @@ _NOT_WRITTEN = ("memory", "callbacks")
 _ALIKE = 1e-3
 """Largest deviation of a loaded solver's states from the saved ones, as a share of the largest: another machine rounds
 otherwise, and another field computes something else."""
+_MOST_ROWS = 64
+"""Rows of a file that are solved to compare."""
 _PLAIN: dict[str, Any] = {
     "fitted_eps": tuple[float, float],
     "errors": dict[int, dict[str, float]],
@@ -47,11 +53,8 @@ def describe_fitted(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dic
     x : Tensor of shape (n, ...)
         Some rows, such as random ones. Their terminal states are written, and compared when the file is loaded.
     """
-    if fitted.n_steps > MAX_STEPS:
-        raise ModelFileError(
-            f"n_steps={fitted.n_steps} is more than a model file may ask for, {MAX_STEPS}; use pickle."
-        )
     correction = fitted.correction
+    _check_size(fitted.neural_ode, fitted.method, correction, int(fitted.n_steps))
     return {
         "neural_ode": describe_neural_ode(fitted.neural_ode, writer),
         "method": describe_method(fitted.method, writer),
@@ -67,9 +70,7 @@ def describe_fitted(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dic
 
 def read_fitted(described: Mapping[str, Any], reader: Reader) -> FittedHypersolver:
     """Return a fitted hypersolver from its description, on the CPU. The net that trained it is not in the file."""
-    n_steps = reader.read(described["n_steps"], int, "n_steps")
-    if not 1 <= n_steps <= MAX_STEPS:
-        raise ModelFileError(f"its description has n_steps={n_steps!r:.100}; from 1 to {MAX_STEPS} are read")
+    n_steps = check_n_steps(reader.read(described["n_steps"], int, "n_steps"))
     method, base_method = (read_method(described[name], reader) for name in ("method", "base_method"))
     if method is None:
         raise ModelFileError("its description names no method")
@@ -77,13 +78,26 @@ def read_fitted(described: Mapping[str, Any], reader: Reader) -> FittedHypersolv
     if correction is not None:
         correction.requires_grad_(reader.read(described["trains"], bool, "trains")).eval()
     plain = {name: reader.read(described["plain"][name], hint, name) for name, hint in _PLAIN.items()}
+    neural_ode = read_neural_ode(described["neural_ode"], reader)
+    _check_size(neural_ode, method, correction, n_steps)
     fitted = FittedHypersolver(
-        neural_ode=read_neural_ode(described["neural_ode"], reader), method=method, base_method=base_method,
+        neural_ode=neural_ode, method=method, base_method=base_method,
         correction=correction, n_steps=n_steps, settings=read_settings(described["settings"], reader), net=None,
         **plain,
     )  # fmt: skip
     _check_probe(fitted, described["probe"], reader)
     return fitted
+
+
+def _check_size(neural_ode: NeuralODE, method: Method, correction: ModuleCorrection | None, n_steps: int) -> None:
+    """Refuse a solver that takes more memory, once folded, than a file may ask for."""
+    evaluations = method.count_evaluations(n_steps)
+    n_bytes = evaluations * folded_bytes(correction, count_bytes(neural_ode))
+    if evaluations > MAX_EVALUATIONS or n_bytes > MAX_FOLDED_BYTES:
+        raise ModelFileError(
+            f"n_steps={n_steps} makes {evaluations} evaluations of {n_bytes / 2**20:.0f} MiB in all, and a model file "
+            f"may ask for {MAX_EVALUATIONS} of {MAX_FOLDED_BYTES / 2**20:.0f} MiB; use pickle"
+        )
 
 
 # ---------------------------------------------------------------------- settings
@@ -138,6 +152,8 @@ def _check_probe(fitted: FittedHypersolver, described: Any, reader: Reader) -> N
     if described is None:
         return
     x, expected = reader.take(described["x"]), reader.take(described["ends"])
+    if len(x) > _MOST_ROWS:
+        raise ModelFileError(f"it asks to solve from {len(x)} rows, and {_MOST_ROWS} are enough to compare")
     with torch.no_grad():
         ends = fitted.module.terminal_state(x)
     alike = ends.shape == expected.shape and ends.dtype == expected.dtype

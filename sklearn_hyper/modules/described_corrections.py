@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from .corrections.layers import CorrectionLayout
 from .corrections.nets import ConvCorrectionNet, GatedNet, MLPCorrectionNet
 from .corrections.reach import ReachNet
 from .corrections.scales import ErrorRanges
+from .corrections.specs import MATRIX_GATE
 from .corrections.weights import FieldWeights, WeightsAndTerm
 from .described_modules import describe_state, read_state
 from .model_file import ModelFileError
@@ -131,8 +133,10 @@ def _read_net(described: Mapping[str, Any], reader: Reader) -> CorrectionNet:
         return as_net(_read_own(described, reader))
     kind, layout = _NETS[described["class"]], reader.read(described["layout"], CorrectionLayout, "a net's layout")
     values = reader.take(described["state"]["weights.values"])
-    if layout.depth > values.numel():
-        raise ModelFileError(f"its description of a net has {layout.depth} layers for {values.numel()} weights")
+    if layout.depth > values.numel() or not _is_usual(layout, kind):
+        raise ModelFileError(
+            f"its description of a net has unusual sizes for {values.numel()} weights: {layout!r:.300}"
+        )
     extra = {"kernel_size": reader.read(described["kernel_size"], int)} if kind is ConvCorrectionNet else {}
     with torch.device("meta"):
         net = kind.build(layout, **extra)  # type: ignore[attr-defined]
@@ -143,6 +147,31 @@ def _read_net(described: Mapping[str, Any], reader: Reader) -> CorrectionNet:
             raise ModelFileError(f"its description of a net's {name} is wrong: {scales[name]!r:.100}")
         setattr(net.scales, name, scales[name])
     return net
+
+
+def _is_usual(layout: CorrectionLayout, kind: type[GatedNet]) -> bool:
+    """Return whether sizes fit each other as a spec makes them. Folding makes tensors of these sizes."""
+    if layout.has_matrix_gate and (layout.n_state > MATRIX_GATE or layout.n_gate != layout.n_state**2):
+        return False
+    if not layout.has_matrix_gate and layout.n_gate not in (0, 1):
+        return False
+    if kind is MLPCorrectionNet:
+        return math.prod(layout.state_shape) == layout.n_state
+    return len(layout.state_shape) == 3 and layout.state_shape[0] == layout.n_state and not layout.has_matrix_gate
+
+
+def folded_bytes(correction: ModuleCorrection | None, field_bytes: int) -> int:
+    """Return about how many bytes an evaluation takes in a folded solver, of a field of ``field_bytes``."""
+    if isinstance(correction, WeightsAndTerm):
+        return folded_bytes(correction.weights, field_bytes) + folded_bytes(correction.beside, field_bytes)
+    if isinstance(correction, FieldWeights):
+        return field_bytes
+    return 0 if correction is None else count_bytes(correction)
+
+
+def count_bytes(module: nn.Module) -> int:
+    """Return the bytes of all tensors of a module."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 # ---------------------------------------------------------------------- changes of the field's weights

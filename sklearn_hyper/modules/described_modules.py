@@ -33,10 +33,20 @@ class _Listed(NamedTuple):
     """By default the class itself."""
     parts: tuple[str, ...] = ()
     """Attributes that hold further modules."""
+    is_plain: Callable[[Any], bool] = lambda module: True
+    """Whether it makes nothing that is much larger than its input and weights: a file must not ask for that."""
 
 
 def _attributes(*names: str) -> Callable[[Any], dict[str, Any]]:
     return lambda module: {name: getattr(module, name) for name in names}
+
+
+def _keeps_size(convolution: Any) -> bool:
+    """Return whether a convolution pads by no more than keeps the size of an image."""
+    padding, dilation, kernel = convolution.padding, convolution.dilation, convolution.kernel_size
+    if isinstance(padding, str):
+        return True
+    return all(2 * p <= d * (k - 1) + 1 for p, d, k in zip(padding, dilation, kernel, strict=True))
 
 
 def _empty(shape: Any) -> Tensor:
@@ -56,7 +66,11 @@ _LISTED: dict[str, _Listed] = {
         _Listed(
             nn.Linear, lambda m: _attributes("in_features", "out_features")(m) | {"bias": m.bias is not None}
         ),
-        _Listed(nn.Conv2d, lambda m: _attributes(*_CONVOLUTION)(m) | {"bias": m.bias is not None}),
+        _Listed(
+            nn.Conv2d,
+            lambda m: _attributes(*_CONVOLUTION)(m) | {"bias": m.bias is not None},
+            is_plain=_keeps_size,
+        ),
         _Listed(
             MLPVectorField,
             lambda m: {
@@ -84,7 +98,9 @@ _LISTED: dict[str, _Listed] = {
         ),
         _Listed(AugmentedInput, _attributes(), None, ("lift", "scaler")),
         _Listed(LogDensityField, _attributes("hutchinson", "penalties"), None, ("vector_field",)),
-        _Listed(AppendLogDensity, _attributes("n_features", "n_zeros"), None, ("scaler",)),
+        _Listed(
+            AppendLogDensity, _attributes("n_features", "n_zeros"), None, ("scaler",), lambda m: m.n_zeros in (1, 3)
+        ),
     )
 }  # fmt: skip
 _WRAPPERS = (Rescale, LogDensityField, AppendLogDensity)
@@ -99,7 +115,7 @@ def describe_module(module: Any, role: str, writer: Writer) -> dict[str, Any]:
         children = [describe_module(child, role, writer) for child in module]
         if all("template" not in child for child in children):
             return {"module": "Sequential", "children": children}
-    elif listed is not None and type(module) is listed.kind and not _is_hooked(module):
+    elif listed is not None and type(module) is listed.kind and not _is_hooked(module) and listed.is_plain(module):
         parts = {name: describe_module(getattr(module, name), role, writer) for name in listed.parts}
         if isinstance(module, _WRAPPERS) or all("template" not in part for part in parts.values()):
             values = writer.describe(listed.describe(module), role)
@@ -128,7 +144,10 @@ def read_module(described: Any, role: str, reader: Reader) -> Any:
     if "depth" in values and not (isinstance(values["depth"], int) and values["depth"] <= _MOST_LAYERS):
         raise ModelFileError(f"its description of {role} has a depth of {values['depth']!r:.100}")
     with torch.device("meta"):
-        return (listed.build or listed.kind)(**parts, **values)
+        module = (listed.build or listed.kind)(**parts, **values)
+    if not listed.is_plain(module):
+        raise ModelFileError(f"its description of {role} has a {name} of unusual sizes: {values!r:.200}")
+    return module
 
 
 def describe_state(module: nn.Module, what: str, writer: Writer) -> dict[str, str]:

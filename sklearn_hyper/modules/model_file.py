@@ -23,8 +23,8 @@ from .. import __version__
 from .onnx_export import check_target, replace_file
 
 FORMAT, FORMAT_VERSION = "sklearn_hyper", 1
-MAX_STEPS = 4096
-"""Largest number of steps in a file: a solver is folded step by step, and a file must not ask for a million copies."""
+MAX_EVALUATIONS, MAX_FOLDED_BYTES = 4096, 2**32
+"""Limits of a solver in a file. It is folded evaluation by evaluation, and a file must not ask for a million copies."""
 _MOST_COPIES = 8
 """Copies of a file's tensors that a model may take. A density holds its field four times."""
 _SIZES = {

@@ -254,7 +254,7 @@ class Subclass(HypersolverRegressor):
         (_with(random_state=np.random.RandomState(0)), r"random_state=RandomState.* cannot be described"),
         (lambda: Subclass(Swirl(), n_steps=2, max_epochs=2).fit(X), r"Subclass is a class of your own"),
         (lambda: make_regressor(base_solver="rk4", correction=NET).fit(X).without_correction().with_solver("euler", 5000),
-         r"n_steps=5000 is more than a model file may ask for, 4096"),
+         r"n_steps=5000 makes 5000 evaluations of 0 MiB in all, and a model file may ask for 4096"),
     ],
     ids=["callbacks", "random_state", "subclass", "steps"],
 )  # fmt: skip
