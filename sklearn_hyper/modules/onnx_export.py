@@ -245,7 +245,7 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"path={str(path)!r} could not be written ({error.strerror}); what was there is as it was. Make room, or "
+            f"path={str(path)!r} could not be written ({error.strerror or error}); what was there is as it was. Make room, or "
             "pass a path that can be written to",
         ) from error
     finally:
