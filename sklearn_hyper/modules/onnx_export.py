@@ -245,8 +245,8 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"path={str(path)!r} could not be written ({error.strerror or error}); what was there is as it was. Make room, or "
-            "pass a path that can be written to",
+            f"path={str(path)!r} could not be written ({error.strerror or error}); what was there is as it was. "
+            "Make room, or pass a path that can be written to",
         ) from error
     finally:
         draft.unlink(missing_ok=True)

@@ -213,8 +213,8 @@ def _open_cache(memory: Any) -> Any:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"memory={memory!r} is no folder that can be made or written to ({error.strerror or error}); pass another one, or "
-            "memory=None",
+            f"memory={memory!r} is no folder that can be made or written to ({error.strerror or error}); pass "
+            "another one, or memory=None",
         ) from error
 
 

@@ -160,6 +160,13 @@ def test_no_row_of_the_training_data_is_in_the_file(path):
     assert not [row for row in rows if row.tobytes() in content]
 
 
+def test_loading_moves_no_global_generator(path):
+    fit_saved("density, flow")[0].save(path)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    load(path)
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+
+
 # ---------------------------------------------------------------------- what users bring
 def test_weights_come_from_the_file_and_the_template_stays(path):
     field = Swirl()
