@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..hypersolvers.described import TYPES
+from ..hypersolvers.described import TYPES, check_jobs
 from ..modules.closed_list import TEMPLATES, Reader, Writer, is_of
 from ..modules.copies import PersistenceWarning
 from ..modules.described_modules import describe_module, describe_state, read_module, read_state
@@ -141,7 +141,10 @@ def _read_parameter(name: str, described: Any, reader: Reader) -> Any:
         if "template" not in described:
             read_state(module, described["state"], name, reader)
         return module
-    return reader.read(described, Any, name)
+    value = reader.read(described, Any, name)
+    if name == "n_jobs":
+        check_jobs(value)
+    return value
 
 
 # ---------------------------------------------------------------------- what X has to be

@@ -28,6 +28,7 @@ _NOT_WRITTEN = ("memory", "callbacks")
 _ALIKE = 1e-3
 """Largest deviation of a loaded solver's states from the saved ones, as a share of the largest: another machine rounds
 otherwise, and another field computes something else."""
+_MOST_JOBS = 1024
 _MOST_ROWS = 64
 """Rows of a file that are solved to compare."""
 _PLAIN: dict[str, Any] = {
@@ -123,11 +124,19 @@ def read_settings(described: Mapping[str, Any], reader: Reader) -> FitSettings:
     values = {name: reader.read(described[name], Any, name) for name in described}
     for name, hint in _SETTINGS.items():
         reader.read(described[name], hint, name)
+    check_jobs(values["n_jobs"])
     return FitSettings(**values | {"device": "cpu"})
+
+
+def check_jobs(n_jobs: int | None) -> None:
+    """Refuse more workers than any machine of a reader is likely to have: a file must not start thousands."""
+    if n_jobs is not None and abs(n_jobs) > _MOST_JOBS:
+        raise ModelFileError(f"its description has n_jobs={n_jobs!r:.100}; up to {_MOST_JOBS} are read")
 
 
 _SETTINGS: dict[str, Any] = {
     "rtol": float, "atol": float | None, "n_steps": int, "batch_size": int, "max_epochs": int, "lr": float,
+    "n_jobs": int | None,
 }  # fmt: skip
 """Settings that inference and a refit compute with, and their types."""
 

@@ -92,6 +92,10 @@ def _steps(model):
     _fitted(model)["n_steps"] = 10**9
 
 
+def _jobs(model):
+    model["params"]["n_jobs"] = 10**6
+
+
 def _depth(model):
     _fitted(model)["correction"]["net"]["layout"]["fields"]["depth"] = 10**9
 
@@ -146,7 +150,7 @@ _CONVOLUTION = {
 @pytest.mark.parametrize(
     "change",
     [
-        _steps, _depth, _width, _state_shape, _matrix_gate, _copies, _templates, _nesting,
+        _steps, _jobs, _depth, _width, _state_shape, _matrix_gate, _copies, _templates, _nesting,
         _part(_module("AppendLogDensity", {"n_features": 2, "n_zeros": 10**9}, scaler=_IDENTITY)),
         _part(_module("Conv2d", _CONVOLUTION)),
         _part(_module("Linear", {"in_features": 10**6, "out_features": 10**6, "bias": True})),

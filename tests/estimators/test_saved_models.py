@@ -18,6 +18,8 @@ import pytest
 import safetensors
 import torch
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import EarlyStopping
@@ -28,6 +30,7 @@ from torch import nn
 import sklearn_hyper.modules.model_file as model_file
 from sklearn_hyper import HypersolverRegressor, ModelFileError, NeuralODE, NeuralODERegressor, load
 from sklearn_hyper.estimators import PersistenceWarning, VersionMismatchWarning
+from sklearn_hyper.modules import ConvVectorField
 
 pytestmark = ROUGH_FITS
 
@@ -179,6 +182,48 @@ def test_weights_come_from_the_file_and_the_template_stays(path):
     torch.testing.assert_close(template.weight, Swirl().weight)
     loaded.neural_ode_.vector_field.weight.data.zero_()
     torch.testing.assert_close(template.weight, Swirl().weight)
+
+
+def test_a_field_of_this_library_may_be_passed_too(path):
+    estimator, rows = fit_saved("regressor, images")
+    estimator.save(path)
+    assert_same_answers(estimator, load(path, ConvVectorField(2, hidden=4)), rows)
+    with pytest.raises(ModelFileError, match=r"vector_field.time has shape \(5,\)"):
+        load(path, ConvVectorField(2, hidden=5))
+
+
+class Layered(nn.Module):
+    """A field with statistics, a buffer that no state dict has, a hidden module, and an old hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        self.norm = nn.BatchNorm1d(2)
+        self.hidden = [nn.Linear(2, 2)]
+        self.register_buffer("gain", torch.rand(1), persistent=False)
+
+    def forward(self, t, z):
+        return self.hidden[0](torch.tanh(self.gain * self.norm(self.layer(z))))
+
+
+def test_all_tensors_come_from_the_file_in_its_dtype(path):
+    torch.manual_seed(1)
+    field = Layered().double()
+    field.hidden[0].double()
+    field.norm.running_mean += 0.3
+    estimator = make_regressor(field, correction=NET).fit(X)
+    estimator.save(path)
+    torch.manual_seed(2)
+    assert_same_answers(estimator, load(path, Layered()), X)
+
+
+def test_searches_and_frozen_estimators_are_taken_apart(path):
+    search = GridSearchCV(NeuralODERegressor(max_epochs=1, random_state=0), {"lr": [1e-3, 1e-2]}, cv=2).fit(X, X[:, 0])
+    estimator = HypersolverRegressor(FrozenEstimator(search), n_steps=2, max_epochs=2, random_state=0, correction=NET)
+    estimator.fit(X).save(path)
+    loaded = load(path)
+    assert_same_answers(estimator, loaded, X)
+    np.testing.assert_array_equal(loaded.neural_ode.predict(X), search.predict(X))
 
 
 def test_a_whole_neural_ode_brings_its_maps_along(path):
