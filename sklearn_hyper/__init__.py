@@ -25,6 +25,8 @@ _EXPORTS = {
     "alpha_family": "numerics",
     "SolverReport": "metrics",
     "show_versions": "_versions",
+    "ModelFileError": "estimators",
+    "load": "estimators",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -16,6 +16,7 @@ PACKAGES = (
     "scipy",
     "joblib",
     "cloudpickle",
+    "safetensors",
     "matplotlib",
     "pandas",
 )

@@ -2,6 +2,7 @@
 
 from ..modules.copies import PersistenceWarning
 from ..modules.field_probes import GradientWarning
+from ..modules.model_file import ModelFileError
 from ..training.flow_fitting import StiffFlowWarning
 from ..training.nets import TrainingDivergedError
 from ._base import SolverAgreementWarning, UnsolvedRowsWarning, VersionMismatchWarning
@@ -10,6 +11,7 @@ from .hypersolver_classifier import HypersolverClassifier
 from .hypersolver_density import HypersolverDensity
 from .hypersolver_regressor import HypersolverRegressor
 from .neural_ode import NeuralODEClassifier, NeuralODERegressor
+from .saved_models import load
 
 __all__ = [
     "ContinuousNormalizingFlow",
@@ -17,6 +19,7 @@ __all__ = [
     "HypersolverClassifier",
     "HypersolverDensity",
     "HypersolverRegressor",
+    "ModelFileError",
     "NeuralODEClassifier",
     "NeuralODERegressor",
     "PersistenceWarning",
@@ -25,4 +28,5 @@ __all__ = [
     "TrainingDivergedError",
     "UnsolvedRowsWarning",
     "VersionMismatchWarning",
+    "load",
 ]

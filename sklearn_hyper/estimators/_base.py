@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..calibration import Calibration
 from ..hypersolvers.fitted import FittedHypersolver
+from ..modules.closed_list import Writer
 from ..modules.neural_ode import NeuralODE, VectorFieldError, call_part
 from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
 from ..numerics.adaptive_solve import StepLimitError
@@ -28,6 +31,7 @@ from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
+from ._saving import EstimatorReader, save_estimator
 
 _INFERENCE_FACTOR = 8
 """Inference keeps no graph, so that this many times ``batch_size`` rows fit in the memory of training."""
@@ -239,6 +243,49 @@ class TorchEstimator(BaseEstimator):
         return copied
 
     # ------------------------------------------------------------------ persistence
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the fitted estimator as numbers and a description, which ``sklearn_hyper.load`` reads.
+
+        Unlike a pickle, the file runs nothing when it is loaded. It is a safetensors file. Modules of your own are
+        supplied again when loading. The calibration, ``net_``, ``memory`` and metadata requests are not in the file.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write. An older file is replaced only when the new one is complete.
+
+        Returns
+        -------
+        Path
+            Where the file is.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ModelFileError
+            If something cannot be described: callbacks, a generator as ``random_state``, a skorch net as
+            ``neural_ode``, or an estimator of a class of your own.
+        ValueError
+            If the path's folder does not exist.
+        OSError
+            If the file cannot be written. What was there stays.
+
+        Warns
+        -----
+        PersistenceWarning
+            If there is a calibration, which is not part of the file.
+        """
+        return save_estimator(self, path)
+
+    def _describe_models(self, writer: Writer) -> dict[str, Any]:
+        """Describe the fitted models for a model file."""
+        raise NotImplementedError
+
+    def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
+        """Take the fitted models from a model file."""
+        raise NotImplementedError
+
     def __getstate__(self) -> dict[str, Any]:
         try:
             packed = pack(super().__getstate__())

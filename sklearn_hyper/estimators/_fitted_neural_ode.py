@@ -63,11 +63,11 @@ def resolve_flow(neural_ode: Any) -> FittedFlow:
     TypeError
         If it is none of the accepted forms. For a fitted estimator, the error says what to pass instead.
     """
-    innermost, steps = _unwrap(neural_ode)
+    innermost, steps = unwrap(neural_ode)
     resolved = _accept_flow(innermost)
     if resolved is None:
         raise refusal(
-            innermost, lambda part: _accept_flow(_unwrap(part)[0]) is not None, ContinuousNormalizingFlow, _FLOWS
+            innermost, lambda part: _accept_flow(unwrap(part)[0]) is not None, ContinuousNormalizingFlow, _FLOWS
         )
     if resolved.preprocess is not None:
         steps.append(resolved.preprocess)
@@ -98,11 +98,11 @@ def resolve_neural_ode(neural_ode: Any) -> FittedNeuralODE:
     TypeError
         If it is none of the accepted forms. For a fitted estimator, the error says what to pass instead.
     """
-    innermost, steps = _unwrap(neural_ode)
+    innermost, steps = unwrap(neural_ode)
     resolved = _accept_neural_ode(innermost)
     if resolved is None:
         raise refusal(
-            innermost, lambda part: _accept_neural_ode(_unwrap(part)[0]) is not None, _ESTIMATORS, _NEURAL_ODES
+            innermost, lambda part: _accept_neural_ode(unwrap(part)[0]) is not None, _ESTIMATORS, _NEURAL_ODES
         )
     return resolved._replace(preprocess=make_pipeline(*steps) if steps else None)
 
@@ -132,7 +132,7 @@ def _has_own_predict(estimator: Any) -> bool:
     )
 
 
-def _unwrap(neural_ode: Any) -> tuple[Any, list[Any]]:
+def unwrap(neural_ode: Any) -> tuple[Any, list[Any]]:
     """Return what FrozenEstimators, searches and Pipelines end in, and the steps before it."""
     steps = []
     while True:

@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -24,9 +24,11 @@ from .. import __version__
 from ..calibration import Calibration
 from ..calibration.measuring import OUTPUT, STATE, TRAJECTORY
 from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
+from ..hypersolvers.described import describe_fitted, read_fitted
 from ..hypersolvers.fitted import UNDEFINED
 from ..hypersolvers.prepare import prepare_neural_ode
 from ..metrics import mape_floor, mean_absolute_percentage_error
+from ..modules.closed_list import Writer
 from ..modules.copies import frozen_copy
 from ..modules.field_probes import PROBED_ROWS
 from ..modules.hypersolved_ode import HypersolvedODE
@@ -49,6 +51,8 @@ from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, STEPPING_CONSTRAINTS, fit_settings
 from ._inputs import prepare_X, take_X
+from ._saving import EstimatorReader
+from ._sources import describe_source, read_source
 
 _CHECKED_ROWS, _PARITY_ROWS = 32, 16
 _ROUGH = 1e-3
@@ -655,6 +659,23 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         """
         return self._require_product().to_module()
 
+    def _describe_models(self, writer: Writer) -> dict[str, Any]:
+        fitted = self._require_product()
+        return {
+            "fitted": describe_fitted(fitted, writer, self._drawn_rows()),
+            "source": describe_source(self.neural_ode, writer),
+        }
+
+    def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
+        self.fitted_ = read_fitted(described["fitted"], reader)
+        module = copy.deepcopy(self.fitted_.neural_ode)
+        self.neural_ode = read_source(described["source"], module, self.preprocess_, reader)
+        self._head = None  # of a skorch net, which a file does not hold
+
+    def _drawn_rows(self) -> Tensor:
+        rows = np.random.default_rng(0).normal(size=(_PARITY_ROWS, *self._input_shape))
+        return self._to_tensor(rows, self.dtype_, "cpu")
+
     def export_onnx(self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False) -> Path:
         """Write the fitted solver as an ONNX file, which runs without torch and without this package.
 
@@ -697,13 +718,10 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
                 f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would "
                 "take their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
             )
-        if X is None:
-            X = np.random.default_rng(0).normal(size=(_PARITY_ROWS, *self._input_shape))
-        else:
-            X = prepare_X(self, X)
+        x = self._drawn_rows() if X is None else self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
         outputs, metadata = self._onnx_outputs()
         return fitted.export_onnx(
-            path, self._to_tensor(X, self.dtype_, "cpu"), wrap=self._wrap_for_onnx, outputs=outputs,
+            path, x, wrap=self._wrap_for_onnx, outputs=outputs,
             metadata={"sklearn_hyper_version": __version__, **metadata},
         )  # fmt: skip
 

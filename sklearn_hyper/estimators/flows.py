@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -14,7 +15,9 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from ..modules.closed_list import Writer
 from ..modules.copies import check_saveable, trained_copies
+from ..modules.described_modules import describe_flow, read_flow
 from ..modules.field_probes import check_start, settle_parts
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
@@ -38,6 +41,7 @@ from ._base import (
     module_dtype,
     store_parameters,
 )
+from ._saving import EstimatorReader
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
 _EXACT_UP_TO = 16
@@ -396,6 +400,14 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
                 SolverAgreementWarning,
                 stacklevel=5,
             )
+
+    # ------------------------------------------------------------------ saving
+    def _describe_models(self, writer: Writer) -> dict[str, Any]:
+        return {"flow": describe_flow(self._require_fitted("flow_"), writer)}
+
+    def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
+        self.flow_ = read_flow(described["flow"], reader)
+        self.neural_ode_ = self.flow_.sampling().eval()
 
     # ------------------------------------------------------------------ inference
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:

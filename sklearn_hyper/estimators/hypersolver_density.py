@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -21,8 +21,11 @@ from ..calibration import Calibration
 from ..calibration.measuring import OUTPUT
 from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
 from ..hypersolvers.choose import auto_name, choose_correction
+from ..hypersolvers.described import describe_fitted, read_fitted
 from ..hypersolvers.prepare import prepare_neural_ode
+from ..modules.closed_list import Writer
 from ..modules.copies import frozen_copy
+from ..modules.described_modules import describe_flow, read_flow
 from ..modules.field_probes import PROBED_ROWS
 from ..modules.flow import Flow, LogDensity, check_base_distribution, check_divergence
 from ..modules.hypersolved_ode import FoldedODE
@@ -48,6 +51,8 @@ from ._fitted_neural_ode import FittedFlow, resolve_flow
 from ._hypersolver import warn_of_problems
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
 from ._inputs import prepare_X, take_over, take_X
+from ._saving import EstimatorReader
+from ._sources import describe_source, read_source
 from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
 
 _BASE_STATES, _EPOCH_STATES = 8000, 2000
@@ -349,6 +354,29 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         if previous is None or digest(previous.neural_ode) != digest(frozen_copy(self._density_ode())):
             return None
         return previous
+
+    # ------------------------------------------------------------------ saving
+    def _describe_models(self, writer: Writer) -> dict[str, Any]:
+        sampler = self._require_fitted("sampler_")
+        width, density = self.flow_.n_features, self.density_
+        rows = append_noise(np.random.default_rng(0).normal(size=(_PARITY_ROWS, width)), self._noise, self._noise_seed)
+        x = self._to_tensor(rows, self.dtype_, "cpu")
+        return {
+            "flow": describe_flow(self.flow_, writer),
+            "sampler": describe_fitted(sampler, writer, x[:, :width].contiguous()),
+            "density": None if density is None else describe_fitted(density, writer, x),
+            "source": describe_source(self.neural_ode, writer),
+            "is_flow": isinstance(self.neural_ode, Flow),
+        }
+
+    def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
+        self.flow_ = read_flow(described["flow"], reader).requires_grad_(False)
+        self.sampler_ = read_fitted(described["sampler"], reader)
+        density = described["density"]
+        self.density_ = None if density is None else read_fitted(density, reader)
+        flow = copy.deepcopy(self.flow_)
+        module = flow if described["is_flow"] else NeuralODE(flow.vector_field, t_span=flow.t_span)
+        self.neural_ode = read_source(described["source"], module, self.preprocess_, reader)
 
     # ------------------------------------------------------------------ inference
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -17,7 +17,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from torch import Tensor, nn
 
+from ..modules.closed_list import Writer
 from ..modules.copies import check_saveable, trained_copies
+from ..modules.described_modules import describe_neural_ode, read_neural_ode
 from ..modules.field_probes import check_start, settle_parts
 from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
 from ..modules.seeding import own_generator, seeded
@@ -43,6 +45,7 @@ from ._base import (
     softmax,
     store_parameters,
 )
+from ._saving import EstimatorReader
 
 _ADDED_CHANNELS, _ADDED_FEATURES = 7, 8
 _AGREEMENT = 0.005
@@ -243,6 +246,13 @@ class _NeuralODEEstimator(TorchEstimator):
                 SolverAgreementWarning,
                 stacklevel=4,
             )
+
+    # ------------------------------------------------------------------ saving
+    def _describe_models(self, writer: Writer) -> dict[str, Any]:
+        return {"neural_ode": describe_neural_ode(self._require_fitted("neural_ode_"), writer)}
+
+    def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
+        self.neural_ode_ = read_neural_ode(described["neural_ode"], reader, frozen=False)
 
     # ------------------------------------------------------------------ inference
     def _dopri5(self, x: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ class FittedHypersolver(DeviceFree):
         Errors by fitted K: see ``errors_`` and ``delta_`` of :class:`~sklearn_hyper.HypersolverRegressor`.
     history : list of dict
         One row for each epoch.
-    net : skorch net
-        The net that trained g.
+    net : skorch net or None
+        The net that trained g. None if it was read from a model file, which holds no optimizer.
     n_samples : int
         Number of rows that the fit has used.
     problems : tuple of str
@@ -106,7 +106,7 @@ class FittedHypersolver(DeviceFree):
     errors: dict[int, dict[str, float]] = field(repr=False)
     delta: dict[int, dict[str, float]] = field(repr=False)
     history: list[dict[str, Any]] = field(repr=False)
-    net: TrainingNet = field(repr=False)
+    net: TrainingNet | None = field(repr=False)
     n_samples: int
     problems: tuple[str, ...] = ()
     interrupted: bool = False
@@ -378,7 +378,8 @@ class FittedHypersolver(DeviceFree):
         for module in (moved.neural_ode, moved.correction, moved.module):
             if module is not None:
                 module.to(device)
-        move_net(moved.net, torch.device(device))
+        if moved.net is not None:
+            move_net(moved.net, torch.device(device))
         return replace(moved, settings=replace(moved.settings, device=str(device)))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -226,13 +227,26 @@ def _one_thread() -> Any:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside the target and rename it, so that no reader sees an incomplete file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write to a temporary file beside the target and rename it, so that no reader sees an incomplete file.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, the folder is read-only and the like. What was there stays.
+    """
+    # Threads have drafts of their own, too: two of them may write one file.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with draft.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"path={str(path)!r} could not be written ({error.strerror or error}); what was there is as it was. "
+            "Make room, or pass a path that can be written to",
+        ) from error
     finally:
         draft.unlink(missing_ok=True)

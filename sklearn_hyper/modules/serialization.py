@@ -98,12 +98,12 @@ class _NumpyPickler(cloudpickle.Pickler):
         if isinstance(obj, DeviceFree):
             # Not by __reduce_ex__, which packs each object separately: within one pickler, shared objects stay shared
             # and cycles end.
-            return _blank, (type(obj),), obj.__dict__, None, None, _set_attributes
+            return blank, (type(obj),), obj.__dict__, None, None, _set_attributes
         if isinstance(obj, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             return _reduce_scripted(obj)
         if isinstance(obj, nn.Module) and parametrize.is_parametrized(obj):
             cls = parametrize.type_before_parametrizations(obj)
-            return _blank, (cls,), obj.__dict__, None, None, _set_parametrized
+            return blank, (cls,), obj.__dict__, None, None, _set_parametrized
         uncompiled = find_uncompiled(obj)
         if uncompiled is not None:
             return _itself, (uncompiled,)
@@ -136,7 +136,8 @@ def _itself(obj: Any) -> Any:
     return obj
 
 
-def _blank(cls: Any) -> Any:
+def blank(cls: Any) -> Any:
+    """Return an instance without attributes."""
     return cls.__new__(cls)
 
 
@@ -148,7 +149,7 @@ def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
 def deepcopy_attributes(obj: Any, memo: dict[int, Any]) -> Any:
     """Implement ``__deepcopy__`` without pickling, which would lose devices and shared tensors."""
     _copy_uncopyable(obj, memo)
-    clone = _blank(type(obj))
+    clone = blank(type(obj))
     memo[id(obj)] = clone
     _set_attributes(clone, copy.deepcopy(obj.__dict__, memo))
     return clone

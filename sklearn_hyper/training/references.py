@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import joblib
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from joblib.memory import MemorizedFunc
 from sklearn.utils.validation import check_memory
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -136,7 +139,7 @@ def _solve_chunks(
     device: str,
     n_jobs: int | None,
     progress: bool,
-) -> tuple[np.ndarray, str]:
+) -> tuple[np.ndarray, str, str]:
     rows, given = torch.from_numpy(x), FieldInputs(condition=condition)
     with torch.no_grad():
         z0 = neural_ode.input_map(rows[:1].to(device))
@@ -159,7 +162,60 @@ def _solve_chunks(
         if n_solved == 0 and (n_seen >= FAILED_ROWS or n_seen == len(x)):
             # No row could be solved, so the field is at fault. Other chunks would take as long and fail too.
             raise ReferenceSolveError.of(failed, range(len(x)), len(x))
-    return states, failed
+    return states, failed, _seal(states)
+
+
+def _seal(states: np.ndarray) -> str:
+    """Return a checksum of solved states, which is cached beside them: a damaged entry may load as other numbers."""
+    return hashlib.blake2b(np.ascontiguousarray(states).view(np.uint8).data, digest_size=16).hexdigest()
+
+
+def _is_intact(entry: Any) -> bool:
+    return (
+        isinstance(entry, tuple)
+        and len(entry) == 3
+        and isinstance(entry[0], np.ndarray)
+        and isinstance(entry[1], str)
+        and entry[2] == _seal(entry[0])
+    )
+
+
+def _solve_or_load(solve: Any, arguments: tuple[Any, ...], memory: Any) -> tuple[np.ndarray, str]:
+    """Return the states and what failed, from the cache if they are there as they were written."""
+    try:
+        entry = solve(*arguments)
+    except OSError as error:  # a full disk, say; one of the user's field is raised again below
+        entry = _solve_chunks(*arguments)
+        warnings.warn(
+            f"memory={memory!r} cannot be written to ({error}), and this reference is solved without it.",
+            UserWarning,
+            stacklevel=2,
+        )
+    if not _is_intact(entry):
+        warnings.warn(
+            f"memory={memory!r} holds a damaged reference solve, which is solved again. If this happens often, check "
+            "the disk.",
+            UserWarning,
+            stacklevel=2,
+        )
+        if isinstance(solve, MemorizedFunc):
+            solve.call_and_shelve(*arguments).clear()  # shelving loads nothing, so that damage does not matter here
+            entry = solve(*arguments)
+        else:  # a cache of another make, whose entries cannot be cleared one by one
+            entry = _solve_chunks(*arguments)
+    return entry[0], entry[1]
+
+
+def _open_cache(memory: Any) -> Any:
+    """Return the cache, or say what is wrong with its folder, before any solve."""
+    try:
+        return check_memory(memory)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"memory={memory!r} is no folder that can be made or written to ({error.strerror or error}); pass "
+            "another one, or memory=None",
+        ) from error
 
 
 def lost_rows(states: np.ndarray | Tensor) -> list[int]:
@@ -200,21 +256,29 @@ def solve_references(
     ------
     ReferenceSolveError
         If some rows cannot be solved. Its ``rows`` are all of them.
+    OSError
+        If the cache's folder can be neither made nor written to.
+
+    Warns
+    -----
+    UserWarning
+        If a cached solve is damaged, and solved again. If the cache cannot be written to.
     """
     if rtol is None:
         rtol, atol = settings.rtol, settings.atol
     if double:
         task = Task(copy.deepcopy(task.neural_ode).double(), task.x, task.condition).to(dtype=torch.float64)
-    cache = check_memory(settings.memory)
+    cache = _open_cache(settings.memory)
     solve = cache.cache(_solve_chunks, ignore=["neural_ode", "condition", "device", "n_jobs", "progress"])
     rows = np.ascontiguousarray(task.x.detach().cpu().numpy())
     key = "" if getattr(cache, "location", "") is None else _key(task)
     mesh = tuple(float(time) for time in times)
     absolute = None if atol is None else float(atol)
-    states, failed = solve(
+    arguments = (
         key, task.neural_ode, rows, task.condition, mesh, float(rtol), absolute,
         str(settings.device), settings.n_jobs, settings.verbose > 0,
     )  # fmt: skip
+    states, failed = _solve_or_load(solve, arguments, settings.memory)
     # What failed is cached with the states, so that a cached solve is refused as well.
     if failed and not keep_lost:
         raise ReferenceSolveError.of(failed, lost_rows(states), len(rows))

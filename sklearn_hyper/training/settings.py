@@ -20,7 +20,7 @@ _FINETUNE_SHARE, FINETUNE_LR = 0.6, 0.5
 _RANGE = 4
 """With adaptive steps, a correction is fitted at steps up to so many times shorter and longer than ``n_steps`` says."""
 
-_OPTIMIZERS = {"adam": torch.optim.Adam, "soap": Soap}
+OPTIMIZERS = {"adam": torch.optim.Adam, "soap": Soap}
 
 
 class Phase(NamedTuple):
@@ -106,7 +106,7 @@ class FitSettings(SolveSettings):
     def with_optimizer_of(self, spec: CorrectionSpec, z: Tensor) -> FitSettings:
         """Return these settings with the optimizer that "auto" stands for, for states like ``z``."""
         return (
-            replace(self, optimizer=_OPTIMIZERS[spec.optimizer_for(z, self.n_steps)])
+            replace(self, optimizer=OPTIMIZERS[spec.optimizer_for(z, self.n_steps)])
             if self.optimizer == "auto"
             else self
         )

@@ -12,6 +12,7 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 from small_flows import make_flow, two_blobs
 from small_hypersolvers import Swirl, make_classifier, make_regressor
+from small_saved import fit_saved
 from torch import nn
 from torch.distributions import Independent, Laplace
 
@@ -180,6 +181,7 @@ def run_public_methods(estimator, X, y, tmp_path, without=()):
         "to_module": (),
         "export_onnx": (tmp_path / "model.onnx",),
         "conformalize": (X + 1e-3,),
+        "save": (tmp_path / "model.safetensors",),
         "get_feature_names_out": (),
         "get_params": (),
         "set_params": (),
@@ -234,3 +236,14 @@ def test_no_public_method_moves_a_global_generator(X, y, make, seed, tmp_path):
     slow = {"export_onnx": isinstance(estimator, HypersolverRegressor), "solver_report": seed is None}
     without = [name for name, wanted in slow.items() if not wanted or (name == "export_onnx" and seed is None)]
     assert run_public_methods(estimator, X[:40], target[:40], tmp_path, without) == []
+
+
+@pytest.mark.parametrize("name", ["regressor, weights", "regressor, net", "classifier, estimator", "density, flow"])
+def test_predictions_in_many_threads_are_those_of_one(name):
+    estimator, rows = fit_saved(name)
+    parts = [rows[i % 7 :] for i in range(40)]
+    expected = [estimator.transform(part) for part in parts]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(estimator.transform, parts))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -14,7 +14,7 @@ from .building import CorrectionSpec, NetInputs, OwnModule, is_positive_integer
 from .layers import CorrectionLayout
 from .nets import ConvCorrectionNet, MLPCorrectionNet
 
-_MATRIX_GATE = 4
+MATRIX_GATE = 4
 """Largest dimension of states for which the gate is a matrix per stage. Above it, the gate is one number per stage."""
 _GATE_SHARE = 0.5
 """Smallest share of the width that a matrix gate has to leave, within the same budget of MACs."""
@@ -150,7 +150,7 @@ class MLPCorrection(_GatedSpec):
 
         n_gate, has_matrix_gate = int(self.gate), False
         hidden = width(n_gate)
-        if self.gate and n <= _MATRIX_GATE:
+        if self.gate and n <= MATRIX_GATE:
             # The last argument is the cost of the matrix gate in the folded net: spreading every stage, and adding up.
             narrower = width(n * n, n**3 * n_stages * (1 + n_stages))
             if narrower >= _GATE_SHARE * hidden:
