@@ -299,16 +299,21 @@ class Subclass(HypersolverRegressor):
     pass
 
 
+class OwnNeuralODE(NeuralODE):
+    pass
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: make_regressor(OwnNeuralODE(Swirl()), correction=NET).fit(X), r"OwnNeuralODE is a class of your own"),
         (_with(callbacks=[EarlyStopping(patience=99)]), r"callbacks=.* is code.*set_params\(callbacks=None\)"),
         (_with(random_state=np.random.RandomState(0)), r"random_state=RandomState.* cannot be described"),
         (lambda: Subclass(Swirl(), n_steps=2, max_epochs=2).fit(X), r"Subclass is a class of your own"),
         (lambda: make_regressor(base_solver="rk4", correction=NET).fit(X).without_correction().with_solver("euler", 5000),
          r"n_steps=5000 makes 5000 evaluations of 0 MiB in all, and a model file may ask for 4096"),
     ],
-    ids=["callbacks", "random_state", "subclass", "steps"],
+    ids=["Neural ODE", "callbacks", "random_state", "subclass", "steps"],
 )  # fmt: skip
 def test_what_cannot_be_described_is_refused_and_writes_nothing(make, message, path):
     with pytest.raises(ModelFileError, match=message):
