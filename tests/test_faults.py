@@ -46,7 +46,20 @@ def in_child(action, log):
             log.write_text(traceback.format_exc())
         finally:
             os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return wait(pid)
+
+
+def wait(pid, seconds=120):
+    """Return how a child has ended. One that hangs is killed, and fails the test."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise TimeoutError(f"a child did not end within {seconds} seconds")
 
 
 def kill(*args, **kwargs):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -53,7 +53,6 @@ _MOST_TEMPLATES = 16
 """Copies of a template that a file may ask for. A density takes six of its field."""
 
 
-@dataclass
 class Writer(TensorWriter):
     """Describes values in JSON, and collects their tensors.
 
@@ -63,10 +62,9 @@ class Writer(TensorWriter):
         Further classes that stand for themselves.
     """
 
-    types: Mapping[str, type] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, types: Mapping[str, type] | None = None) -> None:
         super().__init__()
+        self._types = {**TYPES, **(types or {})}
 
     def describe(self, value: Any, what: str, template: str | None = None) -> Any:
         """Return the description of a value.
@@ -105,9 +103,8 @@ class Writer(TensorWriter):
             return {"dtype": str(value).removeprefix("torch.")}
         if isinstance(value, torch.device):
             return str(value)
-        name = self._listed(value)
-        if name is not None:
-            return name
+        if isinstance(value, type) and self._types.get(value.__name__) is value:
+            return {"type": value.__name__}
         if is_dataclass(value) and type(value) is CLASSES.get(type(value).__name__):
             described = {
                 one.name: self.describe(getattr(value, one.name), f"{what}.{one.name}")
@@ -122,12 +119,6 @@ class Writer(TensorWriter):
             "of this library. Set it to one of those, or use pickle."
         )
 
-    def _listed(self, value: Any) -> dict[str, str] | None:
-        known = {**TYPES, **self.types}
-        if isinstance(value, type) and known.get(value.__name__) is value:
-            return {"type": value.__name__}
-        return None
-
     def _array(self, value: np.ndarray, what: str) -> dict[str, Any]:
         if value.dtype.kind in "OU":
             items = [self.describe(item, what) for item in value.ravel().tolist()]
@@ -135,9 +126,9 @@ class Writer(TensorWriter):
                 return {"array": items, "dtype": value.dtype.str if value.dtype.kind == "U" else "O"}
         elif value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
             # Through bytes, because torch lacks some of NumPy's dtypes.
-            flat = torch.from_numpy(np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8).copy())
-            dtype = value.dtype.newbyteorder("<").str
-            return {"array": self.add(flat, what), "dtype": dtype, "shape": list(value.shape)}
+            dtype = value.dtype.newbyteorder("<")
+            flat = torch.from_numpy(np.frombuffer(value.astype(dtype).tobytes(), np.uint8).copy())
+            return {"array": self.add(flat, what), "dtype": dtype.str, "shape": list(value.shape)}
         raise ModelFileError(f"{what} is an array of dtype {value.dtype}, which a model file cannot hold; use pickle.")
 
 

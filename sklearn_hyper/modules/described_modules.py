@@ -193,9 +193,18 @@ def _replace(module: nn.Module, path: str, value: Tensor) -> None:
         owner._buffers[name] = value
 
 
+def _refuse_subclass(module: nn.Module, kind: type[nn.Module]) -> None:
+    if type(module) is not kind:
+        raise ModelFileError(
+            f"{type(module).__name__} is a class of your own, which a model file cannot name: it takes a "
+            f"{kind.__name__} itself. Use pickle."
+        )
+
+
 # ---------------------------------------------------------------------- Neural ODEs
 def describe_neural_ode(ode: NeuralODE, writer: Writer) -> dict[str, Any]:
     """Describe a Neural ODE with its tensors."""
+    _refuse_subclass(ode, NeuralODE)
     plain = {name: getattr(ode, name) for name in ("t_span", "data_controlled", "state_size", "n_unitless")}
     return {
         "parts": {name: describe_module(part, name, writer) for name, part in ode.parts.items()},
@@ -220,6 +229,7 @@ def read_neural_ode(described: Mapping[str, Any], reader: Reader, *, frozen: boo
 # ---------------------------------------------------------------------- flows
 def describe_flow(flow: Flow, writer: Writer) -> dict[str, Any]:
     """Describe a flow with its tensors. A base distribution is supplied again when loading."""
+    _refuse_subclass(flow, Flow)
     plain = {name: getattr(flow, name) for name in ("n_features", "t_span", "data_size", "base_size")}
     scaler = None if flow.scaler is None else describe_module(flow.scaler, "scaler", writer)
     return {

@@ -28,7 +28,14 @@ from small_saved import NET, RECIPES, OwnEuler, OwnNet, X, answers, assert_same_
 from torch import nn
 
 import sklearn_hyper.modules.model_file as model_file
-from sklearn_hyper import HypersolverRegressor, ModelFileError, NeuralODE, NeuralODERegressor, load
+from sklearn_hyper import (
+    HypersolverClassifier,
+    HypersolverRegressor,
+    ModelFileError,
+    NeuralODE,
+    NeuralODERegressor,
+    load,
+)
 from sklearn_hyper.estimators import PersistenceWarning, VersionMismatchWarning
 from sklearn_hyper.modules import ConvVectorField
 
@@ -161,6 +168,30 @@ def test_no_row_of_the_training_data_is_in_the_file(path):
     make_regressor(correction=NET).fit(rows).save(path)
     content = path.read_bytes()
     assert not [row for row in rows if row.tobytes() in content]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["a", "bcd"]), np.array(["a", "b"], dtype=object), np.array([3, -1], dtype=">i2"), np.array([True, False]),
+        np.array([0.5, 2.0]), np.array([1, 2**63], dtype=np.uint64),
+    ],
+    ids=lambda labels: labels.dtype.str,
+)  # fmt: skip
+def test_labels_of_any_kind_come_back(labels, path):
+    estimator = HypersolverClassifier(Swirl(), classes=labels, n_steps=2, max_epochs=2, random_state=0, correction=NET)
+    estimator.fit(X).save(path)
+    loaded = load(path, Swirl())
+    np.testing.assert_array_equal(loaded.classes_, labels)
+    assert loaded.predict(X).dtype.kind == estimator.predict(X).dtype.kind
+    np.testing.assert_array_equal(loaded.predict(X), estimator.predict(X))
+
+
+@pytest.mark.parametrize("labels", [np.array(["2020", "2021"], dtype="datetime64[Y]"), np.array([b"a", b"b"])])
+def test_labels_that_no_file_holds_are_refused(labels, path):
+    estimator = HypersolverClassifier(Swirl(), classes=labels, n_steps=2, max_epochs=2, random_state=0, correction=NET)
+    with pytest.raises(ModelFileError, match=r"classes_ is an array of dtype .*, which a model file cannot hold"):
+        estimator.fit(X).save(path)
 
 
 def test_loading_moves_no_global_generator(path):
@@ -299,16 +330,21 @@ class Subclass(HypersolverRegressor):
     pass
 
 
+class OwnNeuralODE(NeuralODE):
+    pass
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: make_regressor(OwnNeuralODE(Swirl()), correction=NET).fit(X), r"OwnNeuralODE is a class of your own"),
         (_with(callbacks=[EarlyStopping(patience=99)]), r"callbacks=.* is code.*set_params\(callbacks=None\)"),
         (_with(random_state=np.random.RandomState(0)), r"random_state=RandomState.* cannot be described"),
         (lambda: Subclass(Swirl(), n_steps=2, max_epochs=2).fit(X), r"Subclass is a class of your own"),
         (lambda: make_regressor(base_solver="rk4", correction=NET).fit(X).without_correction().with_solver("euler", 5000),
          r"n_steps=5000 makes 5000 evaluations of 0 MiB in all, and a model file may ask for 4096"),
     ],
-    ids=["callbacks", "random_state", "subclass", "steps"],
+    ids=["Neural ODE", "callbacks", "random_state", "subclass", "steps"],
 )  # fmt: skip
 def test_what_cannot_be_described_is_refused_and_writes_nothing(make, message, path):
     with pytest.raises(ModelFileError, match=message):
