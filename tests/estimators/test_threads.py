@@ -210,6 +210,7 @@ def run_public_methods(estimator, X, y, tmp_path, without=()):
 
 
 @pytest.mark.filterwarnings("ignore:no epoch was better")
+@pytest.mark.filterwarnings("ignore:the calibration is not part of a model file")
 @pytest.mark.parametrize("seed", [0, None])
 @pytest.mark.parametrize(
     "make",
