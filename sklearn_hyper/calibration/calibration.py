@@ -128,7 +128,7 @@ class Calibration:
             rows = torch.from_numpy(np.flatnonzero(unusual))
             exact, cost = solve_exactly(fitted, x[rows].to(fitted.device))
             distance = ends_as(kind, exact, convert) - ends_as(kind, run.ends[rows], convert)
-            bound[unusual] = _SLACK * np.linalg.norm(distance, axis=1)
+            bound[unusual] = np.nan_to_num(_SLACK * np.linalg.norm(distance, axis=1), nan=np.inf)
             n_evaluations[unusual] += cost
         return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
 

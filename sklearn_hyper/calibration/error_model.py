@@ -8,8 +8,8 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from .describing import Rows
 
-_FLOOR = 1e-12
-"""Smallest error that is told apart from zero, as a share of the largest."""
+_FLOOR = 1e-3
+"""Smallest error that is told apart from zero, as a share of the mean: errors of zero and of rounding are alike."""
 _FOLDS = 5
 
 
@@ -25,7 +25,7 @@ class ErrorModel:
     """
 
     def __init__(self, described: Rows, errors: Rows):
-        self._floor = max(_FLOOR * float(errors.max()), np.finfo(float).tiny)
+        self._floor = max(_FLOOR * float(errors.mean()), np.finfo(float).tiny)
         trees = HistGradientBoostingRegressor(
             max_iter=80, learning_rate=0.08, max_leaf_nodes=12, min_samples_leaf=15, early_stopping=False,
             random_state=0,

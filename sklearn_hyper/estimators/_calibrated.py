@@ -18,6 +18,7 @@ from ..calibration.bounds import LEARNED, VERIFIED
 from ..hypersolvers import FittedHypersolver
 from ..numerics.row_errors import list_rows
 from ..training.references import computes_alike
+from ._base import UnsolvedRowsWarning
 
 _BY_CHANCE = 0.02
 """Share of unusual rows that needs no warning: of rows like the calibration's, one in two hundred counts as unusual."""
@@ -96,6 +97,7 @@ def answer(
             fitted, x, convert, kind, tolerance, wanted.alpha, route=wanted.route, how=wanted.bound
         )
         ends = solved.ends
+        _warn_of_unsolved(ends)
         info = Bunch(n_evaluations=solved.n_evaluations, solver=solved.solver, unusual=unusual)
     else:
         found = calibration.bound(fitted, x, convert, kind, wanted.coverage, wanted.bound)
@@ -141,6 +143,18 @@ def drop_calibration(estimator: Any) -> None:
     """Forget a calibration. It holds for the solver that it was made with, and for no other."""
     for name in ("calibration_", "density_calibration_"):
         vars(estimator).pop(name, None)
+
+
+def _warn_of_unsolved(ends: Tensor) -> None:
+    rows = ends.reshape(len(ends), -1).isnan().any(dim=1).nonzero()[:, 0].tolist()
+    if rows:
+        warnings.warn(
+            f"dopri5 cannot solve the Neural ODE from {len(rows)} of {len(ends)} rows of X ({list_rows(rows)}), which "
+            "nothing cheaper serves to the tolerance; their results are nan. The field is stiff or its solution grows "
+            "without bound from there: leave those rows out.",
+            UnsolvedRowsWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_of_unusual(unusual: NDArray[np.bool_], how: str) -> None:

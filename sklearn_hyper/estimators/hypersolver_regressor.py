@@ -335,11 +335,10 @@ class HypersolverRegressor(Hypersolver):
             If the calibration has too few rows for ``coverage`` or ``alpha``; the error says how many are needed.
         ValueError
             If a value is out of its range, or two contradict each other.
-        ReferenceSolveError
-            If rows go to dopri5, and it can solve none of them.
-
         Warns
         -----
+        UnsolvedRowsWarning
+            If rows go to dopri5 that it cannot solve. Their results are nan.
         UnusualRowsWarning
             If more than 2 % of rows are unlike those of the calibration, so that their bound is infinite.
 

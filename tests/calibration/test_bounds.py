@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from calibrated import draw, errors_of, make_generalist, riccati_end
 
+from sklearn_hyper import HypersolverRegressor
 from sklearn_hyper.calibration import CalibrationRowsError, UnusualRowsWarning
 
 X = draw(4000, 2)
@@ -92,3 +93,19 @@ def test_adaptive_steps_are_calibrated_too():
     assert states.shape == (500, 3, 2) and path_bound.shape == (500,)
     loose = adaptive.predict(inside, tol=1e-2, alpha=0.05)
     assert (errors_of(loose, inside) > 1e-2 * np.linalg.norm(riccati_end(inside), axis=1)).mean() <= 0.1
+
+
+@pytest.mark.filterwarnings("ignore:The reference's noise", "ignore:no epoch was better")
+def test_errors_of_rounding_have_bounds_of_rounding():
+    """A field of zeros is solved exactly, but for dopri5's own rounding in single precision."""
+    still = HypersolverRegressor(lambda t, z: 0 * z, base_solver="euler", n_steps=2, max_epochs=2, random_state=0)
+    still.fit(draw(60, 0).astype(np.float32))
+    _, bound = still.conformalize(draw(300, 1).astype(np.float32)).predict(
+        draw(200, 2).astype(np.float32), return_bound=True
+    )
+    assert np.median(bound) < 1e-4
+
+
+def test_a_verified_bound_of_a_row_that_dopri5_cannot_solve_is_infinite(general):
+    _, bound = general.predict(np.array([[-5.0, 1.0], [1.0, 1.0]]), return_bound=True, bound="verified")
+    assert np.isinf(bound[0]) and np.isfinite(bound[1])

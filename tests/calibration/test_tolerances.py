@@ -5,6 +5,7 @@ import pytest
 from calibrated import draw, errors_of, make_generalist, riccati_end
 
 from sklearn_hyper.calibration import CalibrationRowsError
+from sklearn_hyper.estimators import UnsolvedRowsWarning
 
 X = draw(3000, 2)
 SIZES = np.linalg.norm(riccati_end(X), axis=1)
@@ -102,3 +103,13 @@ def test_other_hypersolvers_become_levels():
     _, info = two.conformalize(draw(1000, 1), levels=[five]).predict(X, tol=tol, alpha=0.02, return_info=True)
     assert "hyper-euler K=5" in info.solver
     assert info.n_evaluations.mean() < alone.n_evaluations.mean()
+
+
+@by_policy
+def test_rows_that_not_even_dopri5_solves_are_nan_and_named(general, policy):
+    """z' = -z^2 leaves every bound from z = -5 on."""
+    rows = np.concatenate([draw(3, 6, 0.4, 1.3), [[-5.0, 1.0]]])
+    with pytest.warns(UnsolvedRowsWarning, match=r"1 of 4 rows of X \(row 3\)"):
+        z, info = general.predict(rows, tol=1e-1, alpha=0.02, return_info=True, **policy)
+    assert np.isnan(z[3]).any() and np.isfinite(z[:3]).all()
+    assert info.solver[3] == "dopri5"
