@@ -124,8 +124,8 @@ def describe_module(module: Any, role: str, writer: Writer) -> dict[str, Any]:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Return whether something else is run around its forward, as by an older ``weight_norm``."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Return whether something else is run around its forward, as by an older ``weight_norm``, or in its place."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def read_module(described: Any, role: str, reader: Reader) -> Any:
