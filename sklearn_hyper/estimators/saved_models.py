@@ -61,7 +61,8 @@ def load(
     base_distribution : torch.distributions.Distribution, optional
         The base distribution of a flow, if it had one.
     preprocess : Pipeline or transformer, optional
-        The fitted steps before the Neural ODE, if it was passed in a Pipeline: what was in ``preprocess_``.
+        The fitted steps before the Neural ODE, if it was passed in a Pipeline: what was in ``preprocess_``. They are
+        taken as they are: a file cannot tell whether they are the same.
 
     Returns
     -------
@@ -72,8 +73,9 @@ def load(
     Raises
     ------
     ModelFileError
-        If the file is none of ``save``, was damaged or changed, or needs code that was not passed. If what was passed
-        computes something else than what was saved.
+        If the file is none of ``save``, was damaged or changed, or needs code that was not passed. If a hypersolver
+        computes other states or outputs with what was passed. Neural ODEs and flows by themselves are checked for the
+        names and shapes of their tensors alone.
     OSError
         If there is no such file.
 

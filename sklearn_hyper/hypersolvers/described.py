@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -26,8 +26,8 @@ TYPES: dict[str, type] = {kind.__name__: kind for kind in OPTIMIZERS.values()}
 _NOT_WRITTEN = ("memory", "callbacks")
 """A cache is unpickled, so its place is not taken from a file; callbacks are code."""
 _ALIKE = 1e-3
-"""Largest deviation of a loaded solver's states from the saved ones, as a share of the largest: another machine rounds
-otherwise, and another field computes something else."""
+"""Largest deviation of a loaded solver's states or outputs from the saved ones, as a share of the largest: another
+machine rounds otherwise, and another field computes something else."""
 _MOST_JOBS = 1024
 _MOST_ROWS = 64
 """Rows of a file that are solved to compare."""
@@ -53,7 +53,7 @@ def describe_fitted(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dic
     fitted : FittedHypersolver
     writer : Writer
     x : Tensor of shape (n, ...)
-        Some rows, such as random ones. Their terminal states are written, and compared when the file is loaded.
+        Some rows, such as random ones. Their states and outputs are written, and compared when the file is loaded.
     """
     correction = fitted.correction
     _check_size(fitted.neural_ode, fitted.method, correction, int(fitted.n_steps))
@@ -143,36 +143,43 @@ _SETTINGS: dict[str, Any] = {
 
 
 # ---------------------------------------------------------------------- the probe
-def _terminal_states(fitted: FittedHypersolver, x: Tensor) -> Tensor | None:
-    """Return terminal states on the CPU; None if they are not finite, as they may be for rows unlike the data."""
+def _finite(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+    """Return floats on the CPU; None if they are not finite, as they may be for rows unlike the data."""
     try:
-        ends = fitted.solve(x.to(fitted.device)).cpu()
-    except Exception:  # a user's field may refuse such rows in any way
+        found = compute(x).cpu()
+    except Exception:  # a user's field or map may refuse such rows in any way
         return None
-    return ends if bool(torch.isfinite(ends).all()) else None
+    return found if found.is_floating_point() and bool(torch.isfinite(found).all()) else None
 
 
-def _describe_probe(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dict[str, str] | None:
-    ends = _terminal_states(fitted, x)
-    return None if ends is None else {"x": writer.add(x, "rows"), "ends": writer.add(ends, "states")}
+def _describe_probe(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dict[str, str]:
+    rows = x.to(fitted.device)
+    found = {"states": _finite(fitted.solve, rows), "outputs": _finite(fitted.predict, rows)}
+    return {"x": writer.add(x, "rows")} | {
+        what: writer.add(one, what) for what, one in found.items() if one is not None
+    }
 
 
 def _check_probe(fitted: FittedHypersolver, described: Any, reader: Reader) -> None:
-    """Refuse a solver that computes something else than the saved one, as with a field of other code."""
-    if described is None:
-        return
-    x, expected = reader.take(described["x"]), reader.take(described["ends"])
+    """Refuse a solver that computes something else than the saved one, as with a field or a map of other code."""
+    x = reader.take(described["x"])
     if len(x) > _MOST_ROWS:
         raise ModelFileError(f"it asks to solve from {len(x)} rows, and {_MOST_ROWS} are enough to compare")
-    with torch.no_grad():
-        ends = fitted.module.terminal_state(x)
-    alike = ends.shape == expected.shape and ends.dtype == expected.dtype
+    for what, compute in (("states", fitted.solve), ("outputs", fitted.predict)):
+        if what in described:
+            _check_alike(compute(x), reader.take(described[what]), what)
+
+
+def _check_alike(found: Tensor, expected: Tensor, what: str) -> None:
+    alike = found.shape == expected.shape and found.dtype == expected.dtype
     off = (
-        float((ends - expected).abs().max() / expected.abs().max().clamp(min=1e-30)) if alike and ends.numel() else 0.0
+        float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+        if alike and found.numel()
+        else 0.0
     )
     if not alike or not off <= _ALIKE:
         raise ModelFileError(
-            "with what was passed it computes other states than when it was saved"
+            f"with what was passed it computes other {what} than when it was saved"
             + (f" (they differ by {off:.2g} of their size)" if alike else "")
             + ": pass the same code, with the same settings"
         )

@@ -404,6 +404,58 @@ def test_templates_that_do_not_fit_are_refused(given, message, path):
         load(path, **given)
 
 
+class Times(nn.Module):
+    """A map that no tensor tells from another."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, z):
+        return self.factor * z
+
+
+def test_another_output_map_is_refused(path):
+    estimator = make_regressor(NeuralODE(Swirl(), output_map=Times(2.0)), correction=NET).fit(X)
+    estimator.save(path)
+    assert_same_answers(estimator, load(path, Swirl(), output_map=Times(2.0)), X)
+    with pytest.raises(ModelFileError, match=r"computes other outputs than when it was saved.*pass the same code"):
+        load(path, Swirl(), output_map=Times(5.0))
+
+
+class NearZero(nn.Module):
+    """A map that is undefined for rows unlike those of the fit."""
+
+    def forward(self, z):
+        return torch.log(0.5 - z)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_outputs_that_are_not_finite_are_not_compared(path):
+    estimator = make_regressor(NeuralODE(Swirl(), output_map=NearZero()), correction=NET).fit(0.1 * X)
+    drawn = np.random.default_rng(0).normal(size=(16, 2))
+    assert np.isnan(estimator.predict(drawn)).any()
+    estimator.save(path)
+    assert_same_answers(estimator, load(path, Swirl(), output_map=NearZero()), 0.1 * X)
+
+
+def _hook(layer):
+    layer.register_forward_hook(lambda module, args, out: 3 * out)
+
+
+def _other_forward(layer):
+    layer.forward = lambda z: 3 * z
+
+
+@pytest.mark.parametrize("change", [_hook, _other_forward])
+def test_a_layer_of_torch_that_was_changed_is_the_users(change, path):
+    layer = nn.Linear(2, 2).double()
+    change(layer)
+    make_regressor(NeuralODE(Swirl(), output_map=layer), correction=NET).fit(X).save(path)
+    with pytest.raises(ModelFileError, match=r"holds a output_map that is not of this library \(it was a Linear\)"):
+        load(path, Swirl())
+
+
 def test_another_method_than_the_saved_one_is_refused(path):
     class Other(OwnEuler):
         name = "other"
