@@ -335,6 +335,7 @@ class HypersolverRegressor(Hypersolver):
             If the calibration has too few rows for ``coverage`` or ``alpha``; the error says how many are needed.
         ValueError
             If a value is out of its range, or two contradict each other.
+
         Warns
         -----
         UnsolvedRowsWarning
