@@ -15,19 +15,17 @@ from ..hypersolvers import FittedHypersolver, SolveSettings
 from ..training.tasks import row_digests
 from .bounds import LEARNED, Bounds
 from .conformal import CalibrationRowsError
-from .describing import Rows, UsualRows
+from .describing import Rows, UsualRows, norms
 from .ladder import Answer, Ladder, Tolerance
-from .levels import as_rows, solve_exactly
-from .measuring import Convert, ends_as, measure
+from .levels import as_rows, in_chunks, solve_exactly
+from .measuring import Convert, distances, ends_as, measure
 
 _FEWEST = 40
 """Rows below which a calibration says nothing."""
 _KNOWN = 0.05
 """Share of calibration rows that may equal fitted ones, as values on a grid do by chance."""
-
-
-_SLACK = 1.05
-"""dopri5 itself is a tolerance away from the solution."""
+_SLACK = 4.0
+"""Two solves by dopri5, in batches of their own, differ by as many tolerances of the values' size."""
 
 
 class Bounded(NamedTuple):
@@ -53,7 +51,7 @@ class Calibration:
     """Bounds on the errors of one fitted solver, and ways to keep a tolerance.
 
     All rows calibrate the bounds, with models that did not see their row. One half chooses the ladder, the other half
-    certifies it.
+    certifies it: for one tolerance and one policy at a time, not for the best of several.
 
     Parameters
     ----------
@@ -89,11 +87,12 @@ class Calibration:
         others: Sequence[FittedHypersolver] = (),
         solving: SolveSettings | None = None,
     ):
-        _check_rows(fitted, x)
+        _check_rows([fitted, *others], x)
         self.n_rows = len(x)
-        measured = measure(fitted, x, convert, others, solving or fitted.settings)
+        self._solving = solving or fitted.settings
+        measured = measure(fitted, x, convert, others, self._solving)
         self.bounds = Bounds(measured, convert)
-        self.ladder = Ladder(measured, convert)
+        self.ladder = Ladder(measured, convert, self._solving)
         self._own = measured.levels[measured.own]
         self._usual = UsualRows(measured.runs[measured.own].starts)
 
@@ -102,7 +101,8 @@ class Calibration:
         moved = copy.copy(self)
         moved._own = self._own.to(device)
         moved.bounds, moved.ladder = copy.copy(self.bounds), copy.copy(self.ladder)
-        moved.bounds.verifier = self.bounds.verifier.to(device)
+        if self.bounds.verifier is not None:
+            moved.bounds.verifier = self.bounds.verifier.to(device)
         moved.ladder.levels = [level.to(device) for level in self.ladder.levels]
         return moved
 
@@ -112,31 +112,48 @@ class Calibration:
         """Solve the rows, and bound each row's error.
 
         A learned bound of an unusual row is infinite, because the model was never shown such a row. A verified one is
-        the distance to dopri5, since learned verifiers may be wrong there too.
+        the distance to dopri5, since learned verifiers may be wrong there too. The bound of a solve that overflows is
+        infinite.
         """
         own = self._own
         run = own.run(x)
         unusual = self._usual.are_unusual(run.starts)
         n_evaluations = np.full(len(x), own.n_evaluations)
         if how == LEARNED:
-            bound = np.where(unusual, np.inf, self.bounds.learned(kind, run, coverage))
+            bound = self.bounds.learned(kind, run, coverage)
+            overflows = ~run.ends.reshape(len(x), -1).isfinite().all(dim=1).numpy()
+            bound[unusual | overflows] = np.inf
             return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
+        bound, by_dopri5 = np.empty(len(x)), np.ones(len(x), dtype=bool)
         verifier = self.bounds.verifier
-        bound = self.bounds.verified(kind, run, verifier.solve(x), coverage, convert)
-        n_evaluations += verifier.n_evaluations
-        if unusual.any():
-            rows = torch.from_numpy(np.flatnonzero(unusual))
-            exact, cost = solve_exactly(fitted, x[rows].to(fitted.device))
-            distance = ends_as(kind, exact, convert) - ends_as(kind, run.ends[rows], convert)
-            bound[unusual] = np.nan_to_num(_SLACK * np.linalg.norm(distance, axis=1), nan=np.inf)
-            n_evaluations[unusual] += cost
+        if verifier is not None:
+            bound, by_dopri5 = self.bounds.verified(kind, run, verifier.solve(x), coverage, convert), unusual
+            n_evaluations += verifier.n_evaluations
+        if by_dopri5.any():
+            rows = torch.from_numpy(np.flatnonzero(by_dopri5))
+            exact, cost = solve_exactly(fitted, x[rows], self._solving)
+            true = ends_as(kind, exact, convert)
+            size = np.fmax(norms(true), self.ladder.typical_size(kind))
+            bound[by_dopri5] = (
+                distances(true, ends_as(kind, run.ends[rows], convert)) + _SLACK * self._solving.rtol * size
+            )
+            n_evaluations[by_dopri5] += cost
         return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
 
     def keep(
         self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, tolerance: Tolerance, alpha: float,
         *, route: bool, how: str,
     ) -> tuple[Answer, NDArray[np.bool_]]:  # fmt: skip
-        """Solve every row at the least cost that keeps a tolerance; return answers and which rows are unusual."""
+        """Solve every row at the least cost that keeps a tolerance; return answers and which rows are unusual.
+
+        Raises
+        ------
+        CalibrationRowsError
+            If there are too few rows to certify anything.
+        ValueError
+            If the tolerance is tighter than that of the references, which tell errors from nothing beyond it.
+        """
+        self._check_tolerance(kind, tolerance)
         unusual = self._usual.are_unusual(_initial_rows(fitted, x))
         ladder = self.ladder
         if how != LEARNED:
@@ -146,20 +163,30 @@ class Calibration:
         level = ladder.fixed_level(kind, tolerance, alpha)
         return ladder.solve_fixed(fitted, x, unusual, level), unusual
 
+    def _check_tolerance(self, kind: str, tolerance: Tolerance) -> None:
+        known = self._solving.rtol * self.ladder.typical_size(kind)
+        if tolerance.relative < self._solving.rtol and tolerance.absolute < known:
+            raise ValueError(
+                f"tol={tolerance.relative:g} is below rtol={self._solving.rtol:g}, the tolerance of the dopri5 solves "
+                f"that errors are measured against, and atol={tolerance.absolute:g} below what that is for values of "
+                f"median size ({known:.3g}). Ask for a looser one, or set_params(rtol=...) and call conformalize again."
+            )
+
 
 def _initial_rows(fitted: FittedHypersolver, x: Tensor) -> Rows:
     with torch.no_grad():
-        return as_rows(fitted.neural_ode.input_map(x.to(fitted.device)))
+        maps = (fitted.neural_ode.input_map(rows.to(fitted.device)) for rows in in_chunks(fitted, x))
+        return np.concatenate([as_rows(z) for z in maps])
 
 
-def _check_rows(fitted: FittedHypersolver, x: Tensor) -> None:
+def _check_rows(solvers: Sequence[FittedHypersolver], x: Tensor) -> None:
     n = len(x)
     if n < _FEWEST:
         raise CalibrationRowsError(f"X has {n} rows; a calibration needs {_FEWEST}, and 1,000 are advised.")
-    known = () if fitted.fitted_rows is None else fitted.fitted_rows
-    n_fitted = int(np.isin(row_digests(x), known).sum())
+    known = [solver.fitted_rows for solver in solvers if solver.fitted_rows is not None]
+    n_fitted = int(np.isin(row_digests(x), np.concatenate(known)).sum()) if known else 0
     if n_fitted > _KNOWN * n:
         raise CalibrationRowsError(
-            f"{n_fitted} of {n} rows of X were fitted on, where errors are smaller than elsewhere; pass rows that fit "
-            "has not seen, such as half of a held-out set."
+            f"{n_fitted} of {n} rows of X were fitted on, by this hypersolver or one of levels. Errors are smaller "
+            "there than elsewhere; pass rows that no fit has seen, such as half of a held-out set."
         )

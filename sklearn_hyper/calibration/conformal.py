@@ -17,9 +17,15 @@ class CalibrationRowsError(ValueError):
     """The calibration rows do not suffice for what is asked, or were fitted on."""
 
 
+def _rank(n_rows: int, coverage: float) -> int:
+    """Return the rank of the score that bounds a new row's: (n + 1) c, rounded up."""
+    return math.ceil(round((n_rows + 1) * coverage, 9))
+
+
 def rows_for_coverage(coverage: float) -> int:
     """Return the smallest number of rows whose largest score is a bound of this coverage: c / (1 - c), rounded up."""
-    return math.ceil(round(coverage / (1 - coverage), 6))
+    n_rows = math.ceil(round(coverage / (1 - coverage), 6))
+    return n_rows if _rank(n_rows, coverage) <= n_rows else n_rows + 1
 
 
 def rows_for_risk(alpha: float) -> int:
@@ -60,13 +66,15 @@ def conformal_quantile(scores: NDArray[np.float64], coverage: float) -> float:
     >>> conformal_quantile(np.arange(1.0, 100.0), 0.9)  # of 99 rows the 90th
     90.0
     """
-    needed, n = rows_for_coverage(coverage), len(scores)
-    if n < needed:
+    n = len(scores)
+    rank = _rank(n, coverage)
+    if rank > n:
+        needed = rows_for_coverage(coverage)
         raise CalibrationRowsError(
             f"coverage={coverage} needs {needed} rows to calibrate on, and conformalize had {n}. Call it with at least "
             f"{needed} rows, or ask for coverage={math.floor(1000 * n / (n + 1)) / 1000} or less."
         )
-    return float(scores[math.ceil(round((n + 1) * coverage, 9)) - 1])
+    return float(scores[rank - 1])
 
 
 def is_certified(n_violations: int, n_rows: int, alpha: float) -> bool:

@@ -15,6 +15,10 @@ _PROJECTED = 64
 _NEIGHBOURS = 5
 _USUAL = 0.995
 """Share of calibration rows that count as usual."""
+_OVERFLOWED = 1e3
+"""Logarithm of a norm that is not finite, above all that are."""
+_ROUNDING = 1e-6
+"""Relative difference of single-precision numbers that are computed in another batch."""
 
 Rows = NDArray[np.float64]
 
@@ -31,17 +35,26 @@ def describe_run(states: Rows) -> Rows:
         A trajectory.
     """
     flat = states.reshape(len(states), states.shape[1], -1)
-    steps = np.diff(flat, axis=0)
+    with np.errstate(invalid="ignore"):
+        steps = np.diff(flat, axis=0)
+        turns = np.diff(steps, axis=0)
     columns = [_log_norms(flat[:1]), _log_norms(flat[-1:]), _in_parts(_log_norms(steps))]
     if len(steps) > 1:
-        columns.append(_in_parts(_log_norms(np.diff(steps, axis=0))))
+        columns.append(_in_parts(_log_norms(turns)))
     if flat.shape[2] <= _COORDINATES:
         columns.append(flat[0].T)
-    return np.concatenate(columns).T
+    described = np.concatenate(columns).T
+    return np.nan_to_num(described, nan=_OVERFLOWED, posinf=_OVERFLOWED, neginf=-_OVERFLOWED)
+
+
+def norms(values: Rows) -> Rows:
+    """Return 2-norms along the last axis, without warnings of solves that overflowed."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(np.linalg.norm(values, axis=-1))
 
 
 def _log_norms(values: Rows) -> Rows:
-    return np.log(np.linalg.norm(values, axis=2) + np.finfo(float).tiny)
+    return np.asarray(np.log(norms(values) + np.finfo(float).tiny))
 
 
 def _in_parts(values: Rows) -> Rows:
@@ -53,7 +66,9 @@ class UsualRows:
     """What initial states of the calibration look like.
 
     A row is unusual where its mean distance to the five nearest calibration rows exceeds that of 99.5 % of those rows
-    from each other. Columns are in units of their standard deviations.
+    from each other. Columns are in units of their standard deviations. So is a row that differs in a column where all
+    calibration rows agree. Of larger states, such as images, some columns agree by chance: those are in units of the
+    others' mean deviation.
 
     Parameters
     ----------
@@ -63,21 +78,29 @@ class UsualRows:
 
     def __init__(self, flat: Rows):
         self._centre, self._spread = flat.mean(axis=0), flat.std(axis=0)
-        self._spread[self._spread == 0] = 1.0
         n_state = flat.shape[1]
+        rounding = _ROUNDING * (np.abs(self._centre) + self._spread)
+        constant = self._spread <= rounding
+        self._agreed = constant if n_state <= _PROJECTED else np.zeros_like(constant)
+        self._rounding = np.maximum(rounding, np.finfo(float).tiny)
+        varied = self._spread[~constant]
+        self._spread[constant] = np.sqrt(np.mean(varied**2)) if len(varied) else 1.0
         self._directions = None
         if n_state > _PROJECTED:
             self._directions = np.random.default_rng(0).normal(size=(n_state, _PROJECTED)) / np.sqrt(n_state)
         n_neighbours = min(_NEIGHBOURS, len(flat) - 1)
         self._index = NearestNeighbors(n_neighbors=n_neighbours).fit(self._project(flat))
         own, _ = self._index.kneighbors()  # without rows, a row is not its own neighbour
-        self._limit = float(np.quantile(own.mean(axis=1), _USUAL, method="higher"))
+        size = float(np.max(np.abs(self._centre) / self._spread, initial=1.0, where=~self._agreed))
+        noise = _ROUNDING * size * np.sqrt(n_state)  # values on a grid have no distance from each other
+        self._limit = max(noise, float(np.quantile(own.mean(axis=1), _USUAL, method="higher")))
 
     def _project(self, flat: Rows) -> Rows:
-        scaled = (flat - self._centre) / self._spread
+        scaled = np.where(self._agreed, 0.0, (flat - self._centre) / self._spread)
         return scaled if self._directions is None else scaled @ self._directions
 
     def are_unusual(self, flat: Rows) -> NDArray[np.bool_]:
         """Return which rows are unlike the calibration's, from their initial states."""
         distances, _ = self._index.kneighbors(self._project(flat))
-        return np.asarray(distances.mean(axis=1) > self._limit)
+        differs = (self._agreed & (np.abs(flat - self._centre) > self._rounding)).any(axis=1)
+        return np.asarray((distances.mean(axis=1) > self._limit) | differs)

@@ -9,7 +9,9 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from .describing import Rows
 
 _FLOOR = 1e-3
-"""Smallest error that is told apart from zero, as a share of the mean: errors of zero and of rounding are alike."""
+"""Smallest error that is told apart from zero, as a share of the median: errors of zero and of rounding are alike."""
+_FAILED = 1e3
+"""What the error of a solve that overflowed counts as, over the largest error of the others."""
 _FOLDS = 5
 
 
@@ -21,24 +23,32 @@ class ErrorModel:
     described : array of shape (n, m)
         Rows as :func:`describe_run` describes them.
     errors : array of shape (n,)
-        Their errors.
+        Their errors. Those of solves that overflowed are infinite.
     """
 
     def __init__(self, described: Rows, errors: Rows):
-        self._floor = max(_FLOOR * float(errors.mean()), np.finfo(float).tiny)
+        errors = _finite(errors)
+        positive = errors[errors > 0]
+        floor = _FLOOR * float(np.median(positive)) if len(positive) else 0.0
         trees = HistGradientBoostingRegressor(
             max_iter=80, learning_rate=0.08, max_leaf_nodes=12, min_samples_leaf=15, early_stopping=False,
             random_state=0,
         )  # fmt: skip
-        self._trees = trees.fit(described, np.log(errors + self._floor))
+        self._trees = trees.fit(described, np.log(errors + max(floor, np.finfo(float).tiny)))
 
     def predict(self, described: Rows) -> Rows:
         """Return the predicted errors, which are positive."""
         return np.asarray(np.exp(self._trees.predict(described)))
 
 
-class CrossFittedErrorModel:
-    """Five models, each learned without a fifth of the rows. Every row has a prediction by a model that never saw it.
+def _finite(errors: Rows) -> Rows:
+    finite = errors[np.isfinite(errors)]
+    largest = float(finite.max()) if len(finite) else 1.0
+    return np.minimum(errors, max(_FAILED * largest, np.finfo(float).tiny))
+
+
+def predict_unseen(described: Rows, errors: Rows, order: NDArray[np.int64]) -> Rows:
+    """Return predictions of errors, each by a model that learned from four fifths of the rows, but not from this one.
 
     Parameters
     ----------
@@ -46,22 +56,9 @@ class CrossFittedErrorModel:
         As those of :class:`ErrorModel`.
     order : array of int of shape (n,)
         The rows in the order in which they are dealt to folds.
-
-    Attributes
-    ----------
-    unseen : array of shape (n,)
-        Predictions of these rows, each by the model that did not learn from it.
     """
-
-    def __init__(self, described: Rows, errors: Rows, order: NDArray[np.int64]):
-        self.unseen = np.empty(len(errors))
-        self._models = []
-        for fold in np.array_split(order, _FOLDS):
-            others = np.setdiff1d(order, fold)
-            model = ErrorModel(described[others], errors[others])
-            self.unseen[fold] = model.predict(described[fold])
-            self._models.append(model)
-
-    def predict(self, described: Rows) -> Rows:
-        """Return the predicted errors: the geometric mean of the five models'."""
-        return np.asarray(np.exp(np.mean([np.log(model.predict(described)) for model in self._models], axis=0)))
+    unseen = np.empty(len(errors))
+    for fold in np.array_split(order, _FOLDS):
+        others = np.setdiff1d(order, fold)
+        unseen[fold] = ErrorModel(described[others], errors[others]).predict(described[fold])
+    return unseen

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..hypersolvers import FittedHypersolver
+from ..hypersolvers import FittedHypersolver, SolveSettings
 from .conformal import last_certified
-from .describing import Rows
+from .describing import Rows, norms
 from .error_model import ErrorModel
 from .levels import LAST, Level, Run, solve_exactly, undominated
-from .measuring import ENDS, OUTPUT, Convert, Measured, ends_as
+from .measuring import ENDS, OUTPUT, Convert, Measured, distances, ends_as
 
 _SAFETIES = 2.0 ** np.arange(6, -6.5, -0.5)
 """Factors on predicted errors and distances that are certified, safest first."""
@@ -50,11 +50,12 @@ class Answer(NamedTuple):
 class Ladder:
     """Levels of rising cost and accuracy, with dopri5 at the end, and three policies that choose among them."""
 
-    def __init__(self, measured: Measured, convert: Convert):
+    def __init__(self, measured: Measured, convert: Convert, solving: SolveSettings):
+        self._solving = solving
         learns, certifies = measured.learns, measured.certifies
-        sizes = {kind: np.linalg.norm(measured.true[kind], axis=1) for kind in ENDS}
+        sizes = {kind: norms(measured.true[kind]) for kind in ENDS}
         shares = measured.errors[OUTPUT] / np.maximum(sizes[OUTPUT], np.finfo(float).tiny)
-        kept = undominated(measured.levels, np.quantile(shares[:, learns], _HARD, axis=1))
+        kept = undominated(measured.levels, np.quantile(shares[:, learns], _HARD, axis=1, method="higher"))
         self.levels = [measured.levels[index] for index in kept]
         self._sizes = {kind: sizes[kind][certifies] for kind in ENDS}
         self._errors = {kind: measured.errors[kind][kept][:, certifies] for kind in ENDS}
@@ -72,8 +73,8 @@ class Ladder:
         self._gaps: dict[str, Rows] = {}
         for kind in ENDS:
             values = [measured.values(kind, kept[index], convert)[certifies] for index in self._climbed]
-            self._seen_sizes[kind] = np.stack([np.linalg.norm(value, axis=1) for value in values])
-            gaps = [np.linalg.norm(b - a, axis=1) for a, b in pairwise(values)]
+            self._seen_sizes[kind] = np.stack([norms(value) for value in values])
+            gaps = [distances(b, a) for a, b in pairwise(values)]
             self._gaps[kind] = np.stack(gaps) if gaps else np.empty((0, len(certifies)))
 
     @property
@@ -89,12 +90,16 @@ class Ladder:
         return np.stack([model.predict(run.described) for model in self._routers[kind]])
 
     # ------------------------------------------------------------------ one level for all
+    def typical_size(self, kind: str) -> float:
+        """Return the median size of values."""
+        return float(np.median(self._sizes[kind]))
+
     def fixed_level(self, kind: str, tolerance: Tolerance, alpha: float) -> int:
         """Return the cheapest level that is certified to keep a tolerance; the number of levels stands for dopri5.
 
         Levels are tested from the last one down, until one fails.
         """
-        over = self._errors[kind] > tolerance.limit(self._sizes[kind])
+        over = self._errors[kind] > tolerance.limit(self._sizes[kind])  # errors of overflows are infinite
         found = last_certified(list(over[::-1]), alpha)
         return self._end if found is None else self._end - 1 - found
 
@@ -121,14 +126,16 @@ class Ladder:
         if safety is None:
             return self.solve_fixed(fitted, x, unusual, self._end)
         run = self.levels[0].run(x)
-        sizes = np.linalg.norm(ends_as(kind, run.ends, convert), axis=1)
-        chosen = np.where(unusual, self._end, _first(safety * self._predict(kind, run) <= tolerance.limit(sizes)))
+        limit = tolerance.limit(norms(ends_as(kind, run.ends, convert)))
+        chosen = np.where(unusual, self._end, _first(safety * self._predict(kind, run) <= limit))
         spent = np.where(chosen == 0, 0, self.levels[0].n_evaluations)
         return self._solve(fitted, x, chosen, spent, {0: run.ends})
 
     # ------------------------------------------------------------------ accepted where two levels agree
     def agreement(self, kind: str, tolerance: Tolerance, alpha: float) -> float | None:
         """Return the smallest certified factor on the distance between two levels; None if there is none."""
+        if len(self._climbed) < 2:
+            return None  # one level has no neighbour to agree with
         limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind][self._climbed][1:]
         seen = tolerance.limit(self._seen_sizes[kind])
         pairs, predicted = np.arange(len(errors))[:, None], self._predicted[kind][self._climbed]
@@ -151,7 +158,7 @@ class Ladder:
         if safety is None:
             return self.solve_fixed(fitted, x, unusual, self._end)
         run = self.levels[0].run(x)
-        limit = tolerance.limit(np.linalg.norm(ends_as(kind, run.ends, convert), axis=1))
+        limit = tolerance.limit(norms(ends_as(kind, run.ends, convert)))
         chosen = np.full(len(x), self._end)
         spent = np.full(len(x), self.levels[0].n_evaluations)
         lower = _pair_to_start(safety * self._predict(kind, run)[self._climbed], limit)
@@ -166,14 +173,14 @@ class Ladder:
             reached = level.solve(x[at])
             spent[rows] += level.n_evaluations
             before, after = ends_as(kind, ends[at], convert), ends_as(kind, reached, convert)
-            size = np.linalg.norm(after, axis=1)
-            agrees = has_lower[rows] & (safety * np.linalg.norm(after - before, axis=1) <= tolerance.limit(size))
+            size = norms(after)
+            agrees = has_lower[rows] & (safety * distances(after, before) <= tolerance.limit(size))
             chosen[rows[agrees]] = index
             ends[at], has_lower[rows] = reached, True
         rest = np.flatnonzero(chosen == self._end)
         if len(rest):
             at = torch.from_numpy(rest)
-            ends[at], n_evaluations = solve_exactly(fitted, x[at].to(fitted.device))
+            ends[at], n_evaluations = solve_exactly(fitted, x[at], self._solving)
             spent[rest] += n_evaluations
         return Answer(ends, spent, self._names[chosen])
 
@@ -182,22 +189,25 @@ class Ladder:
         self, fitted: FittedHypersolver, x: Tensor, chosen: NDArray[np.int64], spent: NDArray[np.int64],
         known: dict[int, Tensor],
     ) -> Answer:  # fmt: skip
-        """Solve each row by the level that is chosen for it, rows of one level together."""
-        n_evaluations = spent.copy()
-        ends: Tensor | None = None
-        for level in np.unique(chosen):
+        """Solve each row by the level that is chosen for it, rows of one level together; by dopri5 what overflows."""
+        chosen, n_evaluations = chosen.copy(), spent.copy()
+        parts: list[tuple[Tensor, Tensor]] = []
+        for level in np.unique(chosen[chosen < self._end]):
             index = np.flatnonzero(chosen == level)
             rows = torch.from_numpy(index)
-            if level == self._end:
-                solved, cost = solve_exactly(fitted, x[rows].to(fitted.device))
-            else:
-                solved = known[level][rows] if level in known else self.levels[level].solve(x[rows])
-                cost = self.levels[level].n_evaluations
-            if ends is None:
-                ends = solved.new_empty((len(x), *solved.shape[1:]))
+            solved = known[level][rows] if level in known else self.levels[level].solve(x[rows])
+            parts.append((rows, solved))
+            n_evaluations[index] += self.levels[level].n_evaluations
+            chosen[index[~solved.reshape(len(solved), -1).isfinite().all(dim=1).numpy()]] = self._end
+        rest = np.flatnonzero(chosen == self._end)
+        if len(rest):
+            rows = torch.from_numpy(rest)
+            solved, cost = solve_exactly(fitted, x[rows], self._solving)
+            parts.append((rows, solved))
+            n_evaluations[rest] += cost
+        ends = parts[0][1].new_empty((len(x), *parts[0][1].shape[1:]))
+        for rows, solved in parts:
             ends[rows] = solved
-            n_evaluations[index] += cost
-        assert ends is not None  # there is at least one row
         return Answer(ends, n_evaluations, self._names[chosen])
 
 

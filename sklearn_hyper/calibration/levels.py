@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..hypersolvers import FittedHypersolver
+from ..hypersolvers import FittedHypersolver, SolveSettings
 from ..modules.neural_ode import NeuralODE
 from ..numerics.cost import CountedField
 from ..numerics.reference import ReferenceSolveError
-from ..training.references import solve_rows
+from ..training.references import chunk_rows, solve_rows
 from .describing import Rows, describe_run
 
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -24,8 +24,6 @@ _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _RK4_STEPS = (2, 3, 4, 5, 6, 8, 12, 16)
 _COUNTED = 256
 """Rows on which adaptive steps are counted."""
-_CHUNK = 512
-"""Rows that a level solves at a time."""
 
 LAST = "dopri5"
 """Name of the end of every ladder: dopri5 at the tolerance of the references, which keeps any looser tolerance."""
@@ -64,16 +62,18 @@ class Level:
 
     def solve(self, x: Tensor) -> Tensor:
         """Return the terminal state of every row."""
-        return torch.cat([self.solver.solve(rows.to(self.solver.device)).cpu() for rows in x.split(_CHUNK)])
+        return torch.cat([self.solver.solve(rows.to(self.solver.device)).cpu() for rows in in_chunks(self.solver, x)])
 
-    def run(self, x: Tensor) -> Run:
-        """Solve from every row, some hundreds at a time, and describe the runs."""
+    def run(self, x: Tensor, watch: Callable[[Tensor], None] | None = None) -> Run:
+        """Solve from every row, a chunk at a time, and describe the runs. ``watch`` sees the trajectories."""
         starts, ends, described = [], [], []
-        for rows in x.split(_CHUNK):
-            states = self.solver.trajectory(rows.to(self.solver.device))
+        for rows in in_chunks(self.solver, x):
+            states = self.solver.trajectory(rows.to(self.solver.device)).cpu()
             starts.append(as_rows(states[0]))
-            ends.append(states[-1].cpu())
-            described.append(describe_run(states.double().cpu().numpy()))
+            ends.append(states[-1])
+            described.append(describe_run(states.double().numpy()))
+            if watch is not None:
+                watch(states)
         return Run(np.concatenate(starts), torch.cat(ends), np.concatenate(described))
 
 
@@ -86,6 +86,13 @@ class Run(NamedTuple):
     """Terminal states."""
     described: Rows
     """What the error models read."""
+
+
+def in_chunks(fitted: FittedHypersolver, x: Tensor) -> Iterator[Tensor]:
+    """Split rows into as many as fit into memory at a time."""
+    with torch.no_grad():
+        state = fitted.neural_ode.input_map(x[:1].to(fitted.device))
+    return iter(x.split(chunk_rows(max(state.numel(), x[0].numel()))))
 
 
 def as_rows(values: Tensor | NDArray[Any]) -> Rows:
@@ -113,7 +120,7 @@ def list_levels(fitted: FittedHypersolver, others: Sequence[FittedHypersolver], 
 
 
 def undominated(levels: Sequence[Level], errors: NDArray[np.float64]) -> list[int]:
-    """Return the indices of levels that are better than all cheaper ones.
+    """Return the indices of levels that are better than all cheaper ones, but the best one if none has a finite error.
 
     Parameters
     ----------
@@ -124,17 +131,22 @@ def undominated(levels: Sequence[Level], errors: NDArray[np.float64]) -> list[in
     """
     kept: list[int] = []
     for index in sorted(range(len(levels)), key=lambda i: (levels[i].n_evaluations, errors[i])):
-        if not kept or errors[index] < errors[kept[-1]]:
+        if np.isfinite(errors[index]) and (not kept or errors[index] < errors[kept[-1]]):
             kept.append(index)
-    return kept
+    return kept or [int(np.argmin(errors))]
 
 
-def solve_exactly(fitted: FittedHypersolver, x: Tensor) -> tuple[Tensor, int]:
+def solve_exactly(fitted: FittedHypersolver, x: Tensor, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
     """Solve by dopri5 at the tolerance of the references; return terminal states, on the CPU, and evaluations of f.
 
     Rows that cannot be solved are nan.
     """
-    settings, ode = fitted.settings, fitted.neural_ode
+    parts = [_solve_chunk(fitted, rows.to(fitted.device), solving) for rows in in_chunks(fitted, x)]
+    return torch.cat([ends for ends, _ in parts]), np.concatenate([costs for _, costs in parts])
+
+
+def _solve_chunk(fitted: FittedHypersolver, x: Tensor, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
+    ode = fitted.neural_ode
     counted = CountedField(ode.vector_field)
     counting = NeuralODE(
         counted, input_map=ode.input_map, output_map=ode.output_map, t_span=ode.t_span,
@@ -142,8 +154,9 @@ def solve_exactly(fitted: FittedHypersolver, x: Tensor) -> tuple[Tensor, int]:
     )  # fmt: skip
     counting.state_size = ode.state_size
     try:
-        states, _ = solve_rows(counting, x, ode.t_span, settings.rtol, settings.atol)
+        states, _ = solve_rows(counting, x, ode.t_span, solving.rtol, solving.atol)
+        ends = states[-1].cpu()
     except ReferenceSolveError:  # none of these rows, but a caller has others
         with torch.no_grad():
-            return torch.full_like(ode.input_map(x), torch.nan).cpu(), counted.n_evaluations
-    return states[-1].cpu(), counted.n_evaluations
+            ends = torch.full_like(ode.input_map(x), torch.nan).cpu()
+    return ends, np.full(len(x), counted.n_evaluations)

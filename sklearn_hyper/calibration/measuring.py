@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..hypersolvers import FittedHypersolver, SolveSettings, Task
+from ..hypersolvers.fitted import UNDEFINED
+from ..numerics.row_errors import refuse_undefined
 from ..training.references import solve_references
-from .describing import Rows
+from .describing import Rows, norms
 from .levels import Level, Run, as_rows, list_levels
 
 STATE, OUTPUT, TRAJECTORY = "state", "output", "trajectory"
@@ -32,7 +35,7 @@ class Measured(NamedTuple):
     true: dict[str, Rows]
     """The references: terminal states and their outputs."""
     errors: dict[str, Rows]
-    """2-norms of errors, by level and row."""
+    """2-norms of errors, by level and row; infinite where a solve overflowed."""
     path_errors: Rows
     """Largest error of the fitted solver's states over its mesh, by row."""
     order: NDArray[np.int64]
@@ -48,6 +51,12 @@ class Measured(NamedTuple):
         """The other half, which certifies it."""
         return self.order[len(self.order) // 2 :]
 
+    @property
+    def dearer(self) -> list[int]:
+        """The levels that cost more than the fitted solver."""
+        cost = self.levels[self.own].n_evaluations
+        return [index for index, level in enumerate(self.levels) if level.n_evaluations > cost]
+
     def values(self, kind: str, level: int, convert: Convert) -> Rows:
         """Return what a level gave."""
         return ends_as(kind, self.runs[level].ends, convert)
@@ -55,7 +64,25 @@ class Measured(NamedTuple):
 
 def ends_as(kind: str, ends: Tensor, convert: Convert) -> Rows:
     """Return terminal states, or their outputs, as flat rows."""
-    return as_rows(ends if kind == STATE else convert(ends))
+    return as_rows(ends if kind == STATE else outputs_of(ends, convert))
+
+
+def outputs_of(ends: Tensor, convert: Convert) -> NDArray[Any]:
+    """Return the outputs of terminal states: nan for states that are not finite, which the map never sees."""
+    finite = ends.reshape(len(ends), -1).isfinite().all(dim=1)
+    if finite.all():
+        return convert(ends)
+    good = finite.nonzero()[:, 0]
+    stand_in = ends[good[0]] if len(good) else torch.zeros_like(ends[0])
+    outputs = convert(torch.where(finite.reshape(-1, *[1] * (ends.ndim - 1)), ends, stand_in))
+    outputs[~finite.numpy()] = np.nan
+    return outputs
+
+
+def distances(one: Rows, other: Rows) -> Rows:
+    """Return the 2-norm of each row's difference; infinite where a solve overflowed."""
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(norms(one - other), nan=np.inf, posinf=np.inf)
 
 
 def measure(
@@ -74,15 +101,21 @@ def measure(
     """
     states = solve_references(Task(fitted.neural_ode, x), fitted.times_of_trajectory, solving)
     levels = list_levels(fitted, others, x)
-    runs = [level.run(x) for level in levels]
-    true = {kind: ends_as(kind, states[-1], convert) for kind in ENDS}
-    errors = {
-        kind: np.stack([np.linalg.norm(ends_as(kind, run.ends, convert) - true[kind], axis=1) for run in runs])
-        for kind in ENDS
-    }
-    path = np.zeros(len(x))
-    for given, reached in zip(states, fitted.trajectory(x.to(fitted.device)), strict=True):
-        path = np.maximum(path, np.linalg.norm(as_rows(given) - as_rows(reached), axis=1))
-    order = np.random.default_rng(0).permutation(len(x))
     own = next(index for index, level in enumerate(levels) if level.solver is fitted)
-    return Measured(levels, own, runs, true, errors, path, order)
+    path_errors: list[Rows] = []
+
+    def compare(reached: Tensor) -> None:
+        start = sum(map(len, path_errors))
+        given = states[:, start : start + reached.shape[1]]
+        path_errors.append(
+            np.max([distances(as_rows(a), as_rows(b)) for a, b in zip(given, reached, strict=True)], axis=0)
+        )
+
+    runs = [level.run(x, compare if index == own else None) for index, level in enumerate(levels)]
+    true = {kind: ends_as(kind, states[-1], convert) for kind in ENDS}
+    refuse_undefined(torch.from_numpy(true[OUTPUT]), UNDEFINED)
+    errors = {
+        kind: np.stack([distances(ends_as(kind, run.ends, convert), true[kind]) for run in runs]) for kind in ENDS
+    }
+    order = np.random.default_rng(0).permutation(len(x))
+    return Measured(levels, own, runs, true, errors, np.concatenate(path_errors), order)

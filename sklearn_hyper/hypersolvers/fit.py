@@ -131,8 +131,10 @@ def fit_hypersolvers(
     with numbering:
         times = [_choose_times(task, settings) for task in tasks]
         method, fitted = _fit(tasks, choice, settings, previous, refit_units)
+    before: Sequence[FittedHypersolver | None] = previous or [None] * len(tasks)
     return [
-        _product(task, method, one, settings, enters) for task, one, enters in zip(tasks, fitted, times, strict=True)
+        _product(task, method, one, settings, enters, seen)
+        for task, one, enters, seen in zip(tasks, fitted, times, before, strict=True)
     ]
 
 
@@ -292,9 +294,17 @@ def _choose_times(task: Task, settings: FitSettings) -> str:
 
 # ---------------------------------------------------------------------- afterwards
 def _product(
-    task: Task, method: Method, fitted: FittedCorrection, settings: FitSettings, times: str
+    task: Task,
+    method: Method,
+    fitted: FittedCorrection,
+    settings: FitSettings,
+    times: str,
+    previous: FittedHypersolver | None,
 ) -> FittedHypersolver:
     low, high = fitted.fitted_range
+    fitted_rows = row_digests(task.x)
+    if previous is not None and previous.fitted_rows is not None:
+        fitted_rows = np.union1d(previous.fitted_rows, fitted_rows)  # a warm start has seen both
     takes_row_steps = fitted.correction is None or fitted.correction.takes_row_steps
     return FittedHypersolver(
         neural_ode=task.neural_ode,
@@ -312,7 +322,7 @@ def _product(
         n_samples=len(task),
         problems=tuple(_problems(fitted, method, settings)),
         interrupted=fitted.interrupted,
-        fitted_rows=row_digests(task.x),
+        fitted_rows=fitted_rows,
     )
 
 

@@ -1,10 +1,13 @@
 """Bounds by row: they cover at the stated rate, and say where they cannot."""
 
+import warnings
+
 import numpy as np
 import pytest
-from calibrated import draw, errors_of, make_generalist, riccati_end
+from calibrated import Cubic, Riccati, draw, errors_of, make_generalist, riccati_end
+from torch import nn
 
-from sklearn_hyper import HypersolverRegressor
+from sklearn_hyper import HypersolverRegressor, NeuralODE
 from sklearn_hyper.calibration import CalibrationRowsError, UnusualRowsWarning
 
 X = draw(4000, 2)
@@ -109,3 +112,61 @@ def test_errors_of_rounding_have_bounds_of_rounding():
 def test_a_verified_bound_of_a_row_that_dopri5_cannot_solve_is_infinite(general):
     _, bound = general.predict(np.array([[-5.0, 1.0], [1.0, 1.0]]), return_bound=True, bound="verified")
     assert np.isinf(bound[0]) and np.isfinite(bound[1])
+
+
+def test_a_solver_that_is_the_dearest_of_all_is_verified_by_dopri5():
+    dear = HypersolverRegressor(Riccati(), base_solver="rk4", n_steps=40, max_epochs=2, rtol=1e-9, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # forty steps leave little to correct
+        dear.fit(draw(60, 0)).conformalize(draw(300, 1))
+    inside = draw(50, 5, 0.4, 1.3)
+    z, bound, info = dear.predict(inside, return_bound=True, bound="verified", return_info=True)
+    assert (info.n_evaluations > 160).all()
+    assert (errors_of(z, inside) <= bound).all()
+
+
+@pytest.mark.parametrize("size", [1e1, 1e3, 1e30])
+@pytest.mark.parametrize("how", ["learned", "verified"])
+def test_one_outlying_row_of_the_calibration_widens_no_other_bound(size, how):
+    hypersolver = make_generalist(max_epochs=5).fit(draw(100, 0))
+    inside, rows = draw(200, 5, 0.4, 1.3), draw(500, 1)
+    asked = {"return_bound": True, "coverage": 0.9, "bound": how}
+    _, before = hypersolver.conformalize(rows).predict(inside, **asked)
+    rows[7] = size
+    with np.errstate(over="ignore"):
+        _, after = hypersolver.conformalize(rows).predict(inside, **asked)
+    assert np.median(after) < 3 * np.median(before)
+
+
+class RefusesNan(nn.Module):
+    """An output map that takes no undefined states."""
+
+    def forward(self, z):
+        if not z.isfinite().all():
+            raise FloatingPointError("undefined state")
+        return z.sum(dim=1, keepdim=True)
+
+
+def test_an_output_map_never_sees_states_that_are_not_finite():
+    ode = NeuralODE(Cubic(), output_map=RefusesNan())
+    fit = HypersolverRegressor(ode, base_solver="rk4", n_steps=12, max_epochs=2, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(draw(100, 0, high=1)).conformalize(draw(500, 1))  # levels of few steps overflow
+    new = draw(100, 3, high=1)
+    y = fit.predict(new, tol=1e-2, alpha=0.05)
+    truth = (new / np.sqrt(1 + 16 * new**2)).sum(axis=1, keepdims=True)
+    assert (np.abs(y - truth) < 1e-2 * np.abs(truth)).mean() > 0.9
+
+
+@pytest.mark.parametrize("given", ["fit", "levels", "warm start"])
+def test_rows_that_any_fit_has_seen_are_refused(given):
+    rows, first = draw(200, 0), draw(200, 1)
+    if given == "levels":
+        fit, levels = make_generalist(max_epochs=2).fit(first), [make_generalist(max_epochs=2).fit(rows)]
+    else:
+        fit, levels = make_generalist(max_epochs=2, warm_start=True).fit(rows), []
+    if given == "warm start":
+        fit.fit(first)
+    with pytest.raises(CalibrationRowsError, match="200 of 200 rows of X were fitted on"):
+        fit.conformalize(rows, levels=levels)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sklearn_hyper.calibration.describing import UsualRows, describe_run
-from sklearn_hyper.calibration.error_model import CrossFittedErrorModel, ErrorModel
+from sklearn_hyper.calibration.error_model import ErrorModel, predict_unseen
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (3, 4, 4), (100,)])
@@ -61,6 +61,49 @@ def test_unseen_predictions_do_not_know_their_own_error():
     described, errors, order = generator.normal(size=(100, 2)), generator.exponential(size=100), np.arange(100)
     changed = errors.copy()
     changed[:20] *= 1000  # the first fold
-    before, after = (CrossFittedErrorModel(described, e, order).unseen for e in (errors, changed))
+    before, after = (predict_unseen(described, e, order) for e in (errors, changed))
     np.testing.assert_allclose(after[:20], before[:20])
     assert not np.allclose(after[20:], before[20:])
+
+
+@pytest.mark.parametrize("outlier", [1e3, 1e12, 1e70, np.inf])
+def test_one_outlying_error_does_not_blur_the_others(outlier):
+    """Nor one that is infinite, of a solve that overflowed."""
+    generator = np.random.default_rng(0)
+    described = generator.uniform(-2, 2, size=(1000, 2))
+    errors = np.exp(3 * described[:, 0])
+    errors[17] = outlier
+    predicted = ErrorModel(described, errors).predict(described)
+    assert np.isfinite(predicted).all()
+    others = np.arange(1000) != 17
+    assert np.median(np.abs(np.log(predicted[others] / errors[others]))) < 0.3
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e6])
+def test_a_column_where_all_rows_agree_tells_rows_that_differ(value):
+    """Such as a parameter that the calibration never varied."""
+    rows = np.random.default_rng(0).normal(size=(300, 3))
+    rows[:, 1] = value
+    new = rows[:20].copy()
+    usual = UsualRows(rows)
+    assert not usual.are_unusual(new).any()
+    new[:, 1] += 0.1 * max(1, value)
+    assert usual.are_unusual(new).all()
+
+
+def test_pixels_that_are_dark_in_all_images_may_be_lit_in_one():
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(300, 100))
+    images[:, :10] = 0
+    new = generator.normal(size=(200, 100))
+    new[:, :10] = 0
+    new[:, 3] = 1
+    assert UsualRows(images).are_unusual(new).mean() < 0.1
+
+
+@pytest.mark.parametrize("noise", [0, 1e-8])
+def test_values_on_a_grid_are_usual_but_for_rounding(noise):
+    grid = np.repeat(np.arange(10.0), 30)[:, None]
+    new = np.arange(10.0)[:, None] + noise
+    assert not UsualRows(grid).are_unusual(new).any()
+    assert UsualRows(grid).are_unusual(new + 0.5).all()

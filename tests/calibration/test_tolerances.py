@@ -1,9 +1,13 @@
 """Tolerances are kept for all but the stated share of rows, at a cost that is counted."""
 
+import copy
+import warnings
+
 import numpy as np
 import pytest
-from calibrated import draw, errors_of, make_generalist, riccati_end
+from calibrated import Cubic, draw, errors_of, make_generalist, riccati_end
 
+from sklearn_hyper import HypersolverRegressor
 from sklearn_hyper.calibration import CalibrationRowsError
 from sklearn_hyper.estimators import UnsolvedRowsWarning
 
@@ -38,10 +42,20 @@ def test_a_looser_tolerance_costs_no_more(general, policy):
     assert costs[0] < 6 < costs[-1]
 
 
-def test_a_tolerance_that_nothing_cheap_keeps_is_dopri5s(general):
-    z, info = general.predict(X[:50], tol=1e-9, return_info=True)
-    assert set(info.solver) == {"dopri5"}
-    np.testing.assert_allclose(z, riccati_end(X[:50]), rtol=1e-5)
+@by_policy
+def test_a_tolerance_that_nothing_cheap_keeps_is_dopri5s(general, policy):
+    """At the tolerance of conformalize, which need not be that of the fit."""
+    exact = copy.copy(general).set_params(rtol=1e-11).conformalize(draw(1000, 1))
+    z, info = exact.predict(X, tol=1e-9, return_info=True, **policy)
+    assert "dopri5" in info.solver
+    assert (errors_of(z, X) > 1e-9 * SIZES).mean() <= 0.02
+
+
+@by_policy
+@pytest.mark.parametrize("asked", [{"tol": 1e-9}, {"atol": 1e-9}, {"tol": 1e-12, "atol": 1e-12}])
+def test_a_tolerance_that_the_references_do_not_keep_is_refused(general, policy, asked):
+    with pytest.raises(ValueError, match=r"below rtol=1e-06.*set_params\(rtol=...\) and call conformalize"):
+        general.predict(X[:50], **asked, **policy)
 
 
 @by_policy
@@ -113,3 +127,33 @@ def test_rows_that_not_even_dopri5_solves_are_nan_and_named(general, policy):
         z, info = general.predict(rows, tol=1e-1, alpha=0.02, return_info=True, **policy)
     assert np.isnan(z[3]).any() and np.isfinite(z[:3]).all()
     assert info.solver[3] == "dopri5"
+
+
+@pytest.fixture(scope="module")
+def cubic():
+    """A solver of 24 steps, and a ladder in which cheaper levels overflow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 24 steps leave little to correct
+        return (
+            HypersolverRegressor(Cubic(), base_solver="rk4", n_steps=24, max_epochs=5, rtol=1e-9, random_state=0)
+            .fit(draw(200, 0))
+            .conformalize(draw(1000, 1))
+        )
+
+
+@by_policy
+def test_a_level_that_overflows_is_not_certified(cubic, policy):
+    new = draw(2000, 3)
+    truth = new / np.sqrt(1 + 16 * new**2)
+    z = cubic.predict(new, tol=1e-2, alpha=0.02, **policy)
+    errors = np.linalg.norm(z - truth, axis=1)
+    assert (errors <= 1e-2 * np.linalg.norm(truth, axis=1)).mean() >= 0.97
+    assert np.isfinite(z).all()
+
+
+@by_policy
+def test_one_level_and_dopri5_are_a_ladder_too(cubic, policy):
+    """Where all cheaper levels overflow."""
+    one = copy.copy(cubic).conformalize(draw(1000, 1, low=5, high=6))
+    z = one.predict(draw(50, 3, low=5, high=6), tol=1e-2, alpha=0.02, **policy)
+    assert np.isfinite(z).all()
