@@ -117,7 +117,8 @@ def measure_coverage(problem: Problem, seeds: range) -> dict[str, Any]:
                     "infinite": np.isinf(bound).mean(),
                 }.items():  # fmt: skip
                     entry.setdefault(name, []).append(float(value))
-    return found | {"verifier": fast.calibration_.bounds.verifier.name}
+    verifier = fast.calibration_.bounds.verifier
+    return found | {"verifier": "dopri5" if verifier is None else verifier.name}
 
 
 def measure_tolerances(problem: Problem, seeds: range) -> dict[str, Any]:
