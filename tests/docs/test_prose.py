@@ -18,8 +18,6 @@ from prose import (
     words,
 )
 
-# Their figures stand for now, each under a line that says of which version; they are written anew with them.
-OF_AN_EARLIER_VERSION = ("paper.md",)
 LONGEST_LINE = 120
 
 
@@ -47,8 +45,7 @@ def test_guide_is_short_and_has_a_snippet_that_runs(guide):
 @pytest.mark.parametrize("page", PAGES, ids=name_page)
 def test_sentences_are_short(page):
     lengths = [len(words(sentence)) for sentence in sentences(page.read_text())]
-    longest = 60 if page.name in OF_AN_EARLIER_VERSION else 40
-    assert [text for text in sentences(page.read_text()) if len(words(text)) > longest] == []
+    assert [text for text in sentences(page.read_text()) if len(words(text)) > 40] == []
     if page in GUIDES:
         assert statistics.median(lengths) <= 15
     if page.name == "benchmarks.md":  # words beside pictures
