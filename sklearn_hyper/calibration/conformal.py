@@ -71,8 +71,8 @@ def conformal_quantile(scores: NDArray[np.float64], coverage: float) -> float:
     if rank > n:
         needed = rows_for_coverage(coverage)
         raise CalibrationRowsError(
-            f"coverage={coverage} needs {needed} rows to calibrate on, and conformalize had {n}. Call it with at least "
-            f"{needed} rows, or ask for coverage={math.floor(1000 * n / (n + 1)) / 1000} or less."
+            f"coverage={coverage} needs {needed:,} rows to calibrate on, and conformalize had {n:,}. Call it with at "
+            f"least {needed:,} rows, or ask for coverage={math.floor(1000 * n / (n + 1)) / 1000} or less."
         )
     return float(scores[rank - 1])
 
@@ -116,9 +116,9 @@ def last_certified(violations: Sequence[NDArray[np.bool_]], alpha: float) -> int
     needed = rows_for_risk(alpha)
     if n < needed:
         raise CalibrationRowsError(
-            f"alpha={alpha} needs {needed} rows to certify on, and half of the rows of conformalize, which choose "
-            f"the solvers, do not count: {n} are left. Call conformalize with at least {2 * needed} rows (1,000 are "
-            "advised), or allow a larger alpha."
+            f"alpha={alpha} needs {needed:,} rows to certify on, and half of the rows of conformalize, which choose "
+            f"the solvers, do not count: {n:,} are left. Call conformalize with at least {2 * needed:,} rows (1,000 "
+            "are advised), or allow a larger alpha."
         )
     found = None
     for index, violated in enumerate(violations):

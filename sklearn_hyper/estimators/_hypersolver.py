@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import partial
-from numbers import Real
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -18,22 +13,16 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_sample_weight
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import __version__
-from ..calibration import Calibration
-from ..calibration.measuring import OUTPUT, STATE, TRAJECTORY
+from ..calibration.measuring import STATE, TRAJECTORY
 from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
-from ..hypersolvers.described import describe_fitted, read_fitted
 from ..hypersolvers.fitted import UNDEFINED
 from ..hypersolvers.prepare import prepare_neural_ode
 from ..metrics import mape_floor, mean_absolute_percentage_error
-from ..modules.closed_list import Writer
 from ..modules.copies import frozen_copy
 from ..modules.field_probes import PROBED_ROWS
-from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
-from ..modules.onnx_export import FirstOutput, check_target, require_onnx
 from ..numerics.row_errors import list_rows, refuse_undefined
 from ..reports import SolverReport
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
@@ -46,13 +35,13 @@ from ._base import (
     module_dtype,
     outside_inference_mode,
 )
-from ._calibrated import Wanted, answer, drop_calibration, level_of, require
+from ._calibrated import ASKED, Asked, Wanted, drop_calibration
+from ._conformalizing import CalibrationMixin
+from ._derived import DerivedMixin
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, STEPPING_CONSTRAINTS, fit_settings
 from ._inputs import prepare_X, take_X
-from ._saving import EstimatorReader
-from ._sources import describe_source, read_source
 
 _CHECKED_ROWS, _PARITY_ROWS = 32, 16
 _ROUGH = 1e-3
@@ -71,7 +60,7 @@ def part_of_fit(name: str) -> Any:
     return property(get)
 
 
-class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
+class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
     """A hypersolver of a Neural ODE: ``fitted_`` does the work, the rest is scikit-learn's conventions around it."""
 
     _model_parameters = ("neural_ode",)
@@ -216,99 +205,35 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
     def _require_product(self) -> FittedHypersolver:
         return self._require_fitted("fitted_")
 
-    def conformalize(self, X: Any, *, levels: Sequence[Any] = ()) -> Self:
-        r"""Learn how wrong this solver is, from rows that ``fit`` has not seen.
-
-        Afterwards ``predict`` and ``transform`` give bounds (``return_bound=True``) and keep tolerances (``tol=``). A
-        model predicts the error's size :math:`\hat e` from what a solve computes anyway. With n rows,
-
-        .. math:: \|\hat y - y\|_2 \le q \, \hat e, \qquad
-                  q = s_{(\lceil (n + 1) c \rceil)}, \quad s_i = \|\hat y_i - y_i\|_2 / \hat e_i
-
-        holds for a new row like them with probability at least c, the coverage. y is dopri5's result at ``rtol``.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, ...)
-            Rows drawn like those of later calls, at least 40. Coverage c needs :math:`c / (1 - c)` of them (99 for
-            .99), and a tolerance at ``alpha=0.01`` needs 460. 1,000 are advised.
-        levels : list of hypersolvers, default ()
-            Further fitted hypersolvers of the same Neural ODE, for other numbers of steps, which ``tol`` may use. It
-            always uses the numbers of steps that this fit covers (``fit_n_steps=(a, b)``), the classical fourth-order
-            Runge-Kutta method, and dopri5 in the end.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        CalibrationRowsError
-            If there are too few rows, or more than one in twenty were fitted on.
-        ReferenceSolveError
-            If dopri5 cannot solve some rows; the error names them.
-        ValueError
-            If a level is a hypersolver of another Neural ODE.
-
-        See Also
-        --------
-        sklearn_hyper.calibration : The parts of a calibration.
-
-        References
-        ----------
-        Papadopoulos et al. (2002), *Inductive confidence machines for regression*; Angelopoulos et al. (2021), *Learn
-        then Test*.
-        """
-        fitted = self._require_product()
-        x = self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
-        solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
-        with outside_inference_mode():
-            others = [level_of(one, "fitted_", fitted, x) for one in levels]
-            self.calibration_ = Calibration(fitted, x, self._final_outputs, others, solving)
-        return self
-
-    def _final_outputs(self, ends: Tensor) -> np.ndarray:
-        """Return the outputs of terminal states that bounds are about."""
-        return self._require_product().map_output(ends)
-
-    def _answer(self, X: Any, kind: str, wanted: Wanted) -> tuple[Tensor, list[Any]]:
-        """Return terminal states, and what is returned beside values."""
-        fitted = self._require_product()
-        x = self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
-        with outside_inference_mode():
-            return answer(vars(self).get("calibration_"), fitted, x, kind, self._final_outputs, wanted)
-
     def _apply(self, method: str, X: Any) -> np.ndarray:
         module = self._require_product().module
         return self._in_batches(getattr(module, method), prepare_X(self, X))
 
-    def transform(
-        self,
-        X: Any,
-        *,
-        return_bound: bool = False,
-        coverage: float = 0.99,
-        bound: str = "learned",
-        tol: float | None = None,
-        atol: float | None = None,
-        alpha: float = 0.01,
-        route: bool = False,
-        return_info: bool = False,
-    ) -> Any:
+    __metadata_request__transform = dict.fromkeys(ASKED)
+
+    def transform(self, X: Any, **asked: Unpack[Asked]) -> Any:
         """Return the terminal state z_K of every sample.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
-        return_bound, coverage, bound, tol, atol, alpha, route, return_info : optional
-            Bounds on the error of the state, and tolerances of it: as in :meth:`predict`.
+        **asked : optional
+            ``return_bound``, ``coverage``, ``bound``, ``tol``, ``atol``, ``alpha``, ``route`` and ``return_info``:
+            bounds on the error of the state, and tolerances of it. As in :meth:`HypersolverRegressor.predict`.
 
         Returns
         -------
         ndarray of shape (n_samples, ...), with the shape of the state
             In a tuple with the bound and the info, where those are asked for.
+
+        Raises
+        ------
+        TypeError
+            If there is no such keyword.
+        NotCalibratedError, CalibrationRowsError, ValueError
+            As :meth:`HypersolverRegressor.predict`.
         """
-        wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        wanted = Wanted.of(self, "transform", asked)
         beside: list[Any] = []
         if wanted.is_plain:
             z = self._apply("terminal_state", X)
@@ -338,7 +263,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             Return ``(states, bound)``: for each row a bound on the largest 2-norm of the error over all K + 1 states.
             Needs :meth:`conformalize`. Bounds are of states, not of outputs.
         coverage : float, default 0.99
-            Probability that the bound of a row holds.
+            The share of rows whose bound is to hold; see :meth:`HypersolverRegressor.predict`.
 
         Returns
         -------
@@ -349,9 +274,15 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         NotCalibratedError
             If a bound is asked for without a calibration of this solver.
         ValueError
-            If a bound is asked for with ``output=True``.
+            If a bound is asked for with ``output=True``, or a value is out of its range or has no effect.
+
+        Warns
+        -----
+        UnusualRowsWarning
+            If more than 2 % of rows are unlike those of the calibration, so that their bound is infinite.
         """
         module = self._require_product().module
+        wanted = Wanted(return_bound=return_bound, coverage=coverage)
         if return_bound and output:
             raise ValueError("return_bound=True bounds errors of states; leave output=False.")
         output_map = module.neural_ode.output_map
@@ -362,7 +293,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
 
         result = self._in_batches(states, prepare_X(self, X))
         if return_bound:
-            _, beside = self._answer(X, TRAJECTORY, Wanted(return_bound, coverage))
+            _, beside = self._answer(X, TRAJECTORY, wanted)
             return result, *beside
         return result[..., 0] if output and self._squeeze_output else result
 
@@ -486,7 +417,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         *,
         tolerance: float = 1e-4,
         batch_size: int = 256,
-        tol: float | Sequence[float] = (),
+        tol: float | Sequence[float] | None = None,
         alpha: float = 0.01,
         route: bool = False,
         bound: str = "learned",
@@ -504,7 +435,7 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
             ``reference(X)``, at the tolerance ``rtol``.
         batch_size : int, default 256
             Number of rows in the batch that is timed.
-        tol : float or list of float, default ()
+        tol : float or list of float, optional
             Relative tolerances of the output, each of which adds a row: what ``predict(X, tol=)`` makes of it. NFE is
             its mean over rows, and MACs are those of f. Needs :meth:`conformalize`.
         alpha, route, bound : optional
@@ -522,16 +453,14 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
         ReferenceSolveError
             If dopri5 cannot solve some rows of X; the error names them.
         ValueError
-            If the output map is not finite at dopri5's states for some rows of X; the error names them.
+            If the output map is not finite at dopri5's states for some rows of X; the error names them. If ``alpha``,
+            ``route``, ``bound`` or an entry of ``tol`` is out of its range, or one of the first three is given without
+            ``tol``.
         NotCalibratedError
             If ``tol`` is given without a calibration of this solver.
         """
         fitted = self._require_product()
-        tolerances = [tol] if isinstance(tol, Real) else list(tol)
-        every = [Wanted(tol=one, alpha=alpha, route=route, bound=bound, return_info=True) for one in tolerances]
-        if every:
-            require(vars(self).get("calibration_"), fitted)
-        answers = {f"tol={one.tol:g}": partial(self._answer_rows, one) for one in every}
+        answers = self._answers_to(tol, alpha=alpha, route=route, bound=bound)
         X = prepare_X(self, X)
         states = self._reference_states(X)
         labels = None if y is None else self._label_indices(y, len(X))
@@ -542,195 +471,9 @@ class Hypersolver(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstima
                 tolerance=tolerance, mape_floor=self.mape_floor, batch_size=batch_size, answers=answers,
             )  # fmt: skip
 
-    def _answer_rows(self, wanted: Wanted, x: Tensor) -> tuple[Tensor, np.ndarray]:
-        """Return terminal states to a tolerance, and the evaluations of each row."""
-        calibration = vars(self).get("calibration_")
-        ends, (info,) = answer(calibration, self.fitted_, x.cpu(), OUTPUT, self._final_outputs, wanted)
-        return ends, info.n_evaluations
-
     def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
         """Return labels as indices of the outputs; None for a regressor."""
         return None
-
-    # ------------------------------------------------------------------ others like it
-    def with_solver(
-        self,
-        base_solver: Any = None,
-        n_steps: int | None = None,
-        t_span: tuple[float, float] | None = None,
-        *,
-        step_rtol: float | None = None,
-    ) -> Self:
-        """Return a fitted copy with another base solver, number of steps, span or tolerance, and the same correction.
-
-        Parameters
-        ----------
-        base_solver : str, ButcherTableau or base solver, optional
-            A base solver of the same order and number of stages as the fitted one. The correction need not serve it
-            well: check with ``score``, or fit over a family of base solvers, with ``tableaus`` of
-            :class:`~sklearn_hyper.MLPCorrection`.
-        n_steps : int, optional
-            Another number of steps. Learned coefficients serve a single number ("nonstationary", which "auto" stands
-            for with states of more than four numbers). To change it after the fit, fit with ``fit_n_steps=(a, b)``, for
-            which "auto" is "ab2".
-        t_span : pair of float, optional
-            Another span of time.
-        step_rtol : float, optional
-            Another tolerance, for adaptive steps. The correction serves all of them.
-
-        Returns
-        -------
-        estimator of the same class
-            It shares the correction and the Neural ODE's weights. This estimator is left as it is.
-
-        Raises
-        ------
-        ValueError
-            If the order or number of stages differs; the error names both. If learned coefficients are asked for
-            another number of steps.
-
-        Warns
-        -----
-        UserWarning
-            If the correction was not fitted at the new step size, or not over the new base solver.
-        """
-        product = self._require_product()
-        changed = self._with_product(
-            product.with_solver(base_solver, n_steps, t_span, step_rtol=step_rtol, stacklevel=3)
-        )
-        if base_solver is not None:
-            changed.base_solver, changed.order = base_solver, None
-        changed.n_steps, changed.step_rtol = changed.fitted_.n_steps, changed.fitted_.settings.step_rtol
-        return changed
-
-    def without_correction(self) -> Self:
-        """Return a fitted copy without the correction: the base solver alone, which the correction has to beat.
-
-        Returns
-        -------
-        estimator of the same class
-            Its ``with_solver`` takes any base solver and number of steps. Only "nonstationary" keeps its number of
-            steps; to change that, name another base solver too.
-        """
-        return self._with_product(self._require_product().without_correction())
-
-    def _with_product(self, fitted: FittedHypersolver) -> Self:
-        changed = copy.copy(self)
-        changed.fitted_ = fitted
-        drop_calibration(changed)
-        return changed
-
-    # ------------------------------------------------------------------ leaving
-    def to_module(self) -> HypersolvedODE:
-        """Return an ``nn.Module`` that predicts and can be trained further: input map, unrolled steps, output map.
-
-        It computes with the weights it holds, so training them changes its output. Its ``fold()`` returns the module
-        for deployment and ``torch.export``: faster, and with the correction fixed. This estimator's own methods run
-        such a folded module.
-
-        Returns
-        -------
-        HypersolvedODE
-            A copy in eval mode with frozen weights, on this estimator's device. It takes tensors of ``dtype_`` and
-            returns tensors. They equal ``predict`` up to rounding; those of its ``fold()`` are equal bit for bit.
-
-        Examples
-        --------
-        Fine-tune the correction alone; ``module.requires_grad_(True)`` would train the field and the maps as well.
-
-        >>> import torch
-        >>> from sklearn_hyper import HypersolverRegressor
-        >>> x = torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None]
-        >>> fast = HypersolverRegressor(lambda t, z: -z, base_solver="euler", n_steps=2, max_epochs=5, random_state=0)
-        >>> module = fast.fit(x.numpy()).to_module()
-        >>> weights = module.correction.requires_grad_(True).parameters()
-        >>> optimizer = torch.optim.Adam(weights, lr=1e-3)
-        >>> losses = []
-        >>> for _ in range(30):
-        ...     optimizer.zero_grad()
-        ...     losses.append((module(x) - x / torch.e).pow(2).mean())
-        ...     losses[-1].backward()
-        ...     _ = optimizer.step()
-        >>> bool(losses[-1] < losses[0])
-        True
-        >>> deployed = module.fold()
-        >>> torch.allclose(deployed(x), module(x))
-        True
-        """
-        return self._require_product().to_module()
-
-    def _describe_models(self, writer: Writer) -> dict[str, Any]:
-        fitted = self._require_product()
-        return {
-            "fitted": describe_fitted(fitted, writer, self._drawn_rows()),
-            "source": describe_source(self.neural_ode, writer),
-        }
-
-    def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
-        self.fitted_ = read_fitted(described["fitted"], reader)
-        module = copy.deepcopy(self.fitted_.neural_ode)
-        self.neural_ode = read_source(described["source"], module, self.preprocess_, reader)
-        self._head = None  # of a skorch net, which a file does not hold
-
-    def _drawn_rows(self) -> Tensor:
-        rows = np.random.default_rng(0).normal(size=(_PARITY_ROWS, *self._input_shape))
-        return self._to_tensor(rows, self.dtype_, "cpu")
-
-    def export_onnx(self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False) -> Path:
-        """Write the fitted solver as an ONNX file, which runs without torch and without this package.
-
-        The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, with any number of rows. Its ``output`` is what
-        ``predict`` gives. A classifier's file gives ``logits`` and ``probabilities`` instead. Its metadata hold the
-        ``classes`` as a JSON list, in the order of the columns, and the ``threshold`` of a binary skorch net. Needs the
-        ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
-
-        Parameters
-        ----------
-        path : str or path
-            The file to write. An older file is replaced only when the new one is complete.
-        X : array-like of shape (n_samples, ...), optional
-            Rows on which ONNX Runtime is compared with torch before the file is written. They may differ by 1e-4
-            (float32) or 1e-7 (float64) of the largest output. By default, draws of a standard normal.
-        preprocessed : bool, default False
-            Steps of a Pipeline that were passed with the Neural ODE are not part of the file. True confirms that you
-            know: the file then takes what ``preprocess_.transform(X)`` returns.
-
-        Returns
-        -------
-        Path
-            Where the file is.
-
-        Raises
-        ------
-        ImportError
-            If the extra is not installed.
-        ValueError
-            If the field, a map or the correction cannot be traced by torch or run by ONNX Runtime. If there are frozen
-            steps and ``preprocessed`` is False. If the path's folder does not exist.
-        RuntimeError
-            If ONNX Runtime and torch disagree; no file is written then.
-        """
-        check_target(path)
-        require_onnx()
-        fitted = self._require_product()
-        if self.preprocess_ is not None and not preprocessed:
-            raise ValueError(
-                f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would "
-                "take their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
-            )
-        x = self._drawn_rows() if X is None else self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
-        outputs, metadata = self._onnx_outputs()
-        return fitted.export_onnx(
-            path, x, wrap=self._wrap_for_onnx, outputs=outputs,
-            metadata={"sklearn_hyper_version": __version__, **metadata},
-        )  # fmt: skip
-
-    def _wrap_for_onnx(self, module: nn.Module) -> nn.Module:
-        return FirstOutput(module) if self._squeeze_output else module
-
-    def _onnx_outputs(self) -> tuple[list[str], dict[str, str]]:
-        """Return the names of a file's outputs, and its metadata."""
-        return ["output"], {}
 
 
 def warn_of_problems(fitted: FittedHypersolver) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.skorch_nets import NetHead, check_predictions, net_labels, predictions, predicts_labels
 from ._base import check_output_map, label_indices, refuse_no_labels, softmax, store_parameters
-from ._calibrated import Wanted
+from ._calibrated import ASKED, Asked, Wanted
 from ._fitted_neural_ode import FittedNeuralODE
 from ._given_targets import check_agreement, check_given_labels, spread
 from ._hypersolver import Hypersolver
@@ -178,19 +178,9 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         order = np.argsort(self.classes_)  # classes= is in the order of the logits, which need not be sorted
         return order[np.searchsorted(self.classes_, y, sorter=order)]
 
-    def predict(
-        self,
-        X: Any,
-        *,
-        return_bound: bool = False,
-        coverage: float = 0.99,
-        bound: str = "learned",
-        tol: float | None = None,
-        atol: float | None = None,
-        alpha: float = 0.01,
-        route: bool = False,
-        return_info: bool = False,
-    ) -> Any:
+    __metadata_request__predict = dict.fromkeys(ASKED)
+
+    def predict(self, X: Any, **asked: Unpack[Asked]) -> Any:
         """Return the label with the largest logit.
 
         Where the Neural ODE was a skorch net's, return what the net's own ``predict`` gives.
@@ -198,9 +188,10 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
-        return_bound, coverage, bound, tol, atol, alpha, route, return_info : optional
-            Bounds on the error of the logits, and tolerances of them (of the probabilities, where the Neural ODE was a
-            skorch net's): as in :meth:`HypersolverRegressor.predict`. They need :meth:`conformalize`. For labels, see
+        **asked : optional
+            ``return_bound``, ``coverage``, ``bound``, ``tol``, ``atol``, ``alpha``, ``route`` and ``return_info``:
+            bounds on the error of the logits, and tolerances of them (of the probabilities, where the Neural ODE was a
+            skorch net's). As in :meth:`HypersolverRegressor.predict`. They need :meth:`conformalize`. For labels, see
             :meth:`predict_set`.
 
         Returns
@@ -210,13 +201,15 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
 
         Raises
         ------
+        TypeError
+            If there is no such keyword.
         NotCalibratedError
             If anything is asked for that needs a calibration, and this solver has none.
         ValueError
             If probabilities of some rows are nan. The error names these rows and holds them in its attribute ``rows``.
-            If a value is out of its range.
+            If a value is out of its range or has no effect, or two contradict each other.
         """
-        wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        wanted = Wanted.of(self, "predict", asked)
         if wanted.is_plain:
             outputs, beside = self._apply("forward", X), []
         else:
@@ -229,13 +222,15 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         r"""Return the labels that dopri5 may give: those that the bound on the logits' error cannot exclude.
 
         With logits l and their bound b, the label j stays if :math:`\max_i l_i - l_j \le \sqrt 2 \, b`. So dopri5's
-        label is in the set with probability ``coverage`` at least. Needs :meth:`conformalize`.
+        label is in the set wherever the bound holds. All labels are in it where logits or bound are not finite. Needs
+        :meth:`conformalize`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
         coverage : float, default 0.99
-            Between 0 and 1.
+            The share of rows whose bound is to hold, between 0 and 1. It is aimed at and measured, not guaranteed: see
+            :meth:`conformalize`.
         bound : {"learned", "verified"}, default "learned"
             As in :meth:`HypersolverRegressor.predict`.
 
@@ -262,7 +257,10 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         """
         ends, (limit,) = self._answer(X, OUTPUT, Wanted(True, coverage, bound))
         scores = self._scores_of_labels(self._final_outputs(ends))
-        return scores.max(axis=1, keepdims=True) - scores <= np.sqrt(2) * limit[:, None]
+        is_known = np.isfinite(scores).all(axis=1) & np.isfinite(limit)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            excluded = scores.max(axis=1, keepdims=True) - scores > np.sqrt(2) * limit[:, None]
+        return ~(excluded & is_known[:, None])
 
     def _final_outputs(self, ends: Tensor) -> np.ndarray:
         outputs = super()._final_outputs(ends)

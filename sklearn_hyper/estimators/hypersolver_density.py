@@ -3,64 +3,59 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor, nn
 
-from .. import __version__
-from ..calibration import Calibration
+from ..calibration import CalibrationRowsError
 from ..calibration.measuring import OUTPUT
-from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
-from ..hypersolvers.choose import auto_name, choose_correction
-from ..hypersolvers.described import describe_fitted, read_fitted
-from ..hypersolvers.prepare import prepare_neural_ode
-from ..modules.closed_list import Writer
+from ..hypersolvers import FittedHypersolver
 from ..modules.copies import frozen_copy
-from ..modules.described_modules import describe_flow, read_flow
-from ..modules.field_probes import PROBED_ROWS
-from ..modules.flow import Flow, LogDensity, check_base_distribution, check_divergence
+from ..modules.flow import LogDensity
 from ..modules.hypersolved_ode import FoldedODE
-from ..modules.neural_ode import NeuralODE, check_neural_ode
-from ..modules.seeding import own_generator, seeded
+from ..modules.neural_ode import NeuralODE
+from ..modules.seeding import seeded
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..numerics.units import feature_sizes
 from ..reports import SolverReport
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_checkpoints, refuse_scoring
-from ..training.correction_checks import check_correction
 from ..training.nets import draw_seed
 from ..training.references import digest
 from ._base import (
     TorchEstimator,
     check_device,
-    check_output_map,
     module_dtype,
     outside_inference_mode,
     store_parameters,
 )
-from ._calibrated import Wanted, answer, drop_calibration, level_of
+from ._calibrated import Asked, Wanted, answer, drop_calibration
+from ._conformalizing import DensityCalibrationMixin
+from ._derived import DensityDerivedMixin
 from ._fitted_neural_ode import FittedFlow, resolve_flow
+from ._flow_directions import check_directions, fit_direction, take_flow
 from ._hypersolver import warn_of_problems
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
 from ._inputs import prepare_X, take_over, take_X
-from ._saving import EstimatorReader
-from ._sources import describe_source, read_source
 from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
 
 _BASE_STATES, _EPOCH_STATES = 8000, 2000
 """Base draws are free, so an epoch takes some of many: new ones most of the time. Their references are solved once."""
-_CHECKED_ROWS = _PARITY_ROWS = 16
+_CHECKED_ROWS = 16
 
 
-class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, TorchEstimator):
+class HypersolverDensity(
+    DensityCalibrationMixin,
+    DensityDerivedMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    DensityMixin,
+    TransformerMixin,
+    TorchEstimator,
+):
     r"""Make a fitted flow fast in both directions: samples, and log densities with their log-determinant.
 
     Two corrections are learned for the steps of eq. 5, one for each direction:
@@ -246,13 +241,14 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         dtype = flow.dtype or (torch.float64 if X is None else module_dtype(None, X))
         rows = None if X is None else append_noise(X, self._noise, self._noise_seed)
         with seeded(seed, "cpu"):
-            self._check(None if rows is None else self._to_tensor(rows[:_CHECKED_ROWS], dtype, "cpu"), dtype, settings)
+            few_rows = None if rows is None else self._to_tensor(rows[:_CHECKED_ROWS], dtype, "cpu")
+            check_directions(flow, self._density_ode(), few_rows, dtype, settings)
         is_auto = self.max_samples == "auto"
         n_base = _BASE_STATES if is_auto else int(self.max_samples)
         previous = dict(vars(self)) if self.warm_start else {}
         base = draw_base(flow, n_base, dtype, seed)
         settings = replace(settings, random_state=seed)
-        sampler, interrupted = _fit_direction(
+        sampler, interrupted = fit_direction(
             flow.sampling(), base, settings, flow, previous.get("sampler_"), _EPOCH_STATES if is_auto else None
         )
         if sampler is None:
@@ -260,7 +256,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         density = None
         if rows is not None and not interrupted:
             density_ode, before = self._density_ode(), previous.get("density_")
-            density, interrupted = _fit_direction(density_ode, rows, settings, flow, before)
+            density, interrupted = fit_direction(density_ode, rows, settings, flow, before)
         if density is None and interrupted:
             density = self._kept_density(previous.get("density_"))
         for fitted in (sampler, density):
@@ -283,7 +279,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
                 raise ValueError(
                     f"X must be 2-dimensional, (n_samples, n_features), got shape {X.shape}; flatten images first."
                 )
-        self.flow_ = self._resolve_flow(resolved.flow, X)
+        self.flow_ = take_flow(resolved.flow, X, self.n_features, self.base_distribution)
         if X is None and "n_features_in_" not in vars(self):
             self.n_features_in_ = self.flow_.n_features
             self._input_shape = (self.n_features_in_,)
@@ -307,76 +303,11 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     def _density_ode(self) -> NeuralODE:
         return self.flow_.density(hutchinson=self._noise is not None)
 
-    def _check(self, rows: Tensor | None, dtype: torch.dtype, settings: FitSettings) -> None:
-        """Check both directions before the first solve."""
-        flow = self.flow_
-        check_base_distribution(flow)
-        check_neural_ode(flow.sampling(), flow.sample_base(2, dtype, own_generator(0)))
-        if rows is None:
-            return
-        check_divergence(flow, rows[:, : flow.n_features])
-        if isinstance(self.correction, nn.Module):
-            settings = replace(settings, base_solver=auto_name(settings, flow.n_features))
-            choice = choose_base_solver(settings, flow.n_features + 1)
-            check_correction(Task(self._density_ode(), rows), choice.method, settings)
-
-    def _resolve_flow(self, flow: Flow | NeuralODE, X: np.ndarray | None) -> Flow:
-        """Return a frozen copy of a fitted flow, or a flow of a bare field and this estimator's parameters."""
-        if isinstance(flow, Flow):
-            given = [name for name in ("base_distribution", "n_features") if getattr(self, name) is not None]
-            if given:
-                raise ValueError(
-                    f"{' and '.join(given)}: only for a bare field; the fitted flow passed as neural_ode brings its "
-                    "own."
-                )
-            flow = copy.deepcopy(flow).to("cpu")  # the solvers move their copies to the device
-        else:
-            if not all(isinstance(part, nn.Identity) for part in (flow.input_map, flow.output_map)):
-                raise ValueError(
-                    "neural_ode is a NeuralODE with an input_map or output_map, whose log-determinant is unknown; a "
-                    "flow has none. Pass a NeuralODE of the field alone, and put scaling in a Pipeline."
-                )
-            if flow.data_controlled:
-                raise ValueError("neural_ode is data-controlled; a flow's field is f(t, z).")
-            width = self.n_features if self.n_features is not None or X is None else X.shape[1]
-            if width is None:
-                raise ValueError("n_features is needed to fit a bare field without X: pass n_features=, or fit(X).")
-            flow = Flow(
-                frozen_copy(flow).vector_field, n_features=width, t_span=flow.t_span,
-                base_distribution=copy.deepcopy(self.base_distribution),
-            )  # fmt: skip
-        if X is not None and X.shape[1] != flow.n_features:
-            raise ValueError(f"X has {X.shape[1]} features, but the flow has n_features={flow.n_features}.")
-        return flow.eval().requires_grad_(False)
-
     def _kept_density(self, previous: FittedHypersolver | None) -> FittedHypersolver | None:
         """Return the density that a warm start keeps if Ctrl-C came before its turn; None if it is of another flow."""
         if previous is None or digest(previous.neural_ode) != digest(frozen_copy(self._density_ode())):
             return None
         return previous
-
-    # ------------------------------------------------------------------ saving
-    def _describe_models(self, writer: Writer) -> dict[str, Any]:
-        sampler = self._require_fitted("sampler_")
-        width, density = self.flow_.n_features, self.density_
-        rows = append_noise(np.random.default_rng(0).normal(size=(_PARITY_ROWS, width)), self._noise, self._noise_seed)
-        x = self._to_tensor(rows, self.dtype_, "cpu")
-        return {
-            "flow": describe_flow(self.flow_, writer),
-            "sampler": describe_fitted(sampler, writer, x[:, :width].contiguous()),
-            "density": None if density is None else describe_fitted(density, writer, x),
-            "source": describe_source(self.neural_ode, writer),
-            "is_flow": isinstance(self.neural_ode, Flow),
-        }
-
-    def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
-        self.flow_ = read_flow(described["flow"], reader).requires_grad_(False)
-        self.sampler_ = read_fitted(described["sampler"], reader)
-        density = described["density"]
-        self.density_ = None if density is None else read_fitted(density, reader)
-        flow = copy.deepcopy(self.flow_)
-        module = flow if described["is_flow"] else NeuralODE(flow.vector_field, t_span=flow.t_span)
-        self.neural_ode = read_source(described["source"], module, self.preprocess_, reader)
 
     # ------------------------------------------------------------------ inference
     @property
@@ -395,66 +326,7 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
     def _rows(self, X: Any) -> np.ndarray:
         return append_noise(prepare_X(self, X), self._noise, self._noise_seed)
 
-    def conformalize(self, X: Any = None, *, levels: Sequence[Any] = (), n_samples: int = 1000) -> HypersolverDensity:
-        """Learn how wrong samples and log densities are, as :meth:`HypersolverRegressor.conformalize` does.
-
-        Samples are calibrated on fresh base draws. Log densities are calibrated on X, where it is given.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features), optional
-            Data that ``fit`` has not seen. Without it, log densities are not calibrated.
-        levels : list of HypersolverDensity, default ()
-            Further hypersolvers of the same flow, for other numbers of steps, which ``tol`` may use.
-        n_samples : int, default 1000
-            Number of base draws.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        CalibrationRowsError
-            If there are too few rows, or more than one in twenty were fitted on.
-        ValueError
-            If a level is a hypersolver of another flow, or X is given and densities were not fitted.
-        """
-        flow = self._require_fitted("flow_")
-        solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
-        seed = draw_seed(draw_seed(self.random_state))  # neither the draws of the fit nor those of sample(n, seed)
-        base = self._to_tensor(draw_base(flow, n_samples, self.dtype_, seed), self.dtype_, "cpu")
-        with outside_inference_mode():
-            others = [level_of(one, "sampler_", self.sampler_, base) for one in levels]
-            calibration = Calibration(self.sampler_, base, self.sampler_.map_output, others, solving)
-            density_calibration = None
-            if X is not None:
-                self._require_density()
-                rows = self._to_tensor(self._rows(X), self.dtype_, "cpu")
-                others = [level_of(one, "density_", self.density_, rows) for one in levels]
-                density_calibration = Calibration(self.density_, rows, self._log_densities, others, solving)
-        self.calibration_, self.density_calibration_ = calibration, density_calibration
-        return self
-
-    def _log_densities(self, ends: Tensor) -> np.ndarray:
-        """Return log densities from terminal states, one column."""
-        with torch.no_grad():
-            return self.flow_.log_prob(ends.to("cpu"))[:, None].numpy()
-
-    def sample(
-        self,
-        n_samples: int = 1,
-        random_state: Any = None,
-        *,
-        return_bound: bool = False,
-        coverage: float = 0.99,
-        bound: str = "learned",
-        tol: float | None = None,
-        atol: float | None = None,
-        alpha: float = 0.01,
-        route: bool = False,
-        return_info: bool = False,
-    ) -> Any:
+    def sample(self, n_samples: int = 1, random_state: Any = None, **asked: Unpack[Asked]) -> Any:
         """Draw samples: draw from the base distribution, and carry the draws to data by K corrected steps.
 
         Parameters
@@ -463,8 +335,9 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             Number of samples.
         random_state : int, RandomState or None
             Seeds the base draws. The same value gives the flow's own ``sample`` the same draws.
-        return_bound, coverage, bound, tol, atol, alpha, route, return_info : optional
-            Bounds on the 2-norm of the sample's error, and tolerances of it: as in
+        **asked : optional
+            ``return_bound``, ``coverage``, ``bound``, ``tol``, ``atol``, ``alpha``, ``route`` and ``return_info``:
+            bounds on the 2-norm of the sample's error, and tolerances of it. As in
             :meth:`HypersolverRegressor.predict`. They need :meth:`conformalize`, and are in the flow's coordinates,
             those before the steps of a Pipeline are undone.
 
@@ -475,19 +348,28 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 
         Raises
         ------
+        TypeError
+            If there is no such keyword.
         NotCalibratedError, CalibrationRowsError, ValueError
             As :meth:`HypersolverRegressor.predict`.
         """
         flow = self._require_fitted("flow_")
-        wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        wanted = Wanted.of(self, "sample", asked)
         base = draw_base(flow, n_samples, self.dtype_, random_state)
         if wanted.is_plain:
             return self._undo_steps(self._in_batches(self.module_, base))
+        x = self._to_tensor(base, self.dtype_, "cpu")
         with outside_inference_mode():
-            ends, beside = answer(
-                vars(self).get("calibration_"), self.sampler_, self._to_tensor(base, self.dtype_, "cpu"), OUTPUT,
-                self.sampler_.map_output, wanted,
-            )  # fmt: skip
+            try:
+                ends, beside = answer(
+                    vars(self).get("calibration_"), self.sampler_, x, OUTPUT, self.sampler_.map_output, wanted,
+                    "base draws",
+                )  # fmt: skip
+            except CalibrationRowsError as error:
+                raise CalibrationRowsError(
+                    f"{error} Rows that samples are calibrated on are base draws: pass their number to conformalize as "
+                    "n_samples."
+                ) from error
             X = self._undo_steps(self.sampler_.map_output(ends))
         return (X, *beside) if beside else X
 
@@ -501,26 +383,15 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
             )
         return np.asarray(self.preprocess_.inverse_transform(X))
 
-    def score_samples(
-        self,
-        X: Any,
-        *,
-        return_bound: bool = False,
-        coverage: float = 0.99,
-        bound: str = "learned",
-        tol: float | None = None,
-        atol: float | None = None,
-        alpha: float = 0.01,
-        route: bool = False,
-        return_info: bool = False,
-    ) -> Any:
+    def score_samples(self, X: Any, **asked: Unpack[Asked]) -> Any:
         """Return the log density of every sample, in nats.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-        return_bound, coverage, bound, tol, atol, alpha, route, return_info : optional
-            Bounds on the error of the log density, and tolerances of it: as in :meth:`HypersolverRegressor.predict`.
+        **asked : optional
+            ``return_bound``, ``coverage``, ``bound``, ``tol``, ``atol``, ``alpha``, ``route`` and ``return_info``:
+            bounds on the error of the log density, and tolerances of it. As in :meth:`HypersolverRegressor.predict`.
             They need :meth:`conformalize` with X. ``atol``, in nats, suits log densities better than ``tol``.
 
         Returns
@@ -530,11 +401,13 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 
         Raises
         ------
+        TypeError
+            If there is no such keyword.
         NotCalibratedError, CalibrationRowsError, ValueError
             As :meth:`HypersolverRegressor.predict`.
         """
         module = self._require_density()
-        wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        wanted = Wanted.of(self, "score_samples", asked)
         if wanted.is_plain:
             return self._in_batches(module, self._rows(X))
         x = self._to_tensor(self._rows(X), self.dtype_, "cpu")
@@ -651,138 +524,3 @@ class HypersolverDensity(ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
         """
         self._require_density()
         return self.density_.module.stepping.n_evaluations
-
-    def with_solver(self, base_solver: Any = None, n_steps: int | None = None) -> HypersolverDensity:
-        """Return a fitted copy with another base solver or number of steps, and the same corrections (Fig. 6).
-
-        Parameters
-        ----------
-        base_solver : str, ButcherTableau or base solver, optional
-            A base solver of the same order and number of stages as the fitted one.
-        n_steps : int, optional
-            Another number of steps.
-
-        Returns
-        -------
-        HypersolverDensity
-
-        Raises
-        ------
-        ValueError
-            If the order or number of stages differs.
-        """
-        self._require_fitted("sampler_")
-        copied = copy.copy(self)
-        drop_calibration(copied)
-        copied.sampler_ = self.sampler_.with_solver(base_solver, n_steps, stacklevel=3)
-        copied.n_steps = copied.sampler_.n_steps
-        if base_solver is not None:
-            copied.base_solver, copied.order = base_solver, None
-        if self.density_ is not None:
-            copied.density_ = self.density_.with_solver(base_solver, n_steps, stacklevel=3)
-        return copied
-
-    def without_correction(self) -> HypersolverDensity:
-        """Return a fitted copy without the corrections: the base solver alone, which they have to beat.
-
-        Returns
-        -------
-        HypersolverDensity
-            Its ``with_solver`` takes any base solver and number of steps. Only "nonstationary" keeps its number of
-            steps; to change that, name another base solver too.
-        """
-        self._require_fitted("sampler_")
-        copied = copy.copy(self)
-        drop_calibration(copied)
-        copied.sampler_ = self.sampler_.without_correction()
-        if self.density_ is not None:
-            copied.density_ = self.density_.without_correction()
-        return copied
-
-    def to_module(self, direction: str = "sampling") -> nn.Module:
-        """Return an ``nn.Module`` of either direction, which can be trained further.
-
-        :meth:`HypersolverRegressor.to_module` shows how. Its ``fold()`` returns the faster module for deployment.
-
-        Parameters
-        ----------
-        direction : {"sampling", "density"}, default "sampling"
-            "sampling" maps base states to data, in the flow's coordinates; ``torch.export`` takes its ``fold()``.
-            "density" maps data to log densities. If the trace is estimated, it takes Hutchinson's noise as further
-            columns. Call it under ``torch.no_grad()`` unless you need gradients.
-
-        Returns
-        -------
-        nn.Module
-            A copy in eval mode with frozen weights. It takes tensors of ``dtype_`` and returns tensors.
-        """
-        if direction not in ("sampling", "density"):
-            raise ValueError(f"direction must be 'sampling' or 'density', got {direction!r}.")
-        self._require_fitted("sampler_")
-        if direction == "sampling":
-            return self.sampler_.to_module()
-        self._require_density()
-        return LogDensity(self.density_.to_module(), copy.deepcopy(self.flow_)).eval()
-
-    def export_onnx(self, path: str | os.PathLike[str], *, preprocessed: bool = False) -> Path:
-        """Write the sampler as an ONNX file, which runs without torch and without this package.
-
-        The file takes base states ``X`` of shape (n_samples, n_features): draws of the base distribution in ``dtype_``.
-        Its ``output`` are samples. Densities are not exported, because they differentiate the field. Needs the ``onnx``
-        extra: ``pip install "sklearn-hyper[onnx]"``.
-
-        Parameters
-        ----------
-        path : str or path
-            The file to write. An older file is replaced only when the new one is complete.
-        preprocessed : bool, default False
-            Steps of a Pipeline that were passed with the flow are not part of the file. True confirms that you know:
-            the file's samples are then inputs of ``preprocess_.inverse_transform``.
-
-        Returns
-        -------
-        Path
-            Where the file is.
-
-        Raises
-        ------
-        ImportError, ValueError, RuntimeError
-            As :meth:`HypersolverRegressor.export_onnx`.
-        """
-        self._require_fitted("sampler_")
-        if self.preprocess_ is not None and not preprocessed:
-            raise ValueError(
-                f"the steps before the flow, {self.preprocess_!r}, cannot become part of the file, whose samples would "
-                "be in their output's coordinates. Pass preprocessed=True to say that you apply "
-                "preprocess_.inverse_transform."
-            )
-        rows = np.random.default_rng(0).normal(size=(_PARITY_ROWS, self.flow_.n_features))
-        return self.sampler_.export_onnx(
-            path, self._to_tensor(rows, self.dtype_, "cpu"), metadata={"sklearn_hyper_version": __version__}
-        )
-
-
-def _fit_direction(
-    ode: NeuralODE,
-    rows: np.ndarray,
-    settings: FitSettings,
-    flow: Flow,
-    previous: FittedHypersolver | None,
-    epoch_rows: int | None = None,
-) -> tuple[FittedHypersolver | None, bool]:
-    """Fit one direction; return the result, None if Ctrl-C came before training, and whether Ctrl-C ended it."""
-    neural_ode = frozen_copy(ode).to(settings.device)
-    dtype = module_dtype(neural_ode.dtype, rows)
-    x = TorchEstimator._to_tensor(rows, dtype, "cpu")
-    try:
-        probed_rows = x[:PROBED_ROWS].to(settings.device, copy=True)
-        z = prepare_neural_ode(neural_ode, probed_rows, settings, lambda z: check_output_map(neural_ode, z))
-        if previous is None or previous.correction is None:
-            previous = None
-            settings = replace(settings, correction=choose_correction(settings, [Task(neural_ode, probed_rows)], z))
-            # "auto" stands for one method in both directions, though the density's state is larger.
-            settings = replace(settings, base_solver=auto_name(settings, flow.n_features))
-        fitted = fit_hypersolver(Task(neural_ode, x, epoch_rows=epoch_rows), settings, previous, copy=False)
-    except KeyboardInterrupt:
-        return None, True
-    return fitted, fitted.interrupted

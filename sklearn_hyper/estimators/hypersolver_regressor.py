@@ -298,10 +298,11 @@ class HypersolverRegressor(Hypersolver):
         ----------
         X : array-like of shape (n_samples, ...)
         return_bound : bool, default False
-            Return ``(output, bound)``. The 2-norm of a row's error against dopri5 is at most its bound, with
-            probability ``coverage``. The learned bound of a row unlike those of the calibration is infinite.
+            Return ``(output, bound)``. The bound of a row is on the 2-norm of its error against dopri5. The learned
+            bound of a row unlike those of the calibration is infinite.
         coverage : float, default 0.99
-            Between 0 and 1.
+            The share of rows whose bound is to hold, between 0 and 1. It is aimed at and measured, not guaranteed: see
+            :meth:`conformalize`.
         bound : {"learned", "verified"}, default "learned"
             "learned" predicts the error from the run itself, at no evaluation. "verified" solves each row again, more
             accurately: by dopri5 where it is unlike those of the calibration. With ``tol``, "verified" climbs the
@@ -311,10 +312,10 @@ class HypersolverRegressor(Hypersolver):
             but a share ``alpha`` of rows. By default, one solver serves all rows: the cheapest one that the calibration
             certifies. Rows unlike those of the calibration go to dopri5. If nothing cheaper is certified, all do.
         atol : float, optional
-            Absolute tolerance, in units of the output. By default 0.
+            Absolute tolerance, in units of the output. By default 0. One of the two may be 0, beside a positive other.
         alpha : float, default 0.01
             Largest share of rows over the tolerance. The certificate holds with a confidence of 90 % over calibration
-            rows.
+            rows, for one tolerance and one policy: not for the best of several that were tried.
         route : bool, default False
             Choose a solver for each row, from a run of the cheapest one. It pays where f is expensive.
         return_info : bool, default False
@@ -334,7 +335,8 @@ class HypersolverRegressor(Hypersolver):
         CalibrationRowsError
             If the calibration has too few rows for ``coverage`` or ``alpha``; the error says how many are needed.
         ValueError
-            If a value is out of its range, or two contradict each other.
+            If a value is out of its range or has no effect, or two contradict each other. ``coverage`` needs
+            ``return_bound``; ``alpha`` and ``route`` need a tolerance; ``bound`` needs either.
 
         Warns
         -----

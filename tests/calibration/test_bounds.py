@@ -81,7 +81,7 @@ def test_info_states_the_cost_of_the_solver_itself(general):
 
 
 def test_a_coverage_beyond_the_rows_says_how_many_are_needed(general):
-    with pytest.raises(CalibrationRowsError, match="needs 9999 rows to calibrate on, and conformalize had 1000"):
+    with pytest.raises(CalibrationRowsError, match=r"needs 9,999 rows to calibrate on, and conformalize had 1,000\."):
         general.predict(X, return_bound=True, coverage=0.9999)
 
 

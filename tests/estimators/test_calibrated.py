@@ -1,16 +1,20 @@
 """Calibrations as parts of estimators: what keeps one, what drops one, and what is refused."""
 
+import copy
+import inspect
 import pickle
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from calibrated import Riccati, draw, errors_of, make_generalist
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_moons
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from user_fields import decay
 
@@ -23,6 +27,7 @@ from sklearn_hyper import (
     NeuralODEClassifier,
 )
 from sklearn_hyper.calibration import CalibrationRowsError, NotCalibratedError
+from sklearn_hyper.estimators._calibrated import ASKED, Wanted
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn_hyper.calibration.UnusualRowsWarning")
 X = draw(200, 2)
@@ -107,12 +112,14 @@ def test_fewer_than_forty_rows_are_refused(fast):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"tol": 0}, "tol must be None or a positive number, got 0"),
-        ({"tol": -1e-2}, "tol must be None or a positive number"),
-        ({"tol": np.nan}, "tol must be None or a positive number"),
-        ({"tol": "small"}, "tol must be None or a positive number, got 'small'"),
-        ({"atol": 0.0}, "atol must be None or a positive number"),
-        ({"atol": np.inf}, "atol must be None or a positive number"),
+        ({"tol": 0}, "tol=0 and atol=None allow no error at all; make one of them a positive number"),
+        ({"atol": 0.0}, "tol=None and atol=0.0 allow no error at all"),
+        ({"tol": 0.0, "atol": 0}, "tol=0.0 and atol=0 allow no error at all"),
+        ({"tol": -1e-2}, "tol must be None, a positive number, or 0 beside the other, got -0.01"),
+        ({"tol": np.nan}, "tol must be None, a positive number"),
+        ({"tol": "small"}, "tol must be None, a positive number, or 0 beside the other, got 'small'"),
+        ({"tol": True}, "tol must be None, a positive number, or 0 beside the other, got True"),
+        ({"atol": np.inf}, "atol must be None, a positive number"),
         ({"tol": 0.1, "alpha": 0}, "alpha must be a number between 0 and 1, exclusive, got 0"),
         ({"tol": 0.1, "alpha": 1.0}, "alpha must be a number between 0 and 1"),
         ({"return_bound": True, "coverage": 1}, "coverage must be a number between 0 and 1"),
@@ -121,6 +128,24 @@ def test_fewer_than_forty_rows_are_refused(fast):
         ({"return_bound": True, "tol": 0.1}, "is the bound itself; leave one out"),
         ({"route": True}, "route=True chooses the cheapest solver for a tolerance"),
         ({"tol": 0.1, "route": True, "bound": "verified"}, "two ways to choose a solver by row"),
+        # What is neither True nor False.
+        ({"return_bound": "verified"}, "return_bound must be True or False, got 'verified'"),
+        ({"tol": 0.1, "route": 1}, "route must be True or False, got 1"),
+        ({"return_info": None}, "return_info must be True or False, got None"),
+        # What has no effect.
+        ({"bound": "verified"}, "bound='verified' says how .* pass return_bound=True or tol"),
+        ({"bound": "verified", "return_info": True}, "bound='verified' says how"),
+        ({"coverage": 0.9}, "coverage=0.9 is that of a bound, and none is asked for; pass return_bound=True"),
+        ({"coverage": 0.9, "return_info": True}, "coverage=0.9 is that of a bound"),
+        ({"coverage": 0.9, "tol": 0.1}, "coverage=0.9 is .*; the share of rows within a tolerance is 1 - alpha"),
+        ({"alpha": 0.05}, "alpha=0.05 is the share of rows that may exceed a tolerance, and there is none; pass tol"),
+        ({"alpha": 0.05, "return_bound": True}, "alpha=0.05 is the share"),
+        ({"return_bound": True, "route": True}, "route=True chooses the cheapest solver for a tolerance"),
+        # What is wrong, though it would have no effect.
+        ({"alpha": 2}, "alpha must be a number between 0 and 1, exclusive, got 2"),
+        ({"coverage": 99}, "coverage must be a number between 0 and 1, exclusive, got 99"),
+        ({"bound": None}, "bound must be 'learned' or 'verified', got None"),
+        ({"bound": np.array(["learned"] * 2)}, "bound must be 'learned' or 'verified'"),
     ],
 )
 def test_wrong_values_are_refused_by_name(fast, wrong, message):
@@ -129,6 +154,46 @@ def test_wrong_values_are_refused_by_name(fast, wrong, message):
             method(X, **wrong)
 
 
+def test_flags_of_numpy_are_flags(fast):
+    _, bound, info = fast.predict(X, return_bound=np.True_, return_info=np.True_)
+    assert len(bound) == len(info.solver) == len(X)
+
+
+def test_one_of_two_tolerances_may_be_zero(fast):
+    for both, alone in (
+        ({"tol": 0.1, "atol": 0.0}, {"tol": 0.1}),
+        ({"tol": 0.0, "atol": 0.1}, {"atol": 0.1}),
+        ({"tol": 0, "atol": 1}, {"atol": 1.0}),
+    ):
+        np.testing.assert_array_equal(fast.predict(X, alpha=0.05, **both), fast.predict(X, alpha=0.05, **alone))
+
+
+def test_defaults_may_be_spelled_out(fast):
+    plain = fast.predict(X)
+    spelled = fast.predict(X, return_bound=False, coverage=0.99, bound="learned", alpha=0.01, route=False)
+    np.testing.assert_array_equal(spelled, plain)
+    np.testing.assert_array_equal(fast.transform(X, coverage=0.99), plain)
+
+
+def test_info_alone_needs_no_rows_for_a_coverage():
+    few = make_generalist(max_epochs=2).fit(draw(100, 0)).conformalize(draw(40, 1))
+    z, info = few.predict(X, return_info=True)
+    np.testing.assert_array_equal(z, few.predict(X))
+    assert len(info.unusual) == len(X)
+    with pytest.raises(CalibrationRowsError, match="needs 99 rows"):
+        few.predict(X, return_bound=True)
+
+
+def test_large_numbers_of_rows_are_legible(fast):
+    with pytest.raises(CalibrationRowsError, match=r"needs 999,999 rows to calibrate on.*at least 999,999 rows"):
+        fast.predict(X, return_bound=True, coverage=0.999999)
+    with pytest.raises(CalibrationRowsError, match=r"needs 2,302 rows to certify on.*at least 4,604 rows"):
+        fast.predict(X, tol=0.1, alpha=0.001)
+    with pytest.raises(CalibrationRowsError, match="needs 9,999 rows"):
+        fast.trajectory(X, return_bound=True, coverage=0.9999)
+
+
+# ---------------------------------------------------------------------- levels
 def test_levels_must_be_of_the_same_neural_ode(fast):
     other = HypersolverRegressor(decay, base_solver="euler", n_steps=4, max_epochs=2, random_state=0).fit(draw(60, 0))
     with pytest.raises(ValueError, match="hypersolver of another Neural ODE"):
@@ -136,6 +201,47 @@ def test_levels_must_be_of_the_same_neural_ode(fast):
     with pytest.raises(ValueError, match="levels must hold fitted hypersolvers"):
         fast.conformalize(draw(100, 1), levels=[make_generalist()])
     assert fast.calibration_.n_rows == 600  # the one before is kept
+
+
+@pytest.mark.parametrize("make", [lambda fast: fast, lambda _: "fast", lambda fast: (one for one in [fast])])
+def test_levels_must_be_a_list(fast, blobs_flow, make):
+    with pytest.raises(
+        TypeError, match=r"(?s)levels must be a list or tuple of fitted hypersolvers, got .* into a list"
+    ):
+        fast.conformalize(draw(100, 1), levels=make(fast))
+    with pytest.raises(TypeError, match="levels must be a list or tuple"):
+        blobs_flow[1].conformalize(levels=make(blobs_flow[1]))
+
+
+def _small(neural_ode, rows, **params):
+    fitted = HypersolverRegressor(neural_ode, base_solver="euler", n_steps=4, max_epochs=2, random_state=0, **params)
+    return fitted.fit(rows)
+
+
+def test_levels_of_other_inputs_are_refused_by_name(fast):
+    wide = np.random.default_rng(0).uniform(0.2, 1.5, (60, 3))
+    mapped = NeuralODE(Riccati(), input_map=torch.nn.Linear(3, 2, dtype=torch.float64))
+    for other in (_small(Riccati(), wide), _small(mapped, wide)):
+        with pytest.raises(ValueError, match=r"(?s)levels holds Hyper.*takes samples of shape \(3,\), and this one's"):
+            fast.conformalize(draw(100, 1), levels=[other])
+    single = _small(Riccati().float(), draw(60, 0).astype(np.float32))
+    with pytest.raises(ValueError, match=r"(?s)levels holds Hyper.*torch.float32, and this one in torch.float64"):
+        fast.conformalize(draw(100, 1), levels=[single])
+
+
+class OnlyPositive(torch.nn.Module):
+    """An input map that refuses some rows."""
+
+    def forward(self, x):
+        if (x < 1).any():
+            raise RuntimeError("negative logarithm")
+        return x
+
+
+def test_a_level_whose_maps_refuse_the_rows_is_of_another_neural_ode(fast):
+    other = _small(NeuralODE(Riccati(), input_map=OnlyPositive()), draw(60, 0, low=1.1))
+    with pytest.raises(ValueError, match=r"(?s)levels holds Hyper.*another Neural ODE"):
+        fast.conformalize(draw(100, 1), levels=[other])
 
 
 def test_bounds_of_a_trajectory_are_of_states(fast):
@@ -176,6 +282,27 @@ def test_a_classifier_keeps_a_tolerance_of_its_logits(digits):
     assert info.n_evaluations.mean() > 1
 
 
+class Stub(HypersolverClassifier):
+    """Logits and bounds as they are given."""
+
+    def __init__(self, logits, limit):
+        self.logits, self.limit, self._head = np.array(logits), np.array(limit), None
+
+    def _answer(self, X, kind, wanted):
+        return None, [self.limit]
+
+    def _final_outputs(self, ends):
+        return self.logits
+
+
+def test_a_set_holds_all_labels_where_logits_or_bound_are_not_finite():
+    nan, inf = np.nan, np.inf
+    logits = [[nan, 0, 5], [nan, nan, nan], [inf, 0, 1], [-inf, 0, 9], [9, 0, 0], [9, 0, 0], [9, 0, 0]]
+    sets = Stub(logits, [0.1, 0.1, 0.1, 0.1, nan, inf, 0.1]).predict_set(None)
+    assert sets[:6].all()
+    assert sets[6].tolist() == [True, False, False]
+
+
 # ---------------------------------------------------------------------- flows
 @pytest.fixture(scope="module")
 def blobs_flow():
@@ -212,6 +339,41 @@ def test_densities_without_data_are_not_calibrated(blobs_flow):
         sampling_only.score_samples(rows, return_bound=True)
 
 
+@pytest.mark.parametrize("n_samples", [1, 20, 39])
+def test_too_few_base_draws_are_refused_by_name(blobs_flow, n_samples):
+    with pytest.raises(CalibrationRowsError, match=f"n_samples={n_samples} base draws are too few; .* needs 40"):
+        blobs_flow[1].conformalize(n_samples=n_samples)
+    with pytest.raises(ValueError, match="n_samples"):
+        blobs_flow[1].conformalize(n_samples=100.5)
+    few = blobs_flow[1].with_solver().conformalize(n_samples=60)
+    for how in ({"return_bound": True}, {"tol": 0.1}, {"atol": 0.1, "route": True}):
+        with pytest.raises(CalibrationRowsError, match=r"needs .* rows to .* number to conformalize as n_samples"):
+            few.sample(5, **how)
+
+
+def test_a_level_without_densities_calibrates_samples_alone(blobs_flow):
+    flow, quick, rows = blobs_flow
+    level = HypersolverDensity(flow, n_steps=4, max_epochs=2, max_samples=200, random_state=0).fit()
+    with pytest.raises(
+        ValueError, match=r"(?s)levels holds Hyper.* was fitted for sampling only .*conformalize without X"
+    ):
+        quick.conformalize(rows, levels=[level])
+    assert quick.with_solver().conformalize(levels=(level,), n_samples=60).calibration_.n_rows == 60
+    for wrong in (quick.sampler_, flow, HypersolverDensity(flow)):
+        with pytest.raises(ValueError, match="levels must hold fitted hypersolvers like this one"):
+            quick.conformalize(rows, levels=[wrong])
+
+
+def test_levels_of_other_flows_are_refused_by_name(blobs_flow):
+    _, quick, _ = blobs_flow
+    for width in (1, 3):
+        other = HypersolverDensity(decay, n_features=width, n_steps=2, max_epochs=9, max_samples=200, random_state=0)
+        with pytest.raises(
+            ValueError, match=rf"(?s)levels holds Hyper.*shape \({width},\), and this one's takes \(2,\)"
+        ):
+            quick.conformalize(levels=[other.fit()])
+
+
 # ---------------------------------------------------------------------- reports
 def test_a_report_has_a_row_for_each_tolerance(fast):
     report = fast.solver_report(X, tol=[0.1, 1e-3], alpha=0.05)
@@ -228,6 +390,27 @@ def test_a_report_has_a_row_for_each_tolerance(fast):
 def test_a_report_of_a_tolerance_needs_a_calibration():
     with pytest.raises(NotCalibratedError, match="call conformalize"):
         make_generalist(max_epochs=2).fit(draw(100, 0)).solver_report(X, tol=0.1)
+
+
+@pytest.mark.parametrize("tol", [None, (), []])
+def test_a_report_without_tolerances_has_no_row_for_one(fast, tol):
+    assert not [row for row in fast.solver_report(X, tol=tol) if row.solver.startswith("tol=")]
+    for wrong, message in (
+        ({"alpha": 2}, "alpha must be a number between 0 and 1, exclusive, got 2"),
+        ({"route": "yes"}, "route must be True or False, got 'yes'"),
+        ({"bound": "tight"}, "bound must be 'learned' or 'verified'"),
+        ({"alpha": 0.05}, "alpha=0.05: solver_report keeps tolerances so, and there is none; pass tol"),
+        ({"route": True, "alpha": 0.05}, "alpha=0.05 and route=True: solver_report"),
+        ({"bound": "verified"}, "bound='verified': solver_report"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fast.solver_report(X, tol=tol, **wrong)
+
+
+@pytest.mark.parametrize("tol", [0.0, [0.1, 0], "small", [0.1, None], np.ones((2, 2)), [[0.1], 0.2], object()])
+def test_tolerances_of_a_report_are_positive_numbers(fast, tol):
+    with pytest.raises(ValueError, match="tol"):
+        fast.solver_report(X, tol=tol)
 
 
 # ---------------------------------------------------------------------- with scikit-learn
@@ -248,6 +431,42 @@ def test_frozen_steps_come_before_it():
     quick = HypersolverClassifier(slow, n_steps=1, max_epochs=2, random_state=0).fit(rows[:200])
     _, bound = quick.conformalize(rows[200:600]).predict(rows[600:], return_bound=True, coverage=0.9)
     assert bound.shape == (len(rows) - 600,)
+
+
+def test_an_unknown_keyword_is_named_with_its_method(fast, digits, blobs_flow):
+    flow = blobs_flow[1]
+    for method, name in (
+        (fast.predict, r"predict\(\)"),
+        (fast.transform, r"HypersolverRegressor.transform\(\)"),
+        (digits[1].predict, r"HypersolverClassifier.predict\(\)"),
+        (digits[1].transform, r"HypersolverClassifier.transform\(\)"),
+        (flow.score_samples, r"HypersolverDensity.score_samples\(\)"),
+        (lambda X, **asked: flow.sample(2, **asked), r"HypersolverDensity.sample\(\)"),
+    ):
+        with pytest.raises(TypeError, match=f"{name} got an unexpected keyword argument 'covrage'"):
+            method(X, covrage=0.9)
+    with pytest.raises(TypeError, match="it takes return_bound, coverage, bound, tol, atol, alpha, route, return_info"):
+        fast.transform(X, tolerance=0.1)
+
+
+def test_keywords_are_those_of_the_regressors_predict():
+    parameters = inspect.signature(HypersolverRegressor.predict).parameters
+    explicit = {name: value.default for name, value in parameters.items() if name not in ("self", "X")}
+    assert tuple(explicit) == ASKED
+    assert explicit == {field.name: field.default for field in fields(Wanted)}
+
+
+def test_keywords_are_routed_through_pipelines(fast, digits):
+    _, quick, rows = digits
+    with config_context(enable_metadata_routing=True):
+        for step, given in ((fast, X), (quick, rows)):
+            asking = copy.copy(step).set_predict_request(return_bound=True).set_transform_request(tol=True)
+            piped = Pipeline([("same", FunctionTransformer()), ("fast", asking)])
+            for got, expected in zip(
+                piped.predict(given, return_bound=True), step.predict(given, return_bound=True), strict=True
+            ):
+                np.testing.assert_array_equal(got, expected)
+            np.testing.assert_array_equal(piped.transform(given, tol=0.1), step.transform(given, tol=0.1))
 
 
 class Calibrated(HypersolverRegressor):
