@@ -20,7 +20,7 @@ from .ladder import Answer, Ladder, Tolerance
 from .levels import as_rows, in_chunks, solve_exactly
 from .measuring import Convert, distances, ends_as, measure
 
-_FEWEST = 40
+FEWEST = 40
 """Rows below which a calibration says nothing."""
 _KNOWN = 0.05
 """Share of calibration rows that may equal fitted ones, as values on a grid do by chance."""
@@ -181,8 +181,8 @@ def _initial_rows(fitted: FittedHypersolver, x: Tensor) -> Rows:
 
 def _check_rows(solvers: Sequence[FittedHypersolver], x: Tensor) -> None:
     n = len(x)
-    if n < _FEWEST:
-        raise CalibrationRowsError(f"X has {n} rows; a calibration needs {_FEWEST}, and 1,000 are advised.")
+    if n < FEWEST:
+        raise CalibrationRowsError(f"X has {n} rows; a calibration needs {FEWEST}, and 1,000 are advised.")
     known = [solver.fitted_rows for solver in solvers if solver.fitted_rows is not None]
     n_fitted = int(np.isin(row_digests(x), np.concatenate(known)).sum()) if known else 0
     if n_fitted > _KNOWN * n:

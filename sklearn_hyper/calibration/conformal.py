@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.special import bdtr
 
 CONFIDENCE = 0.9
 """Probability, over calibration rows, that a certified share holds."""
@@ -37,7 +37,7 @@ def rows_for_risk(alpha: float) -> int:
 
 
 def conformal_quantile(scores: NDArray[np.float64], coverage: float) -> float:
-    r"""Return the score that a new row's does not exceed, with probability at least ``coverage``.
+    r"""Return the score that a new row's does not exceed, with probability at least ``coverage``, if all are alike.
 
     .. math:: q = s_{(\lceil (n + 1) \, c \rceil)}
 
@@ -92,7 +92,7 @@ def is_certified(n_violations: int, n_rows: int, alpha: float) -> bool:
     >>> is_certified(0, 230, 0.01), is_certified(0, 229, 0.01)
     (True, False)
     """
-    return bool(binom.cdf(n_violations, n_rows, alpha) <= 1 - CONFIDENCE)
+    return bool(bdtr(n_violations, n_rows, alpha) <= 1 - CONFIDENCE)
 
 
 def last_certified(violations: Sequence[NDArray[np.bool_]], alpha: float) -> int | None:

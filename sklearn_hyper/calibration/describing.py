@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
+from scipy.spatial import KDTree
 
 _COORDINATES = 32
 """Initial states of up to this many numbers describe their rows themselves."""
@@ -88,9 +88,11 @@ class UsualRows:
         self._directions = None
         if n_state > _PROJECTED:
             self._directions = np.random.default_rng(0).normal(size=(n_state, _PROJECTED)) / np.sqrt(n_state)
-        n_neighbours = min(_NEIGHBOURS, len(flat) - 1)
-        self._index = NearestNeighbors(n_neighbors=n_neighbours).fit(self._project(flat))
-        own, _ = self._index.kneighbors()  # without rows, a row is not its own neighbour
+        known = self._project(flat)
+        self._index = KDTree(known)
+        own = self._index.query(known, np.arange(2, min(_NEIGHBOURS + 1, len(flat)) + 1))[
+            0
+        ]  # the first is the row itself
         size = float(np.max(np.abs(self._centre) / self._spread, initial=1.0, where=~self._agreed))
         noise = _ROUNDING * size * np.sqrt(n_state)  # values on a grid have no distance from each other
         self._limit = max(noise, float(np.quantile(own.mean(axis=1), _USUAL, method="higher")))
@@ -101,6 +103,6 @@ class UsualRows:
 
     def are_unusual(self, flat: Rows) -> NDArray[np.bool_]:
         """Return which rows are unlike the calibration's, from their initial states."""
-        distances, _ = self._index.kneighbors(self._project(flat))
+        distances, _ = self._index.query(self._project(flat), np.arange(1, min(_NEIGHBOURS, self._index.n) + 1))
         differs = (self._agreed & (np.abs(flat - self._centre) > self._rounding)).any(axis=1)
         return np.asarray((distances.mean(axis=1) > self._limit) | differs)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..hypersolvers import FittedHypersolver, SolveSettings
 from .conformal import last_certified
 from .describing import Rows, norms
-from .error_model import ErrorModel
+from .error_model import RouterNet
 from .levels import LAST, Level, Run, solve_exactly, undominated
 from .measuring import ENDS, OUTPUT, Convert, Measured, distances, ends_as
 
@@ -24,6 +24,10 @@ _STRIDE = 1.5
 """Two levels that are compared differ in cost by this factor at least: neighbours agree where both are wrong."""
 _HARD = 0.99
 """Levels are compared by this quantile of their relative errors."""
+
+
+Violations = NDArray[np.bool_]
+"""Rows over a tolerance."""
 
 
 class Tolerance(NamedTuple):
@@ -60,15 +64,11 @@ class Ladder:
         self._sizes = {kind: sizes[kind][certifies] for kind in ENDS}
         self._errors = {kind: measured.errors[kind][kept][:, certifies] for kind in ENDS}
         first = measured.runs[kept[0]].described
-        self._routers = {
-            kind: [ErrorModel(first[learns], measured.errors[kind][index][learns]) for index in kept] for kind in ENDS
-        }
+        self._routers = {kind: RouterNet(first[learns], measured.errors[kind][kept][:, learns]) for kind in ENDS}
         # A policy at work knows the size of what a level gave, not of the truth.
         self._seen_sizes: dict[str, Rows] = {}
-        self._predicted = {
-            kind: np.stack([model.predict(first[certifies]) for model in models])
-            for kind, models in self._routers.items()
-        }
+        self._predicted = {kind: router.predict(first[certifies]) for kind, router in self._routers.items()}
+        self._certified: dict[tuple[Any, ...], int | None] = {}
         self._climbed = _spread(self.levels)
         self._gaps: dict[str, Rows] = {}
         for kind in ENDS:
@@ -87,7 +87,16 @@ class Ladder:
 
     def _predict(self, kind: str, run: Run) -> Rows:
         """Return the predicted error of every level, from a run of the first."""
-        return np.stack([model.predict(run.described) for model in self._routers[kind]])
+        return self._routers[kind].predict(run.described)
+
+    def _last_certified(
+        self, policy: str, kind: str, tolerance: Tolerance, alpha: float, violations: Callable[[], Sequence[Violations]]
+    ) -> int | None:
+        """Return the last policy that is certified. It is computed once: calls tend to ask for the same again."""
+        key = (policy, kind, tolerance, alpha)
+        if key not in self._certified:
+            self._certified[key] = last_certified(violations(), alpha)
+        return self._certified[key]
 
     # ------------------------------------------------------------------ one level for all
     def typical_size(self, kind: str) -> float:
@@ -99,8 +108,12 @@ class Ladder:
 
         Levels are tested from the last one down, until one fails.
         """
-        over = self._errors[kind] > tolerance.limit(self._sizes[kind])  # errors of overflows are infinite
-        found = last_certified(list(over[::-1]), alpha)
+
+        def violations() -> Sequence[Violations]:
+            over = self._errors[kind] > tolerance.limit(self._sizes[kind])  # errors of overflows are infinite
+            return list(over[::-1])
+
+        found = self._last_certified("fixed", kind, tolerance, alpha, violations)
         return self._end if found is None else self._end - 1 - found
 
     def solve_fixed(self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], level: int) -> Answer:
@@ -111,10 +124,13 @@ class Ladder:
     # ------------------------------------------------------------------ a level for each row
     def safety(self, kind: str, tolerance: Tolerance, alpha: float) -> float | None:
         """Return the smallest certified factor on predicted errors; None if there is none."""
-        limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind]
-        seen = tolerance.limit(self._seen_sizes[kind][0])
-        policies = [_over(errors, _first(self._predicted[kind] * safety <= seen), limit) for safety in _SAFETIES]
-        found = last_certified(policies, alpha)
+
+        def violations() -> Sequence[Violations]:
+            limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind]
+            seen = tolerance.limit(self._seen_sizes[kind][0])
+            return [_over(errors, _first(self._predicted[kind] * safety <= seen), limit) for safety in _SAFETIES]
+
+        found = self._last_certified("routed", kind, tolerance, alpha, violations)
         return None if found is None else float(_SAFETIES[found])
 
     def solve_routed(
@@ -136,14 +152,18 @@ class Ladder:
         """Return the smallest certified factor on the distance between two levels; None if there is none."""
         if len(self._climbed) < 2:
             return None  # one level has no neighbour to agree with
-        limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind][self._climbed][1:]
-        seen = tolerance.limit(self._seen_sizes[kind])
-        pairs, predicted = np.arange(len(errors))[:, None], self._predicted[kind][self._climbed]
-        policies = []
-        for safety in _SAFETIES:
-            asked = pairs >= _pair_to_start(safety * predicted, seen[0])
-            policies.append(_over(errors, _first(asked & (safety * self._gaps[kind] <= seen[1:])), limit))
-        found = last_certified(policies, alpha)
+
+        def violations() -> Sequence[Violations]:
+            limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind][self._climbed][1:]
+            seen = tolerance.limit(self._seen_sizes[kind])
+            pairs, predicted = np.arange(len(errors))[:, None], self._predicted[kind][self._climbed]
+            policies = []
+            for safety in _SAFETIES:
+                asked = pairs >= _pair_to_start(safety * predicted, seen[0])
+                policies.append(_over(errors, _first(asked & (safety * self._gaps[kind] <= seen[1:])), limit))
+            return policies
+
+        found = self._last_certified("verified", kind, tolerance, alpha, violations)
         return None if found is None else float(_SAFETIES[found])
 
     def solve_verified(
@@ -230,7 +250,7 @@ def _pair_to_start(predicted: Rows, limit: Rows) -> NDArray[np.int64]:
     return np.asarray(np.clip(_first(predicted <= limit), 0, len(predicted) - 2))
 
 
-def _over(errors: Rows, chosen: NDArray[np.int64], limit: Rows) -> NDArray[np.bool_]:
+def _over(errors: Rows, chosen: NDArray[np.int64], limit: Rows) -> Violations:
     """Return the rows over the tolerance under a choice of levels. dopri5 is never over it."""
     with_last = np.concatenate([errors, np.zeros((1, errors.shape[1]))])
     return np.asarray(with_last[chosen, np.arange(errors.shape[1])] > limit)

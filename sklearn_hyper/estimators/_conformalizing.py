@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration, CalibrationRowsError
-from ..calibration.calibration import _FEWEST as FEWEST
+from ..calibration.calibration import FEWEST
 from ..calibration.measuring import OUTPUT
 from ..hypersolvers import SolveSettings
 from ..training.nets import draw_seed
@@ -35,8 +35,8 @@ class CalibrationMixin:
 
         aims to hold for a share c of new rows like them, the coverage. y is dopri5's result at ``rtol``.
 
-        This share is measured, not guaranteed for finite n: the scores are cross-fitted, for which a proof gives
-        :math:`1 - 2 (1 - c)` alone. With a single calibration, it varies around c by about
+        This share is measured, not guaranteed for finite n: each score is by a model that did not see its row, and the
+        model at work has seen them all. With a single calibration, the share varies around c by about
         :math:`\sqrt{c (1 - c) / n}`.
 
         Parameters

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor, nn
 
-from ..calibration.measuring import OUTPUT
+from ..calibration.measuring import OUTPUT, outputs_of
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE
@@ -214,7 +214,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
             outputs, beside = self._apply("forward", X), []
         else:
             ends, beside = self._answer(X, OUTPUT, wanted)
-            outputs = self._require_product().map_output(ends)
+            outputs = outputs_of(ends, self._require_product().map_output)
         labels = self.classes_[refuse_no_labels(self._indices(outputs))]
         return (labels, *beside) if beside else labels
 
@@ -256,7 +256,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         (75, 3)
         """
         ends, (limit,) = self._answer(X, OUTPUT, Wanted(True, coverage, bound))
-        scores = self._scores_of_labels(self._final_outputs(ends))
+        scores = self._scores_of_labels(outputs_of(ends, self._final_outputs))
         is_known = np.isfinite(scores).all(axis=1) & np.isfinite(limit)
         with np.errstate(invalid="ignore"):  # inf - inf
             excluded = scores.max(axis=1, keepdims=True) - scores > np.sqrt(2) * limit[:, None]

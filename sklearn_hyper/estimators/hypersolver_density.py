@@ -13,7 +13,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..calibration import CalibrationRowsError
-from ..calibration.measuring import OUTPUT
+from ..calibration.measuring import OUTPUT, outputs_of
 from ..hypersolvers import FittedHypersolver
 from ..modules.copies import frozen_copy
 from ..modules.flow import LogDensity
@@ -370,7 +370,7 @@ class HypersolverDensity(
                     f"{error} Rows that samples are calibrated on are base draws: pass their number to conformalize as "
                     "n_samples."
                 ) from error
-            X = self._undo_steps(self.sampler_.map_output(ends))
+            X = self._undo_steps(outputs_of(ends, self.sampler_.map_output))
         return (X, *beside) if beside else X
 
     def _undo_steps(self, X: np.ndarray) -> np.ndarray:
@@ -415,7 +415,7 @@ class HypersolverDensity(
             ends, beside = answer(
                 vars(self).get("density_calibration_"), self.density_, x, OUTPUT, self._log_densities, wanted
             )
-            densities = self._log_densities(ends)[:, 0]
+            densities = outputs_of(ends, self._log_densities)[:, 0]
         return (densities, *beside) if beside else densities
 
     def score(self, X: Any, y: Any = None) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.utils import RegressorTags
 
-from ..calibration.measuring import OUTPUT
+from ..calibration.measuring import OUTPUT, outputs_of
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.skorch_nets import NetOutput, check_predictions, predictions, predicts_labels
@@ -364,7 +364,7 @@ class HypersolverRegressor(Hypersolver):
             output = self._apply("forward", X)
             return output[:, 0] if self._squeeze_output else output
         ends, beside = self._answer(X, OUTPUT, wanted)
-        output = self._final_outputs(ends)
+        output = outputs_of(ends, self._final_outputs)
         output = output[:, 0] if self._squeeze_output else output
         return (output, *beside) if beside else output
 

@@ -289,7 +289,7 @@ class Stub(HypersolverClassifier):
         self.logits, self.limit, self._head = np.array(logits), np.array(limit), None
 
     def _answer(self, X, kind, wanted):
-        return None, [self.limit]
+        return torch.zeros(len(self.logits), 1), [self.limit]
 
     def _final_outputs(self, ends):
         return self.logits
