@@ -24,7 +24,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,7 @@ def evaluations_to(target: float, cell: dict[str, Any]) -> float | None:
 
 
 def summarise(cells: dict[str, Any]) -> dict[str, Any]:
-    """By problem and solver: evaluations to each error; then those of dopri5 over those of the adaptive hypersolver."""
+    """By problem and solver: evaluations to each error; then those of others over those of adaptive hypersolvers."""
     summary: dict[str, Any] = {}
     for problem in PROBLEMS:
         rows: dict[str, Any] = {}
@@ -165,12 +165,9 @@ def summarise(cells: dict[str, Any]) -> dict[str, Any]:
             name = key.removeprefix(f"{problem}: ")
             if name != key and "errors" in cell:
                 rows[name] = {f"{target:g}": evaluations_to(target, cell) for target in TARGETS}
-        ours = rows["rk4+g adaptive"]
-        for other in ("dopri5", "dopri5 by row"):
-            rows[f"{other} over rk4+g adaptive"] = {
-                target: None if n is None or ours[target] is None else n / ours[target]
-                for target, n in rows[other].items()
-            }
+        for other, ours in product(("dopri5", "dopri5 by row", "rk4+g"), ("rk4+g adaptive", "rk4+g learned")):
+            pairs = zip(TARGETS, rows[other].values(), rows[ours].values(), strict=True)
+            rows[f"{other} over {ours}"] = {f"{t:g}": None if None in (n, own) else n / own for t, n, own in pairs}
         summary[problem] = rows
     return summary
 
