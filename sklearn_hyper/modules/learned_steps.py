@@ -45,6 +45,8 @@ class LearnedSteps(DeviceFreeModule):
     shift: Tensor
     scale: Tensor
     unit: Tensor
+    limit: Tensor
+    """Largest correction of a step that is taken, in units of the tolerance."""
 
     def __init__(self, t_span: tuple[float, float], eps_range: tuple[float, float], power: int, sizes: Tensor):
         super().__init__()
@@ -53,10 +55,11 @@ class LearnedSteps(DeviceFreeModule):
             nn.Linear(N_FEATURES, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 3)
         )
         self.register_buffer("sizes", sizes.clone())
-        # Those of features, and the mean and spread of log errors: a fit sets them.
+        # Those of features, the mean and spread of log errors, and what follows from these: a fit sets them.
         self.register_buffer("shift", torch.zeros(N_FEATURES))
         self.register_buffer("scale", torch.ones(N_FEATURES))
         self.register_buffer("unit", torch.tensor([0.0, 1.0]))
+        self.register_buffer("limit", torch.tensor(math.inf))
 
     @property
     def log_range(self) -> float:

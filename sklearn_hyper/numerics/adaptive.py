@@ -74,7 +74,8 @@ class Adaptive(Stepping):
         Takes the place of the PI controller: ``propose(s, z, slopes, rtol)`` returns a size for each row before its
         step is taken, from starts, states and f there. What ``rtol`` bounds is then for it to say; its states' sizes
         are ``sizes``, so ``atol`` cannot be given. A step fails only if it is not finite, or if its correction is
-        larger than the state. It needs a correction, and a method that evaluates f at the start of a step.
+        larger than the state, or than ``limit`` tolerances, an attribute of the proposer. It needs a correction, and a
+        method that evaluates f at the start of a step.
 
     Raises
     ------

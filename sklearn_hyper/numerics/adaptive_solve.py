@@ -205,8 +205,9 @@ class AdaptiveSolve:
         assert self.power is not None
         longest = self.policy.max_step
         if self.policy.proposer is not None:
-            # The tolerance times 1 / rtol is the size of the state.
-            return ProposedSteps(self._propose, torch.full_like(self.s, longest), 1 / self.policy.rtol)
+            # The tolerance times 1 / rtol is the size of the state: no correction is larger.
+            limit = min(float(self.policy.proposer.limit), 1 / self.policy.rtol)
+            return ProposedSteps(self._propose, torch.full_like(self.s, longest), limit)
         if not knows_slope:
             return PIController(torch.full_like(self.s, longest), self.power, longest)
         size = self.atol / self.policy.rtol + self.z.abs()

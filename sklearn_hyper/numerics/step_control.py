@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,11 @@ _TINY = 1e-30
 
 class StepProposer(Protocol):
     """Proposes the sizes of steps from what is known before a step is taken."""
+
+    @property
+    def limit(self) -> Any:
+        """Largest error of a base step that is taken, in units of the tolerance: beyond, the proposal was wrong."""
+        ...
 
     def propose(self, s: Tensor, z: Tensor, slopes: Tensor, rtol: float) -> Tensor:
         """Return a positive step size for each row.
@@ -116,8 +121,8 @@ class PIController:
 class ProposedSteps:
     """Sizes that are proposed before each step, so that no step is tried twice to find its size.
 
-    A step fails only if it is not finite, or if its correction is larger than the state: no proposal was made from such
-    steps. It is then halved until it passes.
+    A step fails only if it is not finite, or if its correction is larger than proposals ever need. It is then halved
+    until it passes.
 
     Parameters
     ----------

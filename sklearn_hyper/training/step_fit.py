@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,17 +18,20 @@ from ..numerics.units import absolute_tolerance
 from .targets import TaskSet
 
 _UPDATES, _BATCH, _LR = 1000, 1024, 1e-2
+_USUAL = 0.999
+"""Share of steps whose corrections are usual for their errors. A larger one shows a state unlike those of the fit."""
 _LEAST_SPREAD = 0.1
 """Spread of log errors that are all alike, as where a field is trivial."""
 
 
 class StepErrors(NamedTuple):
-    """Corrected steps of rows: where they start, their sizes, and their errors as shares of the state."""
+    """Corrected steps of rows: where they start, their sizes, their corrections and errors as shares of the state."""
 
     s: Tensor
     z: Tensor
     slopes: Tensor
     eps: Tensor
+    corrections: Tensor
     errors: Tensor
 
 
@@ -71,11 +75,11 @@ def corrected_steps(data: TaskSet, correction: ModuleCorrection, method: Method,
         with torch.no_grad():
             g = correction(r.eps, r.time(), r.z, r.stages, valid.inputs.x, r.kind)
         # In float64: eps^(p + 1) may leave the range of the states' dtype, and the error does not.
-        missing = (r.target - g).double() * abs(r.eps) ** (r.order + 1)
-        shares = missing / (sizes + torch.maximum(r.z.abs(), valid.states[step.end].abs()))
-        errors = flatten_samples(shares).square().mean(dim=1).sqrt()
+        scale = sizes + torch.maximum(r.z.abs(), valid.states[step.end].abs())
+        terms = (part.double() * abs(r.eps) ** (r.order + 1) / scale for part in (g, r.target - g))
+        corrections, errors = (flatten_samples(term).square().mean(dim=1).sqrt() for term in terms)
         like = torch.ones_like(errors)
-        yield StepErrors(r.s * like, r.z, r.stages[0], abs(r.eps) * like, errors)
+        yield StepErrors(r.s * like, r.z, r.stages[0], abs(r.eps) * like, corrections, errors)
 
 
 def _train(steps: LearnedSteps, found: StepErrors, seed: int) -> LearnedSteps:
@@ -84,7 +88,7 @@ def _train(steps: LearnedSteps, found: StepErrors, seed: int) -> LearnedSteps:
     # Below the rounding of states, errors are noise.
     logs = found.errors.clamp(min=torch.finfo(found.z.dtype).eps).log().to(features)
     kept = logs.isfinite() & features.isfinite().all(dim=1)
-    features, logs, eps = features[kept], logs[kept], found.eps[kept]
+    features, logs, eps, corrections = features[kept], logs[kept], found.eps[kept], found.corrections[kept]
     steps.shift.copy_(features.mean(dim=0))
     steps.scale.copy_(_spread(features).clamp(min=_LEAST_SPREAD))
     steps.unit.copy_(torch.stack([logs.mean(), _spread(logs).clamp(min=_LEAST_SPREAD)]))
@@ -101,6 +105,8 @@ def _train(steps: LearnedSteps, found: StepErrors, seed: int) -> LearnedSteps:
     with torch.no_grad():
         missed = logs - steps.log_errors(features, eps)
         steps.unit[0] += missed.exp().mean().log()
+        usual = corrections / steps.log_errors(features, eps).exp()
+        steps.limit.copy_(usual.sort().values[math.ceil(_USUAL * len(usual)) - 1])
     return steps
 
 

@@ -1,6 +1,7 @@
 """Steps chosen by their errors: how accurate, what they cost, and that a row is solved as it is alone."""
 
 import itertools
+import math
 import pickle
 
 import numpy as np
@@ -388,8 +389,8 @@ def test_it_cannot_be_exported():
 class Proposes:
     """A step of a tenth of the state, whatever the tolerance; what it is asked from is kept."""
 
-    def __init__(self, share=0.1):
-        self.share, self.seen = share, []
+    def __init__(self, share=0.1, limit=math.inf):
+        self.share, self.limit, self.seen = share, limit, []
 
     def propose(self, s, z, slopes, rtol):
         self.seen.append((s, z, slopes, rtol))
@@ -420,6 +421,17 @@ def test_rows_that_share_their_steps_take_the_shortest_proposal():
         stepping = Adaptive(EULER, (0.0, 2.0), 1e-3, proposer=Proposes())
         alone.append(solve_and_count(decay, rows, stepping, Decay())[1].n_evaluations)
     assert alone[0] == alone[1]
+
+
+def test_a_proposed_step_whose_correction_exceeds_the_limit_is_halved():
+    """Euler's method misses exp(-eps) - 1 + eps of the state, and a tenth of the state is the limit.
+
+    So steps of 1, 1/2 and 3/4 fail, and those of 1/4, 3/8 and 3/8 do not. f at their starts is not asked for again.
+    """
+    for limit, n_evaluations in ((math.inf, 1), (100.0, 3)):
+        stepping = Adaptive(EULER, (0.0, 1.0), 1e-3, sizes=[1e-9], times="none", proposer=Proposes(10.0, limit))
+        end, counted = solve_and_count(decay, torch.ones(1, 1, dtype=torch.float64), stepping, Decay())
+        assert largest(end - np.exp(-1)) < 1e-12 and counted.n_evaluations == n_evaluations
 
 
 @pytest.mark.parametrize("times", ["rows", "shared"])
