@@ -90,6 +90,11 @@ RECIPES = {
             base_solver="heun", correction=MLPCorrection(hidden=2, activation="prelu", tableaus=[alpha_family(0.4)])
         ).fit(X), X, {"vector_field": Swirl},
     ),
+    "regressor, learned steps": (
+        lambda: make_regressor(
+            base_solver="heun", stepping="adaptive", step_controller="learned", n_steps=4, correction=NET
+        ).fit(X), X, {"vector_field": Swirl},
+    ),
     "regressor, own parts": (
         lambda: make_regressor(NeuralODE(Swirl(), output_map=ToLogits()), base_solver=OwnEuler(), correction=OwnNet()).fit(X),
         X, {"vector_field": Swirl, "output_map": ToLogits, "correction": OwnNet, "base_solver": OwnEuler},

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from joblib import _store_backends
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from sklearn.model_selection import GridSearchCV, KFold
 from skorch.callbacks import Callback
 from small_hypersolvers import ROUGH_FITS, Swirl, make_regressor
 from small_saved import NET, X, fit_saved
@@ -398,3 +399,43 @@ def test_after_a_worker_has_died_the_next_run_works(tmp_path):
     assert flag.exists()
     found = run(2)
     np.testing.assert_array_equal(found.predict(X), make_regressor(deadly, correction=NET).fit(X).predict(X))
+
+
+class DiesOnce:
+    """A field that kills the first process, other than this one, that evaluates it."""
+
+    def __init__(self, flag):
+        self.flag, self.here = flag, os.getpid()
+
+    def __call__(self, t, z):
+        if os.getpid() != self.here and not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return -z * (1 + z.square())
+
+
+@pytest.mark.slow
+def test_after_a_dask_worker_has_died_its_tasks_run_elsewhere(tmp_path, small_chunks):
+    """Those of a search, and reference solves of a fit; the next run works, too. No warning: they are errors here."""
+    distributed = pytest.importorskip("distributed")
+
+    def search(flag):
+        estimator = make_regressor(DiesOnce(tmp_path / flag), correction=NET, memory=str(tmp_path / flag[0]))
+        return GridSearchCV(estimator, {"n_steps": [1, 2]}, cv=KFold(2), error_score="raise").fit(X)
+
+    def solve(flag):
+        estimator = make_regressor(DiesOnce(tmp_path / flag), correction=NET, memory=str(tmp_path / flag[0]), n_jobs=2)
+        return estimator.fit(X)
+
+    scores, expected = search("here").cv_results_["mean_test_score"], solve("here").predict(X)
+    with (
+        distributed.LocalCluster(processes=True, n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        for _ in range(2):
+            np.testing.assert_allclose(search("there").cv_results_["mean_test_score"], scores, rtol=1e-5)
+        assert (tmp_path / "there").exists()
+        for _ in range(2):
+            np.testing.assert_allclose(solve("solves").predict(X), expected, rtol=1e-5)
+        assert (tmp_path / "solves").exists()

@@ -5,9 +5,10 @@
 Van der Pol with mu = 5 over ten units of time, nearly a period; the controlled pendulum over five; and sampling from a
 flow of the two moons, by flow matching. On each, one g over RK4 is fitted by residuals for a range of step sizes, from
 2,000 rows (8,000 of Van der Pol, whose fast stretches are short, so that few samples lie in them). It
-then runs in four ways beside two of dopri5 (torchdiffeq's):
+then runs in five ways beside two of dopri5 (torchdiffeq's):
 
 - "rk4+g adaptive": each row chooses its steps by g, which is added.
+- "rk4+g learned": the same g, and steps that a small net proposes (step_controller="learned").
 - "rk4 adaptive": the same, but g only estimates the error.
 - "rk4+g", "rk4": K equal steps.
 - "dopri5": all rows in one batch, as it comes, by the RMS of the batch's errors.
@@ -23,7 +24,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "pendulum": {"t_span": (0.0, 5.0), "n_steps": 25, "fit_n_steps": (8, 200)},
     "moons": {"n_steps": 4, "fit_n_steps": (1, 16), "row_times": True},
 }  # fmt: skip
-SOLVERS = ("rk4+g adaptive", "rk4 adaptive", "rk4+g", "rk4", "dopri5", "dopri5 by row")
+SOLVERS = ("rk4+g adaptive", "rk4+g learned", "rk4 adaptive", "rk4+g", "rk4", "dopri5", "dopri5 by row")
 Curve = list[tuple[float, float]]
 
 
@@ -76,7 +77,10 @@ def fit(problem: str, cache: str) -> HypersolverRegressor:
     def train() -> HypersolverRegressor:
         X, ode = load(problem, PROBLEMS[problem].get("max_samples", 2000), 0, cache)
         settings = {key: value for key, value in PROBLEMS[problem].items() if key != "t_span"}
-        return HypersolverRegressor(ode, base_solver="rk4", stepping="adaptive", random_state=0, **settings).fit(X)
+        # The controller is fitted after g, which is the same without it.
+        return HypersolverRegressor(
+            ode, base_solver="rk4", stepping="adaptive", step_controller="learned", random_state=0, **settings
+        ).fit(X)
 
     return fitted(cache, f"adaptive {problem}", train)
 
@@ -86,10 +90,10 @@ def solvers(fast: HypersolverRegressor, x: Tensor) -> dict[str, tuple[Callable[[
     ode, g = fast.neural_ode_, fast.to_module().correction
     z0, inputs, stepping = ode.input_map(x), ode.inputs(x), fast.module_.stepping
 
-    def adaptive(f: Any, rtol: float, adds: bool) -> Tensor:
+    def adaptive(f: Any, rtol: float, adds: bool = True, learned: bool = False) -> Tensor:
         policy = Adaptive(
             fast.base_solver_, ode.t_span, rtol, sizes=ode.state_size, times=stepping.times,
-            max_step=stepping.max_step, adds_correction=adds,
+            max_step=stepping.max_step, adds_correction=adds, proposer=stepping.proposer if learned else None,
         )  # fmt: skip
         return policy.solve(f, z0, g, inputs)
 
@@ -100,7 +104,8 @@ def solvers(fast: HypersolverRegressor, x: Tensor) -> dict[str, tuple[Callable[[
     steps = sorted({round(k) for k in np.geomspace(fewest, 4 * most, 40)})
     equal = partial(hypersolve, t_span=ode.t_span, base_solver=fast.base_solver_, x=inputs.x)
     return {
-        "rk4+g adaptive": (partial(adaptive, adds=True), TOLERANCES),
+        "rk4+g adaptive": (adaptive, TOLERANCES),
+        "rk4+g learned": (partial(adaptive, learned=True), TOLERANCES),
         "rk4 adaptive": (partial(adaptive, adds=False), TOLERANCES),
         "rk4+g": (lambda f, k: equal(f, z0, n_steps=k, g=g), steps),
         "rk4": (lambda f, k: equal(f, z0, n_steps=k), steps),
@@ -152,7 +157,7 @@ def evaluations_to(target: float, cell: dict[str, Any]) -> float | None:
 
 
 def summarise(cells: dict[str, Any]) -> dict[str, Any]:
-    """By problem and solver: evaluations to each error; then those of dopri5 over those of the adaptive hypersolver."""
+    """By problem and solver: evaluations to each error; then those of others over those of adaptive hypersolvers."""
     summary: dict[str, Any] = {}
     for problem in PROBLEMS:
         rows: dict[str, Any] = {}
@@ -160,12 +165,9 @@ def summarise(cells: dict[str, Any]) -> dict[str, Any]:
             name = key.removeprefix(f"{problem}: ")
             if name != key and "errors" in cell:
                 rows[name] = {f"{target:g}": evaluations_to(target, cell) for target in TARGETS}
-        ours = rows["rk4+g adaptive"]
-        for other in ("dopri5", "dopri5 by row"):
-            rows[f"{other} over rk4+g adaptive"] = {
-                target: None if n is None or ours[target] is None else n / ours[target]
-                for target, n in rows[other].items()
-            }
+        for other, ours in product(("dopri5", "dopri5 by row", "rk4+g"), ("rk4+g adaptive", "rk4+g learned")):
+            pairs = zip(TARGETS, rows[other].values(), rows[ours].values(), strict=True)
+            rows[f"{other} over {ours}"] = {f"{t:g}": None if None in (n, own) else n / own for t, n, own in pairs}
         summary[problem] = rows
     return summary
 

@@ -36,6 +36,7 @@ HYPERSOLVER_CONSTRAINTS: dict = {
 STEPPING_CONSTRAINTS: dict = {
     "stepping": [StrOptions({"fixed", "adaptive"})],
     "step_rtol": [Interval(Real, 0, None, closed="neither")],
+    "step_controller": [StrOptions({"pi", "learned"})],
     "row_times": [None, "boolean"],
 }
 """Constraints of the parameters of adaptive steps, which flows do not have."""

@@ -40,8 +40,10 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         probabilities are those that the net predicts, including a binary net's ``threshold``.
     classes : array-like of shape (n_classes,), optional
         Labels in the order of the logits. Needed for a bare module, which has no labels.
-    base_solver, order, n_steps, fit_n_steps, stepping, step_rtol, row_times, correction, loss, finetune : optional
+    base_solver, order, n_steps, fit_n_steps, correction, loss, finetune : optional
         The solver and its correction: see :class:`HypersolverRegressor`.
+    stepping, step_rtol, step_controller, row_times : optional
+        Steps that choose themselves: see :class:`HypersolverRegressor`.
     rtol, atol, max_samples, max_epochs, lr, batch_size, optimizer, callbacks, validation_fraction : optional
         References and training: see :class:`HypersolverRegressor`.
     mape_floor, memory, warm_start, device, n_jobs, random_state, verbose : optional
@@ -80,6 +82,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         fit_n_steps=None,
         stepping="fixed",
         step_rtol=1e-3,
+        step_controller="pi",
         row_times=None,
         correction="auto",
         loss="residual",

@@ -154,11 +154,17 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
     >>> [choose_base_solver(settings, 2).method.name for settings in (net, weights)]
     ['ab2', 'nonstationary']
     """
+    _check_controller(settings)
     name = auto_name(settings, n_state)
     if name != NONSTATIONARY:
         choice = BaseSolverChoice(resolve_base_solver(name, settings.order))
         choice.check_steps(settings)
         _check_adaptive(settings, choice.method.name, choice.method.memory)
+        if settings.step_controller == "learned" and choice.method.main_kind.nodes[0] != 0:
+            raise ValueError(
+                f"step_controller='learned' with base_solver={choice.method.name!r}, which does not evaluate f at the "
+                "start of a step, from which its size is chosen. Take step_controller='pi'."
+            )
         return choice
     _check_adaptive(settings, NONSTATIONARY, settings.n_steps)
     if settings.fit_n_steps not in (None, settings.n_steps):
@@ -168,6 +174,15 @@ def choose_base_solver(settings: FitSettings, n_state: int) -> BaseSolverChoice:
         )
     learned = LearnedCoefficients(settings)
     return BaseSolverChoice(resolve_base_solver(learned.start, settings.order), learned)
+
+
+def _check_controller(settings: FitSettings) -> None:
+    """Refuse a controller where there is nothing to control."""
+    if settings.step_controller != "pi" and not settings.is_adaptive:
+        raise ValueError(
+            f"step_controller={settings.step_controller!r} with stepping={settings.stepping!r}, whose steps are all "
+            "known beforehand. Pass stepping='adaptive', or leave step_controller='pi'."
+        )
 
 
 def _check_adaptive(settings: FitSettings, name: str, memory: int) -> None:

@@ -14,6 +14,7 @@ from ..modules.closed_list import Reader, Writer, describe_method, read_method
 from ..modules.corrections import ModuleCorrection
 from ..modules.described_corrections import count_bytes, describe_correction, folded_bytes, read_correction
 from ..modules.described_modules import describe_neural_ode, read_neural_ode
+from ..modules.described_steps import describe_steps, read_steps
 from ..modules.model_file import MAX_EVALUATIONS, MAX_FOLDED_BYTES, ModelFileError
 from ..modules.neural_ode import NeuralODE
 from ..numerics.methods import Method
@@ -63,6 +64,7 @@ def describe_fitted(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dic
         "base_method": describe_method(fitted.base_method, writer),
         "correction": describe_correction(correction, writer),
         "trains": correction is not None and any(p.requires_grad for p in correction.parameters()),
+        "steps": describe_steps(fitted.steps, writer),
         "n_steps": int(fitted.n_steps),
         "settings": describe_settings(fitted.settings, writer),
         "plain": {name: writer.describe(getattr(fitted, name), name) for name in _PLAIN},
@@ -85,7 +87,7 @@ def read_fitted(described: Mapping[str, Any], reader: Reader) -> FittedHypersolv
     fitted = FittedHypersolver(
         neural_ode=neural_ode, method=method, base_method=base_method,
         correction=correction, n_steps=n_steps, settings=read_settings(described["settings"], reader), net=None,
-        **plain,
+        steps=read_steps(described["steps"], reader), **plain,
     )  # fmt: skip
     _check_probe(fitted, described["probe"], reader)
     return fitted

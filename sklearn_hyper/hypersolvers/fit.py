@@ -314,6 +314,7 @@ def _product(
         n_steps=settings.n_steps,
         settings=settings,
         times=times if takes_row_steps else "shared",
+        steps=fitted.steps,
         fitted_eps=(low * task.span, high * task.span),
         errors=fitted.errors,
         delta=fitted.delta,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..modules.corrections import ModuleCorrection
 from ..modules.hypersolved_ode import FoldedODE, HypersolvedODE
+from ..modules.learned_steps import LearnedSteps
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import check_target, replace_file, require_onnx, write_onnx
 from ..modules.serialization import DeviceFree, pack, unpack
@@ -77,6 +78,8 @@ class FittedHypersolver(DeviceFree):
         Hashes of the rows that the fit has used: see :func:`~sklearn_hyper.training.tasks.row_digests`.
     times : {"shared", "rows", "none"}, default "shared"
         What the field gets as its time in adaptive solves: ``times`` of :class:`~sklearn_hyper.numerics.Adaptive`.
+    steps : LearnedSteps, optional
+        Chooses adaptive steps of the corrected method. By default the PI controller does.
 
     Attributes
     ----------
@@ -113,6 +116,7 @@ class FittedHypersolver(DeviceFree):
     base_method: Method | None = None
     fitted_rows: NDArray[np.uint64] | None = field(default=None, repr=False)
     times: str = "shared"
+    steps: LearnedSteps | None = field(default=None, repr=False)
     module: FoldedODE = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -127,7 +131,7 @@ class FittedHypersolver(DeviceFree):
             return FixedMesh.of(self.method, ode.t_span, self.n_steps)
         return Adaptive(
             self.method, ode.t_span, settings.step_rtol, sizes=ode.state_size, times=self.times,
-            max_step=self.fitted_eps[1], n_outputs=self.n_steps,
+            max_step=self.fitted_eps[1], n_outputs=self.n_steps, proposer=self.steps,
         )  # fmt: skip
 
     @property
@@ -273,7 +277,12 @@ class FittedHypersolver(DeviceFree):
             self._check_has_tolerance(step_rtol)
             settings = replace(settings, step_rtol=check_tolerance("step_rtol", step_rtol))
         base = self.base_method if base_solver is None else None
-        return replace(self, neural_ode=neural_ode, method=method, base_method=base, n_steps=n_steps, settings=settings)
+        # Errors of another method are not known.
+        steps = self.steps if method == self.method else None
+        return replace(
+            self, neural_ode=neural_ode, method=method, base_method=base, n_steps=n_steps, settings=settings,
+            steps=steps,
+        )  # fmt: skip
 
     def _check_has_tolerance(self, step_rtol: Any) -> None:
         if not self.settings.is_adaptive:
@@ -310,7 +319,7 @@ class FittedHypersolver(DeviceFree):
 
         A method that then estimates no error takes ``n_steps`` equal steps, also where steps were adaptive.
         """
-        return replace(self, correction=None, method=self.base_method or self.method)
+        return replace(self, correction=None, method=self.base_method or self.method, steps=None)
 
     # ------------------------------------------------------------------ leaving
     def to_module(self) -> HypersolvedODE:
@@ -375,7 +384,7 @@ class FittedHypersolver(DeviceFree):
     def to(self, device: torch.device | str) -> FittedHypersolver:
         """Return a copy on another device, that of the net included. It shares nothing with this one."""
         moved = copy.deepcopy(self)
-        for module in (moved.neural_ode, moved.correction, moved.module):
+        for module in (moved.neural_ode, moved.correction, moved.steps, moved.module):
             if module is not None:
                 module.to(device)
         if moved.net is not None:

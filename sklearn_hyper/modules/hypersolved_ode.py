@@ -26,6 +26,9 @@ class SolvedODE(DeviceFreeModule):
         super().__init__()
         self.neural_ode = neural_ode
         self.stepping = stepping
+        proposer = getattr(stepping, "proposer", None)
+        # Registered, so that it moves along to another device or dtype.
+        self.proposer = proposer if isinstance(proposer, nn.Module) else None
 
     @property
     @abstractmethod

@@ -15,6 +15,7 @@ from .dense_output import Node, interpolate
 from .methods.method import Method
 from .protection import NO_INPUTS, FieldInputs
 from .reference import check_tolerance
+from .step_control import StepProposer
 from .stepping import Stepping, check_state
 from .times import check_n_steps, check_t_span
 
@@ -69,6 +70,12 @@ class Adaptive(Stepping):
         Whether the correction is added to the state. If False it only estimates the error.
     max_attempts : int, default 10000
         Steps, taken or repeated, after which the solve is given up.
+    proposer : object with a method propose, optional
+        Takes the place of the PI controller: ``propose(s, z, slopes, rtol)`` returns a size for each row before its
+        step is taken, from starts, states and f there. What ``rtol`` bounds is then for it to say; its states' sizes
+        are ``sizes``, so ``atol`` cannot be given. A step fails only if it is not finite, or if its correction is
+        larger than the state, or than ``limit`` tolerances, an attribute of the proposer. It needs a correction, and a
+        method that evaluates f at the start of a step.
 
     Raises
     ------
@@ -108,6 +115,7 @@ class Adaptive(Stepping):
         n_outputs: int = 10,
         adds_correction: bool = True,
         max_attempts: int = MAX_ATTEMPTS,
+        proposer: StepProposer | None = None,
     ):
         if times not in _TIMES:
             raise ValueError(f"times must be one of {_TIMES}, got {times!r}.")
@@ -130,6 +138,9 @@ class Adaptive(Stepping):
         self.n_outputs = check_n_steps(n_outputs, "n_outputs")
         self.adds_correction = adds_correction
         self.max_attempts = check_n_steps(max_attempts, "max_attempts")
+        self.proposer = proposer
+        if proposer is not None:
+            _check_proposed(method, atol)
 
     n_evaluations = None
     """They depend on the state: :meth:`SolvedODE.count_evaluations` counts them in a solve."""
@@ -174,6 +185,20 @@ class Adaptive(Stepping):
         yield from self.trajectory(f, z0, correction, inputs)[1:]
 
 
+def _check_proposed(method: Method, atol: float | Tensor | None) -> None:
+    """Refuse what a proposer cannot work with."""
+    if atol is not None:
+        raise ValueError(
+            f"atol={atol!r} with a proposer, which knows errors by rtol alone: leave atol out, and pass sizes= if need "
+            "be."
+        )
+    if method.main_kind.nodes[0] != 0:
+        raise ValueError(
+            f"method {method.name!r} does not evaluate f at the start of a step, from which a proposer chooses its "
+            "size; leave proposer out, or take a Runge-Kutta method, such as 'rk4'."
+        )
+
+
 def _check(policy: Adaptive, correction: Correction | None) -> None:
     """Refuse what cannot estimate an error, or cannot run in steps that are not known beforehand."""
     method = policy.method
@@ -183,6 +208,8 @@ def _check(policy: Adaptive, correction: Correction | None) -> None:
             "or ONNX. Export a solver with equal steps (stepping='fixed')."
         )
     if correction is None:
+        if policy.proposer is not None:
+            raise ValueError("a proposer chooses the steps of a corrected method: pass a correction, or no proposer.")
         if method.error_order is None:
             raise ValueError(
                 f"method {method.name!r} does not estimate its error: pass a correction, which does, or a method that "

@@ -15,7 +15,7 @@ from .methods.method import Field, Method, StepPlan
 from .protection import FieldInputs, ProtectedField
 from .reference import hold_up
 from .row_errors import RowsError, list_rows
-from .step_control import StepController
+from .step_control import PIController, ProposedSteps, StepController, StepProposer
 from .tensors import flatten_samples, per_row
 from .times import time_dtype
 from .units import absolute_tolerance
@@ -56,6 +56,7 @@ class AdaptivePolicy(Protocol):
     max_step: float
     adds_correction: bool
     max_attempts: int
+    proposer: StepProposer | None
 
 
 class AdaptiveSolve:
@@ -119,7 +120,7 @@ class AdaptiveSolve:
         is_last = eps == left
         proposed, error, slope, ahead, state = self._step(StepPlan(self.n_taken, self.s, eps, kind))
         errors, row_errors = self._measure(error, proposed)
-        passes = errors <= 1
+        passes = self.control.accepts(errors)
         taken = self._of_rows(passes)
         if self.nodes is not None:
             self.nodes.append(Node(self.rows[taken], self._of_rows(self.s)[taken], self.z[taken], slope[taken]))
@@ -203,13 +204,23 @@ class AdaptiveSolve:
         """Guess first steps at which a state that changes by its own size in a time T has an error of the tolerance."""
         assert self.power is not None
         longest = self.policy.max_step
+        if self.policy.proposer is not None:
+            # The tolerance times 1 / rtol is the size of the state: no correction is larger.
+            limit = min(float(self.policy.proposer.limit), 1 / self.policy.rtol)
+            return ProposedSteps(self._propose, torch.full_like(self.s, longest), limit)
         if not knows_slope:
-            return StepController(torch.full_like(self.s, longest), self.power, longest)
+            return PIController(torch.full_like(self.s, longest), self.power, longest)
         size = self.atol / self.policy.rtol + self.z.abs()
         rates = flatten_samples(self.slopes / size).double().square().mean(dim=1).sqrt()
         rates = rates.nan_to_num(nan=0.0, posinf=0.0)  # f is not finite there: the first step shows it
         rates = rates if self.by_row else rates.max()[None]
-        return StepController(self.policy.rtol ** (1 / self.power) / rates, self.power, longest)
+        return PIController(self.policy.rtol ** (1 / self.power) / rates, self.power, longest)
+
+    def _propose(self) -> Tensor:
+        """Return the proposed sizes of the lanes; rows that share their steps take the shortest of theirs."""
+        assert self.policy.proposer is not None
+        sizes = self.policy.proposer.propose(self.s, self.z, self.slopes, self.policy.rtol).double()
+        return sizes if self.by_row else sizes.min()[None]
 
     def _refuse_short_steps(self, sizes: Tensor, passes: Tensor, row_errors: Tensor) -> None:
         least = _SHORTEST * abs(self.end - self.start) + 4 * math.ulp(max(abs(self.start), abs(self.end)))

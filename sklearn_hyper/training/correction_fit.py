@@ -15,6 +15,7 @@ from torch import Tensor
 from ..modules.corrections import ModuleCorrection, NetInputs, ScaleSample, resolve_spec
 from ..modules.corrections.changes import learning_unit
 from ..modules.corrections.field_module import graph_bytes
+from ..modules.learned_steps import LearnedSteps
 from ..modules.seeding import seeded
 from ..numerics.methods import Method, Nonstationary
 from ..numerics.row_errors import numbered_rows
@@ -28,6 +29,7 @@ from .plan import Run, StepSizes, TrainingStep, make_plan
 from .references import solve_ends
 from .settings import FitSettings, Phase
 from .splits import count_held_out
+from .step_fit import fit_steps
 from .targets import TaskSet, residual_set, state_set
 from .tasks import Task
 
@@ -61,6 +63,8 @@ class FittedCorrection:
     interrupted: bool
     method: Method
     """The base method under the correction: the given one, or its coefficients as they were trained on."""
+    steps: LearnedSteps | None = None
+    """What chooses adaptive steps, where ``step_controller`` asks for it and there is a correction."""
 
 
 class CorrectionFit:
@@ -232,6 +236,7 @@ class CorrectionFit:
         keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or self.warm is not None)
         correction = trained if keeps else None
         method = self.method if self._learning is None else self._learning.freeze()
+        learns_steps = self.settings.is_adaptive and self.settings.step_controller == "learned"
         return FittedCorrection(
             correction=correction,
             net=self.net,
@@ -243,6 +248,7 @@ class CorrectionFit:
             fitted_range=(sizes.low, sizes.high),
             interrupted=self.net.interrupted_,
             method=method if keeps else self.base,
+            steps=None if correction is None or not learns_steps else fit_steps(data, correction, method, self.seed),
         )
 
 

@@ -59,6 +59,7 @@ class FitSettings(SolveSettings):
     order: int | None = None
     stepping: str = "fixed"
     step_rtol: float = 1e-3
+    step_controller: str = "pi"
     row_times: bool | None = None
     n_steps: int = 10
     fit_n_steps: int | tuple[int, int] | None = None

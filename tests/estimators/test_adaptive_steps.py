@@ -177,6 +177,128 @@ def test_the_library_s_fields_take_a_time_a_row(shape):
     torch.testing.assert_close(field(t, z), apart, rtol=1e-5, atol=1e-6)
 
 
+# --- steps that a net proposes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return adaptive(step_controller="learned").fit(X)
+
+
+def test_a_learned_controller_leaves_the_correction_as_it_is(fast, learned):
+    for one, other in zip(fast.correction_.parameters(), learned.correction_.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert fast.module_.stepping.proposer is None
+    assert learned.module_.proposer is learned.module_.stepping.proposer is learned.fitted_.steps
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4])
+def test_the_mean_error_of_a_learned_step_is_the_tolerance(learned, rtol):
+    """Of one corrected step from fresh rows, somewhere in the span, against dopri5."""
+    field, span = learned.neural_ode_.vector_field, learned.neural_ode_.t_span
+    rows = torch.from_numpy(X_TEST)
+    state = reference_solution(field, rows, (0.0, 1.3), rtol=1e-10)[-1]
+    sizes = torch.tensor([learned.neural_ode_.state_size])
+    found = []
+    for s, z in ((0.0, rows), (1.3, state)):
+        time = torch.tensor([s], dtype=torch.float64)
+        eps = learned.fitted_.steps.propose(time, z, field(time, z), rtol)
+        for row, size in zip(z, eps.tolist(), strict=True):
+            end = min(s + size, span[1])
+            exact = reference_solution(field, row[None], (s, end), rtol=1e-10)[-1]
+            one = HypersolvedODE(NeuralODE(field, t_span=(s, end)), learned.base_solver_, learned.correction_, (s, end))
+            missed = (one.terminal_state(row[None]) - exact) / (sizes + torch.maximum(row.abs(), exact.abs()))
+            found.append(float(missed.detach().square().mean().sqrt()))
+    assert rtol / 3 < np.mean(found) < 3 * rtol
+
+
+def test_learned_steps_reach_an_error_with_fewer_evaluations(fast, learned):
+    """At each error that the PI controller reaches; both are interpolated on logarithmic axes."""
+    curves = []
+    for one in (fast, learned):
+        at = [one.with_solver(step_rtol=10.0**-power) for power in range(1, 8)]
+        curves.append(np.log([(errors(each, X_TEST).mean(), each.count_evaluations(X_TEST)) for each in at]))
+    (pi_errors, pi_evaluations), (own_errors, own_evaluations) = (np.array(curve).T for curve in curves)
+    wanted = np.log([1e-2, 1e-3, 1e-4])
+    pi = np.interp(wanted, pi_errors[::-1], pi_evaluations[::-1])
+    own = np.interp(wanted, own_errors[::-1], own_evaluations[::-1])
+    assert np.exp(np.median(own - pi)) < 0.95
+
+
+def test_learned_steps_survive_pickles_clones_modules_and_dtypes(learned):
+    again = pickle.loads(pickle.dumps(learned))
+    np.testing.assert_array_equal(again.predict(X_TEST), learned.predict(X_TEST))
+    assert again.module_.proposer is again.module_.stepping.proposer is again.fitted_.steps
+    assert clone(learned).get_params()["step_controller"] == "learned"
+    module = learned.to_module()
+    np.testing.assert_allclose(module(torch.from_numpy(X_TEST)).detach().numpy(), learned.predict(X_TEST), rtol=1e-12)
+    single = module.float()(torch.from_numpy(X_TEST).float())
+    assert single.dtype == torch.float32
+    np.testing.assert_allclose(single.detach().numpy(), learned.predict(X_TEST), rtol=0.05, atol=0.01)
+    assert learned.fitted_.steps.shift.dtype == torch.float64  # to_module gave a copy
+
+
+def test_learned_steps_are_alike_in_any_batch_and_counted(learned):
+    alone = np.concatenate([learned.predict(X_TEST[i : i + 1]) for i in range(len(X_TEST))])
+    np.testing.assert_allclose(alone, learned.predict(X_TEST), rtol=1e-9, atol=1e-9)
+    by_row = [learned.count_evaluations(X_TEST[i : i + 1]) for i in range(len(X_TEST))]
+    assert np.mean(by_row) == pytest.approx(learned.count_evaluations(X_TEST))
+    assert len(set(by_row)) > 1 and set(np.mod(by_row, 4)) == {0}  # no step is tried twice
+
+
+class Scaled(nn.Module):
+    """The same field in other units."""
+
+    def __init__(self, size, time):
+        super().__init__()
+        self.field, self.size, self.time = VanDerPol(2.0), size, time
+
+    def forward(self, t, z):
+        return self.field(t / self.time, z / self.size) * (self.size / self.time)
+
+
+@pytest.mark.parametrize(("size", "time"), [(2.0**-20, 1.0), (1.0, 2.0**10)])
+def test_learned_steps_do_not_depend_on_units(learned, size, time):
+    scaled = NeuralODE(Scaled(size, time), t_span=(0.0, 3.0 * time))
+    other = adaptive(scaled, step_controller="learned").fit(X * size)
+    assert other.count_evaluations(X_TEST * size) == pytest.approx(learned.count_evaluations(X_TEST), rel=0.05)
+
+
+def test_another_base_solver_steps_by_pi(learned):
+    assert learned.with_solver("rk4").module_.stepping.proposer is not None
+    assert learned.with_solver(n_steps=6, t_span=(0.0, 2.0)).module_.stepping.proposer is not None
+    assert learned.with_solver("rk4_38").module_.stepping.proposer is None
+    assert isinstance(learned.without_correction().module_.stepping, FixedMesh)
+
+
+def test_a_learned_controller_is_fitted_anew_in_a_warm_start(learned):
+    again = pickle.loads(pickle.dumps(learned)).set_params(warm_start=True, max_epochs=2, random_state=1)
+    again.fit(X)  # others are held out
+    assert not torch.equal(again.fitted_.steps.net[0].weight, learned.fitted_.steps.net[0].weight)
+
+
+@pytest.mark.parametrize(("field", "row_times"), [(forced, None), (forced_rows, True)])
+def test_learned_steps_know_the_time(field, row_times):
+    fast = adaptive(field, row_times=row_times, max_epochs=10, n_steps=8, step_controller="learned").fit(X)
+    found = [fast.with_solver(step_rtol=rtol) for rtol in (1e-2, 1e-5)]
+    assert errors(found[1], X_TEST).max() < min(0.02, errors(found[0], X_TEST).max())
+
+
+def test_learned_steps_of_few_rows():
+    field = NeuralODE(lambda t, z: torch.stack([z[:, 1], -torch.sin(z[:, 0])], dim=1), t_span=(0.0, 3.0))
+    fast = adaptive(field, step_controller="learned", batch_size=4, n_steps=6).fit(X[:20])
+    found = [fast.with_solver(step_rtol=rtol) for rtol in (1e-2, 1e-5)]
+    assert errors(found[1], X_TEST).mean() < min(0.02, errors(found[0], X_TEST).mean())
+
+
+def test_learned_steps_of_images():
+    images = np.random.default_rng(3).normal(size=(40, 1, 5, 5))
+    params = {"correction": ConvCorrection(hidden=4), "step_controller": "learned", "step_rtol": 1e-4}
+    fast = adaptive(lambda t, z: -z, n_steps=4, **params).fit(images)
+    assert fast.module_.stepping.times == "shared" and fast.module_.proposer is not None
+    np.testing.assert_allclose(fast.predict(images), images * np.exp(-1), rtol=1e-3)
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +314,11 @@ def test_the_library_s_fields_take_a_time_a_row(shape):
         ({"stepping": "adaptiv"}, "The 'stepping' parameter"),
         ({"step_rtol": 0.0}, "The 'step_rtol' parameter"),
         ({"row_times": "yes"}, "The 'row_times' parameter"),
+        ({"step_controller": "PID"}, "The 'step_controller' parameter"),
+        (
+            {"step_controller": "learned", "stepping": "fixed"},
+            "step_controller='learned' with stepping='fixed', whose steps are all known.*Pass stepping='adaptive'",
+        ),
     ],
     ids=str,
 )

@@ -1,6 +1,7 @@
 """Steps chosen by their errors: how accurate, what they cost, and that a row is solved as it is alone."""
 
 import itertools
+import math
 import pickle
 
 import numpy as np
@@ -380,3 +381,85 @@ def test_it_cannot_be_exported():
 
     with pytest.raises(Exception, match="depend on the data, so it cannot be traced"):
         torch.export.export(Solve(), (torch.ones(2, 1),))
+
+
+# --- steps that are proposed ----------------------------------------------------------------------------------------
+
+
+class Proposes:
+    """A step of a tenth of the state, whatever the tolerance; what it is asked from is kept."""
+
+    def __init__(self, share=0.1, limit=math.inf):
+        self.share, self.limit, self.seen = share, limit, []
+
+    def propose(self, s, z, slopes, rtol):
+        self.seen.append((s, z, slopes, rtol))
+        return self.share * z.abs().amax(dim=1).double()
+
+
+def test_proposed_steps_are_the_steps():
+    """Euler's method with its exact residual: no error, and as many evaluations as the proposals make."""
+    z0, proposer = torch.tensor([[1.0], [2.5], [0.5]], dtype=torch.float64), Proposes()
+    stepping = Adaptive(EULER, (0.0, 2.0), 1e-3, times="none", proposer=proposer)
+    end, counted = solve_and_count(decay, z0, stepping, Decay())
+    assert largest(end - z0 * np.exp(-2)) < 1e-12
+    own = []
+    for z in z0[:, 0].tolist():
+        left, n_steps = 2.0, 0
+        while left > 1e-12:
+            eps = left / np.ceil(left / (0.1 * z) * (1 - 1e-9))
+            z, left, n_steps = z * np.exp(-eps), left - eps, n_steps + 1
+        own.append(n_steps)
+    assert len(set(own)) == 3 and counted.n_rows_evaluated == sum(own)
+    for s, z, slopes, rtol in proposer.seen:
+        assert len(s) == len(z) and torch.equal(slopes, -z) and rtol == 1e-3
+
+
+def test_rows_that_share_their_steps_take_the_shortest_proposal():
+    z0, alone = torch.tensor([[1.0], [2.5]], dtype=torch.float64), []
+    for rows in (z0, z0[:1]):
+        stepping = Adaptive(EULER, (0.0, 2.0), 1e-3, proposer=Proposes())
+        alone.append(solve_and_count(decay, rows, stepping, Decay())[1].n_evaluations)
+    assert alone[0] == alone[1]
+
+
+def test_a_proposed_step_whose_correction_exceeds_the_limit_is_halved():
+    """Euler's method misses exp(-eps) - 1 + eps of the state, and a tenth of the state is the limit.
+
+    So steps of 1, 1/2 and 3/4 fail, and those of 1/4, 3/8 and 3/8 do not. f at their starts is not asked for again.
+    """
+    for limit, n_evaluations in ((math.inf, 1), (100.0, 3)):
+        stepping = Adaptive(EULER, (0.0, 1.0), 1e-3, sizes=[1e-9], times="none", proposer=Proposes(10.0, limit))
+        end, counted = solve_and_count(decay, torch.ones(1, 1, dtype=torch.float64), stepping, Decay())
+        assert largest(end - np.exp(-1)) < 1e-12 and counted.n_evaluations == n_evaluations
+
+
+@pytest.mark.parametrize("times", ["rows", "shared"])
+def test_a_proposed_step_that_is_not_finite_is_halved(times):
+    """Beyond a third, where f is not defined at the end of the step; f at its start is not asked for again."""
+
+    class Broken(Correction):
+        takes_row_steps = True
+
+        def term(self, plan, s, z, stages, x):
+            eps = torch.as_tensor(plan.eps, dtype=z.dtype).reshape(-1, 1)
+            return torch.where(eps > 0.3, torch.nan, 0.0) * torch.ones_like(z)
+
+    stepping = Adaptive(EULER, (0.0, 1.0), 1e-3, times=times, proposer=Proposes(100.0))
+    end, counted = solve_and_count(rows_of(LOGISTIC), torch.full((2, 1), 0.5, dtype=torch.float64), stepping, Broken())
+    assert end.isfinite().all() and counted.n_evaluations <= 6  # steps of 1/4, the first after three tries
+    with pytest.raises(StepLimitError, match="needs steps shorter than"):
+        stepping.solve(lambda t, z: z * torch.nan, end, Broken())
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "correction", "message"),
+    [
+        (EULER, {"atol": 1e-3}, Decay(), r"atol=0\.001 with a proposer.*leave atol out"),
+        (HEUN, {}, None, "a proposer chooses the steps of a corrected method: pass a correction"),
+    ],
+)
+def test_what_a_proposer_cannot_work_with_is_refused(method, params, correction, message):
+    with pytest.raises(ValueError, match=message):
+        stepping = Adaptive(method, (0.0, 1.0), 1e-3, proposer=Proposes(), **params)
+        stepping.solve(decay, torch.ones(1, 1), correction)
