@@ -3,7 +3,7 @@
     python examples/benchmarks/trust.py [--problems NAME ...] [--splits 100] [--data FOLDER]
     python examples/benchmarks/trust.py --milliseconds        # alone, on a quiet machine
 
-Problems are those of work_precision. On each, hypersolvers with default settings are fitted for 1, 2, 4 and 8
+Problems are those of work_precision. On each, hypersolvers with default settings are fitted for 1, 2, 4, 8 and 16
 evaluations, on the problem's rows for fits. The one for two evaluations is calibrated on 1,000 of the remaining rows,
 with the others as levels of its ladder, and judged on the rest. Splits are drawn at random, and come in blocks of ten:
 
@@ -38,7 +38,7 @@ PROBLEMS = (
     "rings flow_matching", "pendulum", "uci_airfoil", "digits_tokens", "forced_van_der_pol", "moons likelihood",
     "spirals likelihood",
 )  # fmt: skip
-STEPS, OWN = (1, 2, 4, 8), 2
+STEPS, OWN = (1, 2, 4, 8, 16), 2
 N_CALIBRATION, FEWEST, BLOCK = 1000, 480, 10
 COVERAGES, KINDS = (0.9, 0.99), ("learned", "verified")
 TOLERANCES = (1e-1, 1e-2, 1e-3)
