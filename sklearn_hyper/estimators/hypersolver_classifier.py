@@ -53,7 +53,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         Labels, in the order of the columns of ``predict_proba``.
     module_, correction_, base_solver_, order_, neural_ode_, net_ : object
         The fitted solver and its parts: see :class:`HypersolverRegressor`.
-    delta_, errors_, history_, n_samples_fit_, n_features_in_ : object
+    delta_, errors_, refit_, history_, n_samples_fit_, n_features_in_ : object
         Records of the fit: see :class:`HypersolverRegressor`.
 
     Examples

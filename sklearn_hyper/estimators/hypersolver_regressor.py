@@ -180,6 +180,9 @@ class HypersolverRegressor(Hypersolver):
     errors_ : dict
         Mean ("mean") and largest ("max") :math:`\|z_K - z(S)\|_2` on held-out rows, by fitted K, and the base solver's
         ("base_mean", "base_max"). At ``n_steps`` the largest error never exceeds the base solver's.
+    refit_ : dict
+        After :meth:`refit`: ``errors_`` of the correction as it was ("before") and as it is ("after"), for the Neural
+        ODE as it is now, on the same held-out rows.
     history_ : list of dict
         One row an epoch, with "epoch", "train_loss", "valid_loss", "dur" in seconds, and "stage", the loss of its
         phase. ``valid_loss`` is infinite where the largest error on held-out rows exceeded the base solver's.

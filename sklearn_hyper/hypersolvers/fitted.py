@@ -77,6 +77,9 @@ class FittedHypersolver(DeviceFree):
         Hashes of the rows that the fit has used: see :func:`~sklearn_hyper.training.tasks.row_digests`.
     times : {"shared", "rows", "none"}, default "shared"
         What the field gets as its time in adaptive solves: ``times`` of :class:`~sklearn_hyper.numerics.Adaptive`.
+    errors_before : dict, optional
+        After a fit that went on from an earlier one: what ``errors`` were of the correction that it started from, on
+        the same rows and for the field as it is now.
 
     Attributes
     ----------
@@ -113,6 +116,7 @@ class FittedHypersolver(DeviceFree):
     base_method: Method | None = None
     fitted_rows: NDArray[np.uint64] | None = field(default=None, repr=False)
     times: str = "shared"
+    errors_before: dict[int, dict[str, float]] | None = field(default=None, repr=False)
     module: FoldedODE = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

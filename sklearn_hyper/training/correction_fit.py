@@ -61,6 +61,8 @@ class FittedCorrection:
     interrupted: bool
     method: Method
     """The base method under the correction: the given one, or its coefficients as they were trained on."""
+    errors_before: dict[int, dict[str, float]] | None = None
+    """What ``errors`` would be of the correction that training went on from; None if it started anew."""
 
 
 class CorrectionFit:
@@ -224,9 +226,13 @@ class CorrectionFit:
         """Return the result for each task; its correction is None unless it beats the base method on held-out rows."""
         if self.net is None:
             raise RuntimeError("call prepare() and run() before product().")
-        return [self._product_of(*parts) for parts in zip(self.corrections, self.sets, self.errors, strict=True)]
+        earlier: Sequence[ModuleCorrection | None] = self.warm or [None] * len(self.tasks)
+        parts = zip(self.corrections, self.sets, self.errors, earlier, strict=True)
+        return [self._product_of(*part) for part in parts]
 
-    def _product_of(self, trained: ModuleCorrection, data: TaskSet, errors: TerminalErrors) -> FittedCorrection:
+    def _product_of(
+        self, trained: ModuleCorrection, data: TaskSet, errors: TerminalErrors, earlier: ModuleCorrection | None
+    ) -> FittedCorrection:
         assert self.net is not None  # run has been called
         valid_loss, sizes = best_loss(self.net), self.sizes
         keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or self.warm is not None)
@@ -243,7 +249,13 @@ class CorrectionFit:
             fitted_range=(sizes.low, sizes.high),
             interrupted=self.net.interrupted_,
             method=method if keeps else self.base,
+            errors_before=None if earlier is None else errors.table(_like(earlier, data.valid.states), sizes.steps),
         )
+
+
+def _like(correction: ModuleCorrection, states: Tensor) -> ModuleCorrection:
+    """Return a copy of a correction in the dtype and on the device of states."""
+    return copy.deepcopy(correction).to(states)
 
 
 def _initial_states(task: Task, settings: FitSettings) -> Tensor:
