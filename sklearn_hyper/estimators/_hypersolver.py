@@ -13,7 +13,7 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._set_output import _get_output_config
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_sample_weight, _num_samples
 from torch import Tensor
 
 from ..calibration.measuring import STATE, TRAJECTORY
@@ -169,7 +169,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         X : array-like of shape (n_samples, ...)
             Rows to refit on, like those of ``fit``. Rows of both count as fitted ones to :meth:`conformalize`.
         max_epochs : int, optional
-            Passes over the rows. By default a quarter of the parameter ``max_epochs``, rounded up.
+            Passes over the rows. By default a quarter of the parameter ``max_epochs``, rounded up. Where that makes
+            fewer than 100 updates, because rows are few, it is more, up to half of it.
         lr : float, optional
             Highest learning rate. By default half of the parameter ``lr``: there is less to learn.
 
@@ -209,7 +210,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         """
         fitted = self._require_product()
         require_correction(fitted.correction is not None, type(self).__name__)
-        changes = refit_changes(self, max_epochs, lr)
+        changes = refit_changes(self, max_epochs, lr, _num_samples(X))
         with self._fitting() as fitting:
             self.neural_ode = neural_ode
             self._refit(X, fitted, changes)

@@ -8,11 +8,13 @@ from typing import Any
 
 from ..hypersolvers import FittedHypersolver
 
-_EPOCHS, _LR = 0.25, 0.5
+_EPOCHS, _MOST_EPOCHS, _LR = 0.25, 0.5, 0.5
 """Epochs and learning rate of a refit, as shares of those of a fit: record 21 has what others reach."""
+_FEWEST_UPDATES = 100
+"""Where a quarter of the epochs makes fewer, for lack of rows, a refit takes more epochs, at most half of a fit's."""
 
 
-def refit_changes(estimator: Any, max_epochs: Any, lr: Any) -> dict[str, Any]:
+def refit_changes(estimator: Any, max_epochs: Any, lr: Any, n_rows: int) -> dict[str, Any]:
     """Return the settings in which a refit differs from a fit of the estimator; refuse wrong ones."""
     if max_epochs is not None and (isinstance(max_epochs, bool) or not isinstance(max_epochs, Integral)):
         raise ValueError(f"max_epochs must be None or an integer >= 1, got {max_epochs!r}.")
@@ -20,8 +22,15 @@ def refit_changes(estimator: Any, max_epochs: Any, lr: Any) -> dict[str, Any]:
         raise ValueError(f"max_epochs must be None or an integer >= 1, got {max_epochs!r}.")
     if lr is not None and not (isinstance(lr, Real) and 0 < lr < math.inf):
         raise ValueError(f"lr must be None or a positive number, got {lr!r}.")
-    epochs = math.ceil(_EPOCHS * estimator.max_epochs) if max_epochs is None else int(max_epochs)
+    epochs = _enough_epochs(estimator, n_rows) if max_epochs is None else int(max_epochs)
     return {"max_epochs": epochs, "lr": _LR * estimator.lr if lr is None else float(lr)}
+
+
+def _enough_epochs(estimator: Any, n_rows: int) -> int:
+    most = n_rows if estimator.max_samples == "auto" else min(n_rows, estimator.max_samples)
+    n_batches = max(1, math.ceil((1 - estimator.validation_fraction) * most / estimator.batch_size))
+    fewest, largest = (math.ceil(share * estimator.max_epochs) for share in (_EPOCHS, _MOST_EPOCHS))
+    return min(largest, max(fewest, math.ceil(_FEWEST_UPDATES / n_batches)))
 
 
 def require_correction(has_correction: bool, name: str) -> None:

@@ -87,6 +87,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         rtol=DEFAULT_TOLERANCE,
         atol=None,
         max_samples="auto",
+        extra_rows=None,
         max_epochs=120,
         lr=2e-2,
         batch_size=128,

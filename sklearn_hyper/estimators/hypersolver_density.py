@@ -277,7 +277,7 @@ class HypersolverDensity(
         if (X is None) != (self.density_ is None):
             what = "it has fitted none: call fit(X)" if X is not None else "its densities would be stale: pass X"
             raise ValueError(f"X={'None' if X is None else '...'} in refit of a {type(self).__name__}, and {what}.")
-        changes = refit_changes(self, max_epochs, lr)
+        changes = refit_changes(self, max_epochs, lr, _BASE_STATES)
         with self._fitting() as fitting:
             self.neural_ode = neural_ode
             fitting.interrupted = self._fit(X, previous, changes)

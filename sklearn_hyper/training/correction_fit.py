@@ -22,6 +22,7 @@ from ..numerics.stepping import FixedMesh
 from ..numerics.tensors import flatten_samples, in_own_units
 from .coefficients import TrainableCoefficients
 from .errors import TerminalErrors, check_runs
+from .extra_rows import ExtraRows, draw_extra_rows, named_extra_rows
 from .learn import train_corrections
 from .nets import TrainingNet, best_loss, draw_seed
 from .plan import Run, StepSizes, TrainingStep, make_plan
@@ -161,14 +162,19 @@ class CorrectionFit:
         shuffled = torch.from_numpy(rng.permutation(len(task))).to(settings.device)
         n_valid = count_held_out(settings.validation_fraction, len(task), at_least=1)
         held_out, fitted = shuffled[: min(n_valid, _VALID_ROWS)], shuffled[n_valid:]
-        if settings.trains_on("residual"):
-            data = residual_set(task, plan, held_out, fitted, settings)
-        else:
-            ends = None if self._needs_mesh else self._known_ends(task)
-            data = state_set(task, plan, held_out, fitted, settings, ends)
-        with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(task)):
-            both = (data.train, data.valid)
-            check_runs(task.neural_ode, both, plan.runs, settings.batch_size, settings.trains_on("output"))
+        through_ends = not settings.trains_on("residual") and not self._needs_mesh
+        ends, n_given = self._known_ends(task) if through_ends else None, len(task)
+        if settings.extra_rows is not None:
+            extra = draw_extra_rows(task.rows(fitted.cpu()), plan.runs, settings, rng)
+            task, ends, fitted = _with_extra(task, ends, fitted, extra)
+        with named_extra_rows(settings.extra_rows, n_given):
+            if settings.trains_on("residual"):
+                data = residual_set(task, plan, held_out, fitted, settings)
+            else:
+                data = state_set(task, plan, held_out, fitted, settings, ends)
+            with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(task)):
+                both = (data.train, data.valid)
+                check_runs(task.neural_ode, both, plan.runs, settings.batch_size, settings.trains_on("output"))
         return data
 
     def _known_ends(self, task: Task) -> Tensor:
@@ -256,6 +262,17 @@ class CorrectionFit:
 def _like(correction: ModuleCorrection, states: Tensor) -> ModuleCorrection:
     """Return a copy of a correction in the dtype and on the device of states."""
     return copy.deepcopy(correction).to(states)
+
+
+def _with_extra(
+    task: Task, ends: Tensor | None, fitted: Tensor, extra: ExtraRows
+) -> tuple[Task, Tensor | None, Tensor]:
+    """Append rows to a task, to its states at the ends and to the rows that are trained on."""
+    added = torch.arange(len(task), len(task) + len(extra.task), device=fitted.device)
+    ends = ends if ends is None else torch.cat([ends, extra.ends.to(ends)], dim=1)
+    # An epoch takes as many rows as without them, so that a training costs no more.
+    epoch_rows = min(task.epoch_rows or len(fitted), len(fitted))
+    return replace(task.with_extra(extra.task), epoch_rows=epoch_rows), ends, torch.cat([fitted, added])
 
 
 def _initial_states(task: Task, settings: FitSettings) -> Tensor:
