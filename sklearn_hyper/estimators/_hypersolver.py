@@ -170,7 +170,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             Rows to refit on, like those of ``fit``. Rows of both count as fitted ones to :meth:`conformalize`.
         max_epochs : int, optional
             Passes over the rows. By default a quarter of the parameter ``max_epochs``, rounded up. Where that makes
-            fewer than 100 updates, because rows are few, it is more, up to half of it.
+            fewer than 100 updates, because rows are few, it is more, up to a third of it.
         lr : float, optional
             Highest learning rate. By default half of the parameter ``lr``: there is less to learn.
 

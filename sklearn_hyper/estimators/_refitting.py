@@ -8,10 +8,10 @@ from typing import Any
 
 from ..hypersolvers import FittedHypersolver
 
-_EPOCHS, _MOST_EPOCHS, _LR = 0.25, 0.5, 0.5
+_EPOCHS, _MOST_EPOCHS, _LR = 1 / 4, 1 / 3, 1 / 2
 """Epochs and learning rate of a refit, as shares of those of a fit: record 21 has what others reach."""
 _FEWEST_UPDATES = 100
-"""Where a quarter of the epochs makes fewer, for lack of rows, a refit takes more epochs, at most half of a fit's."""
+"""Where a quarter of the epochs makes fewer, for lack of rows, a refit takes more, at most a third of a fit's."""
 
 
 def refit_changes(estimator: Any, max_epochs: Any, lr: Any, n_rows: int) -> dict[str, Any]:
