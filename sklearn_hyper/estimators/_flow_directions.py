@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..hypersolvers import FitSettings, FittedHypersolver, Task, choose_base_solver, fit_hypersolver
+from ..hypersolvers import FitSettings, FittedHypersolver, Task, choose_base_solver, fit_hypersolvers
 from ..hypersolvers.choose import auto_name, choose_correction
 from ..hypersolvers.prepare import prepare_neural_ode
+from ..hypersolvers.refitting import check_same_architecture
 from ..modules.copies import frozen_copy
 from ..modules.field_probes import PROBED_ROWS
 from ..modules.flow import Flow, check_base_distribution, check_divergence
@@ -86,8 +87,13 @@ def fit_direction(
     flow: Flow,
     previous: FittedHypersolver | None,
     epoch_rows: int | None = None,
+    *,
+    refits: bool = False,
 ) -> tuple[FittedHypersolver | None, bool]:
-    """Fit one direction; return the result, None if Ctrl-C came before training, and whether Ctrl-C ended it."""
+    """Fit one direction; return the result, None if Ctrl-C came before training, and whether Ctrl-C ended it.
+
+    With ``refits`` the field may have changed since ``previous``, whose units are measured again.
+    """
     neural_ode = frozen_copy(ode).to(settings.device)
     dtype = module_dtype(neural_ode.dtype, rows)
     x = TorchEstimator._to_tensor(rows, dtype, "cpu")
@@ -99,7 +105,10 @@ def fit_direction(
             settings = replace(settings, correction=choose_correction(settings, [Task(neural_ode, probed_rows)], z))
             # "auto" stands for one method in both directions, though the density's state is larger.
             settings = replace(settings, base_solver=auto_name(settings, flow.n_features))
-        fitted = fit_hypersolver(Task(neural_ode, x, epoch_rows=epoch_rows), settings, previous, copy=False)
+        elif refits:
+            check_same_architecture(previous.neural_ode, neural_ode, probed_rows)
+        task, earlier = Task(neural_ode, x, epoch_rows=epoch_rows), None if previous is None else [previous]
+        (fitted,) = fit_hypersolvers([task], settings, earlier, refit_units=refits, copy=False)
     except KeyboardInterrupt:
         return None, True
     return fitted, fitted.interrupted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -12,13 +13,22 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._set_output import _get_output_config
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_sample_weight, _num_samples
 from torch import Tensor
 
 from ..calibration.measuring import STATE, TRAJECTORY
-from ..hypersolvers import FitSettings, FittedHypersolver, SolveSettings, Task, choose_base_solver, fit_hypersolver
+from ..hypersolvers import (
+    FitSettings,
+    FittedHypersolver,
+    SolveSettings,
+    Task,
+    choose_base_solver,
+    fit_hypersolver,
+    fit_hypersolvers,
+)
 from ..hypersolvers.fitted import UNDEFINED
 from ..hypersolvers.prepare import prepare_neural_ode
+from ..hypersolvers.refitting import check_same_architecture
 from ..metrics import mape_floor, mean_absolute_percentage_error
 from ..modules.copies import frozen_copy
 from ..modules.field_probes import PROBED_ROWS
@@ -42,6 +52,7 @@ from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, STEPPING_CONSTRAINTS, fit_settings
 from ._inputs import prepare_X, take_X
+from ._refitting import describe_refit, errors_of_refit, refit_changes, require_correction
 
 _CHECKED_ROWS, _PARITY_ROWS = 32, 16
 _ROUGH = 1e-3
@@ -143,6 +154,87 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         self.fitted_, self._n_features_out = fitted, n_state
         drop_calibration(self)
 
+    @_fit_context(prefer_skip_nested_validation=True)
+    def refit(self, neural_ode: Any, X: Any, *, max_epochs: int | None = None, lr: float | None = None) -> Self:
+        """Follow a Neural ODE that has been trained on: refit the correction from what it is, in a few epochs.
+
+        All measures of size are taken anew: scales, caps and floors of a net. Changes of weights are added to the
+        weights that the field has now. The base solver and its learned coefficients stay.
+
+        Parameters
+        ----------
+        neural_ode : estimator, Pipeline, search, skorch net, NeuralODE or callable
+            The Neural ODE as it is now, of the same architecture, in any form that ``fit`` takes. It becomes the
+            parameter ``neural_ode``. Where that has been trained on in place, pass it again.
+        X : array-like of shape (n_samples, ...)
+            Rows to refit on, like those of ``fit``. Rows of both count as fitted ones to :meth:`conformalize`.
+        max_epochs : int, optional
+            Passes over the rows. By default a quarter of the parameter ``max_epochs``, rounded up. Where that makes
+            fewer than 100 updates, because rows are few, it is more, up to a third of it.
+        lr : float, optional
+            Highest learning rate. By default half of the parameter ``lr``: there is less to learn.
+
+        Returns
+        -------
+        self
+            ``refit_`` has the errors on held-out rows "before" and "after", each in the form of ``errors_``. A
+            calibration is dropped, because it was one of another solver; call :meth:`conformalize` again.
+
+        Raises
+        ------
+        NotFittedError
+            If this hypersolver, or ``neural_ode``, is not fitted.
+        ValueError
+            If there is no correction to go on from: after :meth:`without_correction`, or where the fit fell back to its
+            base solver. If ``neural_ode`` is of another architecture, which the error describes. If ``max_epochs``,
+            ``lr`` or X is wrong.
+        TypeError, VectorFieldError, ReferenceSolveError, TrainingDivergedError, KeyboardInterrupt
+            As :meth:`fit`. The hypersolver then stays as it was, but after Ctrl-C once an epoch is finished.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the base solver is better on held-out rows than anything found, so that ``correction_`` is None now.
+
+        Examples
+        --------
+        >>> import numpy as np, torch
+        >>> from sklearn_hyper import HypersolverRegressor
+        >>> def turn(speed):
+        ...     return lambda t, z: speed * torch.stack([z[:, 1], -z[:, 0]], dim=1)
+        >>> X = np.random.default_rng(0).normal(size=(200, 2))
+        >>> fast = HypersolverRegressor(turn(1.0), n_steps=4, random_state=0).fit(X)
+        >>> fast = fast.refit(turn(1.2), X)
+        >>> fast.refit_["after"][4]["mean"] < 0.5 * fast.refit_["before"][4]["mean"]
+        True
+        """
+        fitted = self._require_product()
+        require_correction(fitted.correction is not None, type(self).__name__)
+        changes = refit_changes(self, max_epochs, lr, _num_samples(X))
+        with self._fitting() as fitting:
+            self.neural_ode = neural_ode
+            self._refit(X, fitted, changes)
+            fitting.interrupted = self.fitted_.interrupted
+        return self
+
+    def _refit(self, X: Any, previous: FittedHypersolver, changes: dict[str, Any]) -> None:
+        refuse_scoring(self.callbacks, "a hypersolver")
+        settings = replace(fit_settings(self, check_device(self.device)), **changes)
+        resolved = resolve_neural_ode(self.neural_ode)
+        X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=False)
+        dtype = self.dtype_
+        neural_ode, n_state = self._take_neural_ode(resolved, X, None, settings)
+        few_rows = self._to_tensor(X[:PROBED_ROWS], dtype, settings.device)
+        check_same_architecture(previous.neural_ode, neural_ode, few_rows)
+        self.dtype_ = dtype
+        task = Task(neural_ode, self._to_tensor(X, dtype, "cpu"))
+        (fitted,) = fit_hypersolvers([task], settings, [previous], refit_units=True, copy=False)
+        warn_of_problems(fitted)
+        self.fitted_, self._n_features_out = fitted, n_state
+        drop_calibration(self)
+        if self.verbose:
+            print(describe_refit(fitted, type(self).__name__))
+
     def _previous(self) -> FittedHypersolver | None:
         """Return the fit that a warm start continues, if there is one with a correction."""
         previous = vars(self).get("fitted_") if self.warm_start else None
@@ -196,6 +288,10 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
     history_ = part_of_fit("history")
     net_ = part_of_fit("net")
     n_samples_fit_ = part_of_fit("n_samples")
+
+    @property
+    def refit_(self) -> dict[str, dict[int, dict[str, float]]]:
+        return errors_of_refit(self._require_product())
 
     @property
     def order_(self) -> int:

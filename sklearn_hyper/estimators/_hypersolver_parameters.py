@@ -38,8 +38,9 @@ STEPPING_CONSTRAINTS: dict = {
     "step_rtol": [Interval(Real, 0, None, closed="neither")],
     "step_controller": [StrOptions({"pi", "learned"})],
     "row_times": [None, "boolean"],
+    "extra_rows": [None, StrOptions({"box", "worst"}), callable],
 }
-"""Constraints of the parameters of adaptive steps, which flows do not have."""
+"""Constraints of the parameters that flows do not have: of adaptive steps, and of rows beside X."""
 
 
 def fit_settings(estimator: TorchEstimator, device: torch.device) -> FitSettings:

@@ -55,7 +55,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         Labels, in the order of the columns of ``predict_proba``.
     module_, correction_, base_solver_, order_, neural_ode_, net_ : object
         The fitted solver and its parts: see :class:`HypersolverRegressor`.
-    delta_, errors_, history_, n_samples_fit_, n_features_in_ : object
+    delta_, errors_, refit_, history_, n_samples_fit_, n_features_in_ : object
         Records of the fit: see :class:`HypersolverRegressor`.
 
     Examples
@@ -90,6 +90,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         rtol=DEFAULT_TOLERANCE,
         atol=None,
         max_samples="auto",
+        extra_rows=None,
         max_epochs=120,
         lr=2e-2,
         batch_size=128,

@@ -41,6 +41,7 @@ from ._flow_directions import check_directions, fit_direction, take_flow
 from ._hypersolver import warn_of_problems
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, fit_settings
 from ._inputs import prepare_X, take_over, take_X
+from ._refitting import describe_refit, refit_changes, require_correction
 from .flows import TRACES, append_noise, check_base_states, draw_base, resolve_trace
 
 _BASE_STATES, _EPOCH_STATES = 8000, 2000
@@ -223,10 +224,67 @@ class HypersolverDensity(
             ``density_`` is None then, or what it was with ``warm_start`` and the same flow.
         """
         with self._fitting() as fitting:
-            fitting.interrupted = self._fit(X)
+            fitting.interrupted = self._fit(X, dict(vars(self)) if self.warm_start else {})
         return self
 
-    def _fit(self, X: Any) -> bool:
+    @_fit_context(prefer_skip_nested_validation=True)
+    def refit(
+        self, neural_ode: Any, X: Any = None, *, max_epochs: int | None = None, lr: float | None = None
+    ) -> HypersolverDensity:
+        """Follow a flow that has been trained on: refit both corrections from what they are, in a few epochs.
+
+        Parameters
+        ----------
+        neural_ode : estimator, Pipeline, search, NeuralODE or callable
+            The flow as it is now, of the same architecture, in any form that ``fit`` takes. It becomes the parameter
+            ``neural_ode``.
+        X : array-like of shape (n_samples, n_features), optional
+            Data, needed where densities have been fitted.
+        max_epochs, lr : optional
+            As in :meth:`HypersolverRegressor.refit`.
+
+        Returns
+        -------
+        self
+            ``sampler_.errors_before`` and ``sampler_.errors`` have the errors on held-out rows before and after, and so
+            has ``density_``. A calibration is dropped.
+
+        Raises
+        ------
+        NotFittedError
+            If this hypersolver, or ``neural_ode``, is not fitted.
+        ValueError
+            If a direction has no correction to go on from, or none has been fitted. If the flow is of another
+            architecture, which the error describes. If X is missing, or a value is wrong.
+        TypeError, VectorFieldError, ReferenceSolveError, KeyboardInterrupt
+            As :meth:`fit`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_hyper import HypersolverDensity
+        >>> def spread(rate):
+        ...     return lambda t, z: rate * z
+        >>> X = np.random.default_rng(0).normal(scale=np.e, size=(200, 2))
+        >>> fast = HypersolverDensity(spread(1.0), base_solver="heun", n_steps=2, max_epochs=30, random_state=0)
+        >>> fast = fast.fit(X).refit(spread(1.1), X)
+        >>> fast.density_.errors[2]["mean"] < fast.density_.errors_before[2]["mean"]
+        True
+        """
+        previous = {"sampler_": self._require_fitted("sampler_"), "density_": self.density_}
+        for fitted in previous.values():
+            require_correction(fitted is None or fitted.correction is not None, type(self).__name__)
+        if (X is None) != (self.density_ is None):
+            what = "it has fitted none: call fit(X)" if X is not None else "its densities would be stale: pass X"
+            raise ValueError(f"X={'None' if X is None else '...'} in refit of a {type(self).__name__}, and {what}.")
+        changes = refit_changes(self, max_epochs, lr, _BASE_STATES)
+        with self._fitting() as fitting:
+            self.neural_ode = neural_ode
+            fitting.interrupted = self._fit(X, previous, changes)
+        return self
+
+    def _fit(self, X: Any, previous: dict[str, Any], changes: dict[str, Any] | None = None) -> bool:
+        """Fit both directions, from earlier ones if there are; with ``changes`` of settings, refit them."""
         refuse_checkpoints(
             self.callbacks,
             "a HypersolverDensity fits two corrections, whose checkpoints would overwrite each other. Fit them apart, "
@@ -245,23 +303,25 @@ class HypersolverDensity(
             check_directions(flow, self._density_ode(), few_rows, dtype, settings)
         is_auto = self.max_samples == "auto"
         n_base = _BASE_STATES if is_auto else int(self.max_samples)
-        previous = dict(vars(self)) if self.warm_start else {}
         base = draw_base(flow, n_base, dtype, seed)
-        settings = replace(settings, random_state=seed)
+        settings, refits = replace(settings, random_state=seed, **(changes or {})), changes is not None
         sampler, interrupted = fit_direction(
-            flow.sampling(), base, settings, flow, previous.get("sampler_"), _EPOCH_STATES if is_auto else None
-        )
+            flow.sampling(), base, settings, flow, previous.get("sampler_"), _EPOCH_STATES if is_auto else None,
+            refits=refits,
+        )  # fmt: skip
         if sampler is None:
             raise KeyboardInterrupt
         density = None
         if rows is not None and not interrupted:
             density_ode, before = self._density_ode(), previous.get("density_")
-            density, interrupted = fit_direction(density_ode, rows, settings, flow, before)
+            density, interrupted = fit_direction(density_ode, rows, settings, flow, before, refits=refits)
         if density is None and interrupted:
             density = self._kept_density(previous.get("density_"))
         for fitted in (sampler, density):
             if fitted is not None:
                 warn_of_problems(fitted)
+                if refits and self.verbose:
+                    print(describe_refit(fitted, "sampling" if fitted is sampler else "densities"))
         self.sampler_, self.density_ = sampler, density
         drop_calibration(self)
         self.dtype_, self.device_ = dtype, settings.device

@@ -42,6 +42,7 @@ _PLAIN: dict[str, Any] = {
     "interrupted": bool,
     "fitted_rows": np.ndarray | None,
     "times": str,
+    "errors_before": dict[int, dict[str, float]] | None,
 }
 """Fields that are numbers and text, and their types."""
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from ..numerics.row_errors import numbered_rows
 from ..numerics.units import state_units
 from ..training.correction_checks import check_correction
 from ..training.correction_fit import CorrectionFit, FittedCorrection
+from ..training.extra_rows import EXTRA_SHARE
 from ..training.nets import draw_seed
 from ..training.plan import StepSizes
 from ..training.references import solve_ends
@@ -138,50 +138,6 @@ def fit_hypersolvers(
     ]
 
 
-def refit_hypersolver(
-    previous: FittedHypersolver,
-    x: Tensor,
-    neural_ode: NeuralODE | None = None,
-    condition: Mapping[str, Any] | None = None,
-    **changes: Any,
-) -> FittedHypersolver:
-    """Continue a fit on other rows, or for a field that has changed since.
-
-    A net's units (scales, caps and floors) are measured again. Changes of weights go on in theirs, from the weights
-    that the field has now. The method's coefficients are kept.
-
-    Parameters
-    ----------
-    previous : FittedHypersolver
-        The fit to continue.
-    x : Tensor of shape (n, ...)
-        Rows to fit on.
-    neural_ode : NeuralODE, optional
-        The Neural ODE to fit for, in eval mode. By default that of ``previous``.
-    condition : mapping of str to Tensor, optional
-        Keyword arguments of the field, with one entry for each row of x.
-    **changes
-        Settings to change, such as ``max_epochs``: a warm start needs fewer epochs.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklearn_hyper import NeuralODE
-    >>> from sklearn_hyper.hypersolvers import FitSettings, Task, fit_hypersolver, refit_hypersolver
-    >>> x = torch.linspace(0.5, 1, 40)[:, None]
-    >>> settings = FitSettings(n_steps=2, max_epochs=30, random_state=0)
-    >>> fast = fit_hypersolver(Task(NeuralODE(lambda t, z: -z).eval(), x), settings)
-    >>> moved = NeuralODE(lambda t, z: -1.2 * z).eval()
-    >>> again = refit_hypersolver(fast, x, moved, max_epochs=60)
-    >>> bool((again.solve(x) - again.reference(x)).abs().max() < 1e-2)
-    True
-    """
-    if previous.correction is None:
-        raise ValueError("previous has no correction to continue; use fit_hypersolver.")
-    task = Task(previous.neural_ode if neural_ode is None else neural_ode, x, condition or {})
-    return fit_hypersolvers([task], replace(previous.settings, **changes), [previous], refit_units=True)[0]
-
-
 def _fit(
     tasks: Sequence[Task],
     choice: BaseSolverChoice,
@@ -262,6 +218,8 @@ def _draw_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> 
     limit = settings.max_samples
     if isinstance(limit, str):
         limit = max_rows(task.rows(slice(0, 2)), z, method, settings)
+        if settings.extra_rows is not None:
+            limit = max(2, int(limit / (1 + EXTRA_SHARE)))
         if task.epoch_rows is None:
             limit = min(_MAX_SAMPLES, limit)
     if n_samples <= limit:
@@ -317,6 +275,7 @@ def _product(
         steps=fitted.steps,
         fitted_eps=(low * task.span, high * task.span),
         errors=fitted.errors,
+        errors_before=fitted.errors_before,
         delta=fitted.delta,
         history=fitted.history,
         net=fitted.net,

@@ -80,6 +80,9 @@ class FittedHypersolver(DeviceFree):
         What the field gets as its time in adaptive solves: ``times`` of :class:`~sklearn_hyper.numerics.Adaptive`.
     steps : LearnedSteps, optional
         Chooses adaptive steps of the corrected method. By default the PI controller does.
+    errors_before : dict, optional
+        After a fit that went on from an earlier one: what ``errors`` were of the correction that it started from, on
+        the same rows and for the field as it is now.
 
     Attributes
     ----------
@@ -117,6 +120,7 @@ class FittedHypersolver(DeviceFree):
     fitted_rows: NDArray[np.uint64] | None = field(default=None, repr=False)
     times: str = "shared"
     steps: LearnedSteps | None = field(default=None, repr=False)
+    errors_before: dict[int, dict[str, float]] | None = field(default=None, repr=False)
     module: FoldedODE = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from ..numerics.stepping import FixedMesh
 from ..numerics.tensors import flatten_samples, in_own_units
 from .coefficients import TrainableCoefficients
 from .errors import TerminalErrors, check_runs
+from .extra_rows import ExtraRows, draw_extra_rows, named_extra_rows
 from .learn import train_corrections
 from .nets import TrainingNet, best_loss, draw_seed
 from .plan import Run, StepSizes, TrainingStep, make_plan
@@ -65,6 +66,8 @@ class FittedCorrection:
     """The base method under the correction: the given one, or its coefficients as they were trained on."""
     steps: LearnedSteps | None = None
     """What chooses adaptive steps, where ``step_controller`` asks for it and there is a correction."""
+    errors_before: dict[int, dict[str, float]] | None = None
+    """What ``errors`` would be of the correction that training went on from; None if it started anew."""
 
 
 class CorrectionFit:
@@ -163,14 +166,19 @@ class CorrectionFit:
         shuffled = torch.from_numpy(rng.permutation(len(task))).to(settings.device)
         n_valid = count_held_out(settings.validation_fraction, len(task), at_least=1)
         held_out, fitted = shuffled[: min(n_valid, _VALID_ROWS)], shuffled[n_valid:]
-        if settings.trains_on("residual"):
-            data = residual_set(task, plan, held_out, fitted, settings)
-        else:
-            ends = None if self._needs_mesh else self._known_ends(task)
-            data = state_set(task, plan, held_out, fitted, settings, ends)
-        with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(task)):
-            both = (data.train, data.valid)
-            check_runs(task.neural_ode, both, plan.runs, settings.batch_size, settings.trains_on("output"))
+        through_ends = not settings.trains_on("residual") and not self._needs_mesh
+        ends, n_given = self._known_ends(task) if through_ends else None, len(task)
+        if settings.extra_rows is not None:
+            extra = draw_extra_rows(task.rows(fitted.cpu()), plan.runs, settings, rng)
+            task, ends, fitted = _with_extra(task, ends, fitted, extra)
+        with named_extra_rows(settings.extra_rows, n_given):
+            if settings.trains_on("residual"):
+                data = residual_set(task, plan, held_out, fitted, settings)
+            else:
+                data = state_set(task, plan, held_out, fitted, settings, ends)
+            with numbered_rows(torch.cat([fitted, held_out]).tolist(), len(task)):
+                both = (data.train, data.valid)
+                check_runs(task.neural_ode, both, plan.runs, settings.batch_size, settings.trains_on("output"))
         return data
 
     def _known_ends(self, task: Task) -> Tensor:
@@ -228,9 +236,13 @@ class CorrectionFit:
         """Return the result for each task; its correction is None unless it beats the base method on held-out rows."""
         if self.net is None:
             raise RuntimeError("call prepare() and run() before product().")
-        return [self._product_of(*parts) for parts in zip(self.corrections, self.sets, self.errors, strict=True)]
+        earlier: Sequence[ModuleCorrection | None] = self.warm or [None] * len(self.tasks)
+        parts = zip(self.corrections, self.sets, self.errors, earlier, strict=True)
+        return [self._product_of(*part) for part in parts]
 
-    def _product_of(self, trained: ModuleCorrection, data: TaskSet, errors: TerminalErrors) -> FittedCorrection:
+    def _product_of(
+        self, trained: ModuleCorrection, data: TaskSet, errors: TerminalErrors, earlier: ModuleCorrection | None
+    ) -> FittedCorrection:
         assert self.net is not None  # run has been called
         valid_loss, sizes = best_loss(self.net), self.sizes
         keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or self.warm is not None)
@@ -249,7 +261,24 @@ class CorrectionFit:
             interrupted=self.net.interrupted_,
             method=method if keeps else self.base,
             steps=None if correction is None or not learns_steps else fit_steps(data, correction, method, self.seed),
+            errors_before=None if earlier is None else errors.table(_like(earlier, data.valid.states), sizes.steps),
         )
+
+
+def _like(correction: ModuleCorrection, states: Tensor) -> ModuleCorrection:
+    """Return a copy of a correction in the dtype and on the device of states."""
+    return copy.deepcopy(correction).to(states)
+
+
+def _with_extra(
+    task: Task, ends: Tensor | None, fitted: Tensor, extra: ExtraRows
+) -> tuple[Task, Tensor | None, Tensor]:
+    """Append rows to a task, to its states at the ends and to the rows that are trained on."""
+    added = torch.arange(len(task), len(task) + len(extra.task), device=fitted.device)
+    ends = ends if ends is None else torch.cat([ends, extra.ends.to(ends)], dim=1)
+    # An epoch takes as many rows as without them, so that a training costs no more.
+    epoch_rows = min(task.epoch_rows or len(fitted), len(fitted))
+    return replace(task.with_extra(extra.task), epoch_rows=epoch_rows), ends, torch.cat([fitted, added])
 
 
 def _initial_states(task: Task, settings: FitSettings) -> Tensor:

@@ -67,6 +67,7 @@ class FitSettings(SolveSettings):
     loss: str = "residual"
     finetune: str | None = "terminal"
     max_samples: int | str = "auto"
+    extra_rows: Any = None
     max_epochs: int = 120
     lr: float = 2e-2
     batch_size: int = 128

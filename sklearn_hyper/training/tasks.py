@@ -54,6 +54,10 @@ class Task:
         condition = FieldInputs(condition=self.condition).rows(rows).condition
         return replace(self, x=self.x[rows], condition=condition)
 
+    def with_extra(self, extra: Task) -> Task:
+        """Return the task with the rows of another one after its own. Neither may have a condition."""
+        return replace(self, x=torch.cat([self.x, extra.x.to(self.x)]))
+
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Task:
         """Return the task with its rows on another device, or its floating-point rows in another dtype."""
 
