@@ -23,7 +23,6 @@ from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import MLPVectorField, Standardize
-from ..numerics.methods import resolve_base_solver
 from ..numerics.row_errors import numbered_rows
 from ..numerics.times import check_n_steps
 from ..numerics.units import is_constant
@@ -31,6 +30,7 @@ from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
+from ..training.solver_control import check_training_solver, is_auto, is_dopri5, solver_control
 from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -274,8 +274,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return self
 
     def _fit(self, X: Any) -> bool:
-        if self.solver != "dopri5":
-            resolve_base_solver(self.solver)
+        check_training_solver(self.solver)
         device = check_device(self.device)
         refuse_scoring(self.callbacks, "a flow")
         warm = copy.deepcopy(self.flow_) if self.warm_start and hasattr(self, "flow_") else None
@@ -304,6 +303,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
                 train_net(net, x[train], None, generator)
             net.module_.generator = None  # no longer drawn from, so it need not be pickled with the estimator
         self.net_ = net
+        self._keep_solver_records(net)
         self.flow_ = flow.eval()
         self.neural_ode_ = flow.sampling().eval()
         self._noise_seed = seed
@@ -312,17 +312,24 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         self.history_ = [
             {"epoch": row["epoch"], **{key: float(row[key]) for key in keys if key in row}} for row in net.history
         ]
-        if valid is not None and self.objective == "likelihood" and self.solver != "dopri5" and not net.interrupted_:
+        controlled = solver_control(net) is not None
+        fixed = self.objective == "likelihood" and not is_dopri5(self.solver)
+        if not net.interrupted_ and (controlled or (fixed and valid is not None)):
+            rows = train if valid is None else valid
             try:
-                with numbered_rows(valid.tolist(), len(X)):
-                    self._check_agreement(x[valid])
+                with numbered_rows(rows.tolist(), len(X)):
+                    if controlled:
+                        inputs = append_noise(X[rows], resolve_trace(self.trace, X.shape[1]), seed)
+                        self._certify(net.module_, self._to_tensor(inputs, x.dtype, device), None, valid is not None)
+                    else:
+                        self._check_agreement(x[rows])
             except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
                 return True
         return net.interrupted_
 
     def _check_monitors(self, has_valid: bool) -> None:
         recorded = {*LOSS_NET_RECORDS} - (set() if has_valid else {"valid_loss"})
-        if self.objective == "likelihood" and self.solver == "dopri5":
+        if self.objective == "likelihood" and is_dopri5(self.solver):
             recorded.add("nfe")
         check_monitors(
             self.callbacks, recorded, f"Monitor one of those (validation_fraction={self.validation_fraction})."
@@ -337,8 +344,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
                 f"{' and '.join(unused)}: only used by objective='likelihood'; flow matching solves nothing in "
                 "training."
             )
-        if self.adjoint and self.solver != "dopri5":
-            raise ValueError(f"adjoint=True needs solver='dopri5', got solver={self.solver!r}.")
+        if self.adjoint and not (is_dopri5(self.solver) or is_auto(self.solver)):
+            raise ValueError(f"adjoint=True needs solver='dopri5' or 'auto', got solver={self.solver!r}.")
 
     def _validate_rows(self, X: Any, *, reset: bool) -> np.ndarray:
         X = self._validate_X(X, reset=reset)

@@ -24,13 +24,13 @@ from ..modules.field_probes import check_start, settle_parts
 from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
-from ..numerics.methods import resolve_base_solver
 from ..numerics.row_errors import numbered_rows
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
 from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import TrainingSettings, build_ode_net, train_net
+from ..training.solver_control import DOPRI5, check_training_solver, is_auto, is_dopri5, solver_control
 from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -136,8 +136,7 @@ class _NeuralODEEstimator(TorchEstimator):
         return self
 
     def _fit(self, X: Any, y: Any, classes: Any, partial: bool) -> bool:
-        if self.solver != "dopri5":
-            resolve_base_solver(self.solver)
+        check_training_solver(self.solver)
         device = check_device(self.device)
         going_on = (partial or self.warm_start) and hasattr(self, "neural_ode_")
         if going_on and str(device) != self.device_:
@@ -165,13 +164,19 @@ class _NeuralODEEstimator(TorchEstimator):
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
         self.neural_ode_.measure_size(x[train])
+        self._keep_solver_records(net)
         self.history_ = [
             {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
         ]
-        if valid is not None and self.solver != "dopri5" and not net.interrupted_:
+        controlled = solver_control(net) is not None
+        if not net.interrupted_ and (controlled or (valid is not None and not is_dopri5(self.solver) and not partial)):
+            rows = train if valid is None else valid
             try:
-                with numbered_rows(valid.tolist(), len(X)):
-                    self._check_agreement(x[valid], np.asarray(target)[valid])
+                with numbered_rows(rows.tolist(), len(X)):
+                    if controlled:
+                        self._certify(net.module_, x[rows], t[rows], valid is not None)
+                    else:
+                        self._check_agreement(x[rows], np.asarray(target)[rows])
             except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
                 return True
         return net.interrupted_
@@ -217,7 +222,9 @@ class _NeuralODEEstimator(TorchEstimator):
         if partial and vars(self).get("_net_is_partial", False):
             return copy.deepcopy(self.net_)  # a failure leaves the estimator as it was
         self._net_is_partial = partial
-        settings = TrainingSettings.of(self.get_params(deep=False) | {"device": self.device_})
+        # A solver that changes as it goes ends with dopri5; partial_fit, which has no end, takes dopri5 throughout.
+        solver = DOPRI5 if partial and is_auto(self.solver) else self.solver
+        settings = TrainingSettings.of(self.get_params(deep=False) | {"device": self.device_, "solver": solver})
         module = vars(self).pop("_module", None) or copy.deepcopy(self.neural_ode_)
         return build_ode_net(
             module, self._criterion(), settings, valid, n_rows, scheduled=not partial, n_classes=self._n_classes()
