@@ -22,17 +22,21 @@ from .nets import cosine_schedule
 AUTO, DOPRI5 = "auto", "dopri5"
 CERTIFIED_GAP = 0.005
 """Gap of the loss to dopri5's that a certified fit has at most: in nats, or in units of the targets' variance."""
-_SHARE_OF_STD = 0.02
-"""A gap below this share of the loss's standard deviation over rows is never too large, nor above it ever small."""
-_SHARE_OF_PROGRESS = 0.1
-"""While the loss falls, a gap may be this share of what it fell since the last probe."""
+_SHARE_OF_STD = 0.05
+"""A gap is small, whatever the loss does, if it is this share of the loss's standard deviation over rows."""
+_SHARE_OF_PROGRESS = 0.2
+"""While the loss falls, a gap may be this share of what it fell by since half as many steps were taken."""
 _PROBE_ROWS = 128
-_BATCHES_BETWEEN = 10
-_PROBE_SHARE = 1.0
-"""A probe comes once batches have made this many times the evaluations of the last probe, which has no gradients."""
+_FIRST_PROBE, _GROWTH, _LONGEST = 5, 1.4, 1 / 16
+"""Steps before the second probe; later intervals grow with the steps taken, up to a share of the training."""
+_PROBE_SHARE, _ADVANCE = 0.5, 8
+"""Evaluations of all probes, as a share of those of batches, and how many probes may come before that.
+
+A probe computes no gradients, so that its evaluations cost about a third.
+"""
 _PROBE_EVALUATIONS = 3000
 """Evaluations after which a probe is given up: the field has run away."""
-_POLISH, _POLISH_LR = 0.1, 0.2
+_POLISH, _POLISH_LR = 0.06, 0.2
 """Share of the optimizer steps that dopri5 takes at the end, and their highest learning rate, as a share of ``lr``."""
 _CONFIDENCE = 0.95
 _MEASURED_AT_ONCE = 512
@@ -52,9 +56,10 @@ class Rung(NamedTuple):
 
 DOPRI5_RUNG = Rung(DOPRI5, 0)
 RUNGS = (
-    Rung("euler", 1), Rung("midpoint", 1), Rung("rk4", 1), Rung("rk4", 2), Rung("rk4", 4), Rung("rk4", 8),
+    Rung("euler", 1), Rung("midpoint", 1), Rung("rk4", 1), Rung("rk3", 2), Rung("rk4", 2), Rung("rk4", 3),
+    Rung("rk4", 4), Rung("rk4", 6), Rung("rk4", 8),
 )  # fmt: skip
-"""Fixed-step solvers from the cheapest to the dearest: each takes about twice the evaluations of the one before."""
+"""Fixed-step solvers, by evaluations of f: 1, 2, 4, 6, 8, 12, 16, 24 and 32."""
 
 
 class SolverSettings(Protocol):
@@ -184,18 +189,6 @@ def polished_schedule(n_steps: int) -> LRScheduler:
     return cosine_schedule(1, [n_steps - count_polish(n_steps), n_steps], [1.0, _POLISH_LR])
 
 
-class _Probed(NamedTuple):
-    """What a probe has measured: losses by row and evaluations of dopri5, and the gap of the solver in use."""
-
-    losses: Tensor
-    n_evaluations: int
-    gap: float
-
-    @property
-    def loss(self) -> float:
-        return float(self.losses.mean())
-
-
 class SolverControl(Callback):
     """Chooses the solver that a training differentiates.
 
@@ -226,8 +219,9 @@ class SolverControl(Callback):
         self.probe_ = (x[rows], None if y is None else y[rows])
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.step_ = self.next_step_ = self.next_probe_ = 0
-        self.loss_, self.agreed_ = math.inf, None
+        self.step_ = self.next_ = self.probing_ = 0
+        self.losses_: list[tuple[int, float]] = []
+        self.agreed_: dict[str, Tensor] | None = None
 
     def on_batch_begin(self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
         if not training:
@@ -235,7 +229,7 @@ class SolverControl(Callback):
         solver = net.module_.solver
         if self.step_ == self.polish_from:
             if solver.mesh is not None or not self.history_:
-                self._change(net, DOPRI5_RUNG, "the polish", None)
+                self._change(net, DOPRI5_RUNG, "the polish")
         elif self.step_ < self.polish_from and self._is_due(solver):
             self._compare(net)
         self.step_ += 1
@@ -256,9 +250,9 @@ class SolverControl(Callback):
     def _is_due(self, solver: TrainingSolver) -> bool:
         if self.step_ == 0:
             return True
-        if solver.mesh is None:  # dopri5 already
+        if solver.mesh is None or self.step_ < self.next_:  # dopri5 needs no comparison
             return False
-        return self.step_ >= self.next_step_ and solver.n_evaluations >= self.next_probe_
+        return self.probing_ <= _PROBE_SHARE * (solver.n_evaluations - self.probing_) + self.advance_
 
     # ------------------------------------------------------------------ what
     def _compare(self, net: NeuralNet) -> None:
@@ -271,59 +265,71 @@ class SolverControl(Callback):
             try:
                 exact = module.row_losses(solver.by_dopri5(x, _PROBE_EVALUATIONS), y)
             except ReferenceSolveError:
-                self._go_back(net)
+                self._go_back(net, "dopri5 failed: back to weights that agreed", gap=math.inf)
             else:
                 self._judge(net, exact, solver.last_evaluations)
-        self.next_step_ = self.step_ + _BATCHES_BETWEEN
-        self.next_probe_ = solver.n_evaluations + int(_PROBE_SHARE * (solver.n_evaluations - before))
+        spent = solver.n_evaluations - before
+        self.probing_ += spent
+        if self.step_ == 0:
+            self.advance_ = _ADVANCE * spent
+        interval = min((_GROWTH - 1) * self.step_, _LONGEST * self.polish_from)
+        self.next_ = self.step_ + max(_FIRST_PROBE, round(interval))
 
     def _judge(self, net: NeuralNet, exact: Tensor, n_evaluations: int) -> None:
-        solver, loss = net.module_.solver, float(exact.mean())
-        floor = min(CERTIFIED_GAP, _SHARE_OF_STD * float(exact.std(correction=0)))
-        allowed = max(floor, _SHARE_OF_PROGRESS * (self.loss_ - loss) if math.isfinite(self.loss_) else 0.0)
-        allowed += 16 * torch.finfo(exact.dtype).eps * (1 + abs(loss))  # of rounding, where rows hardly differ
-        first = self.step_ == 0
+        solver, loss, first = net.module_.solver, float(exact.mean()), self.step_ == 0
+        allowed = self._allowed(exact)
         gap = math.inf if first else self._gap(net, solver.rung, exact)
-        if not gap <= allowed:
+        what = {"loss": loss, "allowed": allowed, "n_evaluations": n_evaluations}
+        if gap <= allowed:
+            self._agree(net, loss)
+        elif not first and not loss <= self.losses_[-1][1]:
+            self._go_back(net, "the loss rose by dopri5: back to weights that agreed", gap=gap, **what)
+        else:
             rung = self._cheapest_within(net, exact, allowed, n_evaluations)
-            why = "the start" if first else "the gap"
-            self._change(net, rung, why, None if first else gap, loss, allowed, n_evaluations)
-        self.loss_, self.agreed_ = loss, copy.deepcopy(net.module_.state_dict())
+            self._change(net, rung, "the start" if first else "the gap", gap=None if first else gap, **what)
+            self._agree(net, loss)
+
+    def _agree(self, net: NeuralNet, loss: float) -> None:
+        self.losses_.append((self.step_, loss))
+        self.agreed_ = copy.deepcopy(net.module_.state_dict())
+
+    def _allowed(self, exact: Tensor) -> float:
+        """Return the gap that is allowed: a share of what the loss fell by since half as many steps were taken."""
+        loss = float(exact.mean())
+        before = [one for step, one in self.losses_ if 2 * step <= self.step_]
+        progress = before[-1] - loss if before else 0.0
+        floor = min(CERTIFIED_GAP, _SHARE_OF_STD * float(exact.std(correction=0)))
+        rounding = 16 * torch.finfo(exact.dtype).eps * (1 + abs(loss))
+        return max(floor, _SHARE_OF_PROGRESS * progress) + rounding
 
     def _cheapest_within(self, net: NeuralNet, exact: Tensor, allowed: float, n_evaluations: int) -> Rung:
-        rung = net.module_.solver.rung
-        above = RUNGS if self.step_ == 0 else RUNGS[RUNGS.index(rung) + 1 :]
-        for candidate in above:
+        for candidate in self._above(net):
             # Half of what is allowed, for training will use up what is left.
             if candidate.n_evaluations < n_evaluations and self._gap(net, candidate, exact) <= allowed / 2:
                 return candidate
         return DOPRI5_RUNG
+
+    def _above(self, net: NeuralNet) -> tuple[Rung, ...]:
+        return RUNGS if self.step_ == 0 else RUNGS[RUNGS.index(net.module_.solver.rung) + 1 :]
 
     def _gap(self, net: NeuralNet, rung: Rung, exact: Tensor) -> float:
         x, y = self.probe_
         own = net.module_.row_losses(net.module_.solver.by_rung(rung, x), y)
         return abs(float((own - exact).mean()))
 
-    def _go_back(self, net: NeuralNet) -> None:
-        """Return to the last weights that were seen to agree: dopri5 cannot solve the field any more."""
-        solver = net.module_.solver
+    def _go_back(self, net: NeuralNet, why: str, **what: Any) -> None:
+        """Return to the last weights that were seen to agree, and take the next solver."""
         if self.agreed_ is not None:
             net.module_.load_state_dict(self.agreed_)
             net.optimizer_.state.clear()
-        above = () if self.step_ == 0 else RUNGS[RUNGS.index(solver.rung) + 1 :]
-        self._change(net, above[0] if above else DOPRI5_RUNG, "dopri5 failed, back to weights that agreed", math.inf)
+        above = self._above(net)
+        self._change(net, above[0] if above and self.agreed_ else DOPRI5_RUNG, why, **what)
 
-    def _change(
-        self, net: NeuralNet, rung: Rung, why: str, gap: float | None, loss: float | None = None,
-        allowed: float | None = None, n_evaluations: int | None = None,
-    ) -> None:  # fmt: skip
+    def _change(self, net: NeuralNet, rung: Rung, why: str, **what: Any) -> None:
         net.module_.solver.use(rung)
-        self.history_.append(
-            {
-                "epoch": len(net.history), "step": self.step_, "solver": rung.solver, "n_steps": rung.n_steps or None,
-                "why": why, "gap": gap, "allowed": allowed, "loss": loss, "n_evaluations": n_evaluations,
-            }
-        )  # fmt: skip
+        row = {"epoch": len(net.history), "step": self.step_, "solver": rung.solver, "n_steps": rung.n_steps or None}
+        measured = {name: what.get(name) for name in ("gap", "allowed", "loss", "n_evaluations")}
+        self.history_.append(row | {"why": why} | measured)
 
 
 def _validates(net: NeuralNet) -> bool:
