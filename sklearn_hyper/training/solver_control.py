@@ -282,7 +282,7 @@ class SolverControl(Callback):
         what = {"loss": loss, "allowed": allowed, "n_evaluations": n_evaluations}
         if gap <= allowed:
             self._agree(net, loss)
-        elif not first and not loss <= self.losses_[-1][1]:
+        elif not first and not loss - self.losses_[-1][1] <= allowed:  # what it gained in its own eyes was a lie
             self._go_back(net, "the loss rose by dopri5: back to weights that agreed", gap=gap, **what)
         else:
             rung = self._cheapest_within(net, exact, allowed, n_evaluations)
