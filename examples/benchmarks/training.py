@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 from _results import Results, parser, spread
-from skorch.callbacks import Callback
 from sklearn.datasets import load_digits
+from skorch.callbacks import Callback
 from torch import nn
 
 from sklearn_hyper import ContinuousNormalizingFlow, NeuralODE, NeuralODEClassifier, NeuralODERegressor

@@ -24,6 +24,8 @@ CERTIFIED_GAP = 0.005
 """Gap of the loss to dopri5's that a certified fit has at most: in nats, or in units of the targets' variance."""
 _SHARE_OF_STD = 0.05
 """A gap is small, whatever the loss does, if it is this share of the loss's standard deviation over rows."""
+_NEGLIGIBLE = 1e-5
+"""A gap that is small whatever the rows: a fit of exact data has no deviation."""
 _SHARE_OF_PROGRESS = 0.2
 """While the loss falls, a gap may be this share of what it fell by since half as many steps were taken."""
 _PROBE_ROWS = 128
@@ -298,7 +300,7 @@ class SolverControl(Callback):
         loss = float(exact.mean())
         before = [one for step, one in self.losses_ if 2 * step <= self.step_]
         progress = before[-1] - loss if before else 0.0
-        floor = min(CERTIFIED_GAP, _SHARE_OF_STD * float(exact.std(correction=0)))
+        floor = max(_NEGLIGIBLE, min(CERTIFIED_GAP, _SHARE_OF_STD * float(exact.std(correction=0))))
         rounding = 16 * torch.finfo(exact.dtype).eps * (1 + abs(loss))
         return max(floor, _SHARE_OF_PROGRESS * progress) + rounding
 
