@@ -30,7 +30,6 @@ from .settings import SolveSettings
 from .solver_control import SolverControl, TrainingSolver, is_auto, polished_schedule, solver_control
 from .tasks import Task
 
-
 _VALID_CHUNK = 8
 """Validation keeps no graph, so that it can take this many times ``batch_size`` rows at a time."""
 
@@ -70,7 +69,7 @@ class TrainingForward(nn.Module):
         self.neural_ode = neural_ode
         self.solver = TrainingSolver(neural_ode, settings)
         self.settings = settings
-        by_row = copy.copy(criterion)
+        by_row: Any = copy.copy(criterion)
         by_row.reduction = "none"
         self._by_row = (by_row,)  # a tuple hides it from nn.Module, for the criterion is the net's
 

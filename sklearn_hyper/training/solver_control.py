@@ -26,7 +26,7 @@ _SHARE_OF_STD = 0.05
 """A gap is small, whatever the loss does, if it is this share of the loss's standard deviation over rows."""
 _NEGLIGIBLE = 1e-5
 """A gap that is small whatever the rows: a fit of exact data has no deviation."""
-_SHARE_OF_PROGRESS = 0.2
+_SHARE_OF_PROGRESS = 0.1
 """While the loss falls, a gap may be this share of what it fell by since half as many steps were taken."""
 _PROBE_ROWS = 128
 _FIRST_PROBE, _GROWTH, _LONGEST = 5, 1.4, 1 / 16
@@ -218,7 +218,11 @@ class SolverControl(Callback):
     def watch(self, x: Tensor, y: Tensor | None, generator: torch.Generator) -> None:
         """Draw the rows to compare on, about a hundred, from those that training is about to begin with."""
         rows = torch.randperm(len(x), generator=generator)[:_PROBE_ROWS].to(x.device)
-        self.probe_ = (x[rows], None if y is None else y[rows])
+        self.probe_: tuple[Tensor, Any] | None = (x[rows], None if y is None else y[rows])
+
+    def _probe(self) -> tuple[Tensor, Any]:
+        assert self.probe_ is not None
+        return self.probe_
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.step_ = self.next_ = self.probing_ = 0
@@ -241,7 +245,7 @@ class SolverControl(Callback):
             # Nothing is held out, and the solver's own loss cannot be trusted to tell which epoch was best.
             net.module_.eval()
             with torch.no_grad():
-                x, y = self.probe_
+                x, y = self._probe()
                 losses = net.module_.row_losses(net.module_.solver.by_dopri5(x), y)
             net.history.record("dopri5_loss", float(losses.mean()))
 
@@ -262,12 +266,14 @@ class SolverControl(Callback):
         solver, module = net.module_.solver, net.module_
         module.eval()  # skorch's next step sets train mode again
         before = solver.n_evaluations
-        x, y = self.probe_
+        x, y = self._probe()
         with torch.no_grad():
             try:
                 exact = module.row_losses(solver.by_dopri5(x, _PROBE_EVALUATIONS), y)
             except ReferenceSolveError:
-                self._go_back(net, "dopri5 failed: back to weights that agreed", gap=math.inf)
+                above = self._above(net) if self.agreed_ else ()
+                rung = above[0] if above else DOPRI5_RUNG
+                self._go_back(net, rung, "dopri5 failed: back to weights that agreed", gap=math.inf)
             else:
                 self._judge(net, exact, solver.last_evaluations)
         spent = solver.n_evaluations - before
@@ -284,12 +290,16 @@ class SolverControl(Callback):
         what = {"loss": loss, "allowed": allowed, "n_evaluations": n_evaluations}
         if gap <= allowed:
             self._agree(net, loss)
-        elif not first and not loss - self.losses_[-1][1] <= allowed:  # what it gained in its own eyes was a lie
-            self._go_back(net, "the loss rose by dopri5: back to weights that agreed", gap=gap, **what)
+            return
+        rung = self._cheapest_within(net, exact, allowed, n_evaluations)
+        if first:
+            self._change(net, rung, "the start", **what)
+        elif not loss - self.losses_[-1][1] <= allowed:  # what was gained since then was a lie
+            self._go_back(net, rung, "the loss rose by dopri5: back to weights that agreed", gap=gap, **what)
+            return
         else:
-            rung = self._cheapest_within(net, exact, allowed, n_evaluations)
-            self._change(net, rung, "the start" if first else "the gap", gap=None if first else gap, **what)
-            self._agree(net, loss)
+            self._change(net, rung, "the gap", gap=gap, **what)
+        self._agree(net, loss)
 
     def _agree(self, net: NeuralNet, loss: float) -> None:
         self.losses_.append((self.step_, loss))
@@ -315,17 +325,16 @@ class SolverControl(Callback):
         return RUNGS if self.step_ == 0 else RUNGS[RUNGS.index(net.module_.solver.rung) + 1 :]
 
     def _gap(self, net: NeuralNet, rung: Rung, exact: Tensor) -> float:
-        x, y = self.probe_
+        x, y = self._probe()
         own = net.module_.row_losses(net.module_.solver.by_rung(rung, x), y)
         return abs(float((own - exact).mean()))
 
-    def _go_back(self, net: NeuralNet, why: str, **what: Any) -> None:
-        """Return to the last weights that were seen to agree, and take the next solver."""
+    def _go_back(self, net: NeuralNet, rung: Rung, why: str, **what: Any) -> None:
+        """Return to the last weights that were seen to agree, and take another solver."""
         if self.agreed_ is not None:
             net.module_.load_state_dict(self.agreed_)
             net.optimizer_.state.clear()
-        above = self._above(net)
-        self._change(net, above[0] if above and self.agreed_ else DOPRI5_RUNG, why, **what)
+        self._change(net, rung, why, **what)
 
     def _change(self, net: NeuralNet, rung: Rung, why: str, **what: Any) -> None:
         net.module_.solver.use(rung)

@@ -277,7 +277,7 @@ def test_a_checkpoint_resumes(tmp_path):
     after = fit()
     assert len(after.history_) == 8 and after.history_[:4] == before.history_
     assert after.score(two_blobs(300, seed=1)) > before.score(two_blobs(300, seed=1))
-    assert [row["epoch"] for row in after.solver_history_][0] == 5
+    assert next(row["epoch"] for row in after.solver_history_) == 5
 
 
 def test_records_survive_pickles_and_model_files(X, tmp_path):
