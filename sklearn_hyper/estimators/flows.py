@@ -85,11 +85,13 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     kinetic, jacobian : float, default 0.0
         Weights of RNODE's penalties :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2` on the likelihood, with time as a
         share of the span. They make fields that need fewer evaluations. Only for ``objective="likelihood"``.
-    solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
-        Solver that the likelihood is trained through. With a fixed-step solver, ``fit`` compares the held-out
-        likelihood with dopri5's and warns if they differ by more than 0.02 nats.
+    solver : "dopri5", "auto", name of a fixed-step solver or ButcherTableau, default "dopri5"
+        Solver that the likelihood is trained through. "auto" begins with a cheap fixed-step solver, raises it where its
+        loss differs from dopri5's, and ends with dopri5: see :class:`NeuralODEClassifier`. Held-out losses are dopri5's
+        throughout. With a fixed-step solver, ``fit`` compares the held-out likelihood with dopri5's and warns if they
+        differ by more than 0.02 nats.
     n_steps : int, default 10
-        Number of steps of a fixed-step ``solver``. dopri5 ignores it.
+        Number of steps of a fixed-step ``solver``. dopri5 and "auto" ignore it.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Samples and densities use 1e-6 in float32 and 1e-8 in float64.
     atol : float, optional
@@ -101,7 +103,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Passes over the training rows. The default suits flow matching; an epoch of likelihood costs so much more that 5
         to 20 are usual.
     lr : float, default 5e-3
-        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``.
+        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``. With
+        ``solver="auto"`` a second cosine, from a fifth of it, is for the steps of dopri5 at the end.
     batch_size : int, default 128
         Rows in an optimizer step. Inference takes eight times as many at a time.
     optimizer : type, default torch.optim.AdamW
@@ -135,6 +138,13 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     history_ : list of dict
         One row an epoch: ``train_loss``, ``valid_loss`` where rows are held out, and ``dur`` in seconds. Likelihood
         through dopri5 adds ``nfe``: evaluations of (f, trace) in a training solve, without the adjoint's own.
+    n_evaluations_ : int
+        Likelihood only: evaluations of (f, trace) in the training, on batches, held-out rows and in comparisons.
+    solver_history_ : list of dict
+        Likelihood with ``solver="auto"`` only: a row a change of the solver, as in :class:`NeuralODEClassifier`.
+    agreement_ : Bunch
+        Likelihood with ``solver="auto"`` only: how well the last solver of the training agrees with dopri5, as in
+        :class:`NeuralODEClassifier`; losses are in nats.
     n_features_in_ : int
         Number of features of X.
     feature_names_in_ : ndarray of str
@@ -145,7 +155,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     StiffFlowWarning
         If a solve in likelihood training takes more than 150 evaluations, and three times those of the first epoch.
     SolverAgreementWarning
-        If a fixed-step training solver and dopri5 give different held-out likelihoods.
+        If a fixed-step training solver and dopri5 give different held-out likelihoods, or ``agreement_`` is not
+        certified.
 
     See Also
     --------

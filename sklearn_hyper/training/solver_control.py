@@ -28,6 +28,8 @@ _NEGLIGIBLE = 1e-5
 """A gap that is small whatever the rows: a fit of exact data has no deviation."""
 _SHARE_OF_PROGRESS = 0.1
 """While the loss falls, a gap may be this share of what it fell by since half as many steps were taken."""
+_CALM, _CALM_PROBES = 0.1, 2
+"""A cheaper solver takes over once its gap was this share of what is allowed, or less, in so many probes on end."""
 _PROBE_ROWS = 128
 _FIRST_PROBE, _GROWTH, _LONGEST = 5, 1.4, 1 / 16
 """Steps before the second probe; later intervals grow with the steps taken, up to a share of the training."""
@@ -226,6 +228,7 @@ class SolverControl(Callback):
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.step_ = self.next_ = self.probing_ = 0
+        self.calm_ = 0
         self.losses_: list[tuple[int, float]] = []
         self.agreed_: dict[str, Tensor] | None = None
 
@@ -256,7 +259,7 @@ class SolverControl(Callback):
     def _is_due(self, solver: TrainingSolver) -> bool:
         if self.step_ == 0:
             return True
-        if solver.mesh is None or self.step_ < self.next_:  # dopri5 needs no comparison
+        if self.step_ < self.next_:
             return False
         return self.probing_ <= _PROBE_SHARE * (solver.n_evaluations - self.probing_) + self.advance_
 
@@ -290,7 +293,9 @@ class SolverControl(Callback):
         what = {"loss": loss, "allowed": allowed, "n_evaluations": n_evaluations}
         if gap <= allowed:
             self._agree(net, loss)
+            self._lower_if_calm(net, exact, gap=gap, **what)
             return
+        self.calm_ = 0
         rung = self._cheapest_within(net, exact, allowed, n_evaluations)
         if first:
             self._change(net, rung, "the start", **what)
@@ -321,10 +326,26 @@ class SolverControl(Callback):
                 return candidate
         return DOPRI5_RUNG
 
+    def _lower_if_calm(self, net: NeuralNet, exact: Tensor, *, allowed: float, **what: Any) -> None:
+        """Take a cheaper solver where the field has become easier: high learning rates make one hard for a while."""
+        below = [
+            rung for rung in RUNGS[: _place(net.module_.solver.rung)] if rung.n_evaluations < what["n_evaluations"]
+        ]
+        if not below or self._gap(net, below[-1], exact) > _CALM * allowed:
+            self.calm_ = 0
+            return
+        self.calm_ += 1
+        if self.calm_ == _CALM_PROBES:
+            self.calm_ = 0
+            rung = next(rung for rung in below if self._gap(net, rung, exact) <= _CALM * allowed)
+            self._change(net, rung, "a cheaper one would do", allowed=allowed, **what)
+
     def _above(self, net: NeuralNet) -> tuple[Rung, ...]:
-        return RUNGS if self.step_ == 0 else RUNGS[RUNGS.index(net.module_.solver.rung) + 1 :]
+        return RUNGS if self.step_ == 0 else RUNGS[_place(net.module_.solver.rung) + 1 :]
 
     def _gap(self, net: NeuralNet, rung: Rung, exact: Tensor) -> float:
+        if rung is DOPRI5_RUNG:
+            return 0.0
         x, y = self._probe()
         own = net.module_.row_losses(net.module_.solver.by_rung(rung, x), y)
         return abs(float((own - exact).mean()))
@@ -341,6 +362,10 @@ class SolverControl(Callback):
         row = {"epoch": len(net.history), "step": self.step_, "solver": rung.solver, "n_steps": rung.n_steps or None}
         measured = {name: what.get(name) for name in ("gap", "allowed", "loss", "n_evaluations")}
         self.history_.append(row | {"why": why} | measured)
+
+
+def _place(rung: Rung) -> int:
+    return len(RUNGS) if rung is DOPRI5_RUNG else RUNGS.index(rung)
 
 
 def _validates(net: NeuralNet) -> bool:
