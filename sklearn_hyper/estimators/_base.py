@@ -31,7 +31,7 @@ from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
-from ..training.solver_control import CERTIFIED_GAP, measure_agreement, solver_control
+from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
 from ._saving import EstimatorReader, save_estimator
 
 _INFERENCE_FACTOR = 8
@@ -173,13 +173,13 @@ class TorchEstimator(BaseEstimator):
         """Take over which solvers a training used, and at what cost, instead of what the last fit left."""
         for name in ("solver_history_", "agreement_", "n_evaluations_"):
             vars(self).pop(name, None)
-        solver, control = getattr(net.module_, "solver", None), solver_control(net)
+        solver, control = getattr(net.module_, "solver", None), control_of(net)
         if solver is not None:  # flow matching solves nothing
             self.n_evaluations_ = solver.n_evaluations
         if control is not None:
             self.solver_history_, self.agreement_ = control.history_, None
 
-    def _certify(self, module: nn.Module, x: Tensor, y: Tensor | None, held_out: bool) -> None:
+    def _certify(self, module: nn.Module, x: Tensor, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
         """Compare the last solver of a training with dopri5 as ``predict`` runs it; warn where they disagree."""
         self.agreement_ = measure_agreement(module, x, y, dopri5_states(module.solver.ode, x), held_out)
         if not self.agreement_.certified:
@@ -191,7 +191,7 @@ class TorchEstimator(BaseEstimator):
                 "rtol, or raise max_epochs; with EarlyStopping, which may end a training before dopri5 takes over, "
                 "give it more patience.",
                 SolverAgreementWarning,
-                stacklevel=6,
+                stacklevel=stacklevel,
             )
 
     # ------------------------------------------------------------------ parameters and copies

@@ -30,7 +30,7 @@ from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
-from ..training.solver_control import check_training_solver, is_auto, is_dopri5, solver_control
+from ..training.solver_control import check_training_solver, control_of, is_auto, is_dopri5
 from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -323,20 +323,26 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         self.history_ = [
             {"epoch": row["epoch"], **{key: float(row[key]) for key in keys if key in row}} for row in net.history
         ]
-        controlled = solver_control(net) is not None
-        fixed = self.objective == "likelihood" and not is_dopri5(self.solver)
-        if not net.interrupted_ and (controlled or (fixed and valid is not None)):
-            rows = train if valid is None else valid
-            try:
-                with numbered_rows(rows.tolist(), len(X)):
-                    if controlled:
-                        inputs = append_noise(X[rows], resolve_trace(self.trace, X.shape[1]), seed)
-                        self._certify(net.module_, self._to_tensor(inputs, x.dtype, device), None, valid is not None)
-                    else:
-                        self._check_agreement(x[rows])
-            except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
-                return True
-        return net.interrupted_
+        return net.interrupted_ or self._compare_solvers(net, x, train, valid)
+
+    def _compare_solvers(self, net: Any, x: Tensor, train: np.ndarray, valid: np.ndarray | None) -> bool:
+        """Compare the training solver with dopri5, where it is another; return whether Ctrl-C cut that short."""
+        controlled = control_of(net) is not None
+        if not controlled and (valid is None or self.objective != "likelihood" or is_dopri5(self.solver)):
+            return False
+        rows = train if valid is None else valid
+        try:
+            with numbered_rows(rows.tolist(), len(x)):
+                if controlled:
+                    noise = resolve_trace(self.trace, x.shape[1])
+                    inputs = append_noise(x[rows].cpu().numpy(), noise, self._noise_seed)
+                    inputs = self._to_tensor(inputs, x.dtype, x.device)
+                    self._certify(net.module_, inputs, None, valid is not None, stacklevel=6)
+                else:
+                    self._check_agreement(x[rows])
+        except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
+            return True
+        return False
 
     def _check_monitors(self, has_valid: bool) -> None:
         recorded = {*LOSS_NET_RECORDS} - (set() if has_valid else {"valid_loss"})
@@ -416,7 +422,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
                 f"the held-out log likelihood is {trained:.3f} nats with the training solver {self.solver!r} "
                 f"(n_steps={self.n_steps}) and {exact:.3f} with dopri5: raise n_steps, or train with solver='dopri5'.",
                 SolverAgreementWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     # ------------------------------------------------------------------ saving

@@ -30,7 +30,7 @@ from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
 from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import TrainingSettings, build_ode_net, train_net
-from ..training.solver_control import DOPRI5, check_training_solver, is_auto, is_dopri5, solver_control
+from ..training.solver_control import DOPRI5, check_training_solver, control_of, is_auto, is_dopri5
 from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -169,18 +169,23 @@ class _NeuralODEEstimator(TorchEstimator):
         self.history_ = [
             {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
         ]
-        controlled = solver_control(net) is not None
-        if not net.interrupted_ and (controlled or (valid is not None and not is_dopri5(self.solver) and not partial)):
-            rows = train if valid is None else valid
-            try:
-                with numbered_rows(rows.tolist(), len(X)):
-                    if controlled:
-                        self._certify(net.module_, x[rows], t[rows], valid is not None)
-                    else:
-                        self._check_agreement(x[rows], np.asarray(target)[rows])
-            except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
-                return True
-        return net.interrupted_
+        return net.interrupted_ or self._compare_solvers(net, x, t, train, valid)
+
+    def _compare_solvers(self, net: Any, x: Tensor, t: Tensor, train: np.ndarray, valid: np.ndarray | None) -> bool:
+        """Compare the training solver with dopri5, where it is another; return whether Ctrl-C cut that short."""
+        controlled = control_of(net) is not None
+        if not controlled and (valid is None or is_dopri5(net.module_.settings.solver)):
+            return False
+        rows = train if valid is None else valid
+        try:
+            with numbered_rows(rows.tolist(), len(x)):
+                if controlled:
+                    self._certify(net.module_, x[rows], t[rows], valid is not None, stacklevel=7)
+                else:
+                    self._check_agreement(x[rows], t[rows].cpu().numpy())
+        except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
+            return True
+        return False
 
     def _build(self, X: np.ndarray, device: torch.device) -> None:
         """Set dtype and device, make the parts that the user left out, and check the whole on two rows."""
@@ -252,7 +257,7 @@ class _NeuralODEEstimator(TorchEstimator):
                 f"(n_steps={self.n_steps}) and {exact:.4f} with dopri5: this network has learned its solver's errors "
                 "and is no Neural ODE. Raise n_steps, or train with solver='dopri5'.",
                 SolverAgreementWarning,
-                stacklevel=4,
+                stacklevel=7,
             )
 
     # ------------------------------------------------------------------ saving

@@ -27,7 +27,7 @@ from .nets import (
 )
 from .references import solve_ends
 from .settings import SolveSettings
-from .solver_control import SolverControl, TrainingSolver, is_auto, polished_schedule, solver_control
+from .solver_control import SolverControl, TrainingSolver, control_of, is_auto, polished_schedule
 from .tasks import Task
 
 _VALID_CHUNK = 8
@@ -145,7 +145,7 @@ def train_net(
     if epochs is not None:
         net.set_params(max_epochs=epochs)
     before = copy.deepcopy(net.module_.state_dict())
-    control = solver_control(net)
+    control = control_of(net)
     if control is not None:
         control.watch(net.module_.solver_inputs(x), y, generator)
     try:

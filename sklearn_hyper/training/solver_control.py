@@ -163,7 +163,7 @@ def is_dopri5(solver: Any) -> bool:
     return _is(solver, DOPRI5)
 
 
-def solver_control(net: NeuralNet) -> SolverControl | None:
+def control_of(net: NeuralNet) -> SolverControl | None:
     """Return the callback that chooses a net's solver, or None."""
     return dict(net.callbacks_).get("solver_control")
 

@@ -67,6 +67,11 @@ def solvers(model):
     return [(row["solver"], row["n_steps"]) for row in model.solver_history_]
 
 
+def places(model):
+    """Where each solver stands among the rungs; dopri5 is the last."""
+    return [len(RUNGS) if row[0] == "dopri5" else RUNGS.index(row) for row in solvers(model)]
+
+
 @pytest.fixture(scope="module")
 def X():
     return np.random.default_rng(0).uniform(-1, 1, (90, 2)).astype(np.float32)
@@ -98,9 +103,23 @@ def test_a_growth_that_euler_cannot_learn_raises_the_solver_and_is_learned():
     model, rate = growth(math.e**2)
     assert rate == pytest.approx(2.0, abs=0.01)
     assert solvers(model)[0] == ("euler", 1) and solvers(model)[-1] == ("dopri5", None)
-    costs = [RUNGS.index(row) for row in solvers(model)[:-1]]
-    assert len(costs) > 1 and costs == sorted(set(costs))  # each costs more than the one before
+    assert max(places(model)[:-1]) > 1
+    for row, before, after in zip(model.solver_history_[1:], places(model), places(model)[1:], strict=False):
+        assert after < before if row["why"] == "a cheaper one would do" else after > before
     assert model.agreement_.certified and model.agreement_.gap < 1e-4
+
+
+def test_a_field_that_becomes_easy_gets_a_cheap_solver_again():
+    model, rate = growth(1.1, rate=1.5, lr=0.3)
+    assert rate == pytest.approx(math.log(1.1), abs=0.01)
+    assert places(model)[0] > 3 > places(model)[-2]
+    assert "a cheaper one would do" in [row["why"] for row in model.solver_history_]
+
+
+def test_a_field_that_becomes_hard_is_learned_too():
+    model, rate = growth(200.0, lr=0.3)
+    assert rate == pytest.approx(math.log(200.0), rel=0.01)
+    assert max(places(model)[:-1]) > 4 and model.agreement_.certified
 
 
 def test_the_first_solver_is_the_cheapest_whose_gap_is_half_of_what_is_allowed():
@@ -302,8 +321,9 @@ def test_flows_of_every_kind(params):
 
 # ---------------------------------------------------------------------- what it refuses, and what it warns of
 def test_a_fit_that_is_not_certified_says_so():
-    with pytest.warns(SolverAgreementWarning, match="this fit is not certified"):
+    with pytest.warns(SolverAgreementWarning, match="this fit is not certified") as warned:
         model, _ = growth(20.0, rate=2.5, rtol=50.0, max_epochs=1)
+    assert warned[0].filename == __file__  # where fit was called
     assert not model.agreement_.certified and model.agreement_.gap > 0.005
 
 
