@@ -1,6 +1,6 @@
 """Seconds and evaluations of training by solver="auto", beside dopri5, its adjoint and fixed-step solvers.
 
-    python examples/benchmarks/training.py [--tasks NAME ...] [--seeds 3]
+    python examples/benchmarks/training.py [--tasks NAME ...] [--seeds SEED ...]
 
 Tasks are a classifier of scikit-learn's digits, a regression (states of Lotka-Volterra, by their states three time
 units earlier), and two densities by maximum likelihood. Each contender trains with the same rows, start, batches and
@@ -12,7 +12,8 @@ on rows held out from all fits. So no loss in here is one that a training solver
 - gap: how far the training solver's own loss at the end is from dopri5's;
 - dopri5 after: evaluations that dopri5 at 1e-4 needs on the result.
 
-The adjoint is slow, and trains with the first seed only.
+The adjoint is slow, and trains with the first seed only. The constants of "auto" were chosen on these tasks with seeds 0
+to 2, so the seeds here are others.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
 }
 BASELINE, SLOW = "dopri5 1e-4", "adjoint 1e-4"
 N_JUDGED, N_TEST = 10, 500
+SEEDS = (10, 11, 12)
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _show(entry: dict[str, Any], key: str, form: str) -> str:
 def main() -> None:
     options = parser(__doc__, "training.json", cache=False)
     options.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="NAME")
-    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED")
     options.add_argument("--summary", action="store_true", help="make summary and tables from the cells")
     arguments = options.parse_args()
     torch.set_num_threads(1)
@@ -217,9 +219,9 @@ def main() -> None:
         return
     for task in arguments.tasks:
         measure_once(task)
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             for contender in CONTENDERS:
-                if contender != SLOW or seed == 0:
+                if contender != SLOW or seed == arguments.seeds[0]:
                     name = f"{task}: {contender}: {seed}"
                     results.cell(name, lambda task=task, c=contender, seed=seed: measure(task, c, seed))
             write(results)
