@@ -31,6 +31,7 @@ from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
+from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
 from ._saving import EstimatorReader, save_estimator
 
 _INFERENCE_FACTOR = 8
@@ -166,6 +167,32 @@ class TorchEstimator(BaseEstimator):
                 "using this estimator."
             )
         return getattr(self, attribute)
+
+    # ------------------------------------------------------------------ solvers of a training
+    def _keep_solver_records(self, net: Any) -> None:
+        """Take over which solvers a training used, and at what cost, instead of what the last fit left."""
+        for name in ("solver_history_", "agreement_", "n_evaluations_"):
+            vars(self).pop(name, None)
+        solver, control = getattr(net.module_, "solver", None), control_of(net)
+        if solver is not None:  # flow matching solves nothing
+            self.n_evaluations_ = solver.n_evaluations
+        if control is not None:
+            self.solver_history_, self.agreement_ = control.history_, None
+
+    def _certify(self, module: nn.Module, x: Tensor, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
+        """Compare the last solver of a training with dopri5 as ``predict`` runs it; warn where they disagree."""
+        self.agreement_ = measure_agreement(module, x, y, dopri5_states(module.solver.ode, x), held_out)
+        if not self.agreement_.certified:
+            last = self.solver_history_[-1]
+            how = f"solver={last['solver']!r}" + (f", n_steps={last['n_steps']}" if last["n_steps"] else "")
+            warnings.warn(
+                f"the loss is {self.agreement_.gap:.2g} away from dopri5's with the solver that training ended with "
+                f"({how}, rtol={self.rtol:g}), and {CERTIFIED_GAP:g} are allowed: this fit is not certified. Lower "
+                "rtol, or raise max_epochs; with EarlyStopping, which may end a training before dopri5 takes over, "
+                "give it more patience.",
+                SolverAgreementWarning,
+                stacklevel=stacklevel,
+            )
 
     # ------------------------------------------------------------------ parameters and copies
     def get_params(self, deep: bool = True) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import Bunch
 
 from ..hypersolvers.described import TYPES, check_jobs
 from ..modules.closed_list import TEMPLATES, Reader, Writer, is_of
@@ -31,6 +32,9 @@ _LEARNED: dict[str, Any] = {
     "device_": str,
     "classes_": np.ndarray,
     "history_": list[dict[str, Any]],
+    "solver_history_": list[dict[str, Any]],
+    "agreement_": dict[str, Any] | None,
+    "n_evaluations_": int,
     "_squeeze_output": bool,
     "_n_features_out": int,
     "_y_shift": np.ndarray,
@@ -102,6 +106,8 @@ def read_estimator(described: Mapping[str, Any], reader: EstimatorReader) -> Any
     estimator._validate_params()
     for name, value in described["learned"].items():
         setattr(estimator, name, reader.read(value, _LEARNED[name], name))
+    if vars(estimator).get("agreement_") is not None:
+        estimator.agreement_ = Bunch(**estimator.agreement_)
     if "contract" in described:
         estimator._contract = _read_contract(described["contract"], reader)
         estimator.preprocess_ = _supplied_steps(described["preprocesses"], reader)

@@ -23,7 +23,6 @@ from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import MLPVectorField, Standardize
-from ..numerics.methods import resolve_base_solver
 from ..numerics.row_errors import numbered_rows
 from ..numerics.times import check_n_steps
 from ..numerics.units import is_constant
@@ -31,6 +30,7 @@ from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
+from ..training.solver_control import check_training_solver, control_of, is_auto, is_dopri5
 from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -85,11 +85,13 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     kinetic, jacobian : float, default 0.0
         Weights of RNODE's penalties :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2` on the likelihood, with time as a
         share of the span. They make fields that need fewer evaluations. Only for ``objective="likelihood"``.
-    solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
-        Solver that the likelihood is trained through. With a fixed-step solver, ``fit`` compares the held-out
-        likelihood with dopri5's and warns if they differ by more than 0.02 nats.
+    solver : "dopri5", "auto", name of a fixed-step solver or ButcherTableau, default "dopri5"
+        Solver that the likelihood is trained through. "auto" begins with a cheap fixed-step solver, raises it where its
+        loss differs from dopri5's, and ends with dopri5: see :class:`NeuralODEClassifier`. Held-out losses are dopri5's
+        throughout. With a fixed-step solver, ``fit`` compares the held-out likelihood with dopri5's and warns if they
+        differ by more than 0.02 nats.
     n_steps : int, default 10
-        Number of steps of a fixed-step ``solver``. dopri5 ignores it.
+        Number of steps of a fixed-step ``solver``. dopri5 and "auto" ignore it.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Samples and densities use 1e-6 in float32 and 1e-8 in float64.
     atol : float, optional
@@ -101,7 +103,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Passes over the training rows. The default suits flow matching; an epoch of likelihood costs so much more that 5
         to 20 are usual.
     lr : float, default 5e-3
-        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``.
+        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``. With
+        ``solver="auto"`` a second cosine, from a fifth of it, is for the steps of dopri5 at the end.
     batch_size : int, default 128
         Rows in an optimizer step. Inference takes eight times as many at a time.
     optimizer : type, default torch.optim.AdamW
@@ -135,6 +138,13 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     history_ : list of dict
         One row an epoch: ``train_loss``, ``valid_loss`` where rows are held out, and ``dur`` in seconds. Likelihood
         through dopri5 adds ``nfe``: evaluations of (f, trace) in a training solve, without the adjoint's own.
+    n_evaluations_ : int
+        Likelihood only: evaluations of (f, trace) in the training, on batches, held-out rows and in comparisons.
+    solver_history_ : list of dict
+        Likelihood with ``solver="auto"`` only: a row a change of the solver, as in :class:`NeuralODEClassifier`.
+    agreement_ : Bunch
+        Likelihood with ``solver="auto"`` only: how well the last solver of the training agrees with dopri5, as in
+        :class:`NeuralODEClassifier`; losses are in nats.
     n_features_in_ : int
         Number of features of X.
     feature_names_in_ : ndarray of str
@@ -145,7 +155,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     StiffFlowWarning
         If a solve in likelihood training takes more than 150 evaluations, and three times those of the first epoch.
     SolverAgreementWarning
-        If a fixed-step training solver and dopri5 give different held-out likelihoods.
+        If a fixed-step training solver and dopri5 give different held-out likelihoods, or ``agreement_`` is not
+        certified.
 
     See Also
     --------
@@ -274,8 +285,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return self
 
     def _fit(self, X: Any) -> bool:
-        if self.solver != "dopri5":
-            resolve_base_solver(self.solver)
+        check_training_solver(self.solver)
         device = check_device(self.device)
         refuse_scoring(self.callbacks, "a flow")
         warm = copy.deepcopy(self.flow_) if self.warm_start and hasattr(self, "flow_") else None
@@ -304,6 +314,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
                 train_net(net, x[train], None, generator)
             net.module_.generator = None  # no longer drawn from, so it need not be pickled with the estimator
         self.net_ = net
+        self._keep_solver_records(net)
         self.flow_ = flow.eval()
         self.neural_ode_ = flow.sampling().eval()
         self._noise_seed = seed
@@ -312,17 +323,30 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         self.history_ = [
             {"epoch": row["epoch"], **{key: float(row[key]) for key in keys if key in row}} for row in net.history
         ]
-        if valid is not None and self.objective == "likelihood" and self.solver != "dopri5" and not net.interrupted_:
-            try:
-                with numbered_rows(valid.tolist(), len(X)):
-                    self._check_agreement(x[valid])
-            except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
-                return True
-        return net.interrupted_
+        return net.interrupted_ or self._compare_solvers(net, x, train, valid)
+
+    def _compare_solvers(self, net: Any, x: Tensor, train: np.ndarray, valid: np.ndarray | None) -> bool:
+        """Compare the training solver with dopri5, where it is another; return whether Ctrl-C cut that short."""
+        controlled = control_of(net) is not None
+        if not controlled and (valid is None or self.objective != "likelihood" or is_dopri5(self.solver)):
+            return False
+        rows = train if valid is None else valid
+        try:
+            with numbered_rows(rows.tolist(), len(x)):
+                if controlled:
+                    noise = resolve_trace(self.trace, x.shape[1])
+                    inputs = append_noise(x[rows].cpu().numpy(), noise, self._noise_seed)
+                    inputs = self._to_tensor(inputs, x.dtype, x.device)
+                    self._certify(net.module_, inputs, None, valid is not None, stacklevel=6)
+                else:
+                    self._check_agreement(x[rows])
+        except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
+            return True
+        return False
 
     def _check_monitors(self, has_valid: bool) -> None:
         recorded = {*LOSS_NET_RECORDS} - (set() if has_valid else {"valid_loss"})
-        if self.objective == "likelihood" and self.solver == "dopri5":
+        if self.objective == "likelihood" and is_dopri5(self.solver):
             recorded.add("nfe")
         check_monitors(
             self.callbacks, recorded, f"Monitor one of those (validation_fraction={self.validation_fraction})."
@@ -337,8 +361,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
                 f"{' and '.join(unused)}: only used by objective='likelihood'; flow matching solves nothing in "
                 "training."
             )
-        if self.adjoint and self.solver != "dopri5":
-            raise ValueError(f"adjoint=True needs solver='dopri5', got solver={self.solver!r}.")
+        if self.adjoint and not (is_dopri5(self.solver) or is_auto(self.solver)):
+            raise ValueError(f"adjoint=True needs solver='dopri5' or 'auto', got solver={self.solver!r}.")
 
     def _validate_rows(self, X: Any, *, reset: bool) -> np.ndarray:
         X = self._validate_X(X, reset=reset)
@@ -398,7 +422,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
                 f"the held-out log likelihood is {trained:.3f} nats with the training solver {self.solver!r} "
                 f"(n_steps={self.n_steps}) and {exact:.3f} with dopri5: raise n_steps, or train with solver='dopri5'.",
                 SolverAgreementWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     # ------------------------------------------------------------------ saving

@@ -24,13 +24,13 @@ from ..modules.field_probes import check_start, settle_parts
 from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
-from ..numerics.methods import resolve_base_solver
 from ..numerics.row_errors import numbered_rows
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
 from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import TrainingSettings, build_ode_net, train_net
+from ..training.solver_control import DOPRI5, check_training_solver, control_of, is_auto, is_dopri5
 from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -122,7 +122,8 @@ class _NeuralODEEstimator(TorchEstimator):
             If the training loss is no longer finite.
         KeyboardInterrupt
             After Ctrl-C, once the estimator holds the weights of the best finished epoch by ``valid_loss``
-            (``train_loss`` where nothing is held out). If no epoch was finished, the estimator stays as it was.
+            (``train_loss`` where nothing is held out; with ``solver="auto"``, dopri5's loss on about a hundred training
+            rows). If no epoch was finished, the estimator stays as it was.
         """
         return self._run_fit(X, y, None, partial=False)
 
@@ -136,8 +137,7 @@ class _NeuralODEEstimator(TorchEstimator):
         return self
 
     def _fit(self, X: Any, y: Any, classes: Any, partial: bool) -> bool:
-        if self.solver != "dopri5":
-            resolve_base_solver(self.solver)
+        check_training_solver(self.solver)
         device = check_device(self.device)
         going_on = (partial or self.warm_start) and hasattr(self, "neural_ode_")
         if going_on and str(device) != self.device_:
@@ -165,16 +165,27 @@ class _NeuralODEEstimator(TorchEstimator):
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
         self.neural_ode_.measure_size(x[train])
+        self._keep_solver_records(net)
         self.history_ = [
             {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
         ]
-        if valid is not None and self.solver != "dopri5" and not net.interrupted_:
-            try:
-                with numbered_rows(valid.tolist(), len(X)):
-                    self._check_agreement(x[valid], np.asarray(target)[valid])
-            except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
-                return True
-        return net.interrupted_
+        return net.interrupted_ or self._compare_solvers(net, x, t, train, valid)
+
+    def _compare_solvers(self, net: Any, x: Tensor, t: Tensor, train: np.ndarray, valid: np.ndarray | None) -> bool:
+        """Compare the training solver with dopri5, where it is another; return whether Ctrl-C cut that short."""
+        controlled = control_of(net) is not None
+        if not controlled and (valid is None or is_dopri5(net.module_.settings.solver)):
+            return False
+        rows = train if valid is None else valid
+        try:
+            with numbered_rows(rows.tolist(), len(x)):
+                if controlled:
+                    self._certify(net.module_, x[rows], t[rows], valid is not None, stacklevel=7)
+                else:
+                    self._check_agreement(x[rows], t[rows].cpu().numpy())
+        except KeyboardInterrupt:  # keep what has been trained, though its check was cut short
+            return True
+        return False
 
     def _build(self, X: np.ndarray, device: torch.device) -> None:
         """Set dtype and device, make the parts that the user left out, and check the whole on two rows."""
@@ -217,7 +228,9 @@ class _NeuralODEEstimator(TorchEstimator):
         if partial and vars(self).get("_net_is_partial", False):
             return copy.deepcopy(self.net_)  # a failure leaves the estimator as it was
         self._net_is_partial = partial
-        settings = TrainingSettings.of(self.get_params(deep=False) | {"device": self.device_})
+        # A solver that changes as it goes ends with dopri5; partial_fit, which has no end, takes dopri5 throughout.
+        solver = DOPRI5 if partial and is_auto(self.solver) else self.solver
+        settings = TrainingSettings.of(self.get_params(deep=False) | {"device": self.device_, "solver": solver})
         module = vars(self).pop("_module", None) or copy.deepcopy(self.neural_ode_)
         return build_ode_net(
             module, self._criterion(), settings, valid, n_rows, scheduled=not partial, n_classes=self._n_classes()
@@ -244,7 +257,7 @@ class _NeuralODEEstimator(TorchEstimator):
                 f"(n_steps={self.n_steps}) and {exact:.4f} with dopri5: this network has learned its solver's errors "
                 "and is no Neural ODE. Raise n_steps, or train with solver='dopri5'.",
                 SolverAgreementWarning,
-                stacklevel=4,
+                stacklevel=7,
             )
 
     # ------------------------------------------------------------------ saving
@@ -282,11 +295,14 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         Map from the terminal state to one logit a class. By default one linear layer.
     t_span : pair of float, default (0.0, 1.0)
         Start and end of the time that the field is solved over.
-    solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
-        Solver that training differentiates. With a fixed-step solver, ``fit`` compares its score with dopri5's on
-        held-out rows and warns if they differ by more than half a point.
+    solver : "dopri5", "auto", name of a fixed-step solver or ButcherTableau, default "dopri5"
+        Solver that training differentiates. "auto" begins with a cheap fixed-step solver, and compares its loss with
+        dopri5's on some training rows every so often. Where they differ by too much, it takes more steps or a higher
+        order. The last 6 % of the optimizer steps are dopri5's, with a learning rate of their own. Held-out losses are
+        dopri5's throughout. See ``solver_history_`` and ``agreement_``. With a fixed-step solver, ``fit`` compares its
+        score with dopri5's on held-out rows and warns if they differ by more than half a point.
     n_steps : int, default 10
-        Number of steps of a fixed-step ``solver``. dopri5 ignores it.
+        Number of steps of a fixed-step ``solver``. dopri5 and "auto" ignore it.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do
         not depend on the batch.
@@ -298,7 +314,8 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     max_epochs : int, default 10
         Passes over the training rows.
     lr : float, default 1e-2
-        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``.
+        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``. With
+        ``solver="auto"`` a second cosine, from a fifth of it, is for the steps of dopri5 at the end.
     batch_size : int, default 64
         Most rows in an optimizer step: batches of an epoch have one size. Predictions keep no graph and take
         eight times as many rows at a time.
@@ -330,8 +347,34 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         The net that trained the module.
     history_ : list of dict
         One row an epoch: "epoch", "train_loss", "valid_loss" where rows are held out, and "dur" in seconds.
+    n_evaluations_ : int
+        Evaluations of f in the training: batches, held-out rows and, with "auto", comparisons with dopri5. Calls of
+        ``partial_fit`` add up.
+    solver_history_ : list of dict
+        With ``solver="auto"`` after ``fit``: a row a change of the solver. It has "epoch" and "step" (of the
+        optimizer), "solver", "n_steps" (None for dopri5) and "why". Where the change came from a comparison, "gap" is
+        how far the losses of the solver before and of dopri5 were apart, "allowed" how far they may be, "loss" is
+        dopri5's, and "n_evaluations" are what its solve took. The gap is None at the start, and infinite where dopri5
+        failed.
+    agreement_ : Bunch
+        With ``solver="auto"`` after ``fit``: how well the solver that training ended with, which is dopri5 at
+        ``rtol`` unless a callback ended it early, agrees with dopri5 as ``predict`` runs it. It is measured on the
+        rows held out, or else on those trained on.
+
+        - ``gap``: how far their losses are apart; ``certified``: whether it is at most 0.005;
+        - ``error_p99``: 99th percentile over rows of the relative error of terminal states;
+        - ``share_over``: at 95 % confidence, at most this share of rows has a larger error (Clopper and Pearson); nan
+          where no rows were held out;
+        - ``n_evaluations``: of dopri5 at ``rtol``, a solve; ``n_rows``, ``held_out``: the rows it was measured on.
+
+        None after Ctrl-C.
     n_features_in_ : int
         Number of features of X; of images, the number of channels.
+
+    Warns
+    -----
+    SolverAgreementWarning
+        If a fixed-step training solver and dopri5 give different scores, or ``agreement_`` is not certified.
 
     References
     ----------
@@ -344,10 +387,15 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     >>> X, y = load_iris(return_X_y=True)
     >>> NeuralODEClassifier(max_epochs=10, random_state=0).fit(X, y).score(X, y) > 0.9
     True
+    >>> fast = NeuralODEClassifier(solver="auto", max_epochs=10, random_state=0).fit(X, y)
+    >>> fast.solver_history_[-1]["solver"], fast.agreement_.certified
+    ('dopri5', True)
     """
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> NeuralODEClassifier:
         """Train for one more epoch on a batch of rows.
+
+        With ``solver="auto"`` it trains through dopri5, because there is no end at which dopri5 could take over.
 
         Parameters
         ----------
@@ -446,11 +494,14 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         Map from the terminal state to the standardised targets. By default one linear layer.
     t_span : pair of float, default (0.0, 1.0)
         Start and end of the time that the field is solved over.
-    solver : "dopri5", name of a fixed-step solver or ButcherTableau, default "dopri5"
-        Solver that training differentiates. With a fixed-step solver, ``fit`` compares its score with dopri5's on
-        held-out rows and warns if they differ by more than half a point.
+    solver : "dopri5", "auto", name of a fixed-step solver or ButcherTableau, default "dopri5"
+        Solver that training differentiates. "auto" begins with a cheap fixed-step solver, and compares its loss with
+        dopri5's on some training rows every so often. Where they differ by too much, it takes more steps or a higher
+        order. The last 6 % of the optimizer steps are dopri5's, with a learning rate of their own. Held-out losses are
+        dopri5's throughout. See ``solver_history_`` and ``agreement_``. With a fixed-step solver, ``fit`` compares its
+        score with dopri5's on held-out rows and warns if they differ by more than half a point.
     n_steps : int, default 10
-        Number of steps of a fixed-step ``solver``. dopri5 ignores it.
+        Number of steps of a fixed-step ``solver``. dopri5 and "auto" ignore it.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do
         not depend on the batch.
@@ -462,7 +513,8 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     max_epochs : int, default 10
         Passes over the training rows.
     lr : float, default 1e-2
-        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``.
+        Highest learning rate. A cosine takes it to zero, unless ``callbacks`` holds a skorch ``LRScheduler``. With
+        ``solver="auto"`` a second cosine, from a fifth of it, is for the steps of dopri5 at the end.
     batch_size : int, default 64
         Most rows in an optimizer step: batches of an epoch have one size. Predictions keep no graph and take
         eight times as many rows at a time.
@@ -493,8 +545,34 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     history_ : list of dict
         One row an epoch: "epoch", "train_loss", "valid_loss" where rows are held out, and "dur" in seconds. Losses are
         in units of the targets' variance.
+    n_evaluations_ : int
+        Evaluations of f in the training: batches, held-out rows and, with "auto", comparisons with dopri5. Calls of
+        ``partial_fit`` add up.
+    solver_history_ : list of dict
+        With ``solver="auto"`` after ``fit``: a row a change of the solver. It has "epoch" and "step" (of the
+        optimizer), "solver", "n_steps" (None for dopri5) and "why". Where the change came from a comparison, "gap" is
+        how far the losses of the solver before and of dopri5 were apart, "allowed" how far they may be, "loss" is
+        dopri5's, and "n_evaluations" are what its solve took. The gap is None at the start, and infinite where dopri5
+        failed.
+    agreement_ : Bunch
+        With ``solver="auto"`` after ``fit``: how well the solver that training ended with, which is dopri5 at
+        ``rtol`` unless a callback ended it early, agrees with dopri5 as ``predict`` runs it. It is measured on the
+        rows held out, or else on those trained on.
+
+        - ``gap``: how far their losses are apart; ``certified``: whether it is at most 0.005;
+        - ``error_p99``: 99th percentile over rows of the relative error of terminal states;
+        - ``share_over``: at 95 % confidence, at most this share of rows has a larger error (Clopper and Pearson); nan
+          where no rows were held out;
+        - ``n_evaluations``: of dopri5 at ``rtol``, a solve; ``n_rows``, ``held_out``: the rows it was measured on.
+
+        None after Ctrl-C.
     n_features_in_ : int
         Number of features of X; of images, the number of channels.
+
+    Warns
+    -----
+    SolverAgreementWarning
+        If a fixed-step training solver and dopri5 give different scores, or ``agreement_`` is not certified.
 
     References
     ----------
@@ -511,6 +589,8 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
 
     def partial_fit(self, X: Any, y: Any) -> NeuralODERegressor:
         """Train for one more epoch on a batch of rows; the first batch sets the scaling of X and y.
+
+        With ``solver="auto"`` it trains through dopri5, because there is no end at which dopri5 could take over.
 
         Parameters
         ----------

@@ -13,16 +13,14 @@ from skorch.callbacks import Callback
 from torch import Tensor, nn
 
 from ..modules.flow import Flow
-from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import VectorFieldError
 from ..modules.seeding import own_generator
-from ..numerics.cost import CountedField
-from ..numerics.methods import resolve_base_solver
-from ..numerics.times import time_dtype, uniform_grid
+from ..numerics.times import time_dtype
 from .batches import Batches
 from .nets import TENSOR_ROWS, BestWeights, LossNet, build_net, cosine_schedule
-from .neural_ode_fitting import TrainingSettings
+from .neural_ode_fitting import TrainingSettings, schedule_and_control
 from .references import solve_ends
+from .solver_control import TrainingSolver, is_dopri5
 from .tasks import Task
 
 _VALID_DRAWS = 2048
@@ -115,53 +113,45 @@ class LikelihoodLoss(nn.Module):
         self.flow, self.settings, self.generator = flow, settings, generator
         self.penalties = settings.kinetic > 0 or settings.jacobian > 0
         ode = flow.density(hutchinson=settings.noise is not None, penalties=self.penalties)
-        fixed = None
-        if settings.solver != "dopri5":
-            grid = uniform_grid(ode.t_span, settings.n_steps)
-            fixed = HypersolvedODE(ode, resolve_base_solver(settings.solver), None, grid)
-        # A tuple hides them from nn.Module: the flow's parameters must not be registered twice.
-        self._solvers = (ode, fixed)
+        # Not a module, so that the flow's parameters are not registered twice.
+        self.solver = TrainingSolver(ode, settings, _MAX_EVALUATIONS)
         self.n_evaluations = self.n_solves = 0
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        if self.settings.noise is not None:
-            noise = draw_noise(self.settings.noise, x, self.generator) if noise is None else noise
-            x = torch.cat([x, noise], dim=1)
-        state = self._solve(x)
-        loss = -self.flow.log_prob(state).mean()
-        if self.penalties:
-            # The solve runs backwards in time, which makes the integrals of squares negative.
-            energy, jacobian = state[:, -2:].abs().mean(dim=0).unbind()
-            # Multiply by the span, so that integrals of squared velocities over time have no units of time.
-            span = abs(self.flow.t_span[1] - self.flow.t_span[0])
-            loss = loss + span * (self.settings.kinetic * energy + self.settings.jacobian * jacobian)
-        return loss
+        return self.row_losses(self._solve(self.solver_inputs(x, noise))).mean()
+
+    def solver_inputs(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return what the solver takes for these rows: x, and the noise of Hutchinson's trace, drawn if not given."""
+        if self.settings.noise is None:
+            return x
+        noise = draw_noise(self.settings.noise, x, self.generator) if noise is None else noise
+        return torch.cat([x, noise], dim=1)
+
+    def row_losses(self, states: Tensor, y: Any = None) -> Tensor:
+        """Return the loss of every row from its terminal state."""
+        losses = -self.flow.log_prob(states)
+        if not self.penalties:
+            return losses
+        # The solve runs backwards in time, which makes the integrals of squares negative.
+        energy, jacobian = states[:, -2:].abs().unbind(dim=1)
+        # Multiply by the span, so that integrals of squared velocities over time have no units of time.
+        span = abs(self.flow.t_span[1] - self.flow.t_span[0])
+        return losses + span * (self.settings.kinetic * energy + self.settings.jacobian * jacobian)
 
     def solve_ends(self, x: Tensor) -> None:
         """Solve from all rows as training does; the error names the rows that dopri5 cannot solve."""
-        if self.settings.noise is not None:
-            x = torch.cat([x, draw_noise(self.settings.noise, x, self.generator)], dim=1)
-        solve_ends(Task(self._solvers[0], x), self.settings.solving(x.device))
+        solve_ends(Task(self.solver.ode, self.solver_inputs(x)), self.settings.solving(x.device))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log densities by the training solver; for Hutchinson's trace x has the noise in further columns."""
         return self.flow.log_prob(self._solve(x))
 
     def _solve(self, x: Tensor) -> Tensor:
-        ode, fixed = self._solvers
-        if fixed is not None:
-            return fixed.terminal_state(x)
-        counted = CountedField(ode.vector_field)
-        params = list(self.flow.parameters()) if self.settings.adjoint else None
-        state = ode.solve(
-            x, rtol=self.settings.rtol, atol=self.settings.atol, adjoint_params=params,
-            field=counted, max_evaluations=_MAX_EVALUATIONS,
-        )  # fmt: skip
+        states = self.solver(x, self.training)
         if self.training:
-            # Read now, before the adjoint's own solve adds to the count.
-            self.n_evaluations += counted.n_evaluations
+            self.n_evaluations += self.solver.last_evaluations
             self.n_solves += 1
-        return state
+        return states
 
 
 class _EvaluationWatch(Callback):
@@ -211,12 +201,16 @@ def build_flow_net(
         else FlowMatchingLoss(flow, generator, settings.row_times)
     )
     best = BestWeights(None if valid is None else _validation(flow, settings, valid, generator))
-    schedule = cosine_schedule(len(Batches(n_rows, settings.batch_size)), [settings.max_epochs], [1.0])
-    watches = likelihood and settings.solver == "dopri5"
+    n_batches = len(Batches(n_rows, settings.batch_size))
+    if likelihood:
+        schedule, first = schedule_and_control(settings, n_batches)
+        if is_dopri5(settings.solver):
+            first = [("evaluations", _EvaluationWatch())]
+    else:
+        schedule, first = cosine_schedule(n_batches, [settings.max_epochs], [1.0]), []
     return build_net(
         LossNet, loss, settings, best, "training flow", schedule=schedule,
-        first=[("evaluations", _EvaluationWatch())] if watches else [],
-        batch_size=settings.batch_size, **TENSOR_ROWS,
+        first=first, batch_size=settings.batch_size, **TENSOR_ROWS,
     )  # fmt: skip
 
 

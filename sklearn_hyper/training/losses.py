@@ -48,10 +48,12 @@ class ScaledMSELoss(nn.Module):
     """Mean squared error in units of the targets' variance, so that one learning rate suits any units of y."""
 
     scale: Tensor
+    reduction = "mean"
 
     def __init__(self, scale: Tensor):
         super().__init__()
         self.register_buffer("scale", scale)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return ((prediction - target) / self.scale).pow(2).mean()
+        squares = ((prediction - target) / self.scale).pow(2)
+        return squares if self.reduction == "none" else squares.mean()

@@ -78,7 +78,7 @@ class BestWeights(Callback):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         row = net.history[-1]
         if self.validate is None:
-            loss = float(row.get("valid_loss", row["train_loss"]))
+            loss = float(row.get("valid_loss", row.get("dopri5_loss", row["train_loss"])))
         else:
             loss = self._valid_loss(net)
             net.history.record("valid_loss", loss)

@@ -8,15 +8,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
+from skorch.callbacks import Callback, LRScheduler
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
-from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
-from ..numerics.methods import resolve_base_solver
 from ..numerics.reference import ReferenceSolveError, gave_up
-from ..numerics.times import uniform_grid
 from .batches import Batches
 from .nets import (
     BestWeights,
@@ -29,7 +27,11 @@ from .nets import (
 )
 from .references import solve_ends
 from .settings import SolveSettings
+from .solver_control import SolverControl, TrainingSolver, control_of, is_auto, polished_schedule
 from .tasks import Task
+
+_VALID_CHUNK = 8
+"""Validation keeps no graph, so that it can take this many times ``batch_size`` rows at a time."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +64,26 @@ class TrainingSettings:
 class TrainingForward(nn.Module):
     """The forward pass that training differentiates: dopri5, or a fixed-step solver of K steps."""
 
-    def __init__(self, neural_ode: NeuralODE, settings: TrainingSettings):
+    def __init__(self, neural_ode: NeuralODE, settings: TrainingSettings, criterion: nn.Module):
         super().__init__()
         self.neural_ode = neural_ode
-        self.solve: Any = None
-        if settings.solver != "dopri5":
-            grid = uniform_grid(neural_ode.t_span, settings.n_steps)
-            # A tuple hides it from nn.Module: its parameters must not be registered twice.
-            self.solve = (HypersolvedODE(neural_ode, resolve_base_solver(settings.solver), None, grid),)
+        self.solver = TrainingSolver(neural_ode, settings)
         self.settings = settings
+        by_row: Any = copy.copy(criterion)
+        by_row.reduction = "none"
+        self._by_row = (by_row,)  # a tuple hides it from nn.Module, for the criterion is the net's
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.solve is not None:
-            return self.solve[0](x)
-        settings = self.settings
-        return self.neural_ode(x, rtol=settings.rtol, atol=settings.atol, adjoint=settings.adjoint)
+        return self.neural_ode.output_map(self.solver(x, self.training))
+
+    def solver_inputs(self, x: Tensor) -> Tensor:
+        """Return what the solver takes for these rows: x itself."""
+        return x
+
+    def row_losses(self, states: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of every row from its terminal state."""
+        losses: Tensor = self._by_row[0](self.neural_ode.output_map(states), y)
+        return losses.reshape(len(y), -1).mean(dim=1)
 
     def solve_ends(self, x: Tensor) -> None:
         """Solve from all rows as training does; the error names the rows that dopri5 cannot solve."""
@@ -103,19 +110,29 @@ def build_ode_net(
         Number of classes of a classifier, whose net predicts encoded labels. None makes a regressor.
     """
     n_batches = len(Batches(n_rows, settings.batch_size))
-    schedule = cosine_schedule(n_batches, [settings.max_epochs], [1.0]) if scheduled else None
+    schedule, first = schedule_and_control(settings, n_batches) if scheduled else (None, [])
     # Classes are given, because a batch of partial_fit need not hold all of the encoded labels.
     kind: type[TrainingNet]
     classes: Any
     kind, classes = (RegressorNet, {}) if n_classes is None else (ClassifierNet, {"classes": list(range(n_classes))})
     return build_net(
-        kind, TrainingForward(neural_ode, settings), settings, BestWeights(), "training Neural ODE", schedule=schedule,
-        criterion=criterion,
+        kind, TrainingForward(neural_ode, settings, criterion), settings, BestWeights(), "training Neural ODE",
+        schedule=schedule, first=first, criterion=criterion,
         train_split=None if valid is None else predefined_split(Dataset(*valid)),
         batch_size=settings.batch_size,
         iterator_train__shuffle=True,
+        # dopri5's time goes with the solves and hardly with their rows, and held-out rows need no graph.
+        **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if is_auto(settings.solver) else {}),
         **classes,
     )  # fmt: skip
+
+
+def schedule_and_control(settings: TrainingSettings, n_batches: int) -> tuple[LRScheduler, list[tuple[str, Callback]]]:
+    """Return the schedule of the learning rate, and the callback that chooses solvers if ``solver`` is "auto"."""
+    if not is_auto(settings.solver):
+        return cosine_schedule(n_batches, [settings.max_epochs], [1.0]), []
+    n_steps = n_batches * settings.max_epochs
+    return polished_schedule(n_steps), [("solver_control", SolverControl(n_steps))]
 
 
 def train_net(
@@ -128,6 +145,9 @@ def train_net(
     if epochs is not None:
         net.set_params(max_epochs=epochs)
     before = copy.deepcopy(net.module_.state_dict())
+    control = control_of(net)
+    if control is not None:
+        control.watch(net.module_.solver_inputs(x), y, generator)
     try:
         net.train(x, y, generator)
     except ReferenceSolveError as error:

@@ -31,6 +31,9 @@ def cannot_pass(estimator):
     NeuralODERegressor(max_epochs=5, random_state=0),
     HypersolverRegressor(NeuralODE(decay), base_solver="euler", n_steps=2, max_epochs=3, random_state=0),
     ContinuousNormalizingFlow(max_epochs=2, random_state=0),
+    NeuralODEClassifier(solver="auto", max_epochs=5, random_state=0),
+    NeuralODERegressor(solver="auto", max_epochs=5, random_state=0),
+    ContinuousNormalizingFlow(objective="likelihood", solver="auto", max_epochs=2, random_state=0),
     HypersolverDensity(NeuralODE(decay), base_solver="euler", n_steps=2, max_epochs=3, max_samples=20, random_state=0),
 ], expected_failed_checks=cannot_pass)  # fmt: skip
 def test_checks(estimator, check):
