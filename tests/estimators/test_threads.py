@@ -156,6 +156,12 @@ def test_a_seed_decides_and_no_state_of_the_generator_does(X):
 
 
 # ---------------------------------------------------------------------- every public method
+def has_correction(estimator):
+    """Tell whether no fit fell back to its base solver."""
+    fits = [vars(estimator).get(name) for name in ("fitted_", "sampler_", "density_")]
+    return all(fit.correction is not None for fit in fits if fit is not None)
+
+
 def run_public_methods(estimator, X, y, tmp_path, without=()):
     """Call all but some; return the names of those that moved a generator."""
     arguments = {
@@ -194,6 +200,7 @@ def run_public_methods(estimator, X, y, tmp_path, without=()):
     parameters = estimator.get_params(deep=False)
     calls = {name: functools.partial(getattr(estimator, name, print), *given) for name, given in arguments.items()}
     calls["predict_set"] = lambda: estimator.conformalize(X + 1e-3).predict_set(X, coverage=0.5)
+    calls["refit"] = lambda: has_correction(estimator) and estimator.refit(estimator.neural_ode, X)
     unknown = [name for name in methods if name not in calls and name not in parameters]
     assert not unknown, f"say how to call {unknown}"
     moved = []
