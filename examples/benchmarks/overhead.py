@@ -171,15 +171,18 @@ def measure(fast: Any, session: Any, X: np.ndarray, rounds: int) -> dict[str, An
 
 
 def measure_default(fast: Any, X: np.ndarray, rounds: int) -> dict[str, Any]:
-    """The tensor path beside the calls of f and g that it makes, with what they get there."""
+    """The tensor path beside the calls of f (and g) that it makes, with what they get there."""
     module, x = fast.to_module().fold(), torch.from_numpy(X)
     made: list[tuple[torch.nn.Module, tuple[Any, ...]]] = []
-    parts = [module.neural_ode.vector_field, *module.steps]
+    # Changed weights are copies of f, which stand in its place; a net is called beside f.
+    kind = type(module.neural_ode.vector_field)
+    copies = [part for part in module.folded.modules() if isinstance(part, kind)]
+    parts = copies or [module.neural_ode.vector_field, *module.steps]
     hooks = [part.register_forward_pre_hook(lambda part, arguments: made.append((part, arguments))) for part in parts]
     module(x)
     for hook in hooks:
         hook.remove()
-    assert len(made) == 2 * K
+    assert len(made) == (K if copies else 2 * K)
     calls = {
         "bare calls": lambda: [call(*arguments) for call, arguments in made],
         "tensor path": lambda: module(x),
