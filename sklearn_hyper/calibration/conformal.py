@@ -19,7 +19,7 @@ class CalibrationRowsError(ValueError):
 
 def _rank(n_rows: int, coverage: float) -> int:
     """Return the rank of the score that bounds a new row's: (n + 1) c, rounded up."""
-    return math.ceil(round((n_rows + 1) * coverage, 9))
+    return max(1, math.ceil(round((n_rows + 1) * coverage, 9)))
 
 
 def rows_for_coverage(coverage: float) -> int:

@@ -54,3 +54,8 @@ def test_policies_are_certified_up_to_the_first_that_fails():
     assert last_certified([bad, good], 0.01) is None
     with pytest.raises(CalibrationRowsError, match="needs 230 rows"):
         last_certified([good[:200]], 0.01)
+
+
+@pytest.mark.parametrize("coverage", [1e-13, 1e-9, 0.1])
+def test_a_tiny_coverage_takes_a_small_score(coverage):
+    assert conformal_quantile(np.arange(1.0, 10.0), coverage) == 1.0

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from calibrated import Cubic, draw, errors_of, make_generalist, riccati_end
 
 from sklearn_hyper import HypersolverRegressor
@@ -157,3 +158,20 @@ def test_one_level_and_dopri5_are_a_ladder_too(cubic, policy):
     one = copy.copy(cubic).conformalize(draw(1000, 1, low=5, high=6))
     z = one.predict(draw(50, 3, low=5, high=6), tol=1e-2, alpha=0.02, **policy)
     assert np.isfinite(z).all()
+
+
+@pytest.mark.parametrize("f", [torch.sqrt, torch.log, lambda z: 1 / z.clamp(min=0).sqrt()])
+def test_levels_of_fields_that_are_nan_somewhere_are_accepted(f):
+    """Fields are probed at states that no solve reaches, where roots are nan."""
+
+    def field(t, z):
+        return -0.1 * f(z + 1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one, four = (
+            HypersolverRegressor(field, base_solver="euler", n_steps=k, max_epochs=2, random_state=0).fit(draw(60, 0))
+            for k in (1, 4)
+        )
+        one.conformalize(draw(300, 1, 0.4, 3), levels=[four])
+    assert one.calibration_.n_rows == 300
