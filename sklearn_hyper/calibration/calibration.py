@@ -88,6 +88,7 @@ class Calibration:
         solving: SolveSettings | None = None,
     ):
         _check_rows([fitted, *others], x)
+        _check_steps([fitted, *others])
         self.n_rows = len(x)
         self._solving = solving or fitted.settings
         measured = measure(fitted, x, convert, others, self._solving)
@@ -177,6 +178,15 @@ def _initial_rows(fitted: FittedHypersolver, x: Tensor) -> Rows:
     with torch.no_grad():
         maps = (fitted.neural_ode.input_map(rows.to(fitted.device)) for rows in in_chunks(fitted, x))
         return np.concatenate([as_rows(z) for z in maps])
+
+
+def _check_steps(solvers: Sequence[FittedHypersolver]) -> None:
+    if any(solver.is_adaptive and solver.times == "shared" for solver in solvers):
+        raise ValueError(
+            "a solver with stepping='adaptive' takes steps that all rows of a batch share, since the field depends on "
+            "time: a row's result depends on its batch, and no bound holds for another one. Fit with row_times=True if "
+            "the field takes a vector of times, or with stepping='fixed'."
+        )
 
 
 def _check_rows(solvers: Sequence[FittedHypersolver], x: Tensor) -> None:

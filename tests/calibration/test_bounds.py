@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from calibrated import Cubic, Riccati, draw, errors_of, make_generalist, riccati_end
 from torch import nn
 
@@ -170,3 +171,20 @@ def test_rows_that_any_fit_has_seen_are_refused(given):
         fit.fit(first)
     with pytest.raises(CalibrationRowsError, match="200 of 200 rows of X were fitted on"):
         fit.conformalize(rows, levels=levels)
+
+
+@pytest.mark.parametrize("place", ["itself", "a level"])
+def test_adaptive_steps_that_rows_share_cannot_be_calibrated(place):
+    """There, a row's result depends on its batch."""
+
+    def field(t, z):
+        return -z * z * (1 + torch.sin(4 * t))
+
+    settings = {"base_solver": "rk4", "n_steps": 2, "fit_n_steps": (1, 8), "max_epochs": 2, "random_state": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shared = HypersolverRegressor(field, stepping="adaptive", **settings).fit(draw(80, 0))
+        fixed = HypersolverRegressor(field, **settings).fit(draw(80, 0))
+    one, levels = (shared, []) if place == "itself" else (fixed, [shared])
+    with pytest.raises(ValueError, match=r"all rows of a batch share.*row_times=True"):
+        one.conformalize(draw(100, 1), levels=levels)
