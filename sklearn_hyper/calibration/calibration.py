@@ -17,15 +17,16 @@ from .bounds import LEARNED, Bounds
 from .conformal import CalibrationRowsError
 from .describing import Rows, UsualRows, norms
 from .ladder import Answer, Ladder, Tolerance
-from .levels import as_rows, in_chunks, solve_exactly
-from .measuring import Convert, distances, ends_as, measure
+from .levels import in_chunks, look_of, solve_exactly
+from .measuring import OUTPUT, STATE, Convert, distances, ends_as, measure
 
 FEWEST = 40
 """Rows below which a calibration says nothing."""
 _KNOWN = 0.05
 """Share of calibration rows that may equal fitted ones, as values on a grid do by chance."""
 _SLACK = 4.0
-"""Two solves by dopri5, in batches of their own, differ by as many tolerances of the values' size."""
+"""Two solves by dopri5, in batches of their own, differ by as many tolerances, or by as much noise."""
+_ROUNDING = 1e-9
 
 
 class Bounded(NamedTuple):
@@ -95,7 +96,11 @@ class Calibration:
         self.bounds = Bounds(measured, convert)
         self.ladder = Ladder(measured, convert, self._solving)
         self._own = measured.levels[measured.own]
-        self._usual = UsualRows(measured.runs[measured.own].starts)
+        self._noise = measured.noise
+        ends = measured.runs[measured.own].ends
+        is_image = ends.ndim > 2 or (fitted.neural_ode.data_controlled and x.ndim > 2)
+        eps = float(torch.finfo(ends.dtype).eps)
+        self._usual = UsualRows(measured.runs[measured.own].starts, by_chance=is_image, eps=eps)
 
     def to(self, device: torch.device | str) -> Calibration:
         """Return the calibration with its solvers on another device."""
@@ -122,7 +127,8 @@ class Calibration:
         n_evaluations = np.full(len(x), own.n_evaluations)
         if how == LEARNED:
             bound = self.bounds.learned(kind, run, coverage)
-            overflows = ~run.ends.reshape(len(x), -1).isfinite().all(dim=1).numpy()
+            # Bounds of trajectories are about states, as all but those of outputs are.
+            overflows = ~np.isfinite(ends_as(kind if kind == OUTPUT else STATE, run.ends, convert)).all(axis=1)
             bound[unusual | overflows] = np.inf
             return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
         bound, by_dopri5 = np.empty(len(x)), np.ones(len(x), dtype=bool)
@@ -135,9 +141,8 @@ class Calibration:
             exact, cost = solve_exactly(fitted, x[rows], self._solving)
             true = ends_as(kind, exact, convert)
             size = np.fmax(norms(true), self.ladder.typical_size(kind))
-            bound[by_dopri5] = (
-                distances(true, ends_as(kind, run.ends[rows], convert)) + _SLACK * self._solving.rtol * size
-            )
+            slack = _SLACK * np.maximum(self._solving.rtol * size, self._noise[kind].max())
+            bound[by_dopri5] = distances(true, ends_as(kind, run.ends[rows], convert)) + slack
             n_evaluations[by_dopri5] += cost
         return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
 
@@ -165,19 +170,22 @@ class Calibration:
         return ladder.solve_fixed(fitted, x, unusual, level), unusual
 
     def _check_tolerance(self, kind: str, tolerance: Tolerance) -> None:
-        known = self._solving.rtol * self.ladder.typical_size(kind)
-        if tolerance.relative < self._solving.rtol and tolerance.absolute < known:
+        size = self.ladder.typical_size(kind)
+        asked = float(tolerance.limit(np.array(size)))
+        known = max(self._solving.rtol * size, float(np.median(self._noise[kind])))
+        if asked < known * (1 - _ROUNDING):
             raise ValueError(
-                f"tol={tolerance.relative:g} is below rtol={self._solving.rtol:g}, the tolerance of the dopri5 solves "
-                f"that errors are measured against, and atol={tolerance.absolute:g} below what that is for values of "
-                f"median size ({known:.3g}). Ask for a looser one, or set_params(rtol=...) and call conformalize again."
+                f"tol={tolerance.relative:g} and atol={tolerance.absolute:g} ask for errors of {asked:.3g} at the "
+                f"median size of values. That is below rtol={self._solving.rtol:g}, or what dopri5 is off itself at "
+                f"rtol and atol={self._solving.atol}, {known:.3g}: errors are measured against it. Ask for a looser "
+                "tolerance, or set_params(rtol=...) and call conformalize again."
             )
 
 
 def _initial_rows(fitted: FittedHypersolver, x: Tensor) -> Rows:
     with torch.no_grad():
-        maps = (fitted.neural_ode.input_map(rows.to(fitted.device)) for rows in in_chunks(fitted, x))
-        return np.concatenate([as_rows(z) for z in maps])
+        chunks = ((fitted.neural_ode.input_map(rows.to(fitted.device)), rows) for rows in in_chunks(fitted, x))
+        return np.concatenate([look_of(fitted, z, rows) for z, rows in chunks])
 
 
 def _check_steps(solvers: Sequence[FittedHypersolver]) -> None:

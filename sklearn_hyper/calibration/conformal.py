@@ -117,8 +117,8 @@ def last_certified(violations: Sequence[NDArray[np.bool_]], alpha: float) -> int
     if n < needed:
         raise CalibrationRowsError(
             f"alpha={alpha} needs {needed:,} rows to certify on, and half of the rows of conformalize, which choose "
-            f"the solvers, do not count: {n:,} are left. Call conformalize with at least {2 * needed:,} rows (1,000 "
-            "are advised), or allow a larger alpha."
+            f"the solvers, do not count: {n:,} are left. Call conformalize with at least {2 * needed:,} rows"
+            f"{' (1,000 are advised)' * (2 * needed < 1000)}, or allow a larger alpha."
         )
     found = None
     for index, violated in enumerate(violations):

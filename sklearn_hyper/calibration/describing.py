@@ -17,13 +17,15 @@ _USUAL = 0.995
 """Share of calibration rows that count as usual."""
 _OVERFLOWED = 1e3
 """Logarithm of a norm that is not finite, above all that are."""
-_ROUNDING = 1e-6
-"""Relative difference of single-precision numbers that are computed in another batch."""
+_ROUNDING = 16
+"""Numbers that are computed in another batch differ by as many units of rounding."""
+_FAR = 1e100
+"""Distance of a row that is not finite."""
 
 Rows = NDArray[np.float64]
 
 
-def describe_run(states: Rows) -> Rows:
+def describe_run(states: Rows, beside: Rows | None = None) -> Rows:
     """Return numbers that tell how hard each row was, of shape (n, m).
 
     Norms of the steps, of the differences between successive directions and of the ends, and the coordinates of small
@@ -33,6 +35,8 @@ def describe_run(states: Rows) -> Rows:
     ----------
     states : array of shape (K + 1, n, ...)
         A trajectory.
+    beside : array of shape (n, m), optional
+        What the field reads beside the state.
     """
     flat = states.reshape(len(states), states.shape[1], -1)
     with np.errstate(invalid="ignore"):
@@ -43,6 +47,8 @@ def describe_run(states: Rows) -> Rows:
         columns.append(_in_parts(_log_norms(turns)))
     if flat.shape[2] <= _COORDINATES:
         columns.append(flat[0].T)
+    if beside is not None:
+        columns.append(beside.T if beside.shape[1] <= _COORDINATES else _log_norms(beside[None]))
     described = np.concatenate(columns).T
     return np.nan_to_num(described, nan=_OVERFLOWED, posinf=_OVERFLOWED, neginf=-_OVERFLOWED)
 
@@ -67,21 +73,25 @@ class UsualRows:
 
     A row is unusual where its mean distance to the five nearest calibration rows exceeds that of 99.5 % of those rows
     from each other. Columns are in units of their standard deviations. So is a row that differs in a column where all
-    calibration rows agree. Of larger states, such as images, some columns agree by chance: those are in units of the
-    others' mean deviation.
+    calibration rows agree, and one that is not finite.
 
     Parameters
     ----------
     flat : array of shape (n, n_state)
         Initial states of the calibration rows.
+    by_chance : bool, default False
+        Whether columns may agree by chance, as pixels do at the borders of images. Those are in units of the others'
+        mean deviation.
+    eps : float, optional
+        Unit of rounding of the states. By default that of float64.
     """
 
-    def __init__(self, flat: Rows):
+    def __init__(self, flat: Rows, *, by_chance: bool = False, eps: float = float(np.finfo(float).eps)):
         self._centre, self._spread = flat.mean(axis=0), flat.std(axis=0)
         n_state = flat.shape[1]
-        rounding = _ROUNDING * (np.abs(self._centre) + self._spread)
+        rounding = _ROUNDING * eps * (np.abs(self._centre) + self._spread)
         constant = self._spread <= rounding
-        self._agreed = constant if n_state <= _PROJECTED else np.zeros_like(constant)
+        self._agreed = np.zeros_like(constant) if by_chance else constant
         self._rounding = np.maximum(rounding, np.finfo(float).tiny)
         varied = self._spread[~constant]
         self._spread[constant] = np.sqrt(np.mean(varied**2)) if len(varied) else 1.0
@@ -90,11 +100,10 @@ class UsualRows:
             self._directions = np.random.default_rng(0).normal(size=(n_state, _PROJECTED)) / np.sqrt(n_state)
         known = self._project(flat)
         self._index = KDTree(known)
-        own = self._index.query(known, np.arange(2, min(_NEIGHBOURS + 1, len(flat)) + 1))[
-            0
-        ]  # the first is the row itself
+        others = np.arange(2, min(_NEIGHBOURS + 1, len(flat)) + 1)  # the first neighbour of a row is the row itself
+        own, _ = self._index.query(known, others)
         size = float(np.max(np.abs(self._centre) / self._spread, initial=1.0, where=~self._agreed))
-        noise = _ROUNDING * size * np.sqrt(n_state)  # values on a grid have no distance from each other
+        noise = _ROUNDING * eps * size * np.sqrt(n_state)  # values on a grid have no distance from each other
         self._limit = max(noise, float(np.quantile(own.mean(axis=1), _USUAL, method="higher")))
 
     def _project(self, flat: Rows) -> Rows:
@@ -103,6 +112,9 @@ class UsualRows:
 
     def are_unusual(self, flat: Rows) -> NDArray[np.bool_]:
         """Return which rows are unlike the calibration's, from their initial states."""
-        distances, _ = self._index.query(self._project(flat), np.arange(1, min(_NEIGHBOURS, self._index.n) + 1))
+        finite = np.asarray(np.isfinite(flat).all(axis=1))[:, None]
+        with np.errstate(over="ignore"):
+            scaled = np.clip(self._project(np.where(finite, flat, self._centre)), -_FAR, _FAR)
+        distances, _ = self._index.query(scaled, np.arange(1, min(_NEIGHBOURS, self._index.n) + 1))
         differs = (self._agreed & (np.abs(flat - self._centre) > self._rounding)).any(axis=1)
-        return np.asarray((distances.mean(axis=1) > self._limit) | differs)
+        return np.asarray((distances.mean(axis=1) > self._limit) | differs | ~finite[:, 0])

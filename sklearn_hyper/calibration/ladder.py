@@ -22,8 +22,8 @@ _SAFETIES = 2.0 ** np.arange(6, -6.5, -0.5)
 """Factors on predicted errors and distances that are certified, safest first."""
 _STRIDE = 1.5
 """Two levels that are compared differ in cost by this factor at least: neighbours agree where both are wrong."""
-_HARD = 0.99
-"""Levels are compared by this quantile of their relative errors."""
+_HARD = (0.99, 0.95, 0.9, 0.5)
+"""Levels are compared by the first of these quantiles of their relative errors that is finite for one of them."""
 
 
 Violations = NDArray[np.bool_]
@@ -37,8 +37,9 @@ class Tolerance(NamedTuple):
     absolute: float
 
     def limit(self, sizes: Rows) -> Rows:
-        """Return the largest error allowed, from the sizes of the values."""
-        return self.relative * sizes + self.absolute
+        """Return the largest error allowed, from the sizes of the values: none where those overflowed."""
+        finite = np.isfinite(sizes)
+        return np.where(finite, self.relative * np.where(finite, sizes, 0.0) + self.absolute, -np.inf)
 
 
 class Answer(NamedTuple):
@@ -59,7 +60,7 @@ class Ladder:
         learns, certifies = measured.learns, measured.certifies
         sizes = {kind: norms(measured.true[kind]) for kind in ENDS}
         shares = measured.errors[OUTPUT] / np.maximum(sizes[OUTPUT], np.finfo(float).tiny)
-        kept = undominated(measured.levels, np.quantile(shares[:, learns], _HARD, axis=1, method="higher"))
+        kept = undominated(measured.levels, _hard_errors(shares[:, learns]))
         self.levels = [measured.levels[index] for index in kept]
         self._sizes = {kind: sizes[kind][certifies] for kind in ENDS}
         self._errors = {kind: measured.errors[kind][kept][:, certifies] for kind in ENDS}
@@ -229,6 +230,14 @@ class Ladder:
         for rows, solved in parts:
             ends[rows] = solved
         return Answer(ends, n_evaluations, self._names[chosen])
+
+
+def _hard_errors(shares: Rows) -> Rows:
+    for quantile in _HARD:
+        errors = np.quantile(shares, quantile, axis=1, method="higher")
+        if np.isfinite(errors).any():
+            break
+    return np.asarray(errors)
 
 
 def _first(suffices: NDArray[np.bool_]) -> NDArray[np.int64]:

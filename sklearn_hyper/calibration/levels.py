@@ -69,9 +69,10 @@ class Level:
         starts, ends, described = [], [], []
         for rows in in_chunks(self.solver, x):
             states = self.solver.trajectory(rows.to(self.solver.device)).cpu()
-            starts.append(as_rows(states[0]))
+            starts.append(look_of(self.solver, states[0], rows))
             ends.append(states[-1])
-            described.append(describe_run(states.double().numpy()))
+            beside = as_rows(rows) if self.solver.neural_ode.data_controlled else None
+            described.append(describe_run(states.double().numpy(), beside))
             if watch is not None:
                 watch(states)
         return Run(np.concatenate(starts), torch.cat(ends), np.concatenate(described))
@@ -81,7 +82,7 @@ class Run(NamedTuple):
     """A solve of all rows."""
 
     starts: Rows
-    """Initial states, flat."""
+    """What tells rows apart before a solve: see :func:`look_of`."""
     ends: Tensor
     """Terminal states."""
     described: Rows
@@ -93,6 +94,12 @@ def in_chunks(fitted: FittedHypersolver, x: Tensor) -> Iterator[Tensor]:
     with torch.no_grad():
         state = fitted.neural_ode.input_map(x[:1].to(fitted.device))
     return iter(x.split(chunk_rows(max(state.numel(), x[0].numel()))))
+
+
+def look_of(fitted: FittedHypersolver, z0: Tensor, x: Tensor) -> Rows:
+    """Return what tells rows apart before a solve: flat initial states, and inputs that the field reads beside them."""
+    starts = as_rows(z0)
+    return np.concatenate([starts, as_rows(x)], axis=1) if fitted.neural_ode.data_controlled else starts
 
 
 def as_rows(values: Tensor | NDArray[Any]) -> Rows:

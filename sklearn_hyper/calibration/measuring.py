@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ from .levels import Level, Run, as_rows, list_levels
 
 STATE, OUTPUT, TRAJECTORY = "state", "output", "trajectory"
 ENDS = (STATE, OUTPUT)
+_NOISE_ROWS = 32
+"""Rows that are solved again to tell how far references are off."""
 
 Convert = Callable[[Tensor], NDArray[Any]]
 """Maps terminal states to outputs."""
@@ -40,6 +42,8 @@ class Measured(NamedTuple):
     """Largest error of the fitted solver's states over its mesh, by row."""
     order: NDArray[np.int64]
     """The rows in random order."""
+    noise: dict[str, Rows]
+    """How far the references themselves are off, for some rows."""
 
     @property
     def learns(self) -> NDArray[np.int64]:
@@ -112,10 +116,24 @@ def measure(
         )
 
     runs = [level.run(x, compare if index == own else None) for index, level in enumerate(levels)]
+    runs = [run if index == own else run._replace(starts=run.starts[:0].copy()) for index, run in enumerate(runs)]
     true = {kind: ends_as(kind, states[-1], convert) for kind in ENDS}
     refuse_undefined(torch.from_numpy(true[OUTPUT]), UNDEFINED)
     errors = {
         kind: np.stack([distances(ends_as(kind, run.ends, convert), true[kind]) for run in runs]) for kind in ENDS
     }
     order = np.random.default_rng(0).permutation(len(x))
-    return Measured(levels, own, runs, true, errors, np.concatenate(path_errors), order)
+    few = order[:_NOISE_ROWS]
+    noise = _noise(fitted, x[few], {kind: true[kind][few] for kind in ENDS}, convert, solving)
+    return Measured(levels, own, runs, true, errors, np.concatenate(path_errors), order, noise)
+
+
+def _noise(
+    fitted: FittedHypersolver, x: Tensor, true: Mapping[str, Rows], convert: Convert, solving: SolveSettings
+) -> dict[str, Rows]:
+    """Return how far references are off: a ninth of their distance to solves at ten times the tolerance."""
+    atol = None if solving.atol is None else 10 * solving.atol
+    loose = solve_references(
+        Task(fitted.neural_ode, x), fitted.neural_ode.t_span, solving, rtol=10 * solving.rtol, atol=atol, keep_lost=True
+    )[-1]
+    return {kind: np.nan_to_num(norms(ends_as(kind, loose, convert) - true[kind])) / 9 for kind in ENDS}

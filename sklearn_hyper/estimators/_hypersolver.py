@@ -45,7 +45,7 @@ from ._base import (
     module_dtype,
     outside_inference_mode,
 )
-from ._calibrated import ASKED, Asked, Wanted, drop_calibration
+from ._calibrated import ASKED, Asked, Wanted, drop_calibration, require
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
@@ -381,6 +381,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         wanted = Wanted(return_bound=return_bound, coverage=coverage)
         if return_bound and output:
             raise ValueError("return_bound=True bounds errors of states; leave output=False.")
+        if return_bound:
+            require(vars(self).get("calibration_"), self.fitted_)  # before anything is solved
         output_map = module.neural_ode.output_map
 
         def states(x: Tensor) -> Tensor:

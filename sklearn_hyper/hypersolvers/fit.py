@@ -261,6 +261,8 @@ def _product(
 ) -> FittedHypersolver:
     low, high = fitted.fitted_range
     fitted_rows = row_digests(task.x)
+    if fitted.extra_rows is not None:
+        fitted_rows = np.union1d(fitted_rows, fitted.extra_rows)
     if previous is not None and previous.fitted_rows is not None:
         fitted_rows = np.union1d(previous.fitted_rows, fitted_rows)  # a warm start has seen both
     takes_row_steps = fitted.correction is None or fitted.correction.takes_row_steps

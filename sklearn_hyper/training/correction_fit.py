@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..modules.corrections import ModuleCorrection, NetInputs, ScaleSample, resolve_spec
@@ -32,7 +33,7 @@ from .settings import FitSettings, Phase
 from .splits import count_held_out
 from .step_fit import fit_steps
 from .targets import TaskSet, residual_set, state_set
-from .tasks import Task
+from .tasks import Task, row_digests
 
 _VALID_ROWS = 256
 MAC_SHARE = 0.1
@@ -68,6 +69,8 @@ class FittedCorrection:
     """What chooses adaptive steps, where ``step_controller`` asks for it and there is a correction."""
     errors_before: dict[int, dict[str, float]] | None = None
     """What ``errors`` would be of the correction that training went on from; None if it started anew."""
+    extra_rows: NDArray[np.uint64] | None = None
+    """Hashes of the rows that a function as ``settings.extra_rows`` added."""
 
 
 class CorrectionFit:
@@ -121,6 +124,7 @@ class CorrectionFit:
         self.settings = settings.adapted_to(method).with_optimizer_of(self.spec, z)
         self._needs_mesh = settings.needs_mesh(method)
         self._ends = ends
+        self.extra_digests: list[NDArray[np.uint64]] = []
         self.sizes = StepSizes.of(settings)
         self._tunes_method = tunes_method and self.spec.tunes_method and not self._needs_mesh
         self._learning: TrainableCoefficients | None = None
@@ -141,6 +145,7 @@ class CorrectionFit:
         """
         self.seed = draw_seed(self.settings.random_state)
         rng = np.random.default_rng(self.seed)
+        self.extra_digests.clear()
         self.sets = [self._make_set(task, rng) for task in self.tasks]
         base = Run(self.base, self.settings.n_steps)
         guarded = base._replace(method=self.method)
@@ -170,6 +175,8 @@ class CorrectionFit:
         ends, n_given = self._known_ends(task) if through_ends else None, len(task)
         if settings.extra_rows is not None:
             extra = draw_extra_rows(task.rows(fitted.cpu()), plan.runs, settings, rng)
+            if callable(settings.extra_rows):  # other rows are drawn at random, and nobody has them
+                self.extra_digests.append(row_digests(extra.task.x))
             task, ends, fitted = _with_extra(task, ends, fitted, extra)
         with named_extra_rows(settings.extra_rows, n_given):
             if settings.trains_on("residual"):
@@ -261,6 +268,7 @@ class CorrectionFit:
             interrupted=self.net.interrupted_,
             method=method if keeps else self.base,
             steps=None if correction is None or not learns_steps else fit_steps(data, correction, method, self.seed),
+            extra_rows=np.concatenate(self.extra_digests) if self.extra_digests else None,
             errors_before=None if earlier is None else errors.table(_like(earlier, data.valid.states), sizes.steps),
         )
 

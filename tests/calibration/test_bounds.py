@@ -188,3 +188,58 @@ def test_adaptive_steps_that_rows_share_cannot_be_calibrated(place):
     one, levels = (shared, []) if place == "itself" else (fixed, [shared])
     with pytest.raises(ValueError, match=r"all rows of a batch share.*row_times=True"):
         one.conformalize(draw(100, 1), levels=levels)
+
+
+class Rated(nn.Module):
+    """z' = -x_1 z: the rate is an input beside the state."""
+
+    def forward(self, t, z, x):
+        return -x[:, 1:2] * z
+
+
+class First(nn.Module):
+    def forward(self, x):
+        return x[:, :1]
+
+
+@pytest.fixture(scope="module")
+def rated():
+    ode = NeuralODE(Rated(), input_map=First(), data_controlled=True)
+    fit = HypersolverRegressor(ode, base_solver="heun", n_steps=2, max_epochs=5, random_state=0)
+    return fit.fit(draw(100, 0)).conformalize(draw(600, 1))
+
+
+@pytest.mark.parametrize("how", [{}, {"route": True}, {"bound": "verified"}])
+def test_inputs_that_the_field_reads_beside_the_state_make_rows_unusual(rated, how):
+    far = draw(200, 3, 0.4, 1.3) * [1, 6]
+    z, info = rated.predict(far, tol=1e-2, alpha=0.02, return_info=True, **how)
+    truth = far[:, :1] * np.exp(-far[:, 1:])
+    assert (np.abs(z - truth) > 1.1e-2 * np.abs(truth)).mean() <= 0.03
+    assert info.unusual.mean() > 0.9
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
+def test_extra_rows_of_a_function_count_as_fitted(share):
+    """Half of them, or a tenth, among the rows of the calibration are as many too many."""
+    pool = draw(200, 7)
+    fit = make_generalist(max_epochs=2, extra_rows=lambda X, n, random_state: pool[:n]).fit(draw(200, 0))
+    n = int(180 * share)
+    with pytest.raises(CalibrationRowsError, match=f"{n} of 180 rows of X were fitted on"):
+        fit.conformalize(np.concatenate([pool[:n], draw(180 - n, 8)]))
+
+
+class Narrow(nn.Module):
+    """A logarithm, which states below 0.05 have none of."""
+
+    def forward(self, z):
+        return (z - 0.05).log()
+
+
+def test_an_output_that_is_not_finite_has_no_bound():
+    ode = NeuralODE(lambda t, z: -0.7 * z, output_map=Narrow())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = HypersolverRegressor(ode, base_solver="euler", n_steps=1, max_epochs=1, random_state=0)
+        fit.fit(draw(100, 0, 0.5, 1)).conformalize(draw(300, 1, 0.5, 1))
+        y, bound = fit.predict(np.array([[0.05, 0.8], [0.6, 0.7]]), return_bound=True, coverage=0.5)
+    assert not np.isfinite(y[0]).all() and np.isinf(bound[0]) and np.isfinite(bound[1])

@@ -98,12 +98,36 @@ def test_pixels_that_are_dark_in_all_images_may_be_lit_in_one():
     new = generator.normal(size=(200, 100))
     new[:, :10] = 0
     new[:, 3] = 1
-    assert UsualRows(images).are_unusual(new).mean() < 0.1
+    assert UsualRows(images, by_chance=True).are_unusual(new).mean() < 0.1
 
 
-@pytest.mark.parametrize("noise", [0, 1e-8])
+@pytest.mark.parametrize("noise", [0, 1e-15])
 def test_values_on_a_grid_are_usual_but_for_rounding(noise):
     grid = np.repeat(np.arange(10.0), 30)[:, None]
     new = np.arange(10.0)[:, None] + noise
     assert not UsualRows(grid).are_unusual(new).any()
     assert UsualRows(grid).are_unusual(new + 0.5).all()
+
+
+@pytest.mark.parametrize("width", [3, 70, 200])
+def test_a_constant_column_of_a_table_is_a_guard_however_many_there_are(width):
+    rows = np.random.default_rng(0).normal(size=(300, width))
+    rows[:, -1] = 1
+    new = rows[:20].copy()
+    new[:, -1] = 2
+    assert UsualRows(rows).are_unusual(new).all()
+
+
+@pytest.mark.parametrize(("centre", "deviation"), [(1e6, 0.9), (1.6e9, 1000), (-1e9, 1)])
+def test_a_large_offset_does_not_make_a_column_constant(centre, deviation):
+    rows = centre + deviation * np.random.default_rng(0).normal(size=(600, 1))
+    new = centre + deviation * np.random.default_rng(1).normal(size=(600, 1))
+    assert UsualRows(rows).are_unusual(new).mean() < 0.03
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e308])
+def test_rows_that_are_not_finite_are_unusual(value):
+    rows = np.random.default_rng(0).normal(size=(300, 2))
+    new = rows[:3].copy()
+    new[1, 0] = value
+    assert UsualRows(rows).are_unusual(new).tolist() == [False, True, False]

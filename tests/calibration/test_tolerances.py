@@ -9,7 +9,8 @@ import torch
 from calibrated import Cubic, draw, errors_of, make_generalist, riccati_end
 
 from sklearn_hyper import HypersolverRegressor
-from sklearn_hyper.calibration import CalibrationRowsError
+from sklearn_hyper.calibration import CalibrationRowsError, Tolerance
+from sklearn_hyper.calibration.ladder import _hard_errors
 from sklearn_hyper.estimators import UnsolvedRowsWarning
 
 X = draw(3000, 2)
@@ -175,3 +176,23 @@ def test_levels_of_fields_that_are_nan_somewhere_are_accepted(f):
         )
         one.conformalize(draw(300, 1, 0.4, 3), levels=[four])
     assert one.calibration_.n_rows == 300
+
+
+@pytest.mark.parametrize("atol", [1e-3, 1e-2, 1e-1])
+def test_a_loose_atol_of_the_references_is_seen(general, atol):
+    loose = copy.copy(general).set_params(atol=atol).conformalize(draw(1000, 1))
+    with pytest.raises(ValueError, match=f"atol={atol}"):
+        loose.predict(X[:50], tol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.005, 0.02, 0.2])
+def test_the_best_of_levels_that_all_overflow_somewhere_is_kept(share):
+    errors = np.full((3, 1000), 1e-3)
+    for level, lost in enumerate((0.95, 0.92, share)):
+        errors[level, : int(1000 * lost)] = np.inf
+    hard = _hard_errors(errors)
+    assert np.isfinite(hard[2]) and np.isinf(hard[:2]).all()
+
+
+def test_values_that_overflow_have_no_tolerance():
+    assert Tolerance(0.1, 1.0).limit(np.array([1.0, np.inf, np.nan])).tolist() == [1.1, -np.inf, -np.inf]
