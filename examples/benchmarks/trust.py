@@ -117,7 +117,7 @@ def measure_coverage(problem: Problem, seeds: range) -> dict[str, Any]:
                     "infinite": np.isinf(bound).mean(),
                 }.items():  # fmt: skip
                     entry.setdefault(name, []).append(float(value))
-    verifier = fast.calibration_.bounds.verifier
+    verifier = fast.calibration_.bounds.verifiers["output"]
     return found | {"verifier": "dopri5" if verifier is None else verifier.name}
 
 

@@ -11,7 +11,7 @@ from .conformal import conformal_quantile
 from .describing import Rows
 from .error_model import ErrorModel, predict_unseen
 from .levels import Level, Run
-from .measuring import ENDS, OUTPUT, TRAJECTORY, Convert, Measured, distances, ends_as
+from .measuring import ENDS, TRAJECTORY, Convert, Measured, distances, ends_as
 
 LEARNED, VERIFIED = "learned", "verified"
 _SHARP, _TAIL = 2.0, 0.95
@@ -50,13 +50,14 @@ class Bounds:
             values = (measured.values(kind, index, convert) for index in (own, level))
             return distances(*values) + _PREDICTED_SHARE * unseen[kind]
 
-        at = _choose_verifier(measured, {index: verify(OUTPUT, index) for index in measured.dearer})
-        self.verifier: Level | None = None
-        """None stands for dopri5: no level is both dearer than the fitted solver and of use beside it."""
-        if at is not None:
-            self.verifier = measured.levels[at]
-            for kind in ENDS:
-                self._scores[VERIFIED, kind] = _scores(errors[kind], verify(kind, at))
+        self.verifiers: dict[str, Level | None] = {}
+        """By kind. None stands for dopri5: no level is both dearer than the fitted solver and of use beside it."""
+        for kind in ENDS:
+            verified = {index: verify(kind, index) for index in measured.dearer}
+            at = _choose_verifier(measured, kind, verified)
+            self.verifiers[kind] = None if at is None else measured.levels[at]
+            if at is not None:
+                self._scores[VERIFIED, kind] = _scores(errors[kind], verified[at])
 
     def learned(self, kind: str, run: Run, coverage: float) -> Rows:
         """Return the bounds of a run, from its own numbers."""
@@ -71,12 +72,13 @@ class Bounds:
 
 def _scores(errors: Rows, predicted: Rows) -> Rows:
     """Return errors as multiples of predicted ones, sorted; infinite where a solve overflowed."""
-    return np.sort(np.where(np.isfinite(errors), errors / predicted, np.inf))
+    with np.errstate(invalid="ignore"):
+        return np.sort(np.where(np.isfinite(errors), errors / predicted, np.inf))
 
 
-def _choose_verifier(measured: Measured, verified: Mapping[int, Rows]) -> int | None:
+def _choose_verifier(measured: Measured, kind: str, verified: Mapping[int, Rows]) -> int | None:
     """Return the cheapest level whose bounds are sharp, else the one with the sharpest; None without finite ones."""
-    rows, errors = measured.learns, measured.errors[OUTPUT][measured.own] + np.finfo(float).tiny
+    rows, errors = measured.learns, measured.errors[kind][measured.own] + np.finfo(float).tiny
     widths: dict[int, float] = {}
     for index, predicted in verified.items():
         scores = _scores(errors[rows], predicted[rows])

@@ -18,7 +18,7 @@ from .conformal import CalibrationRowsError
 from .describing import Rows, UsualRows, norms
 from .ladder import Answer, Ladder, Tolerance
 from .levels import in_chunks, look_of, solve_exactly
-from .measuring import OUTPUT, STATE, Convert, distances, ends_as, measure
+from .measuring import ENDS, OUTPUT, STATE, Convert, distances, ends_as, measure
 
 FEWEST = 40
 """Rows below which a calibration says nothing."""
@@ -94,7 +94,7 @@ class Calibration:
         self._solving = solving or fitted.settings
         measured = measure(fitted, x, convert, others, self._solving)
         self.bounds = Bounds(measured, convert)
-        self.ladder = Ladder(measured, convert, self._solving)
+        self.ladders = {kind: Ladder(measured, kind, convert, self._solving) for kind in ENDS}
         self._own = measured.levels[measured.own]
         self._noise = measured.noise
         ends = measured.runs[measured.own].ends
@@ -106,10 +106,13 @@ class Calibration:
         """Return the calibration with its solvers on another device."""
         moved = copy.copy(self)
         moved._own = self._own.to(device)
-        moved.bounds, moved.ladder = copy.copy(self.bounds), copy.copy(self.ladder)
-        if self.bounds.verifier is not None:
-            moved.bounds.verifier = self.bounds.verifier.to(device)
-        moved.ladder.levels = [level.to(device) for level in self.ladder.levels]
+        moved.bounds, moved.ladders = copy.copy(self.bounds), {}
+        moved.bounds.verifiers = {
+            kind: None if level is None else level.to(device) for kind, level in self.bounds.verifiers.items()
+        }
+        for kind, ladder in self.ladders.items():
+            moved.ladders[kind] = copy.copy(ladder)
+            moved.ladders[kind].levels = [level.to(device) for level in ladder.levels]
         return moved
 
     def bound(
@@ -132,7 +135,7 @@ class Calibration:
             bound[unusual | overflows] = np.inf
             return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
         bound, by_dopri5 = np.empty(len(x)), np.ones(len(x), dtype=bool)
-        verifier = self.bounds.verifier
+        verifier = self.bounds.verifiers[kind]
         if verifier is not None:
             bound, by_dopri5 = self.bounds.verified(kind, run, verifier.solve(x), coverage, convert), unusual
             n_evaluations += verifier.n_evaluations
@@ -140,7 +143,7 @@ class Calibration:
             rows = torch.from_numpy(np.flatnonzero(by_dopri5))
             exact, cost = solve_exactly(fitted, x[rows], self._solving)
             true = ends_as(kind, exact, convert)
-            size = np.fmax(norms(true), self.ladder.typical_size(kind))
+            size = np.fmax(norms(true), self.ladders[kind].typical_size)
             slack = _SLACK * np.maximum(self._solving.rtol * size, self._noise[kind].max())
             bound[by_dopri5] = distances(true, ends_as(kind, run.ends[rows], convert)) + slack
             n_evaluations[by_dopri5] += cost
@@ -150,7 +153,7 @@ class Calibration:
         self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, tolerance: Tolerance, alpha: float,
         *, route: bool, how: str,
     ) -> tuple[Answer, NDArray[np.bool_]]:  # fmt: skip
-        """Solve every row at the least cost that keeps a tolerance; return answers and which rows are unusual.
+        """Solve every row by what is certified to keep a tolerance; return answers and which rows are unusual.
 
         Raises
         ------
@@ -161,16 +164,16 @@ class Calibration:
         """
         self._check_tolerance(kind, tolerance)
         unusual = self._usual.are_unusual(_initial_rows(fitted, x))
-        ladder = self.ladder
+        ladder = self.ladders[kind]
         if how != LEARNED:
-            return ladder.solve_verified(fitted, x, unusual, kind, tolerance, alpha, convert), unusual
+            return ladder.solve_verified(fitted, x, unusual, tolerance, alpha, convert), unusual
         if route:
-            return ladder.solve_routed(fitted, x, unusual, kind, tolerance, alpha, convert), unusual
-        level = ladder.fixed_level(kind, tolerance, alpha)
-        return ladder.solve_fixed(fitted, x, unusual, level), unusual
+            return ladder.solve_routed(fitted, x, unusual, tolerance, alpha, convert), unusual
+        level = ladder.fixed_level(tolerance, alpha)
+        return ladder.solve_fixed(fitted, x, unusual, level, convert), unusual
 
     def _check_tolerance(self, kind: str, tolerance: Tolerance) -> None:
-        size = self.ladder.typical_size(kind)
+        size = self.ladders[kind].typical_size
         asked = float(tolerance.limit(np.array(size)))
         known = max(self._solving.rtol * size, float(np.median(self._noise[kind])))
         if asked < known * (1 - _ROUNDING):

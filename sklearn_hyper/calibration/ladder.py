@@ -15,8 +15,8 @@ from ..hypersolvers import FittedHypersolver, SolveSettings
 from .conformal import last_certified
 from .describing import Rows, norms
 from .error_model import RouterNet
-from .levels import LAST, Level, Run, solve_exactly, undominated
-from .measuring import ENDS, OUTPUT, Convert, Measured, distances, ends_as
+from .levels import LAST, Level, solve_exactly, undominated
+from .measuring import Convert, Measured, distances, ends_as
 
 _SAFETIES = 2.0 ** np.arange(6, -6.5, -0.5)
 """Factors on predicted errors and distances that are certified, safest first."""
@@ -53,30 +53,31 @@ class Answer(NamedTuple):
 
 
 class Ladder:
-    """Levels of rising cost and accuracy, with dopri5 at the end, and three policies that choose among them."""
+    """Levels of rising cost and accuracy, with dopri5 at the end, and three policies that choose among them.
 
-    def __init__(self, measured: Measured, convert: Convert, solving: SolveSettings):
-        self._solving = solving
+    Parameters
+    ----------
+    kind : {"state", "output"}
+        What its errors are of. Each kind has a ladder of its own: a level may be exact in the output alone.
+    """
+
+    def __init__(self, measured: Measured, kind: str, convert: Convert, solving: SolveSettings):
+        self.kind, self._solving = kind, solving
         learns, certifies = measured.learns, measured.certifies
-        sizes = {kind: norms(measured.true[kind]) for kind in ENDS}
-        shares = measured.errors[OUTPUT] / np.maximum(sizes[OUTPUT], np.finfo(float).tiny)
-        kept = undominated(measured.levels, _hard_errors(shares[:, learns]))
+        sizes, errors = norms(measured.true[kind]), measured.errors[kind]
+        shares = errors[:, learns] / np.maximum(sizes[learns], np.finfo(float).tiny)
+        kept = undominated(measured.levels, _hard_errors(shares))
         self.levels = [measured.levels[index] for index in kept]
-        self._sizes = {kind: sizes[kind][certifies] for kind in ENDS}
-        self._errors = {kind: measured.errors[kind][kept][:, certifies] for kind in ENDS}
+        self._sizes, self._errors = sizes[certifies], errors[kept][:, certifies]
         first = measured.runs[kept[0]].described
-        self._routers = {kind: RouterNet(first[learns], measured.errors[kind][kept][:, learns]) for kind in ENDS}
-        # A policy at work knows the size of what a level gave, not of the truth.
-        self._seen_sizes: dict[str, Rows] = {}
-        self._predicted = {kind: router.predict(first[certifies]) for kind, router in self._routers.items()}
+        self._router = RouterNet(first[learns], errors[kept][:, learns])
+        self._predicted = self._router.predict(first[certifies])
         self._certified: dict[tuple[Any, ...], int | None] = {}
         self._climbed = _spread(self.levels)
-        self._gaps: dict[str, Rows] = {}
-        for kind in ENDS:
-            values = [measured.values(kind, kept[index], convert)[certifies] for index in self._climbed]
-            self._seen_sizes[kind] = np.stack([norms(value) for value in values])
-            gaps = [distances(b, a) for a, b in pairwise(values)]
-            self._gaps[kind] = np.stack(gaps) if gaps else np.empty((0, len(certifies)))
+        values = [measured.values(kind, kept[index], convert)[certifies] for index in self._climbed]
+        # A policy at work knows the size of what a level gave, not of the truth.
+        self._seen_sizes = np.stack([norms(value) for value in values])
+        self._gaps = np.array([distances(b, a) for a, b in pairwise(values)])
 
     @property
     def _end(self) -> int:
@@ -86,103 +87,101 @@ class Ladder:
     def _names(self) -> NDArray[np.str_]:
         return np.array([*(level.name for level in self.levels), LAST])
 
-    def _predict(self, kind: str, run: Run) -> Rows:
-        """Return the predicted error of every level, from a run of the first."""
-        return self._routers[kind].predict(run.described)
+    @property
+    def typical_size(self) -> float:
+        """The median size of values."""
+        return float(np.median(self._sizes))
 
     def _last_certified(
-        self, policy: str, kind: str, tolerance: Tolerance, alpha: float, violations: Callable[[], Sequence[Violations]]
+        self, policy: str, tolerance: Tolerance, alpha: float, violations: Callable[[], Sequence[Violations]]
     ) -> int | None:
         """Return the last policy that is certified. It is computed once: calls tend to ask for the same again."""
-        key = (policy, kind, tolerance, alpha)
+        key = (policy, tolerance, alpha)
         if key not in self._certified:
             self._certified[key] = last_certified(violations(), alpha)
         return self._certified[key]
 
     # ------------------------------------------------------------------ one level for all
-    def typical_size(self, kind: str) -> float:
-        """Return the median size of values."""
-        return float(np.median(self._sizes[kind]))
-
-    def fixed_level(self, kind: str, tolerance: Tolerance, alpha: float) -> int:
+    def fixed_level(self, tolerance: Tolerance, alpha: float) -> int:
         """Return the cheapest level that is certified to keep a tolerance; the number of levels stands for dopri5.
 
         Levels are tested from the last one down, until one fails.
         """
 
         def violations() -> Sequence[Violations]:
-            over = self._errors[kind] > tolerance.limit(self._sizes[kind])  # errors of overflows are infinite
+            over = self._errors > tolerance.limit(self._sizes)  # errors of overflows are infinite
             return list(over[::-1])
 
-        found = self._last_certified("fixed", kind, tolerance, alpha, violations)
+        found = self._last_certified("fixed", tolerance, alpha, violations)
         return self._end if found is None else self._end - 1 - found
 
-    def solve_fixed(self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], level: int) -> Answer:
+    def solve_fixed(
+        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], level: int, convert: Convert
+    ) -> Answer:
         """Solve every row by one level, and unusual rows by dopri5."""
         chosen = np.where(unusual, self._end, level)
-        return self._solve(fitted, x, chosen, np.zeros(len(x), dtype=int), {})
+        return self._solve(fitted, x, chosen, np.zeros(len(x), dtype=int), {}, convert)
 
     # ------------------------------------------------------------------ a level for each row
-    def safety(self, kind: str, tolerance: Tolerance, alpha: float) -> float | None:
+    def safety(self, tolerance: Tolerance, alpha: float) -> float | None:
         """Return the smallest certified factor on predicted errors; None if there is none."""
 
         def violations() -> Sequence[Violations]:
-            limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind]
-            seen = tolerance.limit(self._seen_sizes[kind][0])
-            return [_over(errors, _first(self._predicted[kind] * safety <= seen), limit) for safety in _SAFETIES]
+            limit, seen = tolerance.limit(self._sizes), tolerance.limit(self._seen_sizes[0])
+            return [_over(self._errors, _first(self._predicted * safety <= seen), limit) for safety in _SAFETIES]
 
-        found = self._last_certified("routed", kind, tolerance, alpha, violations)
+        found = self._last_certified("routed", tolerance, alpha, violations)
         return None if found is None else float(_SAFETIES[found])
 
     def solve_routed(
-        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_],
-        kind: str, tolerance: Tolerance, alpha: float, convert: Convert,
+        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
+        convert: Convert,
     ) -> Answer:  # fmt: skip
         """Run the cheapest level; its run tells which level a row needs."""
-        safety = self.safety(kind, tolerance, alpha)
+        safety = self.safety(tolerance, alpha)
         if safety is None:
-            return self.solve_fixed(fitted, x, unusual, self._end)
+            return self.solve_fixed(fitted, x, unusual, self._end, convert)
         run = self.levels[0].run(x)
-        limit = tolerance.limit(norms(ends_as(kind, run.ends, convert)))
-        chosen = np.where(unusual, self._end, _first(safety * self._predict(kind, run) <= limit))
+        limit = tolerance.limit(norms(ends_as(self.kind, run.ends, convert)))
+        chosen = np.where(unusual, self._end, _first(safety * self._router.predict(run.described) <= limit))
         spent = np.where(chosen == 0, 0, self.levels[0].n_evaluations)
-        return self._solve(fitted, x, chosen, spent, {0: run.ends})
+        return self._solve(fitted, x, chosen, spent, {0: run.ends}, convert)
 
     # ------------------------------------------------------------------ accepted where two levels agree
-    def agreement(self, kind: str, tolerance: Tolerance, alpha: float) -> float | None:
+    def agreement(self, tolerance: Tolerance, alpha: float) -> float | None:
         """Return the smallest certified factor on the distance between two levels; None if there is none."""
         if len(self._climbed) < 2:
             return None  # one level has no neighbour to agree with
 
         def violations() -> Sequence[Violations]:
-            limit, errors = tolerance.limit(self._sizes[kind]), self._errors[kind][self._climbed][1:]
-            seen = tolerance.limit(self._seen_sizes[kind])
-            pairs, predicted = np.arange(len(errors))[:, None], self._predicted[kind][self._climbed]
+            limit, seen = tolerance.limit(self._sizes), tolerance.limit(self._seen_sizes)
+            errors, predicted = self._errors[self._climbed][1:], self._predicted[self._climbed]
+            pairs = np.arange(len(errors))[:, None]
             policies = []
             for safety in _SAFETIES:
                 asked = pairs >= _pair_to_start(safety * predicted, seen[0])
-                policies.append(_over(errors, _first(asked & (safety * self._gaps[kind] <= seen[1:])), limit))
+                policies.append(_over(errors, _first(asked & (safety * self._gaps <= seen[1:])), limit))
             return policies
 
-        found = self._last_certified("verified", kind, tolerance, alpha, violations)
+        found = self._last_certified("verified", tolerance, alpha, violations)
         return None if found is None else float(_SAFETIES[found])
 
     def solve_verified(
-        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_],
-        kind: str, tolerance: Tolerance, alpha: float, convert: Convert,
+        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
+        convert: Convert,
     ) -> Answer:  # fmt: skip
         """Climb the ladder until two neighbouring levels agree. It starts where the cheapest level's run suggests.
 
         Unusual rows go to dopri5: learned levels may agree where all are wrong.
         """
-        safety = self.agreement(kind, tolerance, alpha)
+        safety = self.agreement(tolerance, alpha)
         if safety is None:
-            return self.solve_fixed(fitted, x, unusual, self._end)
+            return self.solve_fixed(fitted, x, unusual, self._end, convert)
         run = self.levels[0].run(x)
-        limit = tolerance.limit(norms(ends_as(kind, run.ends, convert)))
+        limit = tolerance.limit(norms(ends_as(self.kind, run.ends, convert)))
         chosen = np.full(len(x), self._end)
         spent = np.full(len(x), self.levels[0].n_evaluations)
-        lower = _pair_to_start(safety * self._predict(kind, run)[self._climbed], limit)
+        lower = _pair_to_start(safety * self._router.predict(run.described)[self._climbed], limit)
         ends = run.ends.clone()
         has_lower = lower == 0
         for place, index in enumerate(self._climbed[1:], 1):
@@ -193,9 +192,8 @@ class Ladder:
             at, level = torch.from_numpy(rows), self.levels[index]
             reached = level.solve(x[at])
             spent[rows] += level.n_evaluations
-            before, after = ends_as(kind, ends[at], convert), ends_as(kind, reached, convert)
-            size = norms(after)
-            agrees = has_lower[rows] & (safety * distances(after, before) <= tolerance.limit(size))
+            before, after = ends_as(self.kind, ends[at], convert), ends_as(self.kind, reached, convert)
+            agrees = has_lower[rows] & (safety * distances(after, before) <= tolerance.limit(norms(after)))
             chosen[rows[agrees]] = index
             ends[at], has_lower[rows] = reached, True
         rest = np.flatnonzero(chosen == self._end)
@@ -208,7 +206,7 @@ class Ladder:
     # ------------------------------------------------------------------ shared
     def _solve(
         self, fitted: FittedHypersolver, x: Tensor, chosen: NDArray[np.int64], spent: NDArray[np.int64],
-        known: dict[int, Tensor],
+        known: dict[int, Tensor], convert: Convert,
     ) -> Answer:  # fmt: skip
         """Solve each row by the level that is chosen for it, rows of one level together; by dopri5 what overflows."""
         chosen, n_evaluations = chosen.copy(), spent.copy()
@@ -219,7 +217,7 @@ class Ladder:
             solved = known[level][rows] if level in known else self.levels[level].solve(x[rows])
             parts.append((rows, solved))
             n_evaluations[index] += self.levels[level].n_evaluations
-            chosen[index[~solved.reshape(len(solved), -1).isfinite().all(dim=1).numpy()]] = self._end
+            chosen[index[~np.isfinite(ends_as(self.kind, solved, convert)).all(axis=1)]] = self._end
         rest = np.flatnonzero(chosen == self._end)
         if len(rest):
             rows = torch.from_numpy(rest)

@@ -546,26 +546,9 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         One row an epoch: "epoch", "train_loss", "valid_loss" where rows are held out, and "dur" in seconds. Losses are
         in units of the targets' variance.
     n_evaluations_ : int
-        Evaluations of f in the training: batches, held-out rows and, with "auto", comparisons with dopri5. Calls of
-        ``partial_fit`` add up.
     solver_history_ : list of dict
-        With ``solver="auto"`` after ``fit``: a row a change of the solver. It has "epoch" and "step" (of the
-        optimizer), "solver", "n_steps" (None for dopri5) and "why". Where the change came from a comparison, "gap" is
-        how far the losses of the solver before and of dopri5 were apart, "allowed" how far they may be, "loss" is
-        dopri5's, and "n_evaluations" are what its solve took. The gap is None at the start, and infinite where dopri5
-        failed.
     agreement_ : Bunch
-        With ``solver="auto"`` after ``fit``: how well the solver that training ended with, which is dopri5 at
-        ``rtol`` unless a callback ended it early, agrees with dopri5 as ``predict`` runs it. It is measured on the
-        rows held out, or else on those trained on.
-
-        - ``gap``: how far their losses are apart; ``certified``: whether it is at most 0.005;
-        - ``error_p99``: 99th percentile over rows of the relative error of terminal states;
-        - ``share_over``: at 95 % confidence, at most this share of rows has a larger error (Clopper and Pearson); nan
-          where no rows were held out;
-        - ``n_evaluations``: of dopri5 at ``rtol``, a solve; ``n_rows``, ``held_out``: the rows it was measured on.
-
-        None after Ctrl-C.
+        As those of :class:`NeuralODEClassifier`.
     n_features_in_ : int
         Number of features of X; of images, the number of channels.
 

@@ -243,3 +243,26 @@ def test_an_output_that_is_not_finite_has_no_bound():
         fit.fit(draw(100, 0, 0.5, 1)).conformalize(draw(300, 1, 0.5, 1))
         y, bound = fit.predict(np.array([[0.05, 0.8], [0.6, 0.7]]), return_bound=True, coverage=0.5)
     assert not np.isfinite(y[0]).all() and np.isinf(bound[0]) and np.isfinite(bound[1])
+
+
+@pytest.mark.parametrize("how", ["learned", "verified"])
+def test_info_counts_what_a_bound_took(general, how, monkeypatch):
+    seen = []
+    field = type(general.neural_ode_.vector_field)
+    forward = field.forward
+    monkeypatch.setattr(field, "forward", lambda self, t, z: seen.append(len(z)) or forward(self, t, z))
+    inside = draw(100, 6, 0.4, 1.3)
+    _, _, info = general.predict(inside, return_bound=True, bound=how, return_info=True)
+    assert sum(seen) == info.n_evaluations.sum()
+
+
+@pytest.mark.parametrize(("n_known", "refused"), [(4, False), (7, True), (30, True)])
+def test_one_row_in_twenty_may_equal_a_fitted_one(n_known, refused):
+    rows = draw(100, 0)
+    fit = make_generalist(max_epochs=2).fit(rows)
+    mixed = np.concatenate([rows[:n_known], draw(100 - n_known, 1)])
+    if refused:
+        with pytest.raises(CalibrationRowsError, match=f"{n_known} of 100 rows"):
+            fit.conformalize(mixed)
+    else:
+        fit.conformalize(mixed)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from calibrated import Cubic, draw, errors_of, make_generalist, riccati_end
+from torch import nn
 
-from sklearn_hyper import HypersolverRegressor
+from sklearn_hyper import HypersolverRegressor, NeuralODE
 from sklearn_hyper.calibration import CalibrationRowsError, Tolerance
-from sklearn_hyper.calibration.ladder import _hard_errors
+from sklearn_hyper.calibration.ladder import _SAFETIES, Ladder, _hard_errors
+from sklearn_hyper.calibration.measuring import measure
 from sklearn_hyper.estimators import UnsolvedRowsWarning
 
 X = draw(3000, 2)
@@ -196,3 +198,82 @@ def test_the_best_of_levels_that_all_overflow_somewhere_is_kept(share):
 
 def test_values_that_overflow_have_no_tolerance():
     assert Tolerance(0.1, 1.0).limit(np.array([1.0, np.inf, np.nan])).tolist() == [1.1, -np.inf, -np.inf]
+
+
+class Half(nn.Module):
+    """An output that tells nothing of the state's second half."""
+
+    def forward(self, z):
+        return z[:, :1]
+
+
+@pytest.mark.parametrize("kind", ["state", "output"])
+@by_policy
+def test_states_and_outputs_have_ladders_of_their_own(kind, policy):
+    """One evaluation is exact in the output, which is at rest, and not in the state."""
+
+    def field(t, z):
+        return -(z**2) * torch.tensor([0.0, 1.0], dtype=z.dtype)
+
+    ode = NeuralODE(field, output_map=Half())
+    fit = HypersolverRegressor(ode, base_solver="euler", n_steps=1, fit_n_steps=(1, 8), max_epochs=10, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an output at rest leaves nothing to correct
+        fit.fit(draw(200, 0)).conformalize(draw(1000, 1))
+    inside = draw(300, 3, 0.4, 1.3)
+    call = fit.transform if kind == "state" else fit.predict
+    values, info = call(inside, tol=3e-2, alpha=0.05, return_info=True, **policy)
+    truth = inside / (1 + inside * [0, 1])
+    truth = truth if kind == "state" else truth[:, :1]
+    assert (np.linalg.norm(values - truth, axis=1) > 3e-2 * np.linalg.norm(truth, axis=1)).mean() <= 0.06
+    if kind == "state" or "bound" not in policy:  # two levels must agree, and the output's ladder has one
+        assert info.n_evaluations.mean() < (4 if kind == "output" else 25)
+
+
+@pytest.mark.parametrize("policy", ["routed", "verified"])
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3])
+def test_what_is_certified_is_what_is_done(general, policy, tol):
+    """On the rows that certify, each policy at work takes the solver that the certificate counted."""
+    rows = draw(1000, 1)
+    order = np.random.default_rng(0).permutation(1000)[500:]
+    ladder, tolerance = general.calibration_.ladders["output"], Tolerance(tol, 0.0)
+    limit, usual = tolerance.limit(ladder._sizes), np.zeros(500, dtype=bool)
+    certified = {"routed": ladder.safety, "verified": ladder.agreement}[policy](tolerance, 0.05)
+    solve = {"routed": ladder.solve_routed, "verified": ladder.solve_verified}[policy]
+    x = torch.from_numpy(rows[order])
+    answer = solve(general.fitted_, x, usual, tolerance, 0.05, general._final_outputs)
+    truth = general.reference(rows[order])
+    over = np.linalg.norm(answer.ends.numpy() - truth, axis=1) > limit
+    place = _SAFETIES.tolist().index(certified)
+    np.testing.assert_array_equal(over, ladder_violations(ladder, policy, tolerance)[place])
+
+
+def ladder_violations(ladder, policy, tolerance):
+    """The rows over a tolerance that the certificate of each safety counts."""
+    seen = []
+    ladder._certified.clear()
+    original = ladder._last_certified
+    try:
+        ladder._last_certified = lambda name, tolerance, alpha, violations: seen.extend(violations())
+        {"routed": ladder.safety, "verified": ladder.agreement}[policy](tolerance, 0.05)
+    finally:
+        ladder._last_certified = original
+        del ladder._last_certified
+    return seen
+
+
+@pytest.mark.parametrize("half", ["learns", "certifies"])
+def test_nothing_is_chosen_on_the_rows_that_certify(half):
+    """Their errors may be anything, and levels and routers stay the same; those of the other half change them."""
+    rows = torch.from_numpy(draw(400, 1))
+    fit = make_generalist(max_epochs=5).fit(draw(100, 0)).fitted_
+    measured = measure(fit, rows, fit.map_output, [], fit.settings)
+    changed = measured._replace(errors={kind: errors.copy() for kind, errors in measured.errors.items()})
+    index = getattr(measured, half)
+    for errors in changed.errors.values():
+        errors[:, index] = errors[::-1, index]
+    one, other = (Ladder(m, "output", fit.map_output, fit.settings) for m in (measured, changed))
+    described = measured.runs[0].described
+    same = [level.name for level in one.levels] == [level.name for level in other.levels]
+    same = same and np.array_equal(one._router.predict(described), other._router.predict(described))
+    assert same == (half == "certifies")
