@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..hypersolvers import FittedHypersolver, SolveSettings
 from ..modules.neural_ode import NeuralODE
+from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.cost import CountedField
 from ..numerics.reference import ReferenceSolveError
 from ..training.references import chunk_rows, solve_rows
@@ -62,13 +63,13 @@ class Level:
 
     def solve(self, x: Tensor) -> Tensor:
         """Return the terminal state of every row."""
-        return torch.cat([self.solver.solve(rows.to(self.solver.device)).cpu() for rows in in_chunks(self.solver, x)])
+        return torch.cat([self._trajectory(rows, ends=True)[-1] for rows in in_chunks(self.solver, x)])
 
     def run(self, x: Tensor, watch: Callable[[Tensor], None] | None = None) -> Run:
         """Solve from every row, a chunk at a time, and describe the runs. ``watch`` sees the trajectories."""
         starts, ends, described = [], [], []
         for rows in in_chunks(self.solver, x):
-            states = self.solver.trajectory(rows.to(self.solver.device)).cpu()
+            states = self._trajectory(rows)
             starts.append(look_of(self.solver, states[0], rows))
             ends.append(states[-1])
             beside = as_rows(rows) if self.solver.neural_ode.data_controlled else None
@@ -76,6 +77,28 @@ class Level:
             if watch is not None:
                 watch(states)
         return Run(np.concatenate(starts), torch.cat(ends), np.concatenate(described))
+
+    def _trajectory(self, x: Tensor, *, ends: bool = False) -> Tensor:
+        """Return states (T, n, ...), or the terminal ones alone (1, n, ...), on the CPU.
+
+        Rows that adaptive steps do not get through from are nan: what is wrong with them does not concern the others.
+        """
+        solver, kept = self.solver, torch.arange(len(x))
+        while len(kept):
+            rows = x[kept].to(solver.device)
+            try:
+                states = solver.solve(rows)[None].cpu() if ends else solver.trajectory(rows).cpu()
+            except StepLimitError as error:
+                if not error.rows:
+                    raise
+                kept = kept[~torch.isin(torch.arange(len(kept)), torch.tensor(error.rows))]
+                continue
+            if len(kept) == len(x):
+                return states
+            return states.new_full((len(states), len(x), *states.shape[2:]), torch.nan).index_copy(1, kept, states)
+        with torch.no_grad():
+            z0 = solver.neural_ode.input_map(x.to(solver.device)).cpu()
+        return torch.full_like(z0, torch.nan).expand(1 if ends else solver.n_steps + 1, *z0.shape)
 
 
 class Run(NamedTuple):

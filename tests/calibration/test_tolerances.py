@@ -277,3 +277,28 @@ def test_nothing_is_chosen_on_the_rows_that_certify(half):
     same = [level.name for level in one.levels] == [level.name for level in other.levels]
     same = same and np.array_equal(one._router.predict(described), other._router.predict(described))
     assert same == (half == "certifies")
+
+
+class Growing(nn.Module):
+    """z' = z^2, whose solution 1 / (1 / z - t) leaves every bound from z = 1 on."""
+
+    def forward(self, t, z):
+        return z * z
+
+
+@by_policy
+def test_rows_that_adaptive_steps_do_not_get_through_from_do_not_cost_the_others(policy):
+    fit = HypersolverRegressor(
+        Growing(), base_solver="rk4", stepping="adaptive", n_steps=2, fit_n_steps=(1, 8), max_epochs=3, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(draw(100, 0, 0.1, 0.5)).conformalize(draw(500, 1, 0.1, 0.5))
+    rows = draw(30, 2, 0.15, 0.45)
+    rows[17] = 3.0
+    with pytest.warns(UnsolvedRowsWarning, match=r"1 of 30 rows of X \(row 17\)"):
+        z = fit.predict(rows, tol=1e-2, alpha=0.05, **policy)
+    others = np.arange(30) != 17
+    np.testing.assert_allclose(z[others], 1 / (1 / rows[others] - 1), rtol=3e-2)
+    with pytest.warns(UnsolvedRowsWarning, match="1 of 1 rows"):
+        assert np.isnan(fit.predict(rows[17:18], tol=1e-2, alpha=0.05, **policy)).all()
