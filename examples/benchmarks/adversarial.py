@@ -52,6 +52,8 @@ def play(fast: FittedHypersolver, X: Tensor, radius: float | None, seed: int) ->
     for _ in range(ROUNDS):
         ascend(field, start, fast, X, radius, generator)
         fast = refit_hypersolver(fast, X, copy.deepcopy(field).requires_grad_(False), max_epochs=EPOCHS)
+        if fast.correction is None:  # no epoch beats the base solver on this field any more: the game is lost
+            break
     return fast
 
 
@@ -157,13 +159,14 @@ def measure(problem: str, cache: str, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"field": describe_field(ode, test)}
     for name, (fast, seconds) in fits.items():
         own = put_under(fast, ode)
-        back = own if name == "plain" else refit_hypersolver(own, X, ode, max_epochs=EPOCHS)
+        lost = fast.correction is None
+        back = own if lost or name == "plain" else refit_hypersolver(own, X, ode, max_epochs=EPOCHS)
         here, there = errors(own, test), np.concatenate([errors(put_under(fast, one), test) for one in moved])
         found[name] = {
             "mean": here.mean(), "p99": np.quantile(here, 0.99), "moved mean": there.mean(),
             "moved p99": np.quantile(there, 0.99), "back mean": errors(back, test).mean(),
             "back p99": np.quantile(errors(back, test), 0.99), "its field mean": errors(fast, test).mean(),
-            "seconds": seconds, **describe_field(fast.neural_ode, test),
+            "lost": lost, "seconds": seconds, **describe_field(fast.neural_ode, test),
         }  # fmt: skip
     return found
 

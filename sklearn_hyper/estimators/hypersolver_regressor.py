@@ -125,15 +125,16 @@ class HypersolverRegressor(Hypersolver):
         With a residual loss, the set holds all states and stages of about 49 times and 48 steps; with learned
         coefficients, of ``n_steps`` steps. Noisy targets add float64 states. Otherwise it holds states alone; with
         learned coefficients, only those at the ends. ``n_samples_fit_`` is the number used.
-    extra_rows : None, "box", "worst" or callable, default None
+    extra_rows : None, "box", "worst", "between" or callable, default None
         Rows to train on beside X, as many again, where errors on unusual rows matter. They come from the range of X and
         its fringe; held-out rows stay rows of X. "box" draws evenly from the box around X, which reaches a tenth of its
         range beyond it: for inputs of a few features, whose numbers may be combined. "worst" draws twice as many, and
         keeps the half with the larger errors of the base solver; on images it moves rows of X at random, by .3 of each
-        number's standard deviation. A function gets ``(X, n, random_state)``, X being rows as the Neural ODE takes
-        them, and returns rows like these. Rows that dopri5 cannot solve are left out, and so are those from which the
-        base solver errs by more than a state's size. An epoch takes as many rows as without them, so that only their
-        reference solves cost time.
+        number's standard deviation. "between" draws a quarter as many as X, from the lines through pairs of its rows:
+        for data with gaps, of any number of features. A function gets ``(X, n, random_state)``, X being rows as the
+        Neural ODE takes them, and returns rows like these. Rows that dopri5 cannot solve are left out, and so are those
+        from which the base solver errs by more than a state's size. An epoch takes as many rows as without them, so
+        that only their reference solves cost time.
     max_epochs : int, default 120
         Passes over the training states: 40 % for the first phase, 60 % for the second. The coefficients of a
         "nonstationary" base solver are learned before, in as many passes (at most 120) over 512 rows.

@@ -21,7 +21,7 @@ from ..numerics.row_errors import numbered_rows
 from ..numerics.units import state_units
 from ..training.correction_checks import check_correction
 from ..training.correction_fit import CorrectionFit, FittedCorrection
-from ..training.extra_rows import EXTRA_SHARE
+from ..training.extra_rows import extra_share
 from ..training.nets import draw_seed
 from ..training.plan import StepSizes
 from ..training.references import solve_ends
@@ -219,7 +219,7 @@ def _draw_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> 
     if isinstance(limit, str):
         limit = max_rows(task.rows(slice(0, 2)), z, method, settings)
         if settings.extra_rows is not None:
-            limit = max(2, int(limit / (1 + EXTRA_SHARE)))
+            limit = max(2, int(limit / (1 + extra_share(settings.extra_rows))))
         if task.epoch_rows is None:
             limit = min(_MAX_SAMPLES, limit)
     if n_samples <= limit:

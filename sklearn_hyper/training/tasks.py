@@ -31,12 +31,15 @@ class Task:
     epoch_rows : int, optional
         Rows in an epoch, drawn anew for each, where rows cost nothing and there are more than an epoch needs. By
         default an epoch takes all.
+    n_given : int, optional
+        How many rows were given, where others were drawn and stand after them.
     """
 
     neural_ode: NeuralODE
     x: Tensor
     condition: Mapping[str, Any] = field(default_factory=dict)
     epoch_rows: int | None = None
+    n_given: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.condition.items():
@@ -52,11 +55,16 @@ class Task:
     def rows(self, rows: Any) -> Task:
         """Return the task for some of the rows."""
         condition = FieldInputs(condition=self.condition).rows(rows).condition
-        return replace(self, x=self.x[rows], condition=condition)
+        return replace(self, x=self.x[rows], condition=condition, n_given=None)
 
     def with_extra(self, extra: Task) -> Task:
-        """Return the task with the rows of another one after its own. Neither may have a condition."""
-        return replace(self, x=torch.cat([self.x, extra.x.to(self.x)]))
+        """Return the task with the rows of another one after its own, of the same field and kind of condition."""
+        condition = dict(self.condition)
+        for name, value in extra.condition.items():
+            if isinstance(value, Tensor) and value.ndim:
+                condition[name] = torch.cat([self.condition[name], value.to(self.condition[name])])
+        x = torch.cat([self.x, extra.x.to(self.x)])
+        return replace(self, x=x, condition=condition, n_given=len(self) if len(extra) else None)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Task:
         """Return the task with its rows on another device, or its floating-point rows in another dtype."""
