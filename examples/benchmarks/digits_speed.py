@@ -24,8 +24,8 @@ from images import Images, load_digit_images
 from sklearn_hyper import HypersolverClassifier, NeuralODEClassifier
 
 # "auto" is the default: the field's own weights, changed in every evaluation. The others have nets beside the field.
+# With a single step it is Euler's method too, and would take that one's name.
 HYPERSOLVERS = [
-    ("auto", 1),
     ("auto", 2),
     ("auto", 4),
     ("euler", 1),
