@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..estimators import HypersolverClassifier, HypersolverRegressor
 from ..estimators._base import outside_inference_mode
+from ..estimators._fit_html import correction_name
 from ..estimators._fitted_neural_ode import resolve_neural_ode
 from ..hypersolvers import FittedHypersolver, Task
 from ..hypersolvers.report import Answers, measure_solvers
@@ -406,7 +407,7 @@ def _candidates(
             notes.append(f"The trial of {k} steps beat its base solver in no epoch, and is left out.")
             continue
         fitted = trial.fitted_
-        words = f"{fitted.method.name} with {_correction_name(trial)} in {k} step{'s' if k > 1 else ''}"
+        words = f"{fitted.method.name} with {correction_name(fitted)} in {k} step{'s' if k > 1 else ''}"
         params = {name: getattr(trial, name) for name in ("base_solver", "n_steps", "correction")}
         if trial.order is not None:
             params["order"] = trial.order
@@ -422,11 +423,6 @@ def _candidates(
             f"dopri5 at a tolerance of {tolerance:g}", {"rtol": tolerance}, answer=answer
         )
     return candidates, notes
-
-
-def _correction_name(trial: Any) -> str:
-    is_own = isinstance(trial.correction, torch.nn.Module)
-    return type(trial.correction if is_own else trial.fitted_.settings.correction).__name__
 
 
 def _classical(
