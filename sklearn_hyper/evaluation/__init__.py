@@ -1,4 +1,4 @@
-"""Compare solvers and choose among them: Pareto fronts, displays, scorers, budgets."""
+"""Compare solvers and choose among them: advice, Pareto fronts, displays, scorers, budgets."""
 
 from .advice import Advice, advise
 from .budget import cheapest_within
