@@ -29,7 +29,7 @@ from ..estimators._fitted_neural_ode import resolve_neural_ode
 from ..hypersolvers import FittedHypersolver, Task
 from ..hypersolvers.report import Answers, measure_solvers
 from ..metrics import CountedField, relative_l2
-from ..numerics.methods import resolve_base_solver
+from ..numerics.methods import NONSTATIONARY, resolve_base_solver
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import numbered_rows
 from ..reports import SolverReport, SolverRow
@@ -57,7 +57,7 @@ _COSTS = {"nfe": "evaluations of f", "macs": "multiply-accumulates", "ms": "mill
 _BUDGETS = {"milliseconds": "ms", "evaluations": "nfe"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Advice:
     """What :func:`advise` found: a table, a recommendation in words, and the solver that it names.
 
@@ -177,7 +177,8 @@ def advise(
         If ``neural_ode`` is none of the accepted forms, or a parameter is of another type.
     ValueError
         If not exactly one target is given, a parameter is out of its range or has no effect, or X has too few rows. If
-        ``metric="disagreement"`` and there are no labels, or ``cost="macs"`` and f has no MACs.
+        ``error`` is below the tolerance of the reference. If ``metric="disagreement"`` and there are no labels, or
+        ``cost="macs"`` and f has no MACs.
     ReferenceSolveError, VectorFieldError, TrainingDivergedError
         As :meth:`HypersolverRegressor.fit`.
 
@@ -203,6 +204,7 @@ def advise(
     target = _Target.of(error, milliseconds, evaluations, metric, cost)
     _check_settings(n_steps, max_epochs, batch_size)
     template = _as_hypersolver(neural_ode, metric)
+    _check_measurable(error, metric, template.rtol)
     fit_rows, held_out, seed = _split(X, random_state)
     full_epochs = template.max_epochs
     template.set_params(max_epochs=max_epochs or _trial_epochs(template, len(fit_rows)), random_state=seed)
@@ -331,6 +333,14 @@ def _as_hypersolver(neural_ode: Any, metric: str) -> Any:
     return template
 
 
+def _check_measurable(error: float | None, metric: str, rtol: float) -> None:
+    if error is not None and metric != "disagreement" and error <= rtol:
+        raise ValueError(
+            f"error={error!r} is not larger than rtol={rtol:g} of the dopri5 that errors are measured against: pass a "
+            "hypersolver with a smaller rtol, or raise error."
+        )
+
+
 def _trial_epochs(template: Any, n_rows: int) -> int:
     """Return the epochs of a trial: few, but enough updates to tell corrections from their base solvers."""
     n_updates = math.ceil(min(n_rows, _DEFAULT_ROWS) / template.batch_size)
@@ -351,21 +361,22 @@ def _split(X: Any, random_state: Any) -> tuple[NDArray[np.intp], NDArray[np.intp
 def _default_steps(template: Any, evaluations: float | None) -> list[int]:
     if evaluations is None:
         return list(_N_STEPS)
-    # "auto" evaluates f once a step, whatever it stands for.
-    is_auto = template.base_solver == "auto" and template.order is None
-    method = resolve_base_solver("euler" if is_auto else template.base_solver, template.order if not is_auto else None)
-    most = _most_steps(method, evaluations)
+    # What is chosen or learned by the fit evaluates f once a step.
+    is_known = template.order is not None or template.base_solver not in ("auto", NONSTATIONARY)
+    method = resolve_base_solver(template.base_solver if is_known else "euler", template.order)
+    most, fewest = _most_steps(method, evaluations), method.n_startup + 1
     if most is None:
         raise ValueError(
-            f"evaluations={evaluations!r} is less than a step of base_solver={method.name!r} takes: allow at least "
-            f"{method.count_evaluations(1)}."
+            f"evaluations={evaluations!r} is less than base_solver={method.name!r} takes: allow at least "
+            f"{method.count_evaluations(fewest)}."
         )
-    return sorted({max(most // 2, 1), most})
+    return sorted({max(most // 2, fewest), most})
 
 
 def _most_steps(method: Any, evaluations: float) -> int | None:
-    """Return the most steps that keep to a number of evaluations; None if not even one does."""
-    within = [k for k in range(1, int(evaluations) + 1) if method.count_evaluations(k) <= evaluations]
+    """Return the most steps that keep to a number of evaluations; None if not even start-up steps and one more do."""
+    possible = range(method.n_startup + 1, int(evaluations) + 1)
+    within = [k for k in possible if method.count_evaluations(k) <= evaluations]
     return within[-1] if within else None
 
 
@@ -406,6 +417,9 @@ def _candidates(
         if trial.correction_ is None:
             notes.append(f"The trial of {k} steps beat its base solver in no epoch, and is left out.")
             continue
+        if not math.isfinite(_quick_error(trial.fitted_, task, reference)):
+            notes.append(f"The trial of {k} steps is not finite on some rows, and is left out.")
+            continue
         fitted = trial.fitted_
         words = f"{fitted.method.name} with {correction_name(fitted)} in {k} step{'s' if k > 1 else ''}"
         params = {name: getattr(trial, name) for name in ("base_solver", "n_steps", "correction")}
@@ -433,7 +447,7 @@ def _classical(
     budgets = sorted({*_EVALUATIONS, *([] if evaluations is None else [int(evaluations)])})
     for name in _CLASSICAL:
         method = resolve_base_solver(name)
-        for k in sorted({k for n in budgets if (k := _most_steps(method, n)) is not None and k > method.n_startup}):
+        for k in sorted({k for n in budgets if (k := _most_steps(method, n)) is not None}):
             estimator = base.with_solver(name, k)
             error = _quick_error(estimator.fitted_, task, reference)
             if not math.isfinite(error):
@@ -574,7 +588,9 @@ class _Choice:
 
     def _describe(self, row: SolverRow) -> str:
         (error,), (cost,) = self.target.errors([row]), self.target.costs([row])
-        text = f"{_METRICS[self.target.metric]} {error:.2g} at {_say_count(cost)} {_COSTS[str(self.target.cost)]}"
+        text = (
+            f"error {error:.2g} ({_METRICS[self.target.metric]}) at {_say_count(cost)} {_COSTS[str(self.target.cost)]}"
+        )
         return text if self.target.cost == "ms" else f"{text} and {row.ms:.2g} ms a batch"
 
     @property
