@@ -15,11 +15,13 @@ from sklearn_hyper import (
     HypersolverClassifier,
     HypersolverRegressor,
     MLPCorrection,
+    NeuralODE,
     NeuralODERegressor,
 )
 from sklearn_hyper.evaluation import Advice, ParetoDisplay, advise
-from sklearn_hyper.evaluation.advice import _default_steps, _trial_epochs
+from sklearn_hyper.evaluation._candidates import default_steps, trial_epochs
 from sklearn_hyper.numerics import ReferenceSolveError
+from sklearn_hyper.numerics.row_errors import UndefinedOutputError
 from sklearn_hyper.training.tasks import row_digests
 
 QUICK = {"n_steps": [2, 4], "max_epochs": 3, "random_state": 0}
@@ -155,8 +157,8 @@ def test_a_trial_that_beats_nothing_is_left_out_and_said(X):
 
 @pytest.mark.parametrize(("rows", "epochs"), [(80, 120), (1000, 25), (4000, 20)])
 def test_trials_have_enough_updates_and_are_no_longer_than_a_full_fit(rows, epochs):
-    assert _trial_epochs(HypersolverRegressor(None), rows) == epochs
-    assert _trial_epochs(HypersolverRegressor(None, max_epochs=3), rows) == 3
+    assert trial_epochs(HypersolverRegressor(None), rows) == epochs
+    assert trial_epochs(HypersolverRegressor(None, max_epochs=3), rows) == 3
 
 
 def test_short_trials_are_said_to_be_short(X, to_error):
@@ -197,6 +199,18 @@ def test_rows_that_cannot_be_solved_are_numbered_as_in_X(X):
     with pytest.raises(ReferenceSolveError) as caught:
         advise(explode, bad, error=0.01, **QUICK)
     assert caught.value.rows == (80,)
+
+
+def test_outputs_that_are_undefined_name_their_rows(X):
+    class Root(torch.nn.Module):
+        def forward(self, z):
+            return torch.where(z[:, :1] > 0.9, torch.nan, z[:, :1])
+
+    node = NeuralODE(Swirl(), output_map=Root())
+    undefined = node(torch.from_numpy(X)).isnan()[:, 0].numpy()
+    with pytest.raises(UndefinedOutputError) as caught:
+        advise(node, X, error=0.01, **QUICK)
+    assert 0 < len(caught.value.rows) < len(X) and undefined[list(caught.value.rows)].all()
 
 
 # ---------------------------------------------------------------------- how it shows
@@ -261,7 +275,7 @@ def test_an_error_that_cannot_be_measured_is_refused(X):
     [("auto", 5, [2, 5]), ("auto", 1, [1]), ("rk4", 9, [1, 2]), ("ab2", 3, [2, 3]), ("nonstationary", 4, [2, 4])],
 )
 def test_steps_of_a_budget_fit_the_base_solver(base_solver, evaluations, steps):
-    assert _default_steps(HypersolverRegressor(None, base_solver=base_solver), evaluations) == steps
+    assert default_steps(HypersolverRegressor(None, base_solver=base_solver), evaluations) == steps
 
 
 def test_adaptive_steps_are_refused(X):
