@@ -32,6 +32,7 @@ from ..numerics.row_errors import UndefinedOutputError
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
+from ._fit_html import add_fit
 from ._saving import EstimatorReader, save_estimator
 
 _INFERENCE_FACTOR = 8
@@ -268,6 +269,17 @@ class TorchEstimator(BaseEstimator):
         copied = type(self).__new__(type(self))
         vars(copied).update(vars(self))
         return copied
+
+    # ------------------------------------------------------------------ in notebooks
+    def _repr_html_inner(self) -> str:
+        return add_fit(super()._repr_html_inner(), self)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        # What notebooks ask for first; scikit-learn makes it without _repr_html_.
+        shown = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in shown:
+            shown["text/html"] = add_fit(shown["text/html"], self)
+        return shown
 
     # ------------------------------------------------------------------ persistence
     def save(self, path: str | os.PathLike[str]) -> Path:
