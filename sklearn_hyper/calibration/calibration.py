@@ -205,7 +205,8 @@ def _check_rows(solvers: Sequence[FittedHypersolver], x: Tensor) -> None:
     if n < FEWEST:
         raise CalibrationRowsError(f"X has {n} rows; a calibration needs {FEWEST}, and 1,000 are advised.")
     known = [solver.fitted_rows for solver in solvers if solver.fitted_rows is not None]
-    n_fitted = int(np.isin(row_digests(x), np.concatenate(known)).sum()) if known else 0
+    digests = row_digests(solvers[0].neural_ode, x)
+    n_fitted = int(np.isin(digests, np.concatenate(known)).sum()) if known else 0
     if n_fitted > _KNOWN * n:
         raise CalibrationRowsError(
             f"{n_fitted} of {n} rows of X were fitted on, by this hypersolver or one of levels. Errors are smaller "

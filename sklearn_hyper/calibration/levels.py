@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..hypersolvers import FittedHypersolver, SolveSettings
+from ..modules.divergence import without_noise
 from ..modules.neural_ode import NeuralODE
 from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.cost import CountedField
@@ -120,9 +121,12 @@ def in_chunks(fitted: FittedHypersolver, x: Tensor) -> Iterator[Tensor]:
 
 
 def look_of(fitted: FittedHypersolver, z0: Tensor, x: Tensor) -> Rows:
-    """Return what tells rows apart before a solve: flat initial states, and inputs that the field reads beside them."""
-    starts = as_rows(z0)
-    return np.concatenate([starts, as_rows(x)], axis=1) if fitted.neural_ode.data_controlled else starts
+    """Return what tells rows apart before a solve: flat initial states, and inputs that the field reads beside them.
+
+    Noise of a trace's estimate does not: it is as far from that of any other row.
+    """
+    starts, ode = as_rows(z0), fitted.neural_ode
+    return np.concatenate([starts, as_rows(without_noise(ode, x))], axis=1) if ode.data_controlled else starts
 
 
 def as_rows(values: Tensor | NDArray[Any]) -> Rows:

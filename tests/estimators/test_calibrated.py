@@ -339,6 +339,33 @@ def test_densities_without_data_are_not_calibrated(blobs_flow):
         sampling_only.score_samples(rows, return_bound=True)
 
 
+@pytest.mark.parametrize("trace", ["exact", "rademacher", "gaussian"])
+def test_data_that_densities_were_fitted_on_are_refused_whatever_their_noise(trace):
+    """Also where they stand elsewhere, or were a level's, which has another seed."""
+    rows = make_moons(400, noise=0.1, random_state=0)[0]
+    kwargs = {"trace": trace, "n_steps": 2, "max_epochs": 2, "max_samples": 200}
+    quick = HypersolverDensity(decay, random_state=0, **kwargs).fit(rows[:100])
+    with pytest.raises(CalibrationRowsError, match="60 of 160 rows of X were fitted on"):
+        quick.conformalize(np.concatenate([rows[100:200], rows[:60]]))
+    level = HypersolverDensity(decay, random_state=1, **kwargs).fit(rows[100:200])
+    with pytest.raises(CalibrationRowsError, match="60 of 160 rows of X were fitted on, by this hypersolver or one"):
+        quick.conformalize(rows[140:300], levels=[level])
+    assert quick.conformalize(rows[200:300], levels=[level]).density_calibration_.n_rows == 100
+
+
+@pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
+def test_noise_does_not_make_rows_usual_or_unusual(trace):
+    rows = np.random.default_rng(0).normal(size=(500, 5))
+    kwargs = {"trace": trace, "n_steps": 2, "max_epochs": 2, "max_samples": 200}
+    quick = HypersolverDensity(decay, random_state=0, **kwargs).fit(rows[:100]).conformalize(rows[100:400])
+    near, far = rows[400:], rows[400:] + 6
+    _, info = quick.score_samples(np.concatenate([near, far]), return_info=True)
+    assert info.unusual[:100].mean() < 0.1 and info.unusual[100:].mean() > 0.95
+    exact = HypersolverDensity(decay, random_state=0, **kwargs | {"trace": "exact"}).fit(rows[:100])
+    _, other = exact.conformalize(rows[100:400]).score_samples(np.concatenate([near, far]), return_info=True)
+    np.testing.assert_array_equal(info.unusual, other.unusual)
+
+
 @pytest.mark.parametrize("n_samples", [1, 20, 39])
 def test_too_few_base_draws_are_refused_by_name(blobs_flow, n_samples):
     with pytest.raises(CalibrationRowsError, match=f"n_samples={n_samples} base draws are too few; .* needs 40"):
