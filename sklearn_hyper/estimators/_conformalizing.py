@@ -85,12 +85,12 @@ class CalibrationMixin:
         """Return the outputs of terminal states that bounds are about."""
         return self._require_product().map_output(ends)
 
-    def _answer(self, X: Any, kind: str, wanted: Wanted) -> tuple[Tensor, list[Any]]:
+    def _answer(self, X: Any, kind: str, wanted: Wanted, **how: Any) -> tuple[Tensor, list[Any]]:
         """Return terminal states, and what is returned beside values."""
         fitted = self._require_product()
         x = self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
         with outside_inference_mode():
-            return answer(vars(self).get("calibration_"), fitted, x, kind, self._final_outputs, wanted)
+            return answer(vars(self).get("calibration_"), fitted, x, kind, self._final_outputs, wanted, **how)
 
     def _answers_to(self, tol: Any, **how: Any) -> dict[str, Callable[[Tensor], tuple[Tensor, np.ndarray]]]:
         """Return what solves rows to each tolerance of a report, by the name of its row.

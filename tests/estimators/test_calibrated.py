@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import warnings
 from dataclasses import fields
 
 import numpy as np
@@ -13,6 +14,7 @@ from calibrated import Riccati, draw, errors_of, make_generalist
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_moons
+from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -27,7 +29,9 @@ from sklearn_hyper import (
     NeuralODEClassifier,
 )
 from sklearn_hyper.calibration import CalibrationRowsError, NotCalibratedError
+from sklearn_hyper.estimators import UnsolvedRowsWarning
 from sklearn_hyper.estimators._calibrated import ASKED, Wanted
+from sklearn_hyper.numerics.reference import ReferenceSolveError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn_hyper.calibration.UnusualRowsWarning")
 X = draw(200, 2)
@@ -282,6 +286,50 @@ def test_a_classifier_keeps_a_tolerance_of_its_logits(digits):
     assert info.n_evaluations.mean() > 1
 
 
+@pytest.fixture(scope="module")
+def signs():
+    """Labels by z' = -z^2, which leaves every bound from z = -5 on."""
+    fit = HypersolverClassifier(Riccati(), classes=["a", "b"], base_solver="euler", n_steps=2, max_epochs=3)
+    return fit.set_params(random_state=0).fit(draw(100, 0)).conformalize(draw(600, 1))
+
+
+@pytest.mark.parametrize("policy", [{}, {"route": True}, {"bound": "verified"}])
+@pytest.mark.parametrize("lost", [[3], [0, 5], [0, 1, 2, 3, 4, 5]])
+def test_rows_without_a_label_are_refused_by_name_and_not_said_to_be_nan(signs, policy, lost):
+    """As the Neural ODE itself refuses them; the numbers behind labels are nan there, with a warning."""
+    rows = draw(6, 3, 0.4, 1.3)
+    rows[lost] = -5.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnsolvedRowsWarning)
+        with pytest.raises(ReferenceSolveError, match="there is no label where nothing solves .* to the tol") as raised:
+            signs.predict(rows, tol=1e-1, alpha=0.05, **policy)
+    assert list(raised.value.rows) == lost and raised.value.n_rows == 6
+    with pytest.warns(UnsolvedRowsWarning, match=f"{len(lost)} of 6 rows of X"):
+        states = signs.transform(rows, tol=1e-1, alpha=0.05, **policy)
+    assert np.flatnonzero(np.isnan(states).any(axis=1)).tolist() == lost
+    others = np.delete(rows, lost, axis=0)
+    if len(others):
+        labels = signs.predict(others, tol=1e-1, alpha=0.05, **policy)
+        assert (labels == np.array(["a", "b"])[others.argmax(axis=1)]).mean() > 0.7
+
+
+class Logarithm(torch.nn.Module):
+    def forward(self, z):
+        return torch.log(z)
+
+
+@pytest.mark.parametrize("how", [{"tol": 0.1, "alpha": 0.05}, {"return_bound": True, "coverage": 0.9}, {}])
+def test_an_output_map_that_gives_nan_is_named_whatever_is_asked_for(how):
+    ode = NeuralODE(decay, output_map=Logarithm())
+    fit = HypersolverClassifier(ode, classes=["a", "b"], base_solver="euler", n_steps=2, max_epochs=3, random_state=0)
+    fit.fit(draw(100, 0)).conformalize(draw(300, 1))
+    rows = draw(6, 3, 0.4, 1.3)
+    rows[[1, 4]] *= -1
+    whose = "probabilities are nan" if how else "predict_proba gives nan"
+    with pytest.raises(ValueError, match=rf"there is no label, since {whose} .*2 of 6 rows of X \(rows 1, 4\)"):
+        fit.predict(rows, **how)
+
+
 class Stub(HypersolverClassifier):
     """Logits and bounds as they are given."""
 
@@ -364,6 +412,31 @@ def test_noise_does_not_make_rows_usual_or_unusual(trace):
     exact = HypersolverDensity(decay, random_state=0, **kwargs | {"trace": "exact"}).fit(rows[:100])
     _, other = exact.conformalize(rows[100:400]).score_samples(np.concatenate([near, far]), return_info=True)
     np.testing.assert_array_equal(info.unusual, other.unusual)
+
+
+def _refuse_nan(Z):
+    assert np.isfinite(Z).all()
+    return Z - 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [StandardScaler(), PCA(random_state=0), FunctionTransformer(lambda Z: Z + 1, _refuse_nan)],
+    ids=["passes nan on", "multiplies", "refuses nan"],
+)
+def test_samples_that_nothing_solves_stay_nan_behind_a_pipeline(step):
+    rows = make_moons(200, noise=0.1, random_state=0)[0]
+    step.fit(rows)
+    fast = HypersolverDensity(make_pipeline(step, blank_flow(rows)), n_steps=2, max_epochs=2, max_samples=50).fit()
+    Z = rows[:5].copy()
+    Z[2, 1] = np.nan
+    X = fast._undo_steps(Z)
+    assert np.isnan(X[2]).all()
+    np.testing.assert_allclose(X[[0, 1, 3, 4]], step.inverse_transform(rows[[0, 1, 3, 4]]))
+
+
+def blank_flow(rows):
+    return ContinuousNormalizingFlow(max_epochs=1, random_state=0).fit(rows)
 
 
 @pytest.mark.parametrize("n_samples", [1, 20, 39])
