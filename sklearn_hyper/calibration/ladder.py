@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..hypersolvers import FittedHypersolver, SolveSettings
-from .conformal import last_certified
+from .conformal import last_certified, last_passing
 from .describing import Rows, norms
-from .error_model import RouterNet
-from .levels import LAST, Level, solve_exactly, undominated
+from .error_model import RouterNet, predict_unseen_levels
+from .levels import LAST, Level, Starts, solve_exactly, undominated
 from .measuring import Convert, Measured, distances, ends_as
 
 _SAFETIES = 2.0 ** np.arange(6, -6.5, -0.5)
@@ -25,6 +25,9 @@ _STRIDE = 1.5
 _HARD = (0.99, 0.95, 0.9, 0.5)
 """Levels are compared by the first of these quantiles of their relative errors that is finite for one of them."""
 
+
+ONE, ROUTED, VERIFIED = "one", "routed", "verified"
+"""Names of the policies: one solver for all rows, one chosen for each row, and the first that agrees with another."""
 
 Violations = NDArray[np.bool_]
 """Rows over a tolerance."""
@@ -50,6 +53,34 @@ class Answer(NamedTuple):
     """Evaluations of f. dopri5's are those of the batch that it solved."""
     solver: NDArray[np.str_]
     """Name of the solver."""
+    policy: str
+    """How solvers were chosen."""
+
+
+class _Half(NamedTuple):
+    """What policies are judged by, on half of the calibration rows."""
+
+    sizes: Rows
+    """Of the truth."""
+    errors: Rows
+    """By level and row; infinite where a solve overflowed."""
+    predicted: Rows
+    """Errors as the router predicts them."""
+    seen: Rows
+    """Sizes of what the cheapest level gave: at work, those of the truth are not known."""
+
+    def over_by_level(self, tolerance: Tolerance) -> list[Violations]:
+        """Return the rows over a tolerance if one level serves all, the last level first."""
+        return list((self.errors > tolerance.limit(self.sizes))[::-1])
+
+    def choose(self, tolerance: Tolerance, safety: float) -> NDArray[np.int64]:
+        """Return the level that a factor on predicted errors sends each row to."""
+        return _first(self.predicted * safety <= tolerance.limit(self.seen))
+
+    def over_by_safety(self, tolerance: Tolerance) -> list[Violations]:
+        """Return the rows over a tolerance if they are routed, the safest factor first."""
+        limit = tolerance.limit(self.sizes)
+        return [_over(self.errors, self.choose(tolerance, safety), limit) for safety in _SAFETIES]
 
 
 class Ladder:
@@ -72,12 +103,22 @@ class Ladder:
         first = measured.runs[kept[0]].described
         self._router = RouterNet(first[learns], errors[kept][:, learns])
         self._predicted = self._router.predict(first[certifies])
+        # The half that learns says which policy is cheaper, by predictions that have not seen their row's errors.
+        unseen = predict_unseen_levels(first[learns], errors[kept][:, learns])
+        seen = norms(measured.values(kind, kept[0], convert)[learns])
+        self._learned = _Half(sizes[learns], errors[kept][:, learns], unseen, seen)
+        self._last_cost = measured.last_cost
         self._certified: dict[tuple[Any, ...], int | None] = {}
         self._climbed = _spread(self.levels)
         values = [measured.values(kind, kept[index], convert)[certifies] for index in self._climbed]
         # A policy at work knows the size of what a level gave, not of the truth.
-        self._seen_sizes = np.stack([norms(value) for value in values])
+        self._seen_sizes: Rows = np.stack([norms(value) for value in values])
         self._gaps = np.array([distances(b, a) for a, b in pairwise(values)])
+
+    @property
+    def _half(self) -> _Half:
+        """The half that certifies."""
+        return _Half(self._sizes, self._errors, self._predicted, self._seen_sizes[0])
 
     @property
     def _end(self) -> int:
@@ -108,44 +149,63 @@ class Ladder:
         Levels are tested from the last one down, until one fails.
         """
 
-        def violations() -> Sequence[Violations]:
-            over = self._errors > tolerance.limit(self._sizes)  # errors of overflows are infinite
-            return list(over[::-1])
-
-        found = self._last_certified("fixed", tolerance, alpha, violations)
+        found = self._last_certified("fixed", tolerance, alpha, lambda: self._half.over_by_level(tolerance))
         return self._end if found is None else self._end - 1 - found
 
     def solve_fixed(
-        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], level: int, convert: Convert
+        self, fitted: FittedHypersolver, starts: Starts, unusual: NDArray[np.bool_], level: int, convert: Convert
     ) -> Answer:
         """Solve every row by one level, and unusual rows by dopri5."""
         chosen = np.where(unusual, self._end, level)
-        return self._solve(fitted, x, chosen, np.zeros(len(x), dtype=int), {}, convert)
+        return self._solve(fitted, starts, chosen, np.zeros(len(starts), dtype=int), {}, convert, ONE)
 
     # ------------------------------------------------------------------ a level for each row
     def safety(self, tolerance: Tolerance, alpha: float) -> float | None:
         """Return the smallest certified factor on predicted errors; None if there is none."""
-
-        def violations() -> Sequence[Violations]:
-            limit, seen = tolerance.limit(self._sizes), tolerance.limit(self._seen_sizes[0])
-            return [_over(self._errors, _first(self._predicted * safety <= seen), limit) for safety in _SAFETIES]
-
-        found = self._last_certified("routed", tolerance, alpha, violations)
+        found = self._last_certified(ROUTED, tolerance, alpha, lambda: self._half.over_by_safety(tolerance))
         return None if found is None else float(_SAFETIES[found])
 
+    def routing_pays(self, tolerance: Tolerance, alpha: float) -> bool:
+        """Return whether routing costs fewer evaluations than one level for all.
+
+        Both are tried on the half that learns. The other half may only certify the one that is taken: a choice by what
+        is certified there would be the better of two certificates, which is worth less than one.
+        """
+        key = ("pays", tolerance, alpha)
+        if key not in self._certified:
+            self._certified[key] = int(self._expected_cost(tolerance, alpha) < self._fixed_cost(tolerance, alpha))
+        return bool(self._certified[key])
+
+    @property
+    def _costs(self) -> Rows:
+        return np.array([*(level.n_evaluations for level in self.levels), self._last_cost], dtype=float)
+
+    def _fixed_cost(self, tolerance: Tolerance, alpha: float) -> float:
+        """Return the evaluations a row of the level that would serve all rows that learn."""
+        found = last_passing(self._learned.over_by_level(tolerance), alpha)
+        return float(self._costs[self._end if found is None else self._end - 1 - found])
+
+    def _expected_cost(self, tolerance: Tolerance, alpha: float) -> float:
+        """Return the mean evaluations of routing the rows that learn."""
+        found = last_passing(self._learned.over_by_safety(tolerance), alpha)
+        if found is None:
+            return float(self._costs[self._end])
+        chosen = self._learned.choose(tolerance, float(_SAFETIES[found]))
+        return float(np.mean(self._costs[chosen] + np.where(chosen == 0, 0, self._costs[0])))
+
     def solve_routed(
-        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
+        self, fitted: FittedHypersolver, starts: Starts, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
         convert: Convert,
     ) -> Answer:  # fmt: skip
         """Run the cheapest level; its run tells which level a row needs."""
         safety = self.safety(tolerance, alpha)
         if safety is None:
-            return self.solve_fixed(fitted, x, unusual, self._end, convert)
-        run = self.levels[0].run(x)
+            return self.solve_fixed(fitted, starts, unusual, self._end, convert)._replace(policy=ROUTED)
+        run = self.levels[0].run(starts)
         limit = tolerance.limit(norms(ends_as(self.kind, run.ends, convert)))
         chosen = np.where(unusual, self._end, _first(safety * self._router.predict(run.described) <= limit))
         spent = np.where(chosen == 0, 0, self.levels[0].n_evaluations)
-        return self._solve(fitted, x, chosen, spent, {0: run.ends}, convert)
+        return self._solve(fitted, starts, chosen, spent, {0: run.ends}, convert, ROUTED)
 
     # ------------------------------------------------------------------ accepted where two levels agree
     def agreement(self, tolerance: Tolerance, alpha: float) -> float | None:
@@ -163,11 +223,11 @@ class Ladder:
                 policies.append(_over(errors, _first(asked & (safety * self._gaps <= seen[1:])), limit))
             return policies
 
-        found = self._last_certified("verified", tolerance, alpha, violations)
+        found = self._last_certified(VERIFIED, tolerance, alpha, violations)
         return None if found is None else float(_SAFETIES[found])
 
     def solve_verified(
-        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
+        self, fitted: FittedHypersolver, starts: Starts, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
         convert: Convert,
     ) -> Answer:  # fmt: skip
         """Climb the ladder until two neighbouring levels agree. It starts where the cheapest level's run suggests.
@@ -176,11 +236,11 @@ class Ladder:
         """
         safety = self.agreement(tolerance, alpha)
         if safety is None:
-            return self.solve_fixed(fitted, x, unusual, self._end, convert)
-        run = self.levels[0].run(x)
+            return self.solve_fixed(fitted, starts, unusual, self._end, convert)._replace(policy=VERIFIED)
+        run = self.levels[0].run(starts)
         limit = tolerance.limit(norms(ends_as(self.kind, run.ends, convert)))
-        chosen = np.full(len(x), self._end)
-        spent = np.full(len(x), self.levels[0].n_evaluations)
+        chosen = np.full(len(starts), self._end)
+        spent = np.full(len(starts), self.levels[0].n_evaluations)
         lower = _pair_to_start(safety * self._router.predict(run.described)[self._climbed], limit)
         ends = run.ends.clone()
         has_lower = lower == 0
@@ -190,7 +250,7 @@ class Ladder:
             if not len(rows):
                 continue
             at, level = torch.from_numpy(rows), self.levels[index]
-            reached = level.solve(x[at])
+            reached = level.solve(starts.rows(at))
             spent[rows] += level.n_evaluations
             before, after = ends_as(self.kind, ends[at], convert), ends_as(self.kind, reached, convert)
             agrees = has_lower[rows] & (safety * distances(after, before) <= tolerance.limit(norms(after)))
@@ -199,14 +259,14 @@ class Ladder:
         rest = np.flatnonzero(chosen == self._end)
         if len(rest):
             at = torch.from_numpy(rest)
-            ends[at], n_evaluations = solve_exactly(fitted, x[at], self._solving)
+            ends[at], n_evaluations = solve_exactly(fitted, starts.rows(at), self._solving)
             spent[rest] += n_evaluations
-        return Answer(ends, spent, self._names[chosen])
+        return Answer(ends, spent, self._names[chosen], VERIFIED)
 
     # ------------------------------------------------------------------ shared
     def _solve(
-        self, fitted: FittedHypersolver, x: Tensor, chosen: NDArray[np.int64], spent: NDArray[np.int64],
-        known: dict[int, Tensor], convert: Convert,
+        self, fitted: FittedHypersolver, starts: Starts, chosen: NDArray[np.int64], spent: NDArray[np.int64],
+        known: dict[int, Tensor], convert: Convert, policy: str,
     ) -> Answer:  # fmt: skip
         """Solve each row by the level that is chosen for it, rows of one level together; by dopri5 what overflows."""
         chosen, n_evaluations = chosen.copy(), spent.copy()
@@ -214,20 +274,20 @@ class Ladder:
         for level in np.unique(chosen[chosen < self._end]):
             index = np.flatnonzero(chosen == level)
             rows = torch.from_numpy(index)
-            solved = known[level][rows] if level in known else self.levels[level].solve(x[rows])
+            solved = known[level][rows] if level in known else self.levels[level].solve(starts.rows(rows))
             parts.append((rows, solved))
             n_evaluations[index] += self.levels[level].n_evaluations
             chosen[index[~np.isfinite(ends_as(self.kind, solved, convert)).all(axis=1)]] = self._end
         rest = np.flatnonzero(chosen == self._end)
         if len(rest):
             rows = torch.from_numpy(rest)
-            solved, cost = solve_exactly(fitted, x[rows], self._solving)
+            solved, cost = solve_exactly(fitted, starts.rows(rows), self._solving)
             parts.append((rows, solved))
             n_evaluations[rest] += cost
-        ends = parts[0][1].new_empty((len(x), *parts[0][1].shape[1:]))
+        ends = parts[0][1].new_empty((len(starts), *parts[0][1].shape[1:]))
         for rows, solved in parts:
             ends[rows] = solved
-        return Answer(ends, n_evaluations, self._names[chosen])
+        return Answer(ends, n_evaluations, self._names[chosen], policy)
 
 
 def _hard_errors(shares: Rows) -> Rows:

@@ -151,6 +151,10 @@ class Wanted:
         return self.tol is not None or self.atol is not None
 
     @property
+    def tolerance(self) -> Tolerance:
+        return Tolerance(float(self.tol or 0.0), float(self.atol or 0.0))
+
+    @property
     def is_plain(self) -> bool:
         """Whether nothing but values is asked for."""
         return not (self.return_bound or self.keeps_tolerance or self.return_info)
@@ -170,18 +174,18 @@ def answer(
     rows_are: str = "rows of X",
     *,
     needs_all: bool = False,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, list[Any]]:
     """Return terminal states, and what is returned beside the values: the bound, if asked for, and the info.
 
     Rows that nothing solves to a tolerance are nan, with a warning. With ``needs_all`` they raise a
-    ReferenceSolveError instead.
+    ReferenceSolveError instead. ``watch`` sees the trajectories of rows whose errors are bounded.
     """
     calibration = require(calibration, fitted)
     beside: list[Any] = []
     if wanted.keeps_tolerance:
-        tolerance = Tolerance(float(wanted.tol or 0.0), float(wanted.atol or 0.0))
         solved, unusual = calibration.keep(
-            fitted, x, convert, kind, tolerance, wanted.alpha, route=wanted.route, how=wanted.bound
+            fitted, x, convert, kind, wanted.tolerance, wanted.alpha, route=wanted.route, how=wanted.bound
         )
         ends = solved.ends
         unsolved = lost_rows(ends[None])
@@ -189,10 +193,12 @@ def answer(
             raise ReferenceSolveError.of(_NO_LABEL, unsolved, len(ends))
         if unsolved:
             _warn_of_unsolved(unsolved, len(ends), rows_are)
-        info = Bunch(n_evaluations=solved.n_evaluations, solver=solved.solver, unusual=unusual)
+        info = Bunch(
+            n_evaluations=solved.n_evaluations, solver=solved.solver, unusual=unusual, policy=solved.policy
+        )  # fmt: skip
     else:
         coverage = wanted.coverage if wanted.return_bound else _ANY_COVERAGE
-        found = calibration.bound(fitted, x, convert, kind, coverage, wanted.bound)
+        found = calibration.bound(fitted, x, convert, kind, coverage, wanted.bound, watch)
         ends = found.ends
         if wanted.return_bound:
             if wanted.bound == LEARNED:

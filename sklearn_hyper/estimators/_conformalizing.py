@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..calibration import Calibration, CalibrationRowsError
 from ..calibration.calibration import FEWEST
+from ..calibration.ladder import ONE
 from ..calibration.measuring import OUTPUT
 from ..hypersolvers import SolveSettings
 from ..training.nets import draw_seed
@@ -112,8 +113,13 @@ class CalibrationMixin:
                     "so, and there is none; pass tol."
                 )
             return {}
-        require(vars(self).get("calibration_"), self.fitted_)
-        return {f"tol={one.tol:g}": partial(self._answer_rows, one) for one in every}
+        calibration = require(vars(self).get("calibration_"), self.fitted_)
+        answers = {}
+        for one in every:
+            policy = calibration.policy(OUTPUT, one.tolerance, one.alpha, route=one.route, how=one.bound)
+            gave_way = ", one solver" * (one.route and policy == ONE)
+            answers[f"tol={one.tol:g}{gave_way}"] = partial(self._answer_rows, one)
+        return answers
 
     def _answer_rows(self, wanted: Wanted, x: Tensor) -> tuple[Tensor, np.ndarray]:
         """Return terminal states to a tolerance, and the evaluations of each row."""

@@ -92,7 +92,7 @@ def row_noise(kind: str, rows: NDArray[Any], seed: int) -> NDArray[np.float64]:
     drawn = b"".join(hashlib.shake_128(salt + key.tobytes()).digest(n_bytes) for key in keys)
     if kind == "rademacher":
         bits = np.frombuffer(drawn, dtype=np.uint8).reshape(len(rows), n_bytes)
-        return 2.0 * np.unpackbits(bits, axis=1, count=d) - 1
+        return 2.0 * np.unpackbits(bits, axis=1, count=d).astype(np.float64) - 1.0
     uniform = (np.frombuffer(drawn, dtype="<u8").reshape(len(rows), d) >> 11) + 0.5
     return np.asarray(ndtri(uniform / 2.0**53))
 

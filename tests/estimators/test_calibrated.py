@@ -253,6 +253,118 @@ def test_bounds_of_a_trajectory_are_of_states(fast):
         fast.trajectory(X, output=True, return_bound=True)
 
 
+# ---------------------------------------------------------------------- what is solved, and copied, once
+def _rated(t, z, x):
+    return -x[:, 1:] * z
+
+
+def _first_column(x):
+    return x[:, :1].clone()
+
+
+@pytest.mark.parametrize(
+    ("neural_ode", "params"),
+    [
+        (Riccati(), {"base_solver": "euler"}),
+        (Riccati(), {"base_solver": "rk4", "stepping": "adaptive", "fit_n_steps": (1, 8)}),
+        (NeuralODE(_rated, input_map=_first_column, data_controlled=True), {"base_solver": "ab2"}),
+    ],
+    ids=["fixed", "adaptive", "reads its inputs"],
+)
+def test_a_trajectory_with_a_bound_is_the_one_without_and_is_solved_once(neural_ode, params, monkeypatch):
+    fit = HypersolverRegressor(neural_ode, n_steps=3, max_epochs=2, random_state=0, **params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(draw(100, 0)).conformalize(draw(200, 1))
+    solves = []
+    original = type(fit.module_).trajectory
+    monkeypatch.setattr(type(fit.module_), "trajectory", lambda *a: solves.append(len(a[1])) or original(*a))
+    plain = fit.trajectory(X)
+    states, bound = fit.trajectory(X, return_bound=True, coverage=0.9)
+    assert solves == [len(X), len(X)]
+    assert bound.shape == (len(X),) and states.dtype == plain.dtype
+    np.testing.assert_allclose(states, plain, rtol=1e-12)
+
+
+class Counted(torch.nn.Module):
+    """An input map that counts the rows it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        Counted.n_rows += len(x)
+        return self.factor * x
+
+
+@pytest.fixture(scope="module")
+def counted():
+    fit = HypersolverRegressor(NeuralODE(Riccati(), input_map=Counted()), base_solver="euler", n_steps=2, max_epochs=3)
+    Counted.n_rows = 0
+    return fit.set_params(fit_n_steps=(1, 8), random_state=0).fit(draw(100, 0)).conformalize(draw(600, 1))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"return_info": True},
+        {"return_bound": True},
+        {"return_bound": True, "bound": "verified"},
+        {"tol": 0.1, "alpha": 0.05},
+        {"tol": 0.02, "alpha": 0.05, "route": True},
+        {"tol": 0.02, "alpha": 0.05, "bound": "verified"},
+    ],
+    ids=str,
+)
+def test_the_input_map_runs_once(counted, how):
+    far = np.concatenate([X, draw(3, 4, 30, 40)])  # goes to dopri5
+    Counted.n_rows = 0
+    counted.predict(far, **how)
+    assert Counted.n_rows == len(far)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive", "levels", "flow"])
+def test_a_calibration_on_another_device_has_each_neural_ode_once(fast, blobs_flow, kind):
+    if kind == "flow":
+        estimator = blobs_flow[1]
+        ask = estimator.score_samples, blobs_flow[2], "density_calibration_"
+    else:
+        estimator, levels = copy.copy(fast), []
+        if kind == "levels":
+            levels = [make_generalist(n_steps=5, fit_n_steps=None, max_epochs=2).fit(draw(60, 0))]
+        if kind == "adaptive":
+            estimator = make_generalist(base_solver="rk4", stepping="adaptive", max_epochs=2).fit(draw(100, 0))
+        estimator.conformalize(draw(200, 1), levels=levels)
+        ask = estimator.predict, X, "calibration_"
+    predict, rows, name = ask
+    here = vars(estimator)[name]
+    there = here.to("cpu")
+
+    def neural_odes(calibration):
+        levels = [calibration._own, *calibration.bounds.verifiers.values()]
+        levels += [level for ladder in calibration.ladders.values() for level in ladder.levels]
+        return {id(level.solver.neural_ode) for level in levels if level} | {
+            id(level.solver.module.neural_ode) for level in levels if level
+        }
+
+    assert len(neural_odes(there)) == len(neural_odes(here)) <= 2
+    assert not neural_odes(there) & neural_odes(here)
+    hows = (
+        {"return_bound": True, "coverage": 0.9},
+        {"atol": 0.1, "alpha": 0.1},
+        {"atol": 0.1, "alpha": 0.1, "route": True},
+    )
+    expected = [predict(rows, return_info=True, **how) for how in hows]
+    try:
+        vars(estimator)[name] = there
+        for how, before in zip(hows, expected, strict=True):
+            for a, b in zip(before[:-1], predict(rows, return_info=True, **how)[:-1], strict=True):
+                np.testing.assert_array_equal(a, b)
+    finally:
+        vars(estimator)[name] = here
+
+
 # ---------------------------------------------------------------------- classifiers
 @pytest.fixture(scope="module")
 def digits():
@@ -301,7 +413,9 @@ def test_rows_without_a_label_are_refused_by_name_and_not_said_to_be_nan(signs, 
     rows[lost] = -5.0
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnsolvedRowsWarning)
-        with pytest.raises(ReferenceSolveError, match="there is no label where nothing solves .* to the tol") as raised:
+        with pytest.raises(
+            ReferenceSolveError, match=r"there is no label where nothing solves .* to the tol"
+        ) as raised:
             signs.predict(rows, tol=1e-1, alpha=0.05, **policy)
     assert list(raised.value.rows) == lost and raised.value.n_rows == 6
     with pytest.warns(UnsolvedRowsWarning, match=f"{len(lost)} of 6 rows of X"):

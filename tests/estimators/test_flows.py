@@ -148,7 +148,9 @@ def test_hutchinsons_density_of_a_row_does_not_depend_on_others(trace):
     flow, X = holding(TANH_5D, trace=trace), TANH_5D.sample(12).numpy()
     densities = flow.score_samples(X)
     np.testing.assert_allclose(flow.score_samples(X[::-1])[::-1], densities, atol=1e-6)
-    np.testing.assert_allclose(np.concatenate([flow.score_samples(X[i : i + 1]) for i in range(12)]), densities, atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([flow.score_samples(X[i : i + 1]) for i in range(12)]), densities, atol=1e-6
+    )
 
 
 def test_wide_data_get_an_estimate_unless_asked_otherwise():
