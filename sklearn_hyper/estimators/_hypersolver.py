@@ -534,7 +534,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             Number of rows in the batch that is timed.
         tol : float or list of float, optional
             Relative tolerances of the output, each of which adds a row: what ``predict(X, tol=)`` makes of it. NFE is
-            its mean over rows, and MACs are those of f. Needs :meth:`conformalize`.
+            its mean over rows, and MACs are those of f. Its name tells where ``route=True`` gave way to one solver for
+            all rows. Needs :meth:`conformalize`.
         alpha, route, bound : optional
             As in :meth:`HypersolverRegressor.predict`, for ``tol``.
 

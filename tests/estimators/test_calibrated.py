@@ -266,16 +266,17 @@ def _first_column(x):
     ("neural_ode", "params"),
     [
         (Riccati(), {"base_solver": "euler"}),
-        (Riccati(), {"base_solver": "rk4", "stepping": "adaptive", "fit_n_steps": (1, 8)}),
+        (Riccati(), {"base_solver": "heun", "stepping": "adaptive", "fit_n_steps": (1, 8), "max_epochs": 25}),
         (NeuralODE(_rated, input_map=_first_column, data_controlled=True), {"base_solver": "ab2"}),
     ],
     ids=["fixed", "adaptive", "reads its inputs"],
 )
 def test_a_trajectory_with_a_bound_is_the_one_without_and_is_solved_once(neural_ode, params, monkeypatch):
-    fit = HypersolverRegressor(neural_ode, n_steps=3, max_epochs=2, random_state=0, **params)
+    fit = HypersolverRegressor(neural_ode, **{"n_steps": 3, "max_epochs": 2, "random_state": 0} | params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit.fit(draw(100, 0)).conformalize(draw(200, 1))
+    assert fit.fitted_.is_adaptive == ("stepping" in params)
     solves = []
     original = type(fit.module_).trajectory
     monkeypatch.setattr(type(fit.module_), "trajectory", lambda *a: solves.append(len(a[1])) or original(*a))
@@ -334,7 +335,8 @@ def test_a_calibration_on_another_device_has_each_neural_ode_once(fast, blobs_fl
         if kind == "levels":
             levels = [make_generalist(n_steps=5, fit_n_steps=None, max_epochs=2).fit(draw(60, 0))]
         if kind == "adaptive":
-            estimator = make_generalist(base_solver="rk4", stepping="adaptive", max_epochs=2).fit(draw(100, 0))
+            estimator = make_generalist(base_solver="heun", stepping="adaptive").fit(draw(100, 0))
+            assert estimator.fitted_.is_adaptive
         estimator.conformalize(draw(200, 1), levels=levels)
         ask = estimator.predict, X, "calibration_"
     predict, rows, name = ask
