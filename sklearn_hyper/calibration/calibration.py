@@ -178,7 +178,8 @@ class Calibration:
         starts, ladder = Starts.of(fitted, x), self.ladders[kind]
         unusual = self._usual.are_unusual(starts.look(fitted.neural_ode))
         if policy == ONE:
-            level = ladder.fixed_level(tolerance, alpha)
+            level = ladder.level_instead(tolerance, alpha) if route else ladder.fixed_level(tolerance, alpha)
+            assert level is not None  # else the policy would be routing
             return ladder.solve_fixed(fitted, starts, unusual, level, convert), unusual
         solve = ladder.solve_routed if policy == ROUTED else ladder.solve_verified
         return solve(fitted, starts, unusual, tolerance, alpha, convert), unusual
@@ -191,7 +192,7 @@ class Calibration:
         self._check_tolerance(kind, tolerance)
         if how != LEARNED:
             return VERIFIED
-        return ROUTED if route and self.ladders[kind].routing_pays(tolerance, alpha) else ONE
+        return ROUTED if route and self.ladders[kind].level_instead(tolerance, alpha) is None else ONE
 
     def _check_tolerance(self, kind: str, tolerance: Tolerance) -> None:
         size = self.ladders[kind].typical_size

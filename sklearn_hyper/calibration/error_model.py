@@ -107,22 +107,3 @@ def predict_unseen(described: Rows, errors: Rows, order: NDArray[np.int64]) -> R
         others = np.setdiff1d(order, fold)
         unseen[fold] = ErrorModel(described[others], errors[others]).predict(described[fold])
     return unseen
-
-
-def predict_unseen_levels(described: Rows, errors: Rows) -> Rows:
-    """Return a router's predictions for rows in random order, each by a net that learned from the other half.
-
-    Parameters
-    ----------
-    described, errors : array
-        As those of :class:`RouterNet`.
-
-    Returns
-    -------
-    array of shape (n_levels, n)
-    """
-    unseen = np.empty(errors.shape)
-    for half in np.array_split(np.arange(len(described)), 2):
-        others = np.setdiff1d(np.arange(len(described)), half)
-        unseen[:, half] = RouterNet(described[others], errors[:, others]).predict(described[half])
-    return unseen

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..hypersolvers import FittedHypersolver, SolveSettings
 from .conformal import last_certified, last_passing
 from .describing import Rows, norms
-from .error_model import RouterNet, predict_unseen_levels
+from .error_model import RouterNet
 from .levels import LAST, Level, Starts, solve_exactly, undominated
 from .measuring import Convert, Measured, distances, ends_as
 
@@ -57,32 +57,6 @@ class Answer(NamedTuple):
     """How solvers were chosen."""
 
 
-class _Half(NamedTuple):
-    """What policies are judged by, on half of the calibration rows."""
-
-    sizes: Rows
-    """Of the truth."""
-    errors: Rows
-    """By level and row; infinite where a solve overflowed."""
-    predicted: Rows
-    """Errors as the router predicts them."""
-    seen: Rows
-    """Sizes of what the cheapest level gave: at work, those of the truth are not known."""
-
-    def over_by_level(self, tolerance: Tolerance) -> list[Violations]:
-        """Return the rows over a tolerance if one level serves all, the last level first."""
-        return list((self.errors > tolerance.limit(self.sizes))[::-1])
-
-    def choose(self, tolerance: Tolerance, safety: float) -> NDArray[np.int64]:
-        """Return the level that a factor on predicted errors sends each row to."""
-        return _first(self.predicted * safety <= tolerance.limit(self.seen))
-
-    def over_by_safety(self, tolerance: Tolerance) -> list[Violations]:
-        """Return the rows over a tolerance if they are routed, the safest factor first."""
-        limit = tolerance.limit(self.sizes)
-        return [_over(self.errors, self.choose(tolerance, safety), limit) for safety in _SAFETIES]
-
-
 class Ladder:
     """Levels of rising cost and accuracy, with dopri5 at the end, and three policies that choose among them.
 
@@ -103,10 +77,7 @@ class Ladder:
         first = measured.runs[kept[0]].described
         self._router = RouterNet(first[learns], errors[kept][:, learns])
         self._predicted = self._router.predict(first[certifies])
-        # The half that learns says which policy is cheaper, by predictions that have not seen their row's errors.
-        unseen = predict_unseen_levels(first[learns], errors[kept][:, learns])
-        seen = norms(measured.values(kind, kept[0], convert)[learns])
-        self._learned = _Half(sizes[learns], errors[kept][:, learns], unseen, seen)
+        self._learned_sizes, self._learned_errors = sizes[learns], errors[kept][:, learns]
         self._last_cost = measured.last_cost
         self._certified: dict[tuple[Any, ...], int | None] = {}
         self._climbed = _spread(self.levels)
@@ -114,11 +85,6 @@ class Ladder:
         # A policy at work knows the size of what a level gave, not of the truth.
         self._seen_sizes: Rows = np.stack([norms(value) for value in values])
         self._gaps = np.array([distances(b, a) for a, b in pairwise(values)])
-
-    @property
-    def _half(self) -> _Half:
-        """The half that certifies."""
-        return _Half(self._sizes, self._errors, self._predicted, self._seen_sizes[0])
 
     @property
     def _end(self) -> int:
@@ -149,7 +115,9 @@ class Ladder:
         Levels are tested from the last one down, until one fails.
         """
 
-        found = self._last_certified("fixed", tolerance, alpha, lambda: self._half.over_by_level(tolerance))
+        found = self._last_certified(
+            "fixed", tolerance, alpha, lambda: _over_by_level(self._errors, self._sizes, tolerance)
+        )
         return self._end if found is None else self._end - 1 - found
 
     def solve_fixed(
@@ -162,35 +130,35 @@ class Ladder:
     # ------------------------------------------------------------------ a level for each row
     def safety(self, tolerance: Tolerance, alpha: float) -> float | None:
         """Return the smallest certified factor on predicted errors; None if there is none."""
-        found = self._last_certified(ROUTED, tolerance, alpha, lambda: self._half.over_by_safety(tolerance))
+
+        def violations() -> Sequence[Violations]:
+            limit, seen = tolerance.limit(self._sizes), tolerance.limit(self._seen_sizes[0])
+            return [_over(self._errors, _first(self._predicted * safety <= seen), limit) for safety in _SAFETIES]
+
+        found = self._last_certified(ROUTED, tolerance, alpha, violations)
         return None if found is None else float(_SAFETIES[found])
 
-    def routing_pays(self, tolerance: Tolerance, alpha: float) -> bool:
-        """Return whether routing costs fewer evaluations than one level for all.
+    def level_instead(self, tolerance: Tolerance, alpha: float) -> int | None:
+        """Return the level that serves all rows for fewer evaluations than routing; None where routing is cheaper.
 
-        Both are tried on the half that learns. The other half may only certify the one that is taken: a choice by what
-        is certified there would be the better of two certificates, which is worth less than one.
+        The better of two certificates is worth less than one. So the level has to pass on either half: with a
+        confidence of 90 %, routing keeps the tolerance, and with one of 99 %, the level does.
         """
-        key = ("pays", tolerance, alpha)
-        if key not in self._certified:
-            self._certified[key] = int(self._expected_cost(tolerance, alpha) < self._fixed_cost(tolerance, alpha))
-        return bool(self._certified[key])
+        passes = last_passing(_over_by_level(self._learned_errors, self._learned_sizes, tolerance), alpha)
+        level = self.fixed_level(tolerance, alpha)
+        level = self._end if passes is None else max(level, self._end - 1 - passes)
+        return level if self._costs[level] <= self._routed_cost(tolerance, alpha) else None
 
     @property
     def _costs(self) -> Rows:
         return np.array([*(level.n_evaluations for level in self.levels), self._last_cost], dtype=float)
 
-    def _fixed_cost(self, tolerance: Tolerance, alpha: float) -> float:
-        """Return the evaluations a row of the level that would serve all rows that learn."""
-        found = last_passing(self._learned.over_by_level(tolerance), alpha)
-        return float(self._costs[self._end if found is None else self._end - 1 - found])
-
-    def _expected_cost(self, tolerance: Tolerance, alpha: float) -> float:
-        """Return the mean evaluations of routing the rows that learn."""
-        found = last_passing(self._learned.over_by_safety(tolerance), alpha)
-        if found is None:
+    def _routed_cost(self, tolerance: Tolerance, alpha: float) -> float:
+        """Return the mean evaluations of routing, on rows that the router has not learned from."""
+        safety = self.safety(tolerance, alpha)
+        if safety is None:
             return float(self._costs[self._end])
-        chosen = self._learned.choose(tolerance, float(_SAFETIES[found]))
+        chosen = _first(safety * self._predicted <= tolerance.limit(self._seen_sizes[0]))
         return float(np.mean(self._costs[chosen] + np.where(chosen == 0, 0, self._costs[0])))
 
     def solve_routed(
@@ -315,6 +283,11 @@ def _spread(levels: Sequence[Level]) -> list[int]:
 def _pair_to_start(predicted: Rows, limit: Rows) -> NDArray[np.int64]:
     """Return the first pair of neighbours that is expected to agree: their distance is about the lower one's error."""
     return np.asarray(np.clip(_first(predicted <= limit), 0, len(predicted) - 2))
+
+
+def _over_by_level(errors: Rows, sizes: Rows, tolerance: Tolerance) -> list[Violations]:
+    """Return the rows over a tolerance if one level serves all, the last level first. Overflows are over it."""
+    return list((errors > tolerance.limit(sizes))[::-1])
 
 
 def _over(errors: Rows, chosen: NDArray[np.int64], limit: Rows) -> Violations:

@@ -339,7 +339,8 @@ class HypersolverRegressor(Hypersolver):
             rows, for one tolerance and one policy: not for the best of several that were tried.
         route : bool, default False
             Choose a solver for each row, from a run of the cheapest one. It pays where f is expensive. Where one solver
-            for all rows took fewer evaluations on calibration rows, that one serves: ``info.policy`` is then "one".
+            for all takes no more evaluations on calibration rows, and keeps the tolerance on both halves of them, that
+            one serves: ``info.policy`` is then "one".
         return_info : bool, default False
             Return also a ``Bunch`` of arrays by row: ``n_evaluations`` of f, name of the ``solver``, and ``unusual``,
             whether the row is unlike those of the calibration. With a tolerance also ``policy``, how solvers were
