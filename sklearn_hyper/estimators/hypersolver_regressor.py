@@ -336,7 +336,8 @@ class HypersolverRegressor(Hypersolver):
             Absolute tolerance, in units of the output. By default 0. One of the two may be 0, beside a positive other.
         alpha : float, default 0.01
             Largest share of rows over the tolerance. The certificate holds with a confidence of 90 % over calibration
-            rows, for one tolerance and one policy: not for the best of several that were tried.
+            rows (89 % with ``route=True``), for one tolerance and one policy: not for the best of several that were
+            tried.
         route : bool, default False
             Choose a solver for each row, from a run of the cheapest one. It pays where f is expensive. Where one solver
             for all takes no more evaluations on calibration rows, and keeps the tolerance on both halves of them, that
