@@ -45,7 +45,7 @@ from ._base import (
     module_dtype,
     outside_inference_mode,
 )
-from ._calibrated import ASKED, Asked, Wanted, drop_calibration, require
+from ._calibrated import ASKED, Asked, Wanted, drop_calibration
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
@@ -382,7 +382,9 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         if return_bound and output:
             raise ValueError("return_bound=True bounds errors of states; leave output=False.")
         if return_bound:
-            require(vars(self).get("calibration_"), self.fitted_)  # before anything is solved
+            parts: list[Tensor] = []
+            _, beside = self._answer(X, TRAJECTORY, wanted, watch=parts.append)
+            return torch.cat(parts, dim=1).transpose(0, 1).numpy(), *beside
         output_map = module.neural_ode.output_map
 
         def states(x: Tensor) -> Tensor:
@@ -390,9 +392,6 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             return torch.stack([output_map(step) if output else step for step in z], dim=1)
 
         result = self._in_batches(states, prepare_X(self, X))
-        if return_bound:
-            _, beside = self._answer(X, TRAJECTORY, wanted)
-            return result, *beside
         return result[..., 0] if output and self._squeeze_output else result
 
     def reference(self, X: Any) -> np.ndarray:
@@ -535,7 +534,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             Number of rows in the batch that is timed.
         tol : float or list of float, optional
             Relative tolerances of the output, each of which adds a row: what ``predict(X, tol=)`` makes of it. NFE is
-            its mean over rows, and MACs are those of f. Needs :meth:`conformalize`.
+            its mean over rows, and MACs are those of f. Its name tells where ``route=True`` gave way to one solver for
+            all rows. Needs :meth:`conformalize`.
         alpha, route, bound : optional
             As in :meth:`HypersolverRegressor.predict`, for ``tol``.
 

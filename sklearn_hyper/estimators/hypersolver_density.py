@@ -447,7 +447,13 @@ class HypersolverDensity(
                 f"samples cannot be carried back through {self.preprocess_!r}, the steps before the flow: one of them "
                 "has no inverse_transform. Pass the flow alone as neural_ode to sample in its own coordinates."
             )
-        return np.asarray(self.preprocess_.inverse_transform(X))
+        lost = np.isnan(X).any(axis=1)
+        if not lost.any():
+            return np.asarray(self.preprocess_.inverse_transform(X))
+        # Steps may refuse nan. Rows that could not be solved stay nan, and do not cost the others.
+        samples = np.asarray(self.preprocess_.inverse_transform(np.where(lost[:, None], 0.0, X).astype(X.dtype)))
+        samples[lost] = np.nan
+        return samples
 
     def score_samples(self, X: Any, **asked: Unpack[Asked]) -> Any:
         """Return the log density of every sample, in nats.

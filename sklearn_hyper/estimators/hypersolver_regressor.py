@@ -337,12 +337,16 @@ class HypersolverRegressor(Hypersolver):
             Absolute tolerance, in units of the output. By default 0. One of the two may be 0, beside a positive other.
         alpha : float, default 0.01
             Largest share of rows over the tolerance. The certificate holds with a confidence of 90 % over calibration
-            rows, for one tolerance and one policy: not for the best of several that were tried.
+            rows (89 % with ``route=True``), for one tolerance and one policy: not for the best of several that were
+            tried.
         route : bool, default False
-            Choose a solver for each row, from a run of the cheapest one. It pays where f is expensive.
+            Choose a solver for each row, from a run of the cheapest one. It pays where f is expensive. Where one solver
+            for all takes no more evaluations on calibration rows, and keeps the tolerance on both halves of them, that
+            one serves: ``info.policy`` is then "one".
         return_info : bool, default False
             Return also a ``Bunch`` of arrays by row: ``n_evaluations`` of f, name of the ``solver``, and ``unusual``,
-            whether the row is unlike those of the calibration.
+            whether the row is unlike those of the calibration. With a tolerance also ``policy``, how solvers were
+            chosen: "one" for all rows, "routed" or "verified".
 
         Returns
         -------

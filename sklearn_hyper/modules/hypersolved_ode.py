@@ -71,15 +71,17 @@ class SolvedODE(DeviceFreeModule):
         """Return the output of the hypersolved Neural ODE, h_y(z_K)."""
         return self.neural_ode.output_map(self.terminal_state(x, condition))
 
-    def terminal_state(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """Return z_K (eq. 5)."""
+    def terminal_state(self, x: Tensor, condition: Mapping[str, Any] | None = None, z0: Tensor | None = None) -> Tensor:
+        """Return z_K (eq. 5). The input map does not run where z0, its output for x, is given."""
         ode = self.neural_ode
-        return self.stepping.solve(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
+        z0 = ode.input_map(x) if z0 is None else z0
+        return self.stepping.solve(ode.vector_field, z0, self._correction, ode.inputs(x, condition))
 
-    def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """Return z_0, ..., z_K, time first."""
+    def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None, z0: Tensor | None = None) -> Tensor:
+        """Return z_0, ..., z_K, time first. ``z0`` is as in :meth:`terminal_state`."""
         ode = self.neural_ode
-        return self.stepping.trajectory(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
+        z0 = ode.input_map(x) if z0 is None else z0
+        return self.stepping.trajectory(ode.vector_field, z0, self._correction, ode.inputs(x, condition))
 
     def count_evaluations(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
         """Count the evaluations of f in a solve: those known beforehand, or else the mean over the rows of x."""

@@ -176,7 +176,7 @@ class CorrectionFit:
         if settings.extra_rows is not None:
             extra = draw_extra_rows(task.rows(fitted.cpu()), plan.runs, settings, rng)
             if callable(settings.extra_rows):  # other rows are drawn at random, and nobody has them
-                self.extra_digests.append(row_digests(extra.task.x))
+                self.extra_digests.append(row_digests(extra.task.neural_ode, extra.task.x))
             task, ends, fitted = _with_extra(task, ends, fitted, extra)
         with named_extra_rows(settings.extra_rows, n_given):
             if settings.trains_on("residual"):
