@@ -68,29 +68,23 @@ def hermite_piece(start: Tensor, size: Tensor, ends: tuple[Tensor, Tensor], slop
     return Piece(start, size, (before, first, 3 * change - 2 * first - last, first + last - 2 * change))
 
 
-_MIDDLE = (
-    6025192743 / 30085553152 / 2, 0.0, 51252292925 / 65400821598 / 2, -2691868925 / 45128329728 / 2,
-    187940372067 / 1594534317056 / 2, -1776094331 / 19743644256 / 2, 11237099 / 235043384 / 2,
-)  # fmt: skip
-"""Weights of dopri5's stages that give the state in the middle of a step (Shampine, 1986)."""
-
-
-def dopri5_piece(start: Tensor, size: Tensor, ends: tuple[Tensor, Tensor], stages: Sequence[Tensor]) -> Piece:
-    """Return dopri5's own dense output: the quartic polynomial that also has its state in the middle of the step."""
+def quartic_piece(
+    start: Tensor, size: Tensor, ends: tuple[Tensor, Tensor], middle: Tensor, slopes: tuple[Tensor, Tensor]
+) -> Piece:
+    """Return the quartic polynomial that also has this state in the middle of the step: dopri5's dense output."""
     before, after = ends
-    first, last = size * stages[0], size * stages[-1]
-    middle = before
-    for weight, stage in zip(_MIDDLE, stages, strict=True):
-        if weight:
-            middle = middle + (size * weight) * stage
+    first, last = size * slopes[0], size * slopes[1]
     return Piece(
-        start, size,
+        start,
+        size,
         (
-            before, first, last - 4 * first - 11 * before - 5 * after + 16 * middle,
+            before,
+            first,
+            last - 4 * first - 11 * before - 5 * after + 16 * middle,
             5 * first - 3 * last + 18 * before + 14 * after - 32 * middle,
             2 * (last - first) - 8 * (before + after) + 16 * middle,
         ),
-    )  # fmt: skip
+    )
 
 
 def states_at(pieces: Sequence[Piece], z0: Tensor, times: Tensor) -> Tensor:
