@@ -496,6 +496,12 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     mean squared error on standardised targets. The last layer of ``neural_ode_.output_map`` scales them back.
     Predictions are solved by dopri5, slowly and accurately; :class:`HypersolverRegressor` makes them fast.
 
+    Trajectories are learned with ``t_eval``: ``fit(X, y, t_eval)`` takes targets :math:`h_y(z(t))` at several times,
+    regular or not, the same for all rows or each row's own, and ``predict(X, t_eval)`` gives them at any others.
+    Pipelines, searches and cross validation carry ``t_eval`` with ``sklearn.set_config(enable_metadata_routing=True)``
+    and ``set_fit_request(t_eval=True)``, ``set_score_request(t_eval=True)``. They take rows of whatever is as long as
+    X, so pass them times of each row's own, ``np.tile(t_eval, (len(X), 1))``.
+
     Parameters
     ----------
     vector_field : nn.Module, optional
@@ -515,15 +521,18 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         dopri5's throughout. See ``solver_history_`` and ``agreement_``. With a fixed-step solver, ``fit`` compares its
         score with dopri5's on held-out rows and warns if they differ by more than half a point.
     n_steps : int, default 10
-        Number of steps of a fixed-step ``solver``. dopri5 and "auto" ignore it.
+        Number of steps of a fixed-step ``solver`` over the whole ``t_span``. dopri5 and "auto" ignore it. States at
+        ``t_eval`` come from cubic interpolation between the steps, for one evaluation of f more.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do
-        not depend on the batch.
+        not depend on the batch. States at ``t_eval`` come from dopri5's own interpolation between its steps, whose
+        error may be some ten times the tolerance.
     atol : float, optional
         Absolute tolerance of dopri5 in training, in the units of the states. By default ``rtol`` times their size: the
         RMS of every feature or channel over the batch.
     adjoint : bool, default False
-        Compute gradients by the adjoint method, in constant memory, instead of backpropagating through dopri5.
+        Compute gradients by the adjoint method, in constant memory, instead of backpropagating through dopri5. With
+        ``t_eval``, memory grows by one evaluation of f a step.
     max_epochs : int, default 10
         Passes over the training rows.
     lr : float, default 1e-2
@@ -581,6 +590,20 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     >>> from sklearn_hyper import NeuralODERegressor
     >>> X, y = load_diabetes(return_X_y=True)
     >>> NeuralODERegressor(max_epochs=10, random_state=0).fit(X, y).score(X, y) > 0.4
+    True
+
+    Decays that start from X, each observed at three times of its own; the last row was observed twice:
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.uniform(1, 2, (80, 1))
+    >>> times = np.sort(rng.uniform(0, 3, (80, 3)), axis=1)
+    >>> times[-1, 2] = np.nan
+    >>> y = X * np.exp(-times)
+    >>> ode = NeuralODERegressor(t_span=(0, 3), max_epochs=30, random_state=0).fit(X, y, times)
+    >>> ode.predict([[1.5]], [0.0, 1.0, 2.0]).shape
+    (1, 3)
+    >>> ode.score(X, y, times) > 0.9
     True
     """
 
@@ -652,6 +675,11 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
 
     def _encode_y(self, y: Any, classes: Any, times: np.ndarray | None, *, reset: bool) -> np.ndarray:
         if times is None:
+            if np.ndim(y) > 2:
+                raise ValueError(
+                    f"y must have shape (n_samples,) or (n_samples, n_outputs), got {np.shape(y)}; if it holds targets "
+                    "at several times, pass t_eval, these times."
+                )
             y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
             y, squeeze = y.reshape(len(y), -1), y.ndim == 1
         else:
