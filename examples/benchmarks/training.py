@@ -67,7 +67,7 @@ FLOW = {"objective": "likelihood"}
 TASKS = {
     "digits": Task(NeuralODEClassifier, 0.25, 15, 1297, {}),
     "lotka_volterra": Task(NeuralODERegressor, 0.006, 40, 1000, {}),
-    "lotka_volterra trajectories": Task(NeuralODERegressor, 0.02, 40, 500, {"t_span": (0.0, 6.0)}),
+    "lotka_volterra trajectories": Task(NeuralODERegressor, 0.2, 40, 1000, {"t_span": (0.0, 3.0)}),
     "moons likelihood": Task(ContinuousNormalizingFlow, 2.65, 30, 1000, FLOW),
     "checkerboard likelihood": Task(ContinuousNormalizingFlow, 4.05, 12, 2000, FLOW),
 }

@@ -600,7 +600,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     >>> times = np.sort(rng.uniform(0, 3, (80, 3)), axis=1)
     >>> times[-1, 2] = np.nan
     >>> y = X * np.exp(-times)
-    >>> ode = NeuralODERegressor(t_span=(0, 3), max_epochs=30, random_state=0).fit(X, y, times)
+    >>> ode = NeuralODERegressor(t_span=(0, 3), max_epochs=20, batch_size=8, random_state=0).fit(X, y, times)
     >>> ode.predict([[1.5]], [0.0, 1.0, 2.0]).shape
     (1, 3)
     >>> ode.score(X, y, times) > 0.9

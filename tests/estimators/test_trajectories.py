@@ -91,7 +91,7 @@ def test_the_adjoint_takes_the_steps_of_backpropagation(data):
 
 def test_time_that_runs_back_is_learned_too(data):
     X, times, Y = data
-    back = make_linear(t_span=(2.0, 0.0)).fit(X, Y, 2 - times)
+    back = make_linear(t_span=(2.0, 0.0), solver="rk4", n_steps=8).fit(X, Y, 2 - times)
     np.testing.assert_allclose(back.neural_ode_.vector_field.matrix.detach(), -SPIRAL, atol=0.02)
 
 
@@ -171,8 +171,8 @@ def test_missing_values_count_for_nothing(data):
     holes = Y.copy()
     holes[rng.random(Y.shape) < 0.4] = NAN
     holes[3] = NAN  # a row of which nothing was observed
-    fitted = make_linear().fit(X, holes, times)
-    np.testing.assert_allclose(fitted.neural_ode_.vector_field.matrix.detach(), SPIRAL, atol=0.02)
+    fitted = make_linear(solver="rk4", n_steps=8).fit(X, holes, times)
+    np.testing.assert_allclose(fitted.neural_ode_.vector_field.matrix.detach(), SPIRAL, atol=0.05)
     assert fitted.score(X, holes, times) > 0.999
     seen = ~np.isnan(holes) & ~np.isnan(times)[:, :, None]
     np.testing.assert_allclose(fitted._y_shift, [holes[..., j][seen[..., j]].mean() for j in range(2)])
@@ -205,8 +205,8 @@ def test_scores_are_those_of_scikit_learn_on_what_was_observed(data):
 # ---------------------------------------------------------------------- ways to train
 def test_partial_fit_takes_other_times_in_every_batch(data):
     X, times, Y = data
-    fitted = make_linear(lr=0.05)
-    for epoch in range(120):
+    fitted = make_linear(lr=0.1, solver="rk4", n_steps=8)
+    for epoch in range(60):
         part = slice(epoch % 3, None, 3)
         fitted.partial_fit(X[part], Y[part, : 3 + epoch % 2], times[part, : 3 + epoch % 2])
     np.testing.assert_allclose(fitted.neural_ode_.vector_field.matrix.detach(), SPIRAL, atol=0.1)
@@ -242,7 +242,8 @@ def test_an_interrupted_fit_keeps_what_it_has_learned(data):
 def test_evaluations_are_counted(data):
     X, times, Y = data
     fitted = make_small(solver="rk4", n_steps=3, validation_fraction=0.2, max_epochs=1).fit(X, Y, times)
-    assert fitted.n_evaluations_ == (3 + 1) * (3 * 4 + 1) or fitted.n_evaluations_ % 13 == 0
+    n_batches, n_each = 3 + 1, 3 * 4 + 1  # three batches of 16 rows and the rows held out; three steps and the end
+    assert fitted.n_evaluations_ == n_batches * n_each
 
 
 def test_steps_that_are_too_long_are_reported(data):
