@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import r2_score
-from sklearn.utils.validation import check_array
+from sklearn.utils.validation import _check_sample_weight, check_array
 
 from ..modules.vector_fields import Standardize
 
@@ -25,7 +25,7 @@ def check_observations(y: Any, times: np.ndarray) -> tuple[np.ndarray, bool]:
     Raises
     ------
     ValueError
-        If the shape is another, a value is infinite, or an output was never observed.
+        If the shape is another, or a value is infinite.
     """
     y = check_array(
         y, ensure_2d=False, allow_nd=True, dtype=np.float64, ensure_all_finite="allow-nan", input_name="y"
@@ -38,17 +38,22 @@ def check_observations(y: Any, times: np.ndarray) -> tuple[np.ndarray, bool]:
             "row: np.tile(t_eval, (len(X), 1))."
         )
     squeeze = y.ndim == 2
-    observed = np.where(np.isnan(times)[:, :, None], np.nan, y[:, :, None] if squeeze else y)
-    never = np.isnan(observed).all(axis=(0, 1))
-    if never.any():
-        what = "y is" if squeeze else f"output {int(np.flatnonzero(never)[0])} of y is"
-        raise ValueError(f"{what} nan at all times of t_eval, so that there is nothing to fit.")
-    return observed, squeeze
+    return np.where(np.isnan(times)[:, :, None], np.nan, y[:, :, None] if squeeze else y), squeeze
 
 
 def standardize(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return means and deviations of each output, over the values that were observed."""
+    """Return means and deviations of each output, over the values that were observed.
+
+    Raises
+    ------
+    ValueError
+        If an output was never observed.
+    """
     columns = np.moveaxis(y, -1, 0).reshape(y.shape[-1], -1)
+    never = np.isnan(columns).all(axis=1)
+    if never.any():
+        what = "y is" if never.all() else f"output {int(np.flatnonzero(never)[0])} of y is"
+        raise ValueError(f"{what} nan at all times of t_eval, so that there is nothing to fit.")
     scalers = [Standardize.from_data(torch.tensor(column[~np.isnan(column)])[:, None]) for column in columns]
     return np.concatenate([s.shift.numpy() for s in scalers]), np.concatenate([s.scale.numpy() for s in scalers])
 
@@ -56,17 +61,18 @@ def standardize(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def observed_r2(y: np.ndarray, prediction: np.ndarray, sample_weight: Any = None) -> float:
     """Return the mean over outputs of R2, over the values that were observed; each has the weight of its row.
 
+    Outputs with fewer than two values have no R2, and do not count. If none has two, the result is nan.
+
     Parameters
     ----------
     y, prediction : ndarray of shape (n_rows, n_times, n_outputs)
         y is nan where nothing was observed.
     sample_weight : array-like of shape (n_rows,), optional
     """
-    weight = None if sample_weight is None else np.broadcast_to(np.asarray(sample_weight)[:, None], y.shape[:2])
+    weight = _check_sample_weight(sample_weight, y)[:, None].repeat(y.shape[1], axis=1)
     scores = []
     for j in range(y.shape[-1]):
         seen = ~np.isnan(y[:, :, j])
-        if seen.any():
-            own = None if weight is None else weight[seen]
-            scores.append(r2_score(y[seen][:, j], prediction[seen][:, j], sample_weight=own))
-    return float(np.mean(scores))
+        if seen.sum() > 1:
+            scores.append(r2_score(y[seen][:, j], prediction[seen][:, j], sample_weight=weight[seen]))
+    return float(np.mean(scores)) if scores else float("nan")

@@ -546,7 +546,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     callbacks : list of skorch callbacks, optional
         Callbacks of the training, which see ``valid_loss``: ``EarlyStopping()``, ``LRScheduler(...)``,
         ``Checkpoint(...)`` and so on. ``EpochScoring("r2", lower_is_better=False)`` scores predictions of the training
-        solver.
+        solver; with ``t_eval``, pass a function that takes targets of three axes, which may be nan.
     validation_fraction : float or None, default 0.1
         Share of the rows held out for ``valid_loss`` and for the check of a fixed-step solver. None holds none out.
     warm_start : bool, default False
@@ -571,7 +571,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     n_evaluations_ : int
     solver_history_ : list of dict
     agreement_ : Bunch
-        As those of :class:`NeuralODEClassifier`.
+        As those of :class:`NeuralODEClassifier`; with ``t_eval``, errors are those of a row's states at all its times.
     n_features_in_ : int
         Number of features of X; of images, the number of channels.
 
@@ -675,21 +675,24 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
 
     def _encode_y(self, y: Any, classes: Any, times: np.ndarray | None, *, reset: bool) -> np.ndarray:
         if times is None:
-            if np.ndim(y) > 2:
+            y = check_array(y, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="y")
+            if y.ndim > 2:
                 raise ValueError(
-                    f"y must have shape (n_samples,) or (n_samples, n_outputs), got {np.shape(y)}; if it holds targets "
-                    "at several times, pass t_eval, these times."
+                    f"y must have shape (n_samples,) or (n_samples, n_outputs), got {y.shape}; if it holds targets at "
+                    "several times, pass t_eval, these times."
                 )
-            y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
             y, squeeze = y.reshape(len(y), -1), y.ndim == 1
         else:
             y, squeeze = check_observations(y, times)
         if reset:
             self._squeeze_output = squeeze
             self._y_shift, self._y_scale = standardize(y)
-        elif y.shape[-1] != len(self._y_shift):
-            raise ValueError(f"y has {y.shape[-1]} outputs, the first fit had {len(self._y_shift)}.")
+        self._check_n_outputs(y)
         return y
+
+    def _check_n_outputs(self, y: np.ndarray) -> None:
+        if y.shape[-1] != len(self._y_shift):
+            raise ValueError(f"y has {y.shape[-1]} outputs, the first fit had {len(self._y_shift)}.")
 
     def _target_dtype(self) -> torch.dtype:
         return self.dtype_
@@ -752,13 +755,14 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         -------
         float
             The mean over outputs, as in :func:`sklearn.metrics.r2_score`; with ``t_eval``, over all values that were
-            observed.
+            observed. An output with fewer than two of them does not count; nan if none has more.
         """
         if t_eval is None:
             return super().score(X, y, sample_weight=sample_weight)
         prediction = self.predict(X, t_eval)
         times = check_row_times(t_eval, len(prediction), self.neural_ode_.t_span)
         observed, _ = check_observations(y, times)
+        self._check_n_outputs(observed)
         return observed_r2(observed, prediction.reshape(observed.shape), sample_weight)
 
 

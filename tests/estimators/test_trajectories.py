@@ -202,6 +202,21 @@ def test_scores_are_those_of_scikit_learn_on_what_was_observed(data):
     assert plain.score(X, Y[:, 0]) == pytest.approx(r2_score(Y[:, 0], plain.predict(X)))
 
 
+def test_what_was_hardly_observed_has_no_score(data):
+    X, times, Y = data
+    fitted = make_small(max_epochs=1).fit(X, Y, times)
+    once = np.full_like(Y, NAN)
+    once[0, 0, 1] = Y[0, 0, 1]
+    assert np.isnan(fitted.score(X, once, times))
+    once[..., 0] = Y[..., 0]
+    seen = ~np.isnan(times)
+    assert fitted.score(X, once, times) == pytest.approx(r2_score(Y[seen][:, 0], fitted.predict(X, times)[seen][:, 0]))
+    with pytest.raises(ValueError, match="y has 1 outputs, the first fit had 2"):
+        fitted.score(X, Y[..., 0], times)
+    # After the first batch, a batch need not hold all outputs.
+    assert np.isfinite(fitted.partial_fit(X, once, times).predict(X)).all()
+
+
 # ---------------------------------------------------------------------- ways to train
 def test_partial_fit_takes_other_times_in_every_batch(data):
     X, times, Y = data
