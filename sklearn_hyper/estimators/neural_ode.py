@@ -23,7 +23,7 @@ from ..modules.described_modules import describe_neural_ode, read_neural_ode
 from ..modules.field_probes import check_start, settle_parts
 from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
 from ..modules.seeding import own_generator, seeded
-from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
+from ..modules.vector_fields import Rescale
 from ..numerics.row_errors import numbered_rows
 from ..numerics.times import check_t_span
 from ..training.batches import check_lone_rows
@@ -47,11 +47,11 @@ from ._base import (
     softmax,
     store_parameters,
 )
+from ._default_parts import default_field, default_input_map, default_output_map, no_field
 from ._eval_times import check_row_times
 from ._observations import check_observations, observed_r2, standardize
 from ._saving import EstimatorReader
 
-_ADDED_CHANNELS, _ADDED_FEATURES = 7, 8
 _AGREEMENT = 0.005
 
 
@@ -200,7 +200,7 @@ class _NeuralODEEstimator(TorchEstimator):
     def _build(self, X: np.ndarray, device: torch.device) -> None:
         """Set dtype and device, make the parts that the user left out, and check the whole on two rows."""
         field, input_map, output_map = trained_copies(self.vector_field, self.input_map, self.output_map)
-        given = NeuralODE(_no_field if field is None else field, input_map=input_map, output_map=output_map)
+        given = NeuralODE(no_field if field is None else field, input_map=input_map, output_map=output_map)
         check_precision(given)
         given_dtype = given.dtype
         dtype = module_dtype(torch.float32 if given_dtype is None and X.ndim > 2 else given_dtype, X)
@@ -211,11 +211,11 @@ class _NeuralODEEstimator(TorchEstimator):
         def made(default: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
             return default(*arguments).to(device=device, dtype=dtype)
 
-        input_map = made(_default_input_map, x) if input_map is None else input_map
+        input_map = made(default_input_map, x) if input_map is None else input_map
         # In eval mode, a check moves no running statistics, and BatchNorm takes a single row.
-        z = check_neural_ode(NeuralODE(_no_field, input_map=input_map).eval(), x[:2])
-        field = made(_default_field, z, self.t_span) if field is None else field
-        output_map = made(_default_output_map, z, self._n_outputs()) if output_map is None else output_map
+        z = check_neural_ode(NeuralODE(no_field, input_map=input_map).eval(), x[:2])
+        field = made(default_field, z, self.t_span) if field is None else field
+        output_map = made(default_output_map, z, self._n_outputs()) if output_map is None else output_map
         module = NeuralODE(field, input_map=input_map, output_map=self._scaled(output_map, dtype), t_span=self.t_span)
         module = module.to(device).eval()
         output = check_output_map(module, check_neural_ode(module, x[:2]))
@@ -764,32 +764,3 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         observed, _ = check_observations(y, times)
         self._check_n_outputs(observed)
         return observed_r2(observed, prediction.reshape(observed.shape), sample_weight)
-
-
-def _no_field(t: Tensor, z: Tensor) -> Tensor:
-    return torch.zeros_like(z)
-
-
-def _default_input_map(x: Tensor) -> nn.Module:
-    """Make a map that standardises x and adds learned features or channels (input-layer augmentation)."""
-    scaler = Standardize.from_data(x)
-    if x.ndim == 4:
-        return AugmentedInput(nn.Conv2d(x.shape[1], _ADDED_CHANNELS, 3, padding=1), scaler)
-    if x.ndim == 2:
-        return AugmentedInput(nn.Linear(x.shape[1], _ADDED_FEATURES), scaler)
-    raise ValueError(
-        f"there is no default input_map for samples of shape {tuple(x.shape[1:])}; pass vector_field and output_map, "
-        "and an input_map of your own (nn.Identity() for none)."
-    )
-
-
-def _default_field(z: Tensor, t_span: Any) -> nn.Module:
-    if z.ndim == 4:
-        return ConvVectorField(z.shape[1], t_span=t_span)
-    if z.ndim == 2:
-        return MLPVectorField(z.shape[1], t_span=t_span)
-    raise ValueError(f"there is no default vector_field for states of shape {tuple(z.shape[1:])}; pass one.")
-
-
-def _default_output_map(z: Tensor, n_outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(z[0].numel(), n_outputs))

@@ -339,7 +339,7 @@ def solve_dopri5_at(
         "t_span": t_span,
     }  # fmt: skip
     pieces: list[Piece] = []
-    if adjoint_params is None:
+    if adjoint_params is None or not torch.is_grad_enabled():
         _solve(odeint, f, z0, (start, last), **how, pieces=pieces)
         return states_at(pieces, z0, times)
     # Each time at which the adjoint has a state costs it a solve back, and a batch of irregular times has many. So ask

@@ -135,3 +135,14 @@ def test_the_end_alone_is_the_terminal_state():
     f, z0 = lambda t, z: torch.sin(3 * z) - t, torch.tensor([[0.3], [2.0]]).double()
     ends = solve_dopri5_at(f, z0, (0.0, 2.0), torch.full((2, 1), 2.0).double(), rtol=1e-5)[:, 0]
     torch.testing.assert_close(ends, solve_dopri5(f, z0, (0.0, 2.0), rtol=1e-5), rtol=1e-12, atol=0)
+
+
+def test_the_adjoint_costs_nothing_where_there_are_no_gradients():
+    f, times = CountedField(lambda t, z: torch.cos(t) * z), torch.tensor([[0.3, 1.0]]).double()
+    counts = []
+    for params in (None, ()):
+        f.n_evaluations = 0
+        with torch.no_grad():
+            solve_dopri5_at(f, torch.ones(1, 1).double(), (0.0, 1.0), times, rtol=1e-6, adjoint_params=params)
+        counts.append(f.n_evaluations)
+    assert counts[0] == counts[1] > 0
