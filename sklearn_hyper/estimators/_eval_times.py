@@ -62,6 +62,12 @@ def check_t_eval(t_eval: Any, n_rows: int, t_span: tuple[float, float]) -> np.nd
     return times
 
 
+def check_row_times(t_eval: Any, n_rows: int, t_span: tuple[float, float]) -> np.ndarray:
+    """Return times of their own for each row, of shape (n_rows, n_times), from either form of ``t_eval``."""
+    times = check_t_eval(t_eval, n_rows, t_span)
+    return times if times.ndim == 2 else np.tile(times, (n_rows, 1))
+
+
 def _refuse(wrong: np.ndarray, times: np.ndarray, what: str) -> None:
     rows = np.flatnonzero(wrong)
     if len(rows):

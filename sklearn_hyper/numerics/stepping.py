@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .correction import Correction
+from .dense_output import hermite_piece, states_at
 from .methods.method import Method, StepPlan
 from .protection import NO_INPUTS, FieldInputs, ProtectedField
 from .times import check_grid, check_resolution, time_tensor
@@ -147,15 +148,19 @@ class FixedMesh(Stepping):
         z0: Tensor,
         correction: Correction | None = None,
         inputs: FieldInputs = NO_INPUTS,
+        slopes: list[Tensor] | None = None,
     ) -> Iterator[Tensor]:
-        """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop."""
+        """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop.
+
+        f at the start of each step is added to ``slopes``, where a list is given.
+        """
         field = ProtectedField(f, inputs)
         times = self._node_times(z0)
         z, state, step, x = z0, (), self.method.step, inputs.x
         for plan, start, nodes, scale in self._places:
             eps = plan.eps
             if correction is None:
-                direction, _, state, _ = step(field, times[nodes], z, eps, state)
+                direction, stages, state, _ = step(field, times[nodes], z, eps, state)
                 z = _add(z, direction, eps)
             else:
                 direction, stages, state, _ = step(correction.field(field, plan), times[nodes], z, eps, state)
@@ -163,7 +168,44 @@ class FixedMesh(Stepping):
                 z = _add(z, direction, eps)
                 if g is not None:
                     z = _add(z, g, scale)
+            if slopes is not None:
+                slopes.append(stages[0])
             yield z
+
+    def solve_at(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        times: Tensor,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> Tensor:
+        """Return the states at times of their own for each row, by cubic interpolation between the steps.
+
+        It takes one evaluation of f more than a solve, at the end of the mesh.
+
+        Parameters
+        ----------
+        times : Tensor of shape (batch, n_times)
+            In float64, within the mesh; nan where a row has no further time.
+
+        Returns
+        -------
+        Tensor of shape (batch, n_times, ...)
+            Zero where the time is nan.
+        """
+        check_state(z0)
+        slopes: list[Tensor] = []
+        states = [z0, *self.iterate(f, z0, correction, inputs, slopes)]
+        span = float(self.grid[0]), float(self.grid[-1])
+        end = time_tensor(span[1], z0, span)
+        slopes.append(ProtectedField(f, inputs)(end, states[-1]))
+        exact = times.new_tensor([[float(plan.s), float(plan.eps)] for plan in self.plans])
+        pieces = [
+            hermite_piece(s, eps, ends, ahead)
+            for (s, eps), ends, ahead in zip(exact, pairwise(states), pairwise(slopes), strict=True)
+        ]
+        return states_at(pieces, z0, times)
 
 
 def _makes_plain_tensors(z: Tensor) -> bool:

@@ -88,14 +88,15 @@ def _probe(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None
 def solve_rows(
     neural_ode: NeuralODE,
     x: Tensor,
-    times: Sequence[float],
+    times: Sequence[float] | Tensor,
     rtol: float,
     atol: float | None,
     condition: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, str]:
     """Solve the references of one batch without gradients; return the states and what failed, if anything.
 
-    States are nan for rows that cannot be solved.
+    States are of shape (n_times, batch, ...), and nan for rows that cannot be solved. ``times`` of shape (batch,
+    n_times), padded with nan, are of their own for each row; the states are then zero where the time is nan.
 
     Raises
     ------
@@ -108,6 +109,10 @@ def solve_rows(
 
         def solve(rows: Tensor, limit: int) -> Tensor:
             index = slice(None) if len(rows) == len(x) else rows.to(x.device)
+            if isinstance(times, Tensor):
+                return neural_ode.reference_at(
+                    z0[index], inputs.rows(index), times[index], rtol=rtol, atol=absolute, max_evaluations=limit
+                ).movedim(1, 0)
             return neural_ode.reference(
                 z0[index], inputs.rows(index), times, rtol=rtol, atol=absolute, max_evaluations=limit
             )
