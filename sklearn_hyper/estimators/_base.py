@@ -116,21 +116,28 @@ class TorchEstimator(BaseEstimator):
         # refuses negative strides.
         return torch.from_numpy(array.copy()).to(device=device, dtype=dtype)
 
-    def _in_batches(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
-        """Apply a tensor function to rows of X, a bounded number at a time."""
+    def _in_batches(
+        self, function: Callable[..., Tensor], X: np.ndarray, times: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Apply a tensor function to rows of X, a bounded number at a time, and to times, where there are some.
+
+        Times for all rows, of one axis, go with every batch; times of the rows are split as the rows are.
+        """
         limit = _INFERENCE_FACTOR * self.batch_size
         # A field may differentiate inside, as a Hamiltonian's does; inference mode forbids that.
         if torch.is_inference_mode_enabled():
             with outside_inference_mode():
-                return self._in_batches(function, X)
+                return self._in_batches(function, X, times)
         with torch.no_grad():
             if len(X) <= limit:
-                return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
+                beside = () if times is None else (torch.from_numpy(times),)
+                return function(self._to_tensor(X, self.dtype_, self.device_), *beside).cpu().numpy()
             parts: list[np.ndarray] = []
             lost, failed, kind = [], "", ReferenceSolveError
             for i in range(0, len(X), limit):
+                own = times[i : i + limit] if times is not None and times.ndim > 1 else times
                 try:
-                    parts.append(self._in_batches(function, X[i : i + limit]))
+                    parts.append(self._in_batches(function, X[i : i + limit], own))
                 except (ReferenceSolveError, StepLimitError) as error:
                     lost, failed, kind = [*lost, *(i + row for row in error.rows)], error.what, type(error)
                     if len(lost) == i + error.n_rows >= FAILED_ROWS:  # the field is at fault: do not try the other rows

@@ -152,6 +152,16 @@ class FittedHypersolver(DeviceFree):
         return self.module.grid
 
     @property
+    def follows_trajectory(self) -> bool:
+        """Whether the states between the ends approximate those of the Neural ODE.
+
+        Learned coefficients let them leave the trajectory, unless the correction was fitted to all states.
+        """
+        return self.method.follows_trajectory or (
+            self.correction is not None and self.settings.adapted_to(self.method).trains_on("trajectory")
+        )
+
+    @property
     def solver_name(self) -> str:
         """The base method and its steps, as reports name them."""
         steps = f"rtol={self.settings.step_rtol:g}" if self.is_adaptive else f"K={self.n_steps}"
@@ -172,6 +182,45 @@ class FittedHypersolver(DeviceFree):
         """Return the states z_0, ..., z_K, of shape (K + 1, n, ...)."""
         with torch.no_grad():
             return self.module.trajectory(x, condition)
+
+    def states_at(self, x: Tensor, times: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Return the states at given times, of shape (n_times, n, ...).
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, ...)
+        times : Tensor of shape (n_times,) or (n, n_times)
+            In float64, within the span and without nan: for all rows, or for each its own.
+        condition : mapping of str to Tensor, optional
+
+        Raises
+        ------
+        ValueError
+            If a time lies between the ends of the span, where this solver's states approximate none of the Neural
+            ODE's: with learned coefficients that were fitted to the terminal state alone.
+        """
+        self.check_times(times)
+        with torch.no_grad():
+            return self.module.states_at(x, times, condition)
+
+    def check_times(self, times: Any) -> None:
+        """Refuse times at which the states of this solver approximate none of the Neural ODE's; nan counts as none.
+
+        Raises
+        ------
+        ValueError
+        """
+        if self.follows_trajectory:
+            return
+        at = np.asarray(times, dtype=np.float64)
+        between = at[~(np.isnan(at) | np.isin(at, self.neural_ode.t_span))]
+        if len(between):
+            raise ValueError(
+                f"t_eval holds {between[0]:g}, between the ends of t_span={self.neural_ode.t_span}, and learned "
+                f"coefficients (base_solver={self.method.name!r}, which 'auto' may stand for) approximate the Neural "
+                "ODE's state at the end alone. Fit with finetune='trajectory', for which 'auto' is a base solver that "
+                "follows the trajectory, or name one, such as base_solver='ab2'."
+            )
 
     def reference(
         self,

@@ -81,13 +81,39 @@ class SolvedODE(DeviceFreeModule):
         ode = self.neural_ode
         return self.stepping.trajectory(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
 
-    def count_evaluations(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
-        """Count the evaluations of f in a solve: those known beforehand, or else the mean over the rows of x."""
-        if self.stepping.n_evaluations is not None:
+    def states_at(self, x: Tensor, times: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Return the states at given times, time first: see :meth:`~sklearn_hyper.numerics.FixedMesh.states_at`.
+
+        Parameters
+        ----------
+        x : Tensor of shape (batch, ...)
+        times : Tensor of shape (n_times,) or (batch, n_times)
+            In float64, within the span and without nan: for all rows, or for each its own.
+        condition : mapping of str to Tensor, optional
+            Keyword arguments of the field.
+        """
+        ode = self.neural_ode
+        return self.stepping.states_at(
+            ode.vector_field, ode.input_map(x), times, self._correction, ode.inputs(x, condition)
+        )
+
+    def count_evaluations(
+        self, x: Tensor, condition: Mapping[str, Any] | None = None, times: Tensor | None = None
+    ) -> float:
+        """Count the evaluations of f in a solve: those known beforehand, or else the mean over the rows of x.
+
+        With ``times``, those of :meth:`states_at`, for all rows of x in one batch.
+        """
+        if times is None and self.stepping.n_evaluations is not None:
             return self.stepping.n_evaluations
         ode, counted = self.neural_ode, CountedField(self.neural_ode.vector_field)
         with torch.no_grad():
-            self.stepping.solve(counted, ode.input_map(x), self._correction, ode.inputs(x, condition))
+            start = counted, ode.input_map(x)
+            beside = self._correction, ode.inputs(x, condition)
+            if times is None:
+                self.stepping.solve(*start, *beside)
+            else:
+                self.stepping.states_at(*start, times, *beside)
         return counted.n_rows_evaluated / len(x)
 
     def count_macs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:

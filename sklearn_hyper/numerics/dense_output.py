@@ -1,14 +1,22 @@
-"""States between the steps of a solve, by cubic Hermite interpolation."""
+"""States between the steps of a solve, by Hermite interpolation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .tensors import per_row
+
+_LEAST_SHARE = 0.5
+"""Length of a neighbouring step, as a share of a step's own, from which on its other end helps to interpolate. From
+nodes that lie close together, the formula extrapolates their errors: a tenth as far apart, 70 times over."""
+_ULPS = 16
+"""A time that is so many roundings from a node is the node's: 0.1 * 3 and 0.3 are one time."""
 
 
 class Node(NamedTuple):
@@ -28,15 +36,16 @@ def interpolate(nodes: Sequence[Node], times: Tensor) -> Tensor:
     ----------
     nodes : sequence of Node
         Of each row in the order of its steps. The last holds all rows.
-    times : Tensor of shape (n,)
-        After the start, up to the end.
+    times : Tensor of shape (n,) or (batch, n)
+        After the start, up to the end: for all rows, or for each its own.
     """
     z, slope = torch.zeros_like(nodes[-1].z), torch.zeros_like(nodes[-1].z)
     s = torch.full_like(nodes[-1].s, torch.nan)  # before a row's first node, no time is within a step
-    states = z.expand(len(times), *z.shape).clone()
+    states = z.expand(times.shape[-1], *z.shape).clone()
     for node in nodes:
         length = node.s - s[node.rows]
-        shares = (times - s[node.rows, None]) / length[:, None]
+        own = times if times.ndim == 1 else times[node.rows]
+        shares = (own - s[node.rows, None]) / length[:, None]
         i, k = ((shares > 0) & (shares <= 1)).nonzero(as_tuple=True)
         rows, share, unit = node.rows[i], per_row(shares[i, k].to(z.dtype), z), per_row(length[i].to(z.dtype), z)
         rest = 1 - share
@@ -46,3 +55,128 @@ def interpolate(nodes: Sequence[Node], times: Tensor) -> Tensor:
         s = s.index_put((node.rows,), node.s)
         z, slope = z.index_put((node.rows,), node.z), slope.index_put((node.rows,), node.slope)
     return states
+
+
+class MeshInterpolation:
+    r"""Interpolate the states of a solve on a mesh, by Hermite's formula through three nodes.
+
+    .. math::
+
+        z(t) = \sum_i \big(1 - 2 (t - s_i) L_i'(s_i)\big) L_i(t)^2 z_i + (t - s_i) L_i(t)^2 f(s_i, z_i)
+
+    A state within a step is interpolated from the step's ends and the node before them, or else after them. Its error
+    is :math:`O(\epsilon^6)`: below that of every method up to order 5. Where there is no such node, or it lies less
+    than half a step away, the two ends have to do, and the error is :math:`O(\epsilon^4)`: so it is on a mesh of one
+    step. The result passes through the nodes, whose states are returned as they are. A state does not depend on the
+    other times that are asked for.
+
+    Parameters
+    ----------
+    grid : sequence of float
+        The mesh.
+    times : array of shape (n_times,) or (batch, n_times)
+        Within the mesh, without nan; for all rows, or for each its own.
+
+    Attributes
+    ----------
+    n_steps : int
+        Steps that the solve has to take. The later ones are not needed.
+    nodes : tuple of int
+        Nodes at which f is needed.
+
+    Examples
+    --------
+    >>> from sklearn_hyper.numerics.dense_output import MeshInterpolation
+    >>> dense = MeshInterpolation((0.0, 0.5, 1.0, 1.5, 2.0), [0.5, 1.2])
+    >>> dense.n_steps, dense.nodes  # 1.2 lies in the third step; 0.5 is a node
+    (3, (1, 2, 3))
+    """
+
+    def __init__(self, grid: Sequence[float], times: Any):
+        mesh, at = np.asarray(grid, dtype=np.float64), np.asarray(times, dtype=np.float64)
+        self.by_row = at.ndim == 2
+        at = at.T if self.by_row else at[:, None]  # time first, as states are
+        sign = 1.0 if mesh[-1] > mesh[0] else -1.0
+        slack = _ULPS * np.finfo(np.float64).eps * max(np.abs(mesh[[0, -1]]).max(), abs(mesh[-1] - mesh[0]))
+        nearest = np.searchsorted(sign * mesh, sign * at + slack, side="right") - 1
+        self._nodes = np.clip(nearest, 0, len(mesh) - 1)
+        self._is_node = np.abs(at - mesh[self._nodes]) <= slack
+        step = self._nodes[~self._is_node]
+        # At nodes nothing is interpolated, so they may name any step that is taken anyway.
+        step = np.where(self._is_node, step[0] if len(step) else 0, self._nodes)
+        third = _third_nodes(mesh)[step]
+        self._stencil = [step, step + 1, np.where(third < 0, step, third)]
+        self._weights = _hermite_weights(mesh, step, third, at)
+        needed = np.stack(self._stencil)[:, ~self._is_node]
+        self.nodes = tuple(np.unique(needed).tolist())
+        self.n_steps = max(int(self._nodes[self._is_node].max(initial=0)), *self.nodes[-1:], 0)
+
+    def states(self, states: Sequence[Tensor], slopes: Mapping[int, Tensor]) -> Tensor:
+        """Return the states at the times, time first, of shape (n_times, batch, ...).
+
+        Parameters
+        ----------
+        states : sequence of Tensor
+            z_0, ..., z_n of ``n_steps`` steps or more.
+        slopes : mapping of int to Tensor
+            f at ``nodes``.
+        """
+        z = torch.stack(list(states))
+        found = self._take(z, self._nodes)
+        if not self.nodes:
+            return found
+        f, place = torch.stack([slopes[node] for node in self.nodes]), np.zeros(self.nodes[-1] + 1, dtype=np.int64)
+        place[list(self.nodes)] = np.arange(len(self.nodes))
+        total = torch.zeros_like(found)
+        for nodes, weights in zip(self._stencil, self._weights, strict=True):
+            for weight, tensor, index in zip(weights, (z, f), (nodes, place[nodes]), strict=True):
+                total = total + self._spread(weight, z) * self._take(tensor, index)
+        if not self._is_node.any():
+            return total
+        return torch.where(self._spread(self._is_node, z), found, total)
+
+    def _take(self, tensor: Tensor, nodes: NDArray[np.int64]) -> Tensor:
+        """Return entries of a stack of nodes, by time, or by time and row."""
+        if not self.by_row:
+            return tensor[torch.as_tensor(nodes[:, 0], device=tensor.device)]
+        rows = torch.arange(tensor.shape[1], device=tensor.device)
+        return tensor[torch.as_tensor(nodes, device=tensor.device), rows]
+
+    @staticmethod
+    def _spread(values: NDArray[Any], z: Tensor) -> Tensor:
+        """Return numbers by time, or by time and row, so that they broadcast to a stack of states like z."""
+        dtype = torch.bool if values.dtype == np.bool_ else z.dtype
+        return torch.as_tensor(values).to(z.device, dtype).reshape(*values.shape, *[1] * (z.ndim - 2))
+
+
+def _third_nodes(mesh: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each step the node beside its ends that a state within is interpolated from; -1 for none.
+
+    The node before is there already. That after takes a step more, which a solve to the end takes anyway.
+    """
+    lengths = np.abs(np.diff(mesh))
+    step, never = np.arange(len(lengths)), np.zeros(1, dtype=np.bool_)
+    before = np.append(never, lengths[:-1] >= _LEAST_SHARE * lengths[1:])
+    after = np.append(lengths[1:] >= _LEAST_SHARE * lengths[:-1], never)
+    return np.where(before, step - 1, np.where(after, step + 2, -1))
+
+
+def _hermite_weights(
+    mesh: NDArray[np.float64], step: NDArray[np.int64], third: NDArray[np.int64], times: NDArray[np.float64]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return the weights of states and of f at both ends of a step and at a third node, which may be missing (-1)."""
+    ends = [mesh[step], mesh[step + 1]]
+    has_third = third >= 0
+    away = np.where(has_third, mesh[third], 2 * ends[0] - ends[1])
+    weights = []
+    for own, others in ((ends[0], [ends[1], away]), (ends[1], [ends[0], away]), (away, ends)):
+        lagrange, slope = np.ones_like(times), np.zeros_like(times)
+        for other in others:
+            counts = has_third if other is away else True
+            lagrange = np.where(counts, lagrange * (times - other) / (own - other), lagrange)
+            slope = np.where(counts, slope + 1 / (own - other), slope)
+        is_there = 1.0 if own is not away else has_third
+        weights.append(
+            (is_there * (1 - 2 * (times - own) * slope) * lagrange**2, is_there * (times - own) * lagrange**2)
+        )
+    return weights
