@@ -152,16 +152,6 @@ class FittedHypersolver(DeviceFree):
         return self.module.grid
 
     @property
-    def follows_trajectory(self) -> bool:
-        """Whether the states between the ends approximate those of the Neural ODE.
-
-        Learned coefficients let them leave the trajectory, unless the correction was fitted to all states.
-        """
-        return self.method.follows_trajectory or (
-            self.correction is not None and self.settings.adapted_to(self.method).trains_on("trajectory")
-        )
-
-    @property
     def solver_name(self) -> str:
         """The base method and its steps, as reports name them."""
         steps = f"rtol={self.settings.step_rtol:g}" if self.is_adaptive else f"K={self.n_steps}"
@@ -197,7 +187,7 @@ class FittedHypersolver(DeviceFree):
         ------
         ValueError
             If a time lies between the ends of the span, where this solver's states approximate none of the Neural
-            ODE's: with learned coefficients that were fitted to the terminal state alone.
+            ODE's: that of learned coefficients.
         """
         self.check_times(times)
         with torch.no_grad():
@@ -210,16 +200,16 @@ class FittedHypersolver(DeviceFree):
         ------
         ValueError
         """
-        if self.follows_trajectory:
+        if self.method.follows_trajectory:
             return
         at = np.asarray(times, dtype=np.float64)
         between = at[~(np.isnan(at) | np.isin(at, self.neural_ode.t_span))]
         if len(between):
             raise ValueError(
-                f"t_eval holds {between[0]:g}, between the ends of t_span={self.neural_ode.t_span}, and learned "
-                f"coefficients (base_solver={self.method.name!r}, which 'auto' may stand for) approximate the Neural "
-                "ODE's state at the end alone. Fit with finetune='trajectory', for which 'auto' is a base solver that "
-                "follows the trajectory, or name one, such as base_solver='ab2'."
+                f"t_eval holds {between[0]:g}, between the ends of t_span={self.neural_ode.t_span}, and this solver "
+                f"approximates the Neural ODE's state at the end alone: base_solver={self.method.name!r}, which 'auto' "
+                "may stand for, has coefficients learned for that. Fit with finetune='trajectory', for which 'auto' is "
+                "a base solver that follows the trajectory, or name one, such as base_solver='ab2'."
             )
 
     def reference(

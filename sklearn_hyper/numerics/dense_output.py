@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .tensors import per_row
@@ -74,7 +72,7 @@ class MeshInterpolation:
     ----------
     grid : sequence of float
         The mesh.
-    times : array of shape (n_times,) or (batch, n_times)
+    times : Tensor or sequence of float, of shape (n_times,) or (batch, n_times)
         Within the mesh, without nan; for all rows, or for each its own.
 
     Attributes
@@ -92,24 +90,26 @@ class MeshInterpolation:
     (3, (1, 2, 3))
     """
 
-    def __init__(self, grid: Sequence[float], times: Any):
-        mesh, at = np.asarray(grid, dtype=np.float64), np.asarray(times, dtype=np.float64)
+    def __init__(self, grid: Sequence[float] | Tensor, times: Any):
+        mesh = torch.tensor([float(node) for node in grid], dtype=torch.float64)
+        at = torch.as_tensor(times, dtype=torch.float64).cpu()
         self.by_row = at.ndim == 2
         at = at.T if self.by_row else at[:, None]  # time first, as states are
         sign = 1.0 if mesh[-1] > mesh[0] else -1.0
-        slack = _ULPS * np.finfo(np.float64).eps * max(np.abs(mesh[[0, -1]]).max(), abs(mesh[-1] - mesh[0]))
-        nearest = np.searchsorted(sign * mesh, sign * at + slack, side="right") - 1
-        self._nodes = np.clip(nearest, 0, len(mesh) - 1)
-        self._is_node = np.abs(at - mesh[self._nodes]) <= slack
+        largest = max(mesh[[0, -1]].abs().max(), (mesh[-1] - mesh[0]).abs())
+        slack = _ULPS * torch.finfo(torch.float64).eps * largest
+        self._nodes = torch.searchsorted(sign * mesh, (sign * at + slack).contiguous(), right=True) - 1
+        self._nodes = self._nodes.clamp(0, len(mesh) - 1)
+        self._is_node = (at - mesh[self._nodes]).abs() <= slack
         step = self._nodes[~self._is_node]
         # At nodes nothing is interpolated, so they may name any step that is taken anyway.
-        step = np.where(self._is_node, step[0] if len(step) else 0, self._nodes)
+        step = torch.where(self._is_node, step[0] if len(step) else 0, self._nodes)
         third = _third_nodes(mesh)[step]
-        self._stencil = [step, step + 1, np.where(third < 0, step, third)]
+        self._stencil = [step, step + 1, torch.where(third < 0, step, third)]
         self._weights = _hermite_weights(mesh, step, third, at)
-        needed = np.stack(self._stencil)[:, ~self._is_node]
-        self.nodes = tuple(np.unique(needed).tolist())
-        self.n_steps = max(int(self._nodes[self._is_node].max(initial=0)), *self.nodes[-1:], 0)
+        needed = [nodes[~self._is_node] for nodes in self._stencil]
+        self.nodes: tuple[int, ...] = tuple(torch.cat(needed).unique().tolist())
+        self.n_steps = max([*self._nodes[self._is_node].tolist(), *self.nodes[-1:]], default=0)
 
     def states(self, states: Sequence[Tensor], slopes: Mapping[int, Tensor]) -> Tensor:
         """Return the states at the times, time first, of shape (n_times, batch, ...).
@@ -125,58 +125,50 @@ class MeshInterpolation:
         found = self._take(z, self._nodes)
         if not self.nodes:
             return found
-        f, place = torch.stack([slopes[node] for node in self.nodes]), np.zeros(self.nodes[-1] + 1, dtype=np.int64)
-        place[list(self.nodes)] = np.arange(len(self.nodes))
+        f, place = torch.stack([slopes[node] for node in self.nodes]), torch.zeros(len(z), dtype=torch.int64)
+        place[list(self.nodes)] = torch.arange(len(self.nodes))
         total = torch.zeros_like(found)
         for nodes, weights in zip(self._stencil, self._weights, strict=True):
             for weight, tensor, index in zip(weights, (z, f), (nodes, place[nodes]), strict=True):
-                total = total + self._spread(weight, z) * self._take(tensor, index)
-        if not self._is_node.any():
-            return total
+                total = total + self._spread(weight.to(z.dtype), z) * self._take(tensor, index)
         return torch.where(self._spread(self._is_node, z), found, total)
 
-    def _take(self, tensor: Tensor, nodes: NDArray[np.int64]) -> Tensor:
+    def _take(self, tensor: Tensor, nodes: Tensor) -> Tensor:
         """Return entries of a stack of nodes, by time, or by time and row."""
+        nodes = nodes.to(tensor.device)
         if not self.by_row:
-            return tensor[torch.as_tensor(nodes[:, 0], device=tensor.device)]
-        rows = torch.arange(tensor.shape[1], device=tensor.device)
-        return tensor[torch.as_tensor(nodes, device=tensor.device), rows]
+            return tensor[nodes[:, 0]]
+        return tensor[nodes, torch.arange(tensor.shape[1], device=tensor.device)]
 
     @staticmethod
-    def _spread(values: NDArray[Any], z: Tensor) -> Tensor:
+    def _spread(values: Tensor, z: Tensor) -> Tensor:
         """Return numbers by time, or by time and row, so that they broadcast to a stack of states like z."""
-        dtype = torch.bool if values.dtype == np.bool_ else z.dtype
-        return torch.as_tensor(values).to(z.device, dtype).reshape(*values.shape, *[1] * (z.ndim - 2))
+        return values.to(z.device).reshape(*values.shape, *[1] * (z.ndim - 2))
 
 
-def _third_nodes(mesh: NDArray[np.float64]) -> NDArray[np.int64]:
+def _third_nodes(mesh: Tensor) -> Tensor:
     """Return for each step the node beside its ends that a state within is interpolated from; -1 for none.
 
     The node before is there already. That after takes a step more, which a solve to the end takes anyway.
     """
-    lengths = np.abs(np.diff(mesh))
-    step, never = np.arange(len(lengths)), np.zeros(1, dtype=np.bool_)
-    before = np.append(never, lengths[:-1] >= _LEAST_SHARE * lengths[1:])
-    after = np.append(lengths[1:] >= _LEAST_SHARE * lengths[:-1], never)
-    return np.where(before, step - 1, np.where(after, step + 2, -1))
+    lengths = mesh.diff().abs()
+    step, never = torch.arange(len(lengths)), torch.zeros(1, dtype=torch.bool)
+    before = torch.cat([never, lengths[:-1] >= _LEAST_SHARE * lengths[1:]])
+    after = torch.cat([lengths[1:] >= _LEAST_SHARE * lengths[:-1], never])
+    return torch.where(before, step - 1, torch.where(after, step + 2, -1))
 
 
-def _hermite_weights(
-    mesh: NDArray[np.float64], step: NDArray[np.int64], third: NDArray[np.int64], times: NDArray[np.float64]
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def _hermite_weights(mesh: Tensor, step: Tensor, third: Tensor, times: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return the weights of states and of f at both ends of a step and at a third node, which may be missing (-1)."""
-    ends = [mesh[step], mesh[step + 1]]
-    has_third = third >= 0
-    away = np.where(has_third, mesh[third], 2 * ends[0] - ends[1])
+    start, end, has_third = mesh[step], mesh[step + 1], third >= 0
+    away = torch.where(has_third, mesh[third], 2 * start - end)
+    always = torch.ones_like(has_third)
+    nodes = [(start, always), (end, always), (away, has_third)]
     weights = []
-    for own, others in ((ends[0], [ends[1], away]), (ends[1], [ends[0], away]), (away, ends)):
-        lagrange, slope = np.ones_like(times), np.zeros_like(times)
-        for other in others:
-            counts = has_third if other is away else True
-            lagrange = np.where(counts, lagrange * (times - other) / (own - other), lagrange)
-            slope = np.where(counts, slope + 1 / (own - other), slope)
-        is_there = 1.0 if own is not away else has_third
-        weights.append(
-            (is_there * (1 - 2 * (times - own) * slope) * lagrange**2, is_there * (times - own) * lagrange**2)
-        )
+    for i, (own, is_there) in enumerate(nodes):
+        lagrange, slope = is_there.double(), torch.zeros_like(times)
+        for other, counts in nodes[:i] + nodes[i + 1 :]:
+            lagrange = torch.where(counts, lagrange * (times - other) / (own - other), lagrange)
+            slope = torch.where(counts, slope + 1 / (own - other), slope)
+        weights.append(((1 - 2 * (times - own) * slope) * lagrange**2, (times - own) * lagrange**2))
     return weights

@@ -224,14 +224,15 @@ class FixedMesh(Stepping):
             In float64, within the span and without nan.
         """
         check_state(z0)
-        dense = times if isinstance(times, MeshInterpolation) else MeshInterpolation(self.grid, times.cpu())
+        dense = times if isinstance(times, MeshInterpolation) else MeshInterpolation(self.grid, times)
         slopes: list[Tensor | None] = []
         states = [z0, *islice(self.iterate(f, z0, correction, inputs, slopes), dense.n_steps)]
         known = {node: slope for node, slope in enumerate(slopes) if slope is not None}
         lacking = [node for node in dense.nodes if node not in known]
         if lacking:
             field = ProtectedField(f, inputs)
-            at = time_tensor([self.grid[node] for node in lacking], z0, self.grid).unbind()
+            ends = float(self.grid[0]), float(self.grid[-1])
+            at = time_tensor([float(self.grid[node]) for node in lacking], z0, ends).unbind()
             known |= {node: field(time, states[node]) for node, time in zip(lacking, at, strict=True)}
         return dense.states(states, known)
 
