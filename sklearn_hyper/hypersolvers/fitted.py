@@ -202,7 +202,7 @@ class FittedHypersolver(DeviceFree):
         """
         if self.method.follows_trajectory:
             return
-        at = np.asarray(times, dtype=np.float64)
+        at = torch.as_tensor(times, dtype=torch.float64).cpu().numpy()
         between = at[~(np.isnan(at) | np.isin(at, self.neural_ode.t_span))]
         if len(between):
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..numerics.correction import Correction
 from ..numerics.cost import CountedField, count_macs
+from ..numerics.dense_output import MeshInterpolation
 from ..numerics.methods import Method
 from ..numerics.stepping import FixedMesh, Stepping, check_method_grid
 from .corrections.contract import FoldedCorrection, ModuleCorrection, as_module_correction
@@ -221,6 +222,31 @@ class FoldedODE(SolvedODE):
     def fold(self) -> FoldedODE:
         """Return this module, which is folded already."""
         return self
+
+
+class OutputsAt(nn.Module):
+    """Return the outputs of a hypersolved ODE at fixed times, of shape (batch, n_times, ...): a module for export.
+
+    Parameters
+    ----------
+    module : SolvedODE
+        With steps that are known beforehand.
+    times : sequence of float
+        Within the span.
+    """
+
+    def __init__(self, module: SolvedODE, times: Sequence[float]):
+        super().__init__()
+        self.module = module
+        self.interpolation = MeshInterpolation(module.grid, times)
+
+    def forward(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Return h_y of the states, which are those of :meth:`SolvedODE.states_at`."""
+        module, ode = self.module, self.module.neural_ode
+        states = module._mesh.states_at(
+            ode.vector_field, ode.input_map(x), self.interpolation, module._correction, ode.inputs(x, condition)
+        )
+        return torch.stack([ode.output_map(z) for z in states.unbind()], dim=1)
 
 
 def _fold(correction: ModuleCorrection, live: HypersolvedODE) -> ModuleCorrection:

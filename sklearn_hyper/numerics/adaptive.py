@@ -11,7 +11,7 @@ from torch.compiler import is_compiling, is_exporting
 
 from .adaptive_solve import MAX_ATTEMPTS, AdaptiveSolve
 from .correction import Correction
-from .dense_output import Node, interpolate
+from .dense_output import Node, check_within, interpolate
 from .methods.method import Method
 from .protection import NO_INPUTS, FieldInputs
 from .reference import check_tolerance
@@ -192,6 +192,7 @@ class Adaptive(Stepping):
         check_state(z0)
         _check(self, correction)
         start, stop = self.t_span
+        check_within(times, start, stop)
         times = times.to(z0.device)
         at = times if times.ndim == 1 else times.T
         first, last = (_like_states(at == end, z0) for end in (start, stop))

@@ -55,6 +55,19 @@ def interpolate(nodes: Sequence[Node], times: Tensor) -> Tensor:
     return states
 
 
+def check_within(times: Tensor, start: float, end: float, slack: float = 0.0) -> None:
+    """Refuse times outside of a span, and nan.
+
+    Raises
+    ------
+    ValueError
+    """
+    low, high = min(start, end), max(start, end)
+    outside = times[~((times >= low - slack) & (times <= high + slack))]
+    if len(outside):
+        raise ValueError(f"times must lie within the span from {start!r} to {end!r}, got {outside[0].item()!r}.")
+
+
 class MeshInterpolation:
     r"""Interpolate the states of a solve on a mesh, by Hermite's formula through three nodes.
 
@@ -74,6 +87,11 @@ class MeshInterpolation:
         The mesh.
     times : Tensor or sequence of float, of shape (n_times,) or (batch, n_times)
         Within the mesh, without nan; for all rows, or for each its own.
+
+    Raises
+    ------
+    ValueError
+        If a time lies outside of the mesh.
 
     Attributes
     ----------
@@ -98,6 +116,7 @@ class MeshInterpolation:
         sign = 1.0 if mesh[-1] > mesh[0] else -1.0
         largest = max(mesh[[0, -1]].abs().max(), (mesh[-1] - mesh[0]).abs())
         slack = _ULPS * torch.finfo(torch.float64).eps * largest
+        check_within(at, mesh[0].item(), mesh[-1].item(), float(slack))
         self._nodes = torch.searchsorted(sign * mesh, (sign * at + slack).contiguous(), right=True) - 1
         self._nodes = self._nodes.clamp(0, len(mesh) - 1)
         self._is_node = (at - mesh[self._nodes]).abs() <= slack
@@ -108,7 +127,9 @@ class MeshInterpolation:
         self._stencil = [step, step + 1, torch.where(third < 0, step, third)]
         self._weights = _hermite_weights(mesh, step, third, at)
         needed = [nodes[~self._is_node] for nodes in self._stencil]
-        self.nodes: tuple[int, ...] = tuple(torch.cat(needed).unique().tolist())
+        unique = torch.cat(needed).unique()
+        self.nodes: tuple[int, ...] = tuple(unique.tolist())
+        self._places = [torch.searchsorted(unique, nodes) for nodes in self._stencil]
         self.n_steps = max([*self._nodes[self._is_node].tolist(), *self.nodes[-1:]], default=0)
 
     def states(self, states: Sequence[Tensor], slopes: Mapping[int, Tensor]) -> Tensor:
@@ -125,11 +146,10 @@ class MeshInterpolation:
         found = self._take(z, self._nodes)
         if not self.nodes:
             return found
-        f, place = torch.stack([slopes[node] for node in self.nodes]), torch.zeros(len(z), dtype=torch.int64)
-        place[list(self.nodes)] = torch.arange(len(self.nodes))
-        total = torch.zeros_like(found)
-        for nodes, weights in zip(self._stencil, self._weights, strict=True):
-            for weight, tensor, index in zip(weights, (z, f), (nodes, place[nodes]), strict=True):
+        f = torch.stack([slopes[node] for node in self.nodes])
+        total: Any = 0.0
+        for nodes, places, weights in zip(self._stencil, self._places, self._weights, strict=True):
+            for weight, tensor, index in zip(weights, (z, f), (nodes, places), strict=True):
                 total = total + self._spread(weight.to(z.dtype), z) * self._take(tensor, index)
         return torch.where(self._spread(self._is_node, z), found, total)
 
