@@ -109,12 +109,14 @@ class SolvedODE(DeviceFreeModule):
             return self.stepping.n_evaluations
         ode, counted = self.neural_ode, CountedField(self.neural_ode.vector_field)
         with torch.no_grad():
-            start = counted, ode.input_map(x)
-            beside = self._correction, ode.inputs(x, condition)
+            z, beside = ode.input_map(x), (self._correction, ode.inputs(x, condition))
             if times is None:
-                self.stepping.solve(*start, *beside)
+                self.stepping.solve(counted, z, *beside)
+            elif isinstance(self.stepping, FixedMesh):
+                # A wrapper around f does not see evaluations with other weights.
+                return self.stepping.count_evaluations_at(ode.vector_field, z, times, *beside)
             else:
-                self.stepping.states_at(*start, times, *beside)
+                self.stepping.states_at(counted, z, times, *beside)
         return counted.n_rows_evaluated / len(x)
 
     def count_macs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:

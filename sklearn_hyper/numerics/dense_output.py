@@ -129,7 +129,7 @@ class MeshInterpolation:
         needed = [nodes[~self._is_node] for nodes in self._stencil]
         unique = torch.cat(needed).unique()
         self.nodes: tuple[int, ...] = tuple(unique.tolist())
-        self._places = [torch.searchsorted(unique, nodes) for nodes in self._stencil]
+        self._places = [torch.searchsorted(unique, nodes.contiguous()) for nodes in self._stencil]
         self.n_steps = max([*self._nodes[self._is_node].tolist(), *self.nodes[-1:]], default=0)
 
     def states(self, states: Sequence[Tensor], slopes: Mapping[int, Tensor]) -> Tensor:

@@ -195,7 +195,8 @@ class FixedMesh(Stepping):
                 stepped = correction.field(field, plan)
                 direction, stages, state, _ = step(stepped, times[nodes], z, eps, state)
                 if slopes is not None:
-                    slopes.append(stages[0] if plan.evaluates_start and stepped is field else None)
+                    is_f = stepped is field and field.f is field.given
+                    slopes.append(stages[0] if is_f and plan.evaluates_start else None)
                 g = correction.term(plan, times[start], z, stages, x)
                 z = _add(z, direction, eps)
                 if g is not None:
@@ -223,8 +224,32 @@ class FixedMesh(Stepping):
         times : Tensor of shape (n_times,) or (batch, n_times), or MeshInterpolation
             In float64, within the span and without nan.
         """
-        check_state(z0)
         dense = times if isinstance(times, MeshInterpolation) else MeshInterpolation(self.grid, times)
+        states, slopes, _ = self._nodes_for(dense, f, z0, correction, inputs)
+        return dense.states(states, slopes)
+
+    def count_evaluations_at(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        times: Tensor,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> int:
+        """Count the evaluations of f that :meth:`states_at` makes, under changed weights included."""
+        first = inputs.rows(slice(0, 1))
+        return self._nodes_for(MeshInterpolation(self.grid, times), f, z0[:1], correction, first)[2]
+
+    def _nodes_for(
+        self,
+        dense: MeshInterpolation,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        correction: Correction | None,
+        inputs: FieldInputs,
+    ) -> tuple[list[Tensor], dict[int, Tensor], int]:
+        """Return the states at the first nodes, f at those that an interpolation needs, and the evaluations made."""
+        check_state(z0)
         slopes: list[Tensor | None] = []
         states = [z0, *islice(self.iterate(f, z0, correction, inputs, slopes), dense.n_steps)]
         known = {node: slope for node, slope in enumerate(slopes) if slope is not None}
@@ -234,7 +259,8 @@ class FixedMesh(Stepping):
             ends = float(self.grid[0]), float(self.grid[-1])
             at = time_tensor([float(self.grid[node]) for node in lacking], z0, ends).unbind()
             known |= {node: field(time, states[node]) for node, time in zip(lacking, at, strict=True)}
-        return dense.states(states, known)
+        n_evaluations = sum(len(plan.kind.nodes) for plan in self.plans[: dense.n_steps])
+        return states, known, n_evaluations + len(lacking)
 
 
 def _makes_plain_tensors(z: Tensor) -> bool:
