@@ -231,6 +231,20 @@ def test_a_fit_at_times_is_better_there():
     assert errors[1] < 0.6 * errors[0]
 
 
+def test_changed_weights_are_fitted_at_times_too():
+    """Slopes between the steps are those of f itself, live weights included."""
+    torch.manual_seed(0)
+    x, early = X.astype(np.float32), [0.05, 0.15]
+    hyper = HypersolverRegressor(
+        MLPVectorField(2, hidden=16), base_solver="euler", correction=WeightCorrection(), n_steps=2,
+        finetune="trajectory", max_epochs=20, random_state=0,
+    ).fit(x, t_eval=early)  # fmt: skip
+    node, rows = hyper.neural_ode_, torch.from_numpy(x)
+    reference = node.reference(rows, node.inputs(rows), [0.0, *early], rtol=1e-7, atol=1e-7)[1:].transpose(0, 1).numpy()
+    found = [np.abs(one.trajectory(x, t_eval=early) - reference).mean() for one in (hyper, hyper.without_correction())]
+    assert found[0] < 0.7 * found[1]
+
+
 @pytest.mark.parametrize("direction", [1, -1])
 def test_a_fit_takes_any_times_and_keeps_them_for_a_refit(direction):
     """Also the start, where there is nothing to learn, and times of the mesh of references up to rounding."""
