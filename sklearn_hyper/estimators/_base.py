@@ -121,7 +121,10 @@ class TorchEstimator(BaseEstimator):
     def _in_batches(
         self, function: Callable[..., Tensor], X: np.ndarray, times: np.ndarray | None = None
     ) -> np.ndarray:
-        """Apply a tensor function to rows of X, and to their times if given, a bounded number at a time."""
+        """Apply a tensor function to rows of X, a bounded number at a time, and to times, where there are some.
+
+        Times for all rows, of one axis, go with every batch; times of the rows are split as the rows are.
+        """
         limit = _INFERENCE_FACTOR * self.batch_size
         # A field may differentiate inside, as a Hamiltonian's does; inference mode forbids that.
         if torch.is_inference_mode_enabled():
@@ -135,8 +138,8 @@ class TorchEstimator(BaseEstimator):
             parts: list[np.ndarray] = []
             lost, failed, kind = [], "", ReferenceSolveError
             for i in range(0, len(X), limit):
+                own = times[i : i + limit] if times is not None and times.ndim > 1 else times
                 try:
-                    own = None if times is None else times[i : i + limit]
                     parts.append(self._in_batches(function, X[i : i + limit], own))
                 except (ReferenceSolveError, StepLimitError) as error:
                     lost, failed, kind = [*lost, *(i + row for row in error.rows)], error.what, type(error)

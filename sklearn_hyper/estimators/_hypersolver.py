@@ -48,6 +48,7 @@ from ._base import (
 from ._calibrated import ASKED, Asked, Wanted, drop_calibration
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
+from ._eval_times import check_t_eval, times_to_fit
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, STEPPING_CONSTRAINTS, fit_settings
@@ -79,7 +80,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
 
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, t_eval: Any = None) -> Self:
         """Fit the correction on dopri5 trajectories that start from X.
 
         Parameters
@@ -90,6 +91,11 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         y : array-like, optional
             Nothing is learned from it. Where given, it is only compared with what the Neural ODE predicts: labels with
             ``classes_``, and targets with outputs of the same shape.
+        t_eval : array-like of shape (n_times,), optional
+            Times of the states that ``finetune="trajectory"`` (or such a ``loss``) fits, the same for all rows: in the
+            order of the span, and within it. By default those of the solver's own steps. States at other times are
+            still there: see :meth:`trajectory`. Where rows have times of their own, pass times spread like them. A
+            later :meth:`refit` fits at the same times.
 
         Returns
         -------
@@ -135,16 +141,17 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             worse than a constant.
         """
         with self._fitting() as fitting:
-            self._fit(X, y)
+            self._fit(X, y, t_eval)
             fitting.interrupted = self.fitted_.interrupted
         return self
 
-    def _fit(self, X: Any, y: Any) -> None:
+    def _fit(self, X: Any, y: Any, t_eval: Any) -> None:
         refuse_scoring(self.callbacks, "a hypersolver")
         check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
         settings = fit_settings(self, check_device(self.device))
         choose_base_solver(settings, 0)  # a wrong name is an error before anything is solved
         resolved = resolve_neural_ode(self.neural_ode)
+        settings = replace(settings, t_eval=times_to_fit(t_eval, resolved.module.t_span))
         previous = self._previous()
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=previous is None)
         neural_ode, n_state = self._take_neural_ode(resolved, X, y, settings)
@@ -221,6 +228,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         refuse_scoring(self.callbacks, "a hypersolver")
         settings = replace(fit_settings(self, check_device(self.device)), **changes)
         resolved = resolve_neural_ode(self.neural_ode)
+        settings = replace(settings, t_eval=times_to_fit(previous.settings.t_eval, resolved.module.t_span))
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=False)
         dtype = self.dtype_
         neural_ode, n_state = self._take_neural_ode(resolved, X, None, settings)
@@ -343,11 +351,27 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             )
         return (z, *beside) if beside else z
 
-    def trajectory(self, X: Any, output: bool = False, *, return_bound: bool = False, coverage: float = 0.99) -> Any:
-        """Return the states at every step of the solve; with adaptive steps, at ``n_steps`` + 1 equal times.
+    def trajectory(
+        self,
+        X: Any,
+        output: bool = False,
+        *,
+        t_eval: Any = None,
+        return_bound: bool = False,
+        coverage: float = 0.99,
+    ) -> Any:
+        r"""Return the states at given times, or at every step of the solve.
+
+        States at ``t_eval`` are interpolated between the steps, through whose states the result passes. It is Hermite's
+        formula, which reads f there: the corrected solver's steps have evaluated it, so it costs at most one evaluation
+        beyond the solve, which ends at the last step that is needed. (Where ``correction`` changes the weights of f,
+        and with "abm2_pec", it is one a step.) Between equal steps its error is :math:`O(\epsilon^6)`, with a single
+        step and with adaptive ones :math:`O(\epsilon^4)`, so the solver's order is kept: that of a tableau of your own
+        up to order 5.
 
         With a "nonstationary" base solver, which "auto" may stand for, only the last state approximates one of the
-        Neural ODE. Where the states between matter, fit with ``finetune="trajectory"`` or another base solver.
+        Neural ODE, and times between the ends are refused. Where the states between matter, fit with
+        ``finetune="trajectory"``, and ``t_eval`` if need be.
 
         Parameters
         ----------
@@ -355,6 +379,11 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         output : bool, default False
             Map each state through the output map. The last step then holds what ``predict`` gives, or a classifier's
             logits.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Times of the states, for all rows or for each its own: in the order of ``t_span``, and within it. They may
+            lie at any distances. Rows with fewer times than others are padded with nan at their ends. A single column
+            gives each row a span of its own. By default the times of the steps; with adaptive steps, ``n_steps`` + 1
+            equal ones.
         return_bound : bool, default False
             Return ``(states, bound)``: for each row a bound on the largest 2-norm of the error over all K + 1 states.
             Needs :meth:`conformalize`. Bounds are of states, not of outputs.
@@ -363,22 +392,50 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
 
         Returns
         -------
-        ndarray of shape (n_samples, K + 1, ...)
+        ndarray of shape (n_samples, K + 1, ...) or (n_samples, n_times, ...)
+            nan where ``t_eval`` is.
 
         Raises
         ------
         NotCalibratedError
             If a bound is asked for without a calibration of this solver.
         ValueError
-            If a bound is asked for with ``output=True``, or a value is out of its range or has no effect.
+            If ``t_eval`` has another shape, is out of order, repeats a time, lies outside of the span, or holds nan
+            before a time. If it holds times between the ends, and the base solver is "nonstationary". If a bound is
+            asked for with ``output=True`` or ``t_eval``, or a value is out of its range or has no effect.
 
         Warns
         -----
         UnusualRowsWarning
             If more than 2 % of rows are unlike those of the calibration, so that their bound is infinite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_hyper import HypersolverRegressor
+        >>> X = np.random.default_rng(0).uniform(0.5, 1.5, (200, 1))
+        >>> decay = HypersolverRegressor(
+        ...     lambda t, z: -z, base_solver="heun", n_steps=4, finetune="trajectory", max_epochs=20, random_state=0
+        ... ).fit(X)
+        >>> times = [0.1, 0.55, 1.0]
+        >>> states = decay.trajectory(X, t_eval=times)
+        >>> states.shape
+        (200, 3, 1)
+        >>> bool(np.abs(states[..., 0] - X * np.exp(times)[None] ** -1).max() < 1e-3)
+        True
+        >>> own = np.array([[0.2, 0.3], [0.9, np.nan]])  # the second row has a single time
+        >>> np.isnan(decay.trajectory(X[:2], t_eval=own)[..., 0])
+        array([[False, False],
+               [False,  True]])
         """
-        module = self._require_product().module
         wanted = Wanted(return_bound=return_bound, coverage=coverage)
+        if t_eval is not None:
+            if return_bound:
+                raise ValueError(
+                    "return_bound=True bounds errors at the solver's own steps, not those at t_eval; leave one out."
+                )
+            return self._states_at(X, t_eval, output)
+        module = self._require_product().module
         if return_bound and output:
             raise ValueError("return_bound=True bounds errors of states; leave output=False.")
         if return_bound:
@@ -393,6 +450,28 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
 
         result = self._in_batches(states, prepare_X(self, X))
         return result[..., 0] if output and self._squeeze_output else result
+
+    def _states_at(self, X: Any, t_eval: Any, output: bool) -> np.ndarray:
+        """Return states or outputs at times, of shape (n_samples, n_times, ...); nan where there is no time."""
+        fitted = self._require_product()
+        X = prepare_X(self, X)
+        times = self._check_times(X, t_eval)
+        lacks, output_map = np.isnan(times), fitted.neural_ode.output_map
+
+        def states(x: Tensor, at: Tensor) -> Tensor:
+            z = fitted.module.states_at(x, at)
+            return torch.stack([output_map(one) if output else one for one in z], dim=1)
+
+        # The output map may refuse nan, so that a time which is there stands in for one that is not.
+        result = self._in_batches(states, X, np.where(lacks, times[..., :1], times))
+        if lacks.any():
+            result[lacks] = np.nan
+        return result[..., 0] if output and self._squeeze_output else result
+
+    def _check_times(self, X: np.ndarray, t_eval: Any) -> np.ndarray:
+        times = check_t_eval(t_eval, len(X), self.fitted_.neural_ode.t_span)
+        self.fitted_.check_times(times)
+        return times
 
     def reference(self, X: Any) -> np.ndarray:
         """Return the output h_y(z(S)) of dopri5 at ``rtol`` and ``atol``, which the hypersolver approximates.
@@ -487,25 +566,33 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         fitted = self._require_product()
         return fitted.module.count_macs(self._to_tensor(prepare_X(self, X)[:1], self.dtype_, self.device_))
 
-    def count_evaluations(self, X: Any = None) -> float:
+    def count_evaluations(self, X: Any = None, *, t_eval: Any = None) -> float:
         """Count the evaluations of f in a solve.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...), optional
-            Needed with adaptive steps alone, which depend on it.
+            Needed with adaptive steps, which depend on it, and with ``t_eval``.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Count those of :meth:`trajectory` or ``predict`` at these times, for all rows of X in one batch.
 
         Returns
         -------
         int or float
-            With adaptive steps, the mean over the rows of X.
+            With adaptive steps or ``t_eval``, the mean over the rows of X.
         """
         module = self._require_product().module
-        if module.stepping.n_evaluations is not None:
+        if t_eval is None and module.stepping.n_evaluations is not None:
             return module.stepping.n_evaluations
         if X is None:
-            raise ValueError("X=None: with stepping='adaptive' evaluations depend on the rows; pass X.")
-        return module.count_evaluations(self._to_tensor(prepare_X(self, X), self.dtype_, self.device_))
+            what = "with stepping='adaptive' evaluations" if t_eval is None else "with t_eval evaluations"
+            raise ValueError(f"X=None: {what} depend on the rows; pass X.")
+        X = prepare_X(self, X)
+        times = None
+        if t_eval is not None:
+            at = self._check_times(X, t_eval)
+            times = torch.from_numpy(np.where(np.isnan(at), at[..., :1], at))
+        return module.count_evaluations(self._to_tensor(X, self.dtype_, self.device_), times=times)
 
     def solver_report(
         self,

@@ -111,9 +111,9 @@ class HypersolverRegressor(Hypersolver):
         of "residual" too: that method moves the states between the ends off the trajectory, and residuals would pull
         them back.
     finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
-        Loss of the second phase, which trains through the unrolled solver: on z(S), on all states, or on the output
-        h_y(z(S)). None skips this phase. With adaptive steps there is none: it would train through equal ones, and take
-        g away from the residuals, by which it estimates errors.
+        Loss of the second phase, which trains through the unrolled solver: on z(S), on all states (or those at the
+        ``t_eval`` of :meth:`fit`), or on the output h_y(z(S)). None skips this phase. With adaptive steps there is
+        none: it would train through equal ones, and take g away from the residuals, by which it estimates errors.
     rtol : float, default 1e-6
         Relative tolerance of the dopri5 reference, for both targets and scores. The default is the same for every base
         solver, order and ``n_steps``, so that scores are comparable.
@@ -303,6 +303,7 @@ class HypersolverRegressor(Hypersolver):
         self,
         X: Any,
         *,
+        t_eval: Any = None,
         return_bound: bool = False,
         coverage: float = 0.99,
         bound: str = "learned",
@@ -314,11 +315,14 @@ class HypersolverRegressor(Hypersolver):
     ) -> Any:
         r"""Return the output of the hypersolved Neural ODE, h_y(z_K), with a bound or to a tolerance if asked.
 
-        All but X needs a calibration: see :meth:`conformalize`.
+        All but X and ``t_eval`` needs a calibration: see :meth:`conformalize`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Times of the outputs, for all rows or for each its own, padded with nan: ``predict(X, t_eval=...)`` is
+            ``trajectory(X, output=True, t_eval=...)``. By default the end of ``t_span``.
         return_bound : bool, default False
             Return ``(output, bound)``. The bound of a row is on the 2-norm of its error against dopri5. The learned
             bound of a row unlike those of the calibration is infinite.
@@ -350,7 +354,7 @@ class HypersolverRegressor(Hypersolver):
 
         Returns
         -------
-        ndarray of shape (n_samples, ...)
+        ndarray of shape (n_samples, ...), or (n_samples, n_times, ...) with ``t_eval``
             z_K itself where the Neural ODE has no output map. In a tuple with the bound and the info, where those are
             asked for.
 
@@ -362,7 +366,8 @@ class HypersolverRegressor(Hypersolver):
             If the calibration has too few rows for ``coverage`` or ``alpha``; the error says how many are needed.
         ValueError
             If a value is out of its range or has no effect, or two contradict each other. ``coverage`` needs
-            ``return_bound``; ``alpha`` and ``route`` need a tolerance; ``bound`` needs either.
+            ``return_bound``; ``alpha`` and ``route`` need a tolerance; ``bound`` needs either. If ``t_eval`` is wrong,
+            or given with any of these: see :meth:`trajectory`.
 
         Warns
         -----
@@ -386,6 +391,13 @@ class HypersolverRegressor(Hypersolver):
         True
         """
         wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        if t_eval is not None:
+            if not wanted.is_plain:
+                raise ValueError(
+                    "t_eval with a bound, a tolerance or return_info: these are of the output at the end of t_span. "
+                    "Leave t_eval out, or them."
+                )
+            return self._states_at(X, t_eval, output=True)
         if wanted.is_plain:
             output = self._apply("forward", X)
             return output[:, 0] if self._squeeze_output else output

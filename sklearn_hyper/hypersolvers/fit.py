@@ -117,6 +117,7 @@ def fit_hypersolvers(
     choice = choose_base_solver(settings, starts[0][0].numel())
     if previous is not None:
         choice = resume(choice, previous, tasks, settings)
+    _check_t_eval(settings, choice.method)
     sizes = StepSizes.of(settings)
     chosen = []
     for task, z in zip(tasks, starts, strict=True):
@@ -193,6 +194,27 @@ def _check_alike(tasks: Sequence[Task], starts: Sequence[Tensor]) -> None:
         raise ValueError(
             f"tasks must be one or more, with states and inputs of one shape and dtype, got {len(starts)} with "
             f"{kinds}; fit the others apart."
+        )
+
+
+def _check_t_eval(settings: FitSettings, method: Method) -> None:
+    """Refuse times to fit at that no loss reads, or that the method's states have nothing to do with."""
+    if settings.t_eval is None:
+        return
+    if not settings.adapted_to(method).trains_on("trajectory"):
+        advice = (
+            "stepping='adaptive' has no such loss, and is fitted for all times alike: leave t_eval out"
+            if settings.is_adaptive
+            else "pass finetune='trajectory', or leave t_eval out"
+        )
+        raise ValueError(
+            f"t_eval says at which times 'trajectory' losses compare states, and loss={settings.loss!r} with "
+            f"finetune={settings.finetune!r} reads none of them: {advice}."
+        )
+    if not method.follows_trajectory:
+        raise ValueError(
+            f"t_eval with base_solver={method.name!r}, which approximates the state at the end of t_span alone: take "
+            "base_solver='auto', or name one that follows the trajectory, such as 'ab2'."
         )
 
 

@@ -176,6 +176,45 @@ class FittedHypersolver(DeviceFree):
         with torch.no_grad():
             return self.module.trajectory(x, condition, z0)
 
+    def states_at(self, x: Tensor, times: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Return the states at given times, of shape (n_times, n, ...).
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, ...)
+        times : Tensor of shape (n_times,) or (n, n_times)
+            In float64, within the span and without nan: for all rows, or for each its own.
+        condition : mapping of str to Tensor, optional
+
+        Raises
+        ------
+        ValueError
+            If a time lies between the ends of the span, where this solver's states approximate none of the Neural
+            ODE's: that of learned coefficients.
+        """
+        self.check_times(times)
+        with torch.no_grad():
+            return self.module.states_at(x, times, condition)
+
+    def check_times(self, times: Any) -> None:
+        """Refuse times at which the states of this solver approximate none of the Neural ODE's; nan counts as none.
+
+        Raises
+        ------
+        ValueError
+        """
+        if self.method.follows_trajectory:
+            return
+        at = torch.as_tensor(times, dtype=torch.float64).cpu().numpy()
+        between = at[~(np.isnan(at) | np.isin(at, self.neural_ode.t_span))]
+        if len(between):
+            raise ValueError(
+                f"t_eval holds {between[0]:g}, between the ends of t_span={self.neural_ode.t_span}, and this solver "
+                f"approximates the Neural ODE's state at the end alone: base_solver={self.method.name!r}, which 'auto' "
+                "may stand for, has coefficients learned for that. Fit with finetune='trajectory', for which 'auto' is "
+                "a base solver that follows the trajectory, or name one, such as base_solver='ab2'."
+            )
+
     def reference(
         self,
         x: Tensor,

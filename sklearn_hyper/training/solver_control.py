@@ -151,7 +151,10 @@ class TrainingSolver:
         if times is None:
             states = mesh.solve(self._counted, z0, None, inputs)
         else:
-            states = mesh.solve_at(self._counted, z0, times, None, inputs)
+            lacks = times.isnan()
+            at = torch.where(lacks, times[:, :1], times)  # a row has its first time, and pads with nan after its last
+            states = mesh.states_at(self._counted, z0, at, None, inputs).transpose(0, 1)
+            states = states.masked_fill(lacks.reshape(*lacks.shape, *[1] * (z0.ndim - 1)), 0.0)
         self.last_evaluations = self.n_evaluations - before
         return states
 

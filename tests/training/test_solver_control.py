@@ -59,7 +59,9 @@ def test_rows_with_times_get_states_at_them(rung):
     if rung is not DOPRI5_RUNG:
         before = solver.n_evaluations
         solver(TimedRows(x, times))
-        assert solver.n_evaluations - before == solver.last_evaluations == rung.n_evaluations + 1
+        # One more where f at the end is needed, to interpolate in the last steps.
+        assert solver.n_evaluations - before == solver.last_evaluations
+        assert solver.last_evaluations - rung.n_evaluations == (rung.n_steps < 3)
 
 
 def test_rungs_cost_more_and_more():
