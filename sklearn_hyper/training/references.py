@@ -283,10 +283,9 @@ def solve_references(
         for rows in (range(task.n_given), range(task.n_given, len(task))):
             part = task.rows(slice(rows.start, rows.stop))
             with numbered_rows(rows, len(task)):
-                states = solve_references(
-                    part, times, settings, rtol=rtol, atol=atol, double=double, keep_lost=keep_lost
+                parts.append(
+                    solve_references(part, times, settings, rtol=rtol, atol=atol, double=double, keep_lost=keep_lost)
                 )
-            parts.append(states)
         return torch.cat(parts, dim=1)
     if rtol is None:
         rtol, atol = settings.rtol, settings.atol
