@@ -28,6 +28,7 @@ from ..numerics.times import check_n_steps
 from ..numerics.units import is_constant
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
+from ..training.joint import check_joint
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
 from ..training.solver_control import check_training_solver, control_of, is_auto, is_dopri5
@@ -217,6 +218,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         "jacobian": [Interval(Real, 0, None, closed="left")],
         "solver": "no_validation",
         "adjoint": ["boolean"],
+        "joint": [Interval(Real, 0, None, closed="left")],
+        "base_solver": "no_validation",
         "validation_fraction": [None, Interval(Real, 0, 1, closed="neither")],
     }
 
@@ -235,6 +238,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         rtol=1e-4,
         atol=None,
         adjoint=False,
+        joint=0.0,
+        base_solver="euler",
         max_epochs=200,
         lr=5e-3,
         batch_size=128,
@@ -286,6 +291,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     def _fit(self, X: Any) -> bool:
         check_training_solver(self.solver)
+        check_joint(self.joint, self.solver, self.base_solver)
         device = check_device(self.device)
         refuse_scoring(self.callbacks, "a flow")
         warm = copy.deepcopy(self.flow_) if self.warm_start and hasattr(self, "flow_") else None
@@ -319,7 +325,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         self.neural_ode_ = flow.sampling().eval()
         self._noise_seed = seed
         self._n_features_out = self.n_features_in_
-        keys = ("train_loss", "valid_loss", "nfe", "dur")
+        keys = ("train_loss", "valid_loss", "joint_loss", "nfe", "dur")
         self.history_ = [
             {"epoch": row["epoch"], **{key: float(row[key]) for key in keys if key in row}} for row in net.history
         ]
@@ -355,7 +361,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     def _check_unused(self) -> None:
         """Refuse options that the objective or solver would silently not use."""
         likelihood = self.objective == "likelihood"
-        unused = [name for name in ("kinetic", "jacobian", "adjoint") if getattr(self, name) and not likelihood]
+        unused = [name for name in ("kinetic", "jacobian", "joint", "adjoint") if getattr(self, name) and not likelihood]
         if unused:
             raise ValueError(
                 f"{' and '.join(unused)}: only used by objective='likelihood'; flow matching solves nothing in "

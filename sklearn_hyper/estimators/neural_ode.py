@@ -27,6 +27,7 @@ from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorFi
 from ..numerics.row_errors import numbered_rows
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
+from ..training.joint import check_joint
 from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import TrainingSettings, build_ode_net, train_net
@@ -62,6 +63,8 @@ class _NeuralODEEstimator(TorchEstimator):
         "t_span": "no_validation",
         "solver": "no_validation",
         "adjoint": ["boolean"],
+        "joint": [Interval(Real, 0, None, closed="left")],
+        "base_solver": "no_validation",
         "validation_fraction": [None, Interval(Real, 0, 1, closed="neither")],
     }
 
@@ -77,6 +80,8 @@ class _NeuralODEEstimator(TorchEstimator):
         rtol=1e-4,
         atol=None,
         adjoint=False,
+        joint=0.0,
+        base_solver="euler",
         max_epochs=10,
         lr=1e-2,
         batch_size=64,
@@ -138,6 +143,7 @@ class _NeuralODEEstimator(TorchEstimator):
 
     def _fit(self, X: Any, y: Any, classes: Any, partial: bool) -> bool:
         check_training_solver(self.solver)
+        check_joint(self.joint, self.solver, self.base_solver)
         device = check_device(self.device)
         going_on = (partial or self.warm_start) and hasattr(self, "neural_ode_")
         if going_on and str(device) != self.device_:
@@ -167,7 +173,7 @@ class _NeuralODEEstimator(TorchEstimator):
         self.neural_ode_.measure_size(x[train])
         self._keep_solver_records(net)
         self.history_ = [
-            {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
+            {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "joint_loss", "dur") if k in row} for row in net.history
         ]
         return net.interrupted_ or self._compare_solvers(net, x, t, train, valid)
 

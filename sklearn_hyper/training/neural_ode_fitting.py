@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import ReferenceSolveError, gave_up
 from .batches import Batches
+from .joint import count_fewest, joint_callbacks, make_joint_loss
 from .nets import (
     BestWeights,
     ClassifierNet,
@@ -50,6 +51,8 @@ class TrainingSettings:
     callbacks: Any
     device: str
     verbose: int
+    joint: float
+    base_solver: Any
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -68,13 +71,16 @@ class TrainingForward(nn.Module):
         super().__init__()
         self.neural_ode = neural_ode
         self.solver = TrainingSolver(neural_ode, settings)
+        self.joint = make_joint_loss(self.solver, settings)
         self.settings = settings
         by_row: Any = copy.copy(criterion)
         by_row.reduction = "none"
         self._by_row = (by_row,)  # a tuple hides it from nn.Module, for the criterion is the net's
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.neural_ode.output_map(self.solver(x, self.training))
+    def forward(self, x: Tensor) -> Any:
+        states = self.solver(x, self.training)
+        output = self.neural_ode.output_map(states)
+        return output if self.joint is None or not self.training else self.joint.beside(output, x, states)
 
     def solver_inputs(self, x: Tensor) -> Tensor:
         """Return what the solver takes for these rows: x itself."""
@@ -110,7 +116,7 @@ def build_ode_net(
         Number of classes of a classifier, whose net predicts encoded labels. None makes a regressor.
     """
     n_batches = len(Batches(n_rows, settings.batch_size))
-    schedule, first = schedule_and_control(settings, n_batches) if scheduled else (None, [])
+    schedule, first = schedule_and_control(settings, n_batches) if scheduled else (None, joint_callbacks(settings))
     # Classes are given, because a batch of partial_fit need not hold all of the encoded labels.
     kind: type[TrainingNet]
     classes: Any
@@ -129,10 +135,12 @@ def build_ode_net(
 
 def schedule_and_control(settings: TrainingSettings, n_batches: int) -> tuple[LRScheduler, list[tuple[str, Callback]]]:
     """Return the schedule of the learning rate, and the callback that chooses solvers if ``solver`` is "auto"."""
+    first = joint_callbacks(settings)
     if not is_auto(settings.solver):
-        return cosine_schedule(n_batches, [settings.max_epochs], [1.0]), []
+        return cosine_schedule(n_batches, [settings.max_epochs], [1.0]), first
     n_steps = n_batches * settings.max_epochs
-    return polished_schedule(n_steps), [("solver_control", SolverControl(n_steps))]
+    control = SolverControl(n_steps, count_fewest(settings))
+    return polished_schedule(n_steps), [("solver_control", control), *first]
 
 
 def train_net(

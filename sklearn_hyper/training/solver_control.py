@@ -113,6 +113,12 @@ class TrainingSolver:
         self.mesh = self._mesh(rung)
         self.rung = rung
 
+    def mesh_of(self, rung: Rung) -> FixedMesh:
+        """Return the mesh of a fixed-step solver."""
+        mesh = self._mesh(rung)
+        assert mesh is not None
+        return mesh
+
     def _mesh(self, rung: Rung) -> FixedMesh | None:
         if is_dopri5(rung.solver):
             return None
@@ -122,13 +128,11 @@ class TrainingSolver:
         """Return terminal states, differentiable."""
         if self.mesh is None or (self.controlled and not training):
             return self.by_dopri5(x)
-        return self._by_mesh(self.mesh, x)
+        return self.by_mesh(self.mesh, x)
 
     def by_rung(self, rung: Rung, x: Tensor) -> Tensor:
         """Return terminal states by a fixed-step solver."""
-        mesh = self._mesh(rung)
-        assert mesh is not None
-        return self._by_mesh(mesh, x)
+        return self.by_mesh(self.mesh_of(rung), x)
 
     def by_dopri5(self, x: Tensor, max_evaluations: int | None = None) -> Tensor:
         """Return terminal states by dopri5 at the tolerances of the training."""
@@ -142,7 +146,8 @@ class TrainingSolver:
         self.last_evaluations = self.n_evaluations - before
         return states
 
-    def _by_mesh(self, mesh: FixedMesh, x: Tensor) -> Tensor:
+    def by_mesh(self, mesh: FixedMesh, x: Tensor) -> Tensor:
+        """Return terminal states by a fixed-step solver whose mesh is known."""
         before = self.n_evaluations
         states = mesh.solve(self._counted, self.ode.input_map(x), None, self.ode.inputs(x))
         self.last_evaluations = self.n_evaluations - before
@@ -206,6 +211,8 @@ class SolverControl(Callback):
     ----------
     n_steps : int
         Optimizer steps of the whole training.
+    fewest : int, default 0
+        Fewest evaluations of f in a solve by a solver to choose.
 
     Attributes
     ----------
@@ -213,8 +220,8 @@ class SolverControl(Callback):
         Every change of the solver, as ``solver_history_`` of :class:`NeuralODEClassifier`.
     """
 
-    def __init__(self, n_steps: int):
-        self.polish_from = n_steps - count_polish(n_steps)
+    def __init__(self, n_steps: int, fewest: int = 0):
+        self.polish_from, self.fewest = n_steps - count_polish(n_steps), fewest
         self.history_: list[dict[str, Any]] = []
 
     def watch(self, x: Tensor, y: Tensor | None, generator: torch.Generator) -> None:
@@ -329,7 +336,9 @@ class SolverControl(Callback):
     def _lower_if_calm(self, net: NeuralNet, exact: Tensor, *, allowed: float, **what: Any) -> None:
         """Take a cheaper solver where the field has become easier: high learning rates make one hard for a while."""
         below = [
-            rung for rung in RUNGS[: _place(net.module_.solver.rung)] if rung.n_evaluations < what["n_evaluations"]
+            rung
+            for rung in RUNGS[: _place(net.module_.solver.rung)]
+            if self.fewest <= rung.n_evaluations < what["n_evaluations"]
         ]
         if not below or self._gap(net, below[-1], exact) > _CALM * allowed:
             self.calm_ = 0
@@ -341,7 +350,8 @@ class SolverControl(Callback):
             self._change(net, rung, "a cheaper one would do", allowed=allowed, **what)
 
     def _above(self, net: NeuralNet) -> tuple[Rung, ...]:
-        return RUNGS if self.step_ == 0 else RUNGS[_place(net.module_.solver.rung) + 1 :]
+        above = RUNGS if self.step_ == 0 else RUNGS[_place(net.module_.solver.rung) + 1 :]
+        return tuple(rung for rung in above if rung.n_evaluations >= self.fewest)
 
     def _gap(self, net: NeuralNet, rung: Rung, exact: Tensor) -> float:
         if rung is DOPRI5_RUNG:
