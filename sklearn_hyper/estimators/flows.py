@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from ..hypersolvers.in_training import correct_in_training
 from ..modules.closed_list import Writer
 from ..modules.copies import check_saveable, trained_copies
 from ..modules.described_modules import describe_flow, read_flow
@@ -220,6 +221,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         "adjoint": ["boolean"],
         "joint": [Interval(Real, 0, None, closed="left")],
         "base_solver": "no_validation",
+        "refit_every": [None, Interval(Integral, 1, None, closed="left")],
         "validation_fraction": [None, Interval(Real, 0, 1, closed="neither")],
     }
 
@@ -240,6 +242,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         adjoint=False,
         joint=0.0,
         base_solver="euler",
+        refit_every=None,
         max_epochs=200,
         lr=5e-3,
         batch_size=128,
@@ -291,7 +294,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     def _fit(self, X: Any) -> bool:
         check_training_solver(self.solver)
-        check_joint(self.joint, self.solver, self.base_solver)
+        check_joint(self.joint, self.solver, self.base_solver, self.refit_every)
         device = check_device(self.device)
         refuse_scoring(self.callbacks, "a flow")
         warm = copy.deepcopy(self.flow_) if self.warm_start and hasattr(self, "flow_") else None
@@ -413,6 +416,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         resolved = {
             "noise": resolve_trace(self.trace, n_features),
             "row_times": row_times,
+            "refit": correct_in_training,
             "device": self.device_,
             "n_steps": check_n_steps(self.n_steps),
         }
@@ -433,11 +437,13 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     # ------------------------------------------------------------------ saving
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
-        return {"flow": describe_flow(self._require_fitted("flow_"), writer)}
+        described = {"flow": describe_flow(self._require_fitted("flow_"), writer)}
+        return described | self._describe_hypersolver(writer)
 
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.flow_ = read_flow(described["flow"], reader)
         self.neural_ode_ = self.flow_.sampling().eval()
+        self._read_hypersolver(described, reader)
 
     # ------------------------------------------------------------------ inference
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from torch import Tensor, nn
 
+from ..hypersolvers.in_training import correct_in_training
 from ..modules.closed_list import Writer
 from ..modules.copies import check_saveable, trained_copies
 from ..modules.described_modules import describe_neural_ode, read_neural_ode
@@ -31,7 +32,7 @@ from ..training.joint import check_joint
 from ..training.losses import ScaledMSELoss
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import TrainingSettings, build_ode_net, train_net
-from ..training.solver_control import DOPRI5, check_training_solver, control_of, is_auto, is_dopri5
+from ..training.solver_control import DOPRI5, check_training_solver, control_of, is_controlled, is_dopri5
 from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -65,6 +66,7 @@ class _NeuralODEEstimator(TorchEstimator):
         "adjoint": ["boolean"],
         "joint": [Interval(Real, 0, None, closed="left")],
         "base_solver": "no_validation",
+        "refit_every": [None, Interval(Integral, 1, None, closed="left")],
         "validation_fraction": [None, Interval(Real, 0, 1, closed="neither")],
     }
 
@@ -82,6 +84,7 @@ class _NeuralODEEstimator(TorchEstimator):
         adjoint=False,
         joint=0.0,
         base_solver="euler",
+        refit_every=None,
         max_epochs=10,
         lr=1e-2,
         batch_size=64,
@@ -143,7 +146,7 @@ class _NeuralODEEstimator(TorchEstimator):
 
     def _fit(self, X: Any, y: Any, classes: Any, partial: bool) -> bool:
         check_training_solver(self.solver)
-        check_joint(self.joint, self.solver, self.base_solver)
+        check_joint(self.joint, self.solver, self.base_solver, self.refit_every)
         device = check_device(self.device)
         going_on = (partial or self.warm_start) and hasattr(self, "neural_ode_")
         if going_on and str(device) != self.device_:
@@ -235,8 +238,10 @@ class _NeuralODEEstimator(TorchEstimator):
             return copy.deepcopy(self.net_)  # a failure leaves the estimator as it was
         self._net_is_partial = partial
         # A solver that changes as it goes ends with dopri5; partial_fit, which has no end, takes dopri5 throughout.
-        solver = DOPRI5 if partial and is_auto(self.solver) else self.solver
-        settings = TrainingSettings.of(self.get_params(deep=False) | {"device": self.device_, "solver": solver})
+        solver = DOPRI5 if partial and is_controlled(self.solver) else self.solver
+        settings = TrainingSettings.of(
+            self.get_params(deep=False) | {"device": self.device_, "solver": solver, "refit": correct_in_training}
+        )
         module = vars(self).pop("_module", None) or copy.deepcopy(self.neural_ode_)
         return build_ode_net(
             module, self._criterion(), settings, valid, n_rows, scheduled=not partial, n_classes=self._n_classes()
@@ -268,10 +273,12 @@ class _NeuralODEEstimator(TorchEstimator):
 
     # ------------------------------------------------------------------ saving
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
-        return {"neural_ode": describe_neural_ode(self._require_fitted("neural_ode_"), writer)}
+        described = {"neural_ode": describe_neural_ode(self._require_fitted("neural_ode_"), writer)}
+        return described | self._describe_hypersolver(writer)
 
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.neural_ode_ = read_neural_ode(described["neural_ode"], reader, frozen=False)
+        self._read_hypersolver(described, reader)
 
     # ------------------------------------------------------------------ inference
     def _dopri5(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..numerics.methods import resolve_base_solver
 from ..numerics.units import state_units
 from .nets import JointOutput
-from .solver_control import Rung, TrainingSolver, is_auto, is_dopri5
+from .solver_control import Rung, TrainingSolver, is_auto, is_dopri5, is_hypersolved
 
 _TIMES_FINER, _FEWEST = 2, 4
 """A solver of the training is taken for the truth if it evaluates f so many times as often, and so often at least."""
@@ -87,14 +87,19 @@ def count_fewest(settings: JointSettings) -> int:
     return max(_FEWEST, _TIMES_FINER * joint_rung(settings).n_evaluations) if settings.joint > 0 else 0
 
 
-def check_joint(joint: float, solver: Any, base_solver: Any) -> None:
-    """Refuse a joint training that has no truth to compare with, or an unknown base solver, before any work."""
+def check_joint(joint: float, solver: Any, base_solver: Any, refit_every: int | None = None) -> None:
+    """Refuse a joint training without a truth, an unknown base solver, and refits of nothing, before any work."""
     try:
         resolve_base_solver(base_solver)
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"base_solver={base_solver!r} is no fixed-step solver that a field can be trained for: {error}"
         ) from error
+    if refit_every is not None and not is_hypersolved(solver):
+        raise ValueError(
+            f"refit_every={refit_every!r} with solver={solver!r}: only solver='hypersolved' has a correction to refit. "
+            "Set refit_every=None."
+        )
     if joint > 0 and not (is_dopri5(solver) or is_auto(solver)):
         raise ValueError(
             f"joint={joint!r} with solver={solver!r}: joint training compares base_solver's n_steps steps with an "

@@ -27,8 +27,17 @@ from .nets import (
     cosine_schedule,
 )
 from .references import solve_ends
+from .refit_control import RefitControl, finish_control
 from .settings import SolveSettings
-from .solver_control import SolverControl, TrainingSolver, control_of, is_auto, polished_schedule
+from .solver_control import (
+    SolverControl,
+    TrainingSolver,
+    control_of,
+    is_auto,
+    is_controlled,
+    is_hypersolved,
+    polished_schedule,
+)
 from .tasks import Task
 
 _VALID_CHUNK = 8
@@ -53,6 +62,9 @@ class TrainingSettings:
     verbose: int
     joint: float
     base_solver: Any
+    refit_every: int | None
+    refit: Any
+    """Fits the correction of a hypersolved training, which ring 4 knows: ``correct_in_training``."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -128,7 +140,7 @@ def build_ode_net(
         batch_size=settings.batch_size,
         iterator_train__shuffle=True,
         # dopri5's time goes with the solves and hardly with their rows, and held-out rows need no graph.
-        **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if is_auto(settings.solver) else {}),
+        **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if is_controlled(settings.solver) else {}),
         **classes,
     )  # fmt: skip
 
@@ -136,9 +148,11 @@ def build_ode_net(
 def schedule_and_control(settings: TrainingSettings, n_batches: int) -> tuple[LRScheduler, list[tuple[str, Callback]]]:
     """Return the schedule of the learning rate, and the callback that chooses solvers if ``solver`` is "auto"."""
     first = joint_callbacks(settings)
+    n_steps = n_batches * settings.max_epochs
+    if is_hypersolved(settings.solver):
+        first = [("solver_control", RefitControl(n_steps, settings)), *first]
     if not is_auto(settings.solver):
         return cosine_schedule(n_batches, [settings.max_epochs], [1.0]), first
-    n_steps = n_batches * settings.max_epochs
     control = SolverControl(n_steps, count_fewest(settings))
     return polished_schedule(n_steps), [("solver_control", control), *first]
 
@@ -158,6 +172,7 @@ def train_net(
         control.watch(net.module_.solver_inputs(x), y, generator)
     try:
         net.train(x, y, generator)
+        finish_control(control, net)
     except ReferenceSolveError as error:
         updated = any("train_loss" in batch for epoch in net.history for batch in epoch["batches"])
         # Solve again with the weights that training began with: was it the field that was passed, or the updates?

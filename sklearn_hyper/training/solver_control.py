@@ -14,12 +14,13 @@ from skorch.callbacks import Callback, LRScheduler
 from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE
+from ..numerics.correction import Correction
 from ..numerics.methods import resolve_base_solver
 from ..numerics.reference import MAX_EVALUATIONS, ReferenceSolveError
 from ..numerics.stepping import FixedMesh
 from .nets import cosine_schedule
 
-AUTO, DOPRI5 = "auto", "dopri5"
+AUTO, DOPRI5, HYPERSOLVED = "auto", "dopri5", "hypersolved"
 CERTIFIED_GAP = 0.005
 """Gap of the loss to dopri5's that a certified fit has at most: in nats, or in units of the targets' variance."""
 _SHARE_OF_STD = 0.05
@@ -78,6 +79,8 @@ class SolverSettings(Protocol):
     @property
     def atol(self) -> float | None: ...
     @property
+    def base_solver(self) -> Any: ...
+    @property
     def adjoint(self) -> bool: ...
 
 
@@ -104,7 +107,8 @@ class TrainingSolver:
     def __init__(self, ode: NeuralODE, settings: SolverSettings, max_evaluations: int = MAX_EVALUATIONS):
         self.ode, self.settings, self.max_evaluations = ode, settings, max_evaluations
         self.n_evaluations = self.last_evaluations = 0
-        self.controlled = is_auto(settings.solver)
+        self.controlled = is_controlled(settings.solver)
+        self.correction: Correction | None = None
         fixed = not (self.controlled or is_dopri5(settings.solver))
         self.use(Rung(settings.solver, settings.n_steps) if fixed else DOPRI5_RUNG)
 
@@ -112,6 +116,11 @@ class TrainingSolver:
         """Solve by another solver from now on."""
         self.mesh = self._mesh(rung)
         self.rung = rung
+
+    def correct(self, correction: Correction | None) -> None:
+        """Solve by the settings' base solver and this correction from now on."""
+        self.use(Rung(self.settings.base_solver, self.settings.n_steps))
+        self.correction = correction
 
     def mesh_of(self, rung: Rung) -> FixedMesh:
         """Return the mesh of a fixed-step solver."""
@@ -149,7 +158,12 @@ class TrainingSolver:
     def by_mesh(self, mesh: FixedMesh, x: Tensor) -> Tensor:
         """Return terminal states by a fixed-step solver whose mesh is known."""
         before = self.n_evaluations
-        states = mesh.solve(self._counted, self.ode.input_map(x), None, self.ode.inputs(x))
+        if mesh is self.mesh and self.correction is not None:
+            # A correction in the weights of the field has to see the field itself.
+            states = mesh.solve(self.ode.vector_field, self.ode.input_map(x), self.correction, self.ode.inputs(x))
+            self.n_evaluations += mesh.n_evaluations
+        else:
+            states = mesh.solve(self._counted, self.ode.input_map(x), None, self.ode.inputs(x))
         self.last_evaluations = self.n_evaluations - before
         return states
 
@@ -161,6 +175,16 @@ class TrainingSolver:
 def is_auto(solver: Any) -> bool:
     """Return whether training chooses its solver as it goes."""
     return _is(solver, AUTO)
+
+
+def is_hypersolved(solver: Any) -> bool:
+    """Return whether training solves by a base solver and a correction that is refitted as it goes."""
+    return _is(solver, HYPERSOLVED)
+
+
+def is_controlled(solver: Any) -> bool:
+    """Return whether the solver of a training changes as it goes."""
+    return is_auto(solver) or is_hypersolved(solver)
 
 
 def is_dopri5(solver: Any) -> bool:
@@ -179,12 +203,12 @@ def _is(solver: Any, name: str) -> bool:
 
 def check_training_solver(solver: Any) -> None:
     """Refuse a solver that training does not know, before any work."""
-    if not (is_auto(solver) or is_dopri5(solver)):
+    if not (is_controlled(solver) or is_dopri5(solver)):
         try:
             resolve_base_solver(solver)
         except (TypeError, ValueError) as error:
             raise type(error)(
-                f"solver={solver!r} is none that training knows: pass 'dopri5', 'auto', or a fixed-step solver. {error}"
+                f"solver={solver!r} is none that training knows: pass 'dopri5', 'auto', 'hypersolved', or a fixed-step solver. {error}"
             ) from error
 
 
