@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE
+from ..numerics.residuals import ConditioningWarning
 from ..training.settings import FitSettings
 from ..training.tasks import Task
 from .fit import fit_hypersolver
 from .fitted import FittedHypersolver
 from .refitting import refit_hypersolver
 
-_FIRST, _AGAIN, _LAST = 20, 5, 60
+_FIRST, _AGAIN, _LAST = 20, 10, 60
 """Epochs of the first fit, of a refit, and of the fit that the training leaves behind."""
 _BATCH_SIZE = 64
-_REFIT_LR = 0.5
 
 
 def correct_in_training(
@@ -38,7 +39,7 @@ def correct_in_training(
     x : Tensor of shape (n, ...)
         Rows to fit on.
     settings : TrainingSettings
-        Of the training: base solver, steps, tolerances and device.
+        Of the training: base solver, steps and device. References have the tolerance of every fit.
     previous : FittedHypersolver or None
         The fit to go on from; None starts anew, and so does one that fell back to its base solver.
     last : bool, default False
@@ -56,10 +57,12 @@ def correct_in_training(
         As :func:`fit_hypersolver`.
     """
     fit = FitSettings(
-        base_solver=settings.base_solver, n_steps=settings.n_steps, rtol=settings.rtol, atol=settings.atol,
-        device=settings.device, max_epochs=_FIRST, batch_size=_BATCH_SIZE, max_samples=len(x), random_state=seed,
+        base_solver=settings.base_solver, n_steps=settings.n_steps, device=settings.device, max_epochs=_FIRST,
+        batch_size=_BATCH_SIZE, max_samples=len(x), random_state=seed,
     )  # fmt: skip
     epochs = _LAST if last else _AGAIN
-    if previous is None or previous.correction is None:
-        return fit_hypersolver(Task(neural_ode, x), replace(fit, max_epochs=_LAST) if last else fit)
-    return refit_hypersolver(previous, x, neural_ode, max_epochs=epochs, lr=_REFIT_LR * fit.lr)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConditioningWarning)  # of residuals that are solved for again, in every refit
+        if previous is None or previous.correction is None:
+            return fit_hypersolver(Task(neural_ode, x), replace(fit, max_epochs=_LAST) if last else fit)
+        return refit_hypersolver(previous, x, neural_ode, max_epochs=epochs)

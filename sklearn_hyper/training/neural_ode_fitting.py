@@ -150,7 +150,7 @@ def schedule_and_control(settings: TrainingSettings, n_batches: int) -> tuple[LR
     first = joint_callbacks(settings)
     n_steps = n_batches * settings.max_epochs
     if is_hypersolved(settings.solver):
-        first = [("solver_control", RefitControl(n_steps, settings)), *first]
+        return polished_schedule(n_steps), [("solver_control", RefitControl(n_steps, settings)), *first]
     if not is_auto(settings.solver):
         return cosine_schedule(n_batches, [settings.max_epochs], [1.0]), first
     control = SolverControl(n_steps, count_fewest(settings))

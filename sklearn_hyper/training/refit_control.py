@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..modules.corrections import ModuleCorrection
 from ..numerics.times import time_tensor
-from .solver_control import HYPERSOLVED, SolverControl
+from .solver_control import DOPRI5_RUNG, HYPERSOLVED, SolverControl
 
 _FIT_ROWS = 256
 _MOVED_ROWS = 64
@@ -42,8 +42,8 @@ Refit = Callable[..., Corrected]
 class RefitControl(SolverControl):
     """Keeps the correction that a training solves with up to date.
 
-    The correction learns from dopri5's residuals alone, in fits of its own. The loss of the training has no gradient
-    with respect to it.
+    The correction learns from dopri5's solves alone, in fits of its own. The loss of the training has no gradient with
+    respect to it. The last steps of the training are dopri5's, as with "auto".
 
     Parameters
     ----------
@@ -78,12 +78,16 @@ class RefitControl(SolverControl):
         self.step_, self.fitted_, self.seen_ = 0, None, None
 
     def on_batch_begin(self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
-        if training:
+        if not training:
+            return
+        if self.step_ == self.polish_from:
+            self._change(net, DOPRI5_RUNG, "the polish")
+        elif self.step_ < self.polish_from:
+            net.module_.eval()  # skorch's next step sets train mode again
             why = self._reason(net.module_.solver)
             if why:
-                net.module_.eval()  # skorch's next step sets train mode again
                 self._refit(net, why)
-            self.step_ += 1
+        self.step_ += 1
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Keep the rows: the last fit comes after the best weights are back."""
@@ -144,14 +148,14 @@ class RefitControl(SolverControl):
         if fitted.interrupted:
             raise KeyboardInterrupt
         self.fitted_ = fitted
+        if last and solver.mesh is None:
+            return  # dopri5 has taken over: this fit is to be kept, and not to be trained with
         solver.correct(frozen(fitted.correction))
         n_steps = self.settings.n_steps
         row = {"epoch": len(net.history), "step": self.step_, "solver": HYPERSOLVED, "n_steps": n_steps, "why": why}
         before = fitted.errors_before
-        self.history_.append(
-            row
-            | {"error": fitted.errors[n_steps]["mean"], "error_before": before[n_steps]["mean"] if before else None}
-        )
+        errors = {"error": fitted.errors[n_steps]["mean"], "error_before": before[n_steps]["mean"] if before else None}
+        self.history_.append(row | errors)
         if self.settings.refit_every is None and not last:
             self._look(solver)
 
