@@ -186,9 +186,7 @@ def main() -> None:
         measure_once(task)
         for seed in arguments.seeds:
             for contender in contenders(task):
-                results.cell(
-                    f"{task}: {contender}: {seed}", lambda t=task, c=contender, seed=seed: measure(t, c, seed)
-                )
+                results.cell(f"{task}: {contender}: {seed}", lambda t=task, c=contender, seed=seed: measure(t, c, seed))
     results.write(summarise(results.cells))
     results.path.with_suffix(".md").write_text(tables(results.summary))
 

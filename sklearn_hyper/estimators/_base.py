@@ -31,8 +31,8 @@ from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
 from ..training.nets import move_net
-from ..training.refit_control import RefitControl
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
+from ..training.refit_control import RefitControl
 from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
 from ._saving import EstimatorReader, save_estimator
 

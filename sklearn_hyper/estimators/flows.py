@@ -87,13 +87,14 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     kinetic, jacobian : float, default 0.0
         Weights of RNODE's penalties :math:`\int \|f\|^2` and :math:`\int \|J\|_F^2` on the likelihood, with time as a
         share of the span. They make fields that need fewer evaluations. Only for ``objective="likelihood"``.
-    solver : "dopri5", "auto", name of a fixed-step solver or ButcherTableau, default "dopri5"
+    solver : "dopri5", "auto", "hypersolved", name of a fixed-step solver or ButcherTableau, default "dopri5"
         Solver that the likelihood is trained through. "auto" begins with a cheap fixed-step solver, raises it where its
-        loss differs from dopri5's, and ends with dopri5: see :class:`NeuralODEClassifier`. Held-out losses are dopri5's
-        throughout. With a fixed-step solver, ``fit`` compares the held-out likelihood with dopri5's and warns if they
-        differ by more than 0.02 nats.
+        loss differs from dopri5's, and ends with dopri5. "hypersolved" solves by corrected steps: see
+        :class:`NeuralODEClassifier`. Held-out losses are dopri5's throughout. With a fixed-step solver, ``fit``
+        compares the held-out likelihood with dopri5's and warns if they differ by more than 0.02 nats.
     n_steps : int, default 10
-        Number of steps of a fixed-step ``solver``. dopri5 and "auto" ignore it.
+        Number of steps of a fixed-step ``solver``, of "hypersolved", and of those that ``joint`` makes fields for.
+        dopri5 and "auto" ignore it otherwise.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Samples and densities use 1e-6 in float32 and 1e-8 in float64.
     atol : float, optional
@@ -101,6 +102,17 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         times the size of the states, which is 1.
     adjoint : bool, default False
         Compute gradients by the adjoint method, in constant memory, instead of backpropagating through dopri5.
+    joint : float, default 0.0
+        Weight of a loss that makes fields cheap to solve: the mean squared distance between ``n_steps`` steps of
+        ``base_solver`` and the training's own solve, in units of the states' size. Both solves are differentiated. A
+        hypersolver fitted afterwards with the same ``base_solver`` and ``n_steps`` has less left to correct, and
+        dopri5 takes fewer evaluations. Needs ``objective="likelihood"``, and ``solver="dopri5"`` or "auto". Held-out
+        losses are without it.
+    base_solver : name of a fixed-step solver or ButcherTableau, default "euler"
+        What ``joint`` and ``solver="hypersolved"`` take ``n_steps`` steps of. Others ignore it.
+    refit_every : int or None, default None
+        Optimizer steps between refits of ``solver="hypersolved"``, which alone takes it. With None, a refit comes once
+        the field has changed by a tenth, at states of a few rows.
     max_epochs : int, default 200
         Passes over the training rows. The default suits flow matching; an epoch of likelihood costs so much more that 5
         to 20 are usual.
@@ -138,12 +150,15 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     net_ : skorch net
         The net that trained the flow.
     history_ : list of dict
-        One row an epoch: ``train_loss``, ``valid_loss`` where rows are held out, and ``dur`` in seconds. Likelihood
+        One row an epoch: ``train_loss``, ``valid_loss`` where rows are held out, and ``dur`` in seconds. ``joint`` adds
+        ``joint_loss``, without its weight. Likelihood
         through dopri5 adds ``nfe``: evaluations of (f, trace) in a training solve, without the adjoint's own.
     n_evaluations_ : int
         Likelihood only: evaluations of (f, trace) in the training, on batches, held-out rows and in comparisons.
     solver_history_ : list of dict
         Likelihood with ``solver="auto"`` only: a row a change of the solver, as in :class:`NeuralODEClassifier`.
+    hypersolver_ : FittedHypersolver or None
+        Likelihood with ``solver="hypersolved"`` only: a hypersolver of the density direction, ``flow_.density()``.
     agreement_ : Bunch
         Likelihood with ``solver="auto"`` only: how well the last solver of the training agrees with dopri5, as in
         :class:`NeuralODEClassifier`; losses are in nats.
@@ -364,7 +379,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     def _check_unused(self) -> None:
         """Refuse options that the objective or solver would silently not use."""
         likelihood = self.objective == "likelihood"
-        unused = [name for name in ("kinetic", "jacobian", "joint", "adjoint") if getattr(self, name) and not likelihood]
+        unused = [
+            name for name in ("kinetic", "jacobian", "joint", "adjoint") if getattr(self, name) and not likelihood
+        ]
         if unused:
             raise ValueError(
                 f"{' and '.join(unused)}: only used by objective='likelihood'; flow matching solves nothing in "

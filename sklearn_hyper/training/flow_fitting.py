@@ -17,8 +17,8 @@ from ..modules.neural_ode import VectorFieldError
 from ..modules.seeding import own_generator
 from ..numerics.times import time_dtype
 from .batches import Batches
-from .nets import TENSOR_ROWS, BestWeights, LossNet, build_net, cosine_schedule
 from .joint import make_joint_loss
+from .nets import TENSOR_ROWS, BestWeights, LossNet, build_net, cosine_schedule
 from .neural_ode_fitting import TrainingSettings, schedule_and_control
 from .references import solve_ends
 from .solver_control import TrainingSolver, is_dopri5

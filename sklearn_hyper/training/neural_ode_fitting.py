@@ -127,7 +127,7 @@ def build_ode_net(
     n_classes : int, optional
         Number of classes of a classifier, whose net predicts encoded labels. None makes a regressor.
     """
-    n_batches = len(Batches(n_rows, settings.batch_size))
+    n_batches, chunked = len(Batches(n_rows, settings.batch_size)), is_controlled(settings.solver)
     schedule, first = schedule_and_control(settings, n_batches) if scheduled else (None, joint_callbacks(settings))
     # Classes are given, because a batch of partial_fit need not hold all of the encoded labels.
     kind: type[TrainingNet]
@@ -140,7 +140,7 @@ def build_ode_net(
         batch_size=settings.batch_size,
         iterator_train__shuffle=True,
         # dopri5's time goes with the solves and hardly with their rows, and held-out rows need no graph.
-        **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if is_controlled(settings.solver) else {}),
+        **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if chunked else {}),
         **classes,
     )  # fmt: skip
 

@@ -17,8 +17,10 @@ from .solver_control import DOPRI5_RUNG, HYPERSOLVED, SolverControl
 _FIT_ROWS = 256
 _MOVED_ROWS = 64
 _MOVED = 0.1
-"""Relative change of f, at the states of a few rows, at which a correction is refitted: residuals then change by about a
-fifth, and default corrections leave more than that of them."""
+"""Relative change of f, at the states of a few rows, at which a correction is refitted.
+
+Residuals then change by about a fifth, and corrections in training leave more than that of them.
+"""
 _CHECKED_EVERY = 5
 
 
@@ -75,7 +77,8 @@ class RefitControl(SolverControl):
         self.seed_ = int(torch.randint(2**31 - 1, (), generator=generator))
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.step_, self.fitted_, self.seen_ = 0, None, None
+        self.step_, self.fitted_ = 0, None
+        self.seen_: tuple[Tensor, Tensor] | None = None
 
     def on_batch_begin(self, net: NeuralNet, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
         if not training:
@@ -123,7 +126,7 @@ class RefitControl(SolverControl):
         with torch.no_grad():
             states = solver.mesh.trajectory(ode.vector_field, ode.input_map(x), solver.correction, ode.inputs(x))
         solver.n_evaluations += solver.mesh.n_evaluations
-        self.seen_: tuple[Tensor, Tensor] | None = (states, self._field_at(solver, states))
+        self.seen_ = (states, self._field_at(solver, states))
 
     def _field_at(self, solver: Any, states: Tensor) -> Tensor:
         ode, inputs = solver.ode, solver.ode.inputs(self.rows_[:_MOVED_ROWS])
@@ -165,11 +168,7 @@ def frozen(correction: ModuleCorrection | None) -> ModuleCorrection | None:
     return None if correction is None else copy.deepcopy(correction).requires_grad_(False).eval()
 
 
-
-
 def finish_control(control: Any, net: Any) -> None:
     """Let a control of solvers do what comes after the best weights are back."""
     if isinstance(control, RefitControl):
         control.finish(net)
-
-

@@ -208,7 +208,8 @@ def check_training_solver(solver: Any) -> None:
             resolve_base_solver(solver)
         except (TypeError, ValueError) as error:
             raise type(error)(
-                f"solver={solver!r} is none that training knows: pass 'dopri5', 'auto', 'hypersolved', or a fixed-step solver. {error}"
+                f"solver={solver!r} is none that training knows: pass 'dopri5', 'auto', 'hypersolved', or a fixed-step "
+                f"solver. {error}"
             ) from error
 
 
