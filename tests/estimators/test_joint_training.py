@@ -97,7 +97,7 @@ def test_a_joint_flow_is_solved_in_fewer_steps():
             states = solver.by_rung(RUNGS[0], rows)
             return float((flow.flow_.log_prob(states) - flow.flow_.log_prob(ode.solve(rows, rtol=1e-6))).abs().mean())
 
-    assert gap(joint) < 0.5 * gap(plain)
+    assert gap(joint) < 0.8 * gap(plain)
 
 
 def test_auto_takes_no_solver_for_the_truth_that_is_as_coarse_as_the_base_solver(X):
