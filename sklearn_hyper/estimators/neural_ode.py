@@ -382,8 +382,8 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         (of the optimizer), "solver", "n_steps" (None for dopri5) and "why". Where the change came from a comparison,
         "gap" is how far the losses of the solver before and of dopri5 were apart, "allowed" how far they may be, "loss"
         is dopri5's, and "n_evaluations" are what its solve took. The gap is None at the start, and infinite where
-        dopri5 failed. With "hypersolved": a row a refit, with "error" and "error_before": the mean error of states on rows
-        that the refit held out, after it and before.
+        dopri5 failed. With "hypersolved": a row a refit, with "error" and "error_before": the mean error of states on
+        rows that the refit held out, after it and before.
     hypersolver_ : FittedHypersolver or None
         With ``solver="hypersolved"`` after ``fit``: a hypersolver of the field that training ended with, on tensors.
         Pass the estimator to a :class:`HypersolverClassifier` for one on arrays. None after Ctrl-C.
