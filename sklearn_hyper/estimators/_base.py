@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..calibration import Calibration
+from ..hypersolvers.described import describe_fitted, read_fitted
 from ..hypersolvers.fitted import FittedHypersolver
 from ..modules.closed_list import Writer
 from ..modules.neural_ode import NeuralODE, VectorFieldError, call_part
@@ -31,11 +32,14 @@ from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
+from ..training.refit_control import RefitControl
 from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
 from ..training.timed_rows import Rows, apart
 from ._fit_html import add_fit
 from ._saving import EstimatorReader, save_estimator
 
+_COMPARED_ROWS = 16
+"""Rows in a model file, whose states are compared when it is loaded."""
 _INFERENCE_FACTOR = 8
 """Inference keeps no graph, so that this many times ``batch_size`` rows fit in the memory of training."""
 
@@ -181,13 +185,15 @@ class TorchEstimator(BaseEstimator):
     # ------------------------------------------------------------------ solvers of a training
     def _keep_solver_records(self, net: Any) -> None:
         """Take over which solvers a training used, and at what cost, instead of what the last fit left."""
-        for name in ("solver_history_", "agreement_", "n_evaluations_"):
+        for name in ("solver_history_", "agreement_", "n_evaluations_", "hypersolver_"):
             vars(self).pop(name, None)
         solver, control = getattr(net.module_, "solver", None), control_of(net)
         if solver is not None:  # flow matching solves nothing
             self.n_evaluations_ = solver.n_evaluations
         if control is not None:
             self.solver_history_, self.agreement_ = control.history_, None
+        if isinstance(control, RefitControl):
+            self.hypersolver_ = control.fitted_
 
     def _certify(self, module: nn.Module, x: Rows, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
         """Compare the last solver of a training with dopri5 as ``predict`` runs it; warn where they disagree."""
@@ -334,6 +340,21 @@ class TorchEstimator(BaseEstimator):
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         """Take the fitted models from a model file."""
         raise NotImplementedError
+
+    def _describe_hypersolver(self, writer: Writer) -> dict[str, Any]:
+        """Describe the hypersolver that a training left behind, where there is one."""
+        fitted = vars(self).get("hypersolver_")
+        if fitted is None:
+            return {}
+        shape = self._input_shape
+        if fitted.neural_ode.n_unitless and fitted.neural_ode.data_controlled:
+            shape = (2 * shape[0],)  # a density's rows with Hutchinson's noise beside them
+        drawn = np.random.default_rng(0).normal(size=(_COMPARED_ROWS, *shape))
+        return {"hypersolver": describe_fitted(fitted, writer, torch.as_tensor(drawn, dtype=self.dtype_))}
+
+    def _read_hypersolver(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
+        if "hypersolver" in described:
+            self.hypersolver_ = read_fitted(described["hypersolver"], reader)
 
     def __getstate__(self) -> dict[str, Any]:
         try:

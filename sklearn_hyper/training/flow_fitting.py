@@ -21,6 +21,7 @@ from ..modules.neural_ode import VectorFieldError
 from ..modules.seeding import own_generator
 from ..numerics.times import time_dtype
 from .batches import Batches
+from .joint import make_joint_loss
 from .nets import TENSOR_ROWS, BestWeights, LossNet, build_net, cosine_schedule
 from .neural_ode_fitting import TrainingSettings, schedule_and_control
 from .references import solve_ends
@@ -161,10 +162,14 @@ class LikelihoodLoss(nn.Module):
         ode = flow.density(hutchinson=settings.noise is not None, penalties=self.penalties)
         # Not a module, so that the flow's parameters are not registered twice.
         self.solver = TrainingSolver(ode, settings, _MAX_EVALUATIONS)
+        self.joint = make_joint_loss(self.solver, settings)
         self.n_evaluations = self.n_solves = 0
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.row_losses(self._solve(self.solver_inputs(x, noise))).mean()
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Any:
+        x = self.solver_inputs(x, noise)
+        states = self._solve(x)
+        loss = self.row_losses(states).mean()
+        return loss if self.joint is None or not self.training else self.joint.beside(loss, x, states)
 
     def solver_inputs(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return what the solver takes for these rows: x, and the noise of Hutchinson's trace, drawn if not given."""
@@ -251,7 +256,7 @@ def build_flow_net(
     if likelihood:
         schedule, first = schedule_and_control(settings, n_batches)
         if is_dopri5(settings.solver):
-            first = [("evaluations", _EvaluationWatch())]
+            first = [("evaluations", _EvaluationWatch()), *first]
     else:
         schedule, first = cosine_schedule(n_batches, [settings.max_epochs], [1.0]), []
     return build_net(

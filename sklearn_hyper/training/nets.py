@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -150,6 +150,14 @@ class EpochBar(Callback):
         del self.bar_  # a pickled bar could not be loaded
 
 
+class JointOutput(NamedTuple):
+    """What a module returns in a joint training: its output, and another loss with its weight."""
+
+    output: Tensor
+    joint_loss: Tensor
+    weight: float
+
+
 class TrainingNet(DeviceFree, NeuralNet):
     """A NeuralNet that keeps its best epoch after Ctrl-C and draws from its own generator.
 
@@ -188,6 +196,15 @@ class TrainingNet(DeviceFree, NeuralNet):
         except KeyboardInterrupt:
             self.interrupted_ = not self._stopped_early()
             raise
+
+    def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Tensor:
+        """Return the loss of a batch; in a joint training with the other loss, which is recorded as well."""
+        if not isinstance(y_pred, JointOutput):
+            loss: Tensor = super().get_loss(y_pred, y_true, X=X, training=training)
+            return loss
+        self.history.record_batch("joint_loss", y_pred.joint_loss.item())
+        loss = self.get_loss(y_pred.output, y_true, X=X, training=training)
+        return loss + y_pred.weight * y_pred.joint_loss
 
     def _stopped_early(self) -> bool:
         """Return whether an EarlyStopping has run out of patience, since it raises KeyboardInterrupt too."""
@@ -240,8 +257,11 @@ class LossNet(TrainingNet):
     def infer(self, x: Any, **fit_params: Any) -> Tensor:
         return self.module_(x)
 
-    def get_loss(self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False) -> Tensor:
-        return y_pred
+    def get_loss(self, y_pred: Any, y_true: Any, X: Any = None, training: bool = False) -> Tensor:
+        if isinstance(y_pred, JointOutput):
+            return super().get_loss(y_pred, y_true, X=X, training=training)
+        loss: Tensor = y_pred
+        return loss
 
 
 def cosine_schedule(n_batches: int, phase_ends: Sequence[int], peaks: Sequence[float]) -> LRScheduler:

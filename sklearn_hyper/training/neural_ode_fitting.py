@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import ReferenceSolveError, gave_up
 from .batches import Batches
+from .joint import count_fewest, joint_callbacks, make_joint_loss
 from .losses import ObservedMSELoss
 from .nets import (
     BestWeights,
@@ -28,8 +29,17 @@ from .nets import (
     cosine_schedule,
 )
 from .references import solve_ends
+from .refit_control import RefitControl, finish_control
 from .settings import SolveSettings
-from .solver_control import SolverControl, TrainingSolver, control_of, is_auto, polished_schedule
+from .solver_control import (
+    SolverControl,
+    TrainingSolver,
+    control_of,
+    is_auto,
+    is_controlled,
+    is_hypersolved,
+    polished_schedule,
+)
 from .tasks import Task
 from .timed_rows import Rows, TimedDataset, TimedRows, apart
 
@@ -53,6 +63,11 @@ class TrainingSettings:
     callbacks: Any
     device: str
     verbose: int
+    joint: float
+    base_solver: Any
+    refit_every: int | None
+    refit: Any
+    """Fits the correction of a hypersolved training, which ring 4 knows: ``correct_in_training``."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -71,16 +86,19 @@ class TrainingForward(nn.Module):
         super().__init__()
         self.neural_ode = neural_ode
         self.solver = TrainingSolver(neural_ode, settings)
+        self.joint = make_joint_loss(self.solver, settings)
         self.settings = settings
         by_row: Any = copy.copy(criterion)
         by_row.reduction = "none"
         self._by_row = (by_row,)  # a tuple hides it from nn.Module, for the criterion is the net's
 
-    def forward(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, times: Tensor | None = None) -> Any:
         """Return outputs, or those (batch, n_times, ...) at these times, which are nan where the time is."""
-        if times is None:
-            return self.neural_ode.output_map(self.solver(x, self.training))
-        return self.neural_ode.outputs(self.solver(TimedRows(x, times), self.training), ~times.isnan())
+        if times is not None:
+            return self.neural_ode.outputs(self.solver(TimedRows(x, times), self.training), ~times.isnan())
+        states = self.solver(x, self.training)
+        output = self.neural_ode.output_map(states)
+        return output if self.joint is None or not self.training else self.joint.beside(output, x, states)
 
     def solver_inputs(self, x: Rows) -> Rows:
         """Return what the solver takes for these rows: the rows themselves."""
@@ -130,8 +148,8 @@ def build_ode_net(
     timed : bool, default False
         Whether rows have times of their own.
     """
-    n_batches = len(Batches(n_rows, settings.batch_size))
-    schedule, first = schedule_and_control(settings, n_batches) if scheduled else (None, [])
+    n_batches, chunked = len(Batches(n_rows, settings.batch_size)), is_controlled(settings.solver)
+    schedule, first = schedule_and_control(settings, n_batches) if scheduled else (None, joint_callbacks(settings))
     # Classes are given, because a batch of partial_fit need not hold all of the encoded labels.
     kind: type[TrainingNet]
     classes: Any
@@ -147,17 +165,21 @@ def build_ode_net(
         batch_size=settings.batch_size,
         iterator_train__shuffle=True,
         # dopri5's time goes with the solves and hardly with their rows, and held-out rows need no graph.
-        **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if is_auto(settings.solver) else {}),
+        **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if chunked else {}),
         **classes, **fetching,
     )  # fmt: skip
 
 
 def schedule_and_control(settings: TrainingSettings, n_batches: int) -> tuple[LRScheduler, list[tuple[str, Callback]]]:
     """Return the schedule of the learning rate, and the callback that chooses solvers if ``solver`` is "auto"."""
-    if not is_auto(settings.solver):
-        return cosine_schedule(n_batches, [settings.max_epochs], [1.0]), []
+    first = joint_callbacks(settings)
     n_steps = n_batches * settings.max_epochs
-    return polished_schedule(n_steps), [("solver_control", SolverControl(n_steps))]
+    if is_hypersolved(settings.solver):
+        return polished_schedule(n_steps), [("solver_control", RefitControl(n_steps, settings)), *first]
+    if not is_auto(settings.solver):
+        return cosine_schedule(n_batches, [settings.max_epochs], [1.0]), first
+    control = SolverControl(n_steps, count_fewest(settings))
+    return polished_schedule(n_steps), [("solver_control", control), *first]
 
 
 def train_net(
@@ -175,6 +197,7 @@ def train_net(
         control.watch(net.module_.solver_inputs(x), y, generator)
     try:
         net.train(x, y, generator)
+        finish_control(control, net)
     except ReferenceSolveError as error:
         updated = any("train_loss" in batch for epoch in net.history for batch in epoch["batches"])
         # Solve again with the weights that training began with: was it the field that was passed, or the updates?

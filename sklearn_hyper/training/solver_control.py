@@ -14,13 +14,15 @@ from skorch.callbacks import Callback, LRScheduler
 from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE
+from ..numerics.correction import Correction
 from ..numerics.methods import resolve_base_solver
+from ..numerics.protection import FieldInputs
 from ..numerics.reference import MAX_EVALUATIONS, ReferenceSolveError
 from ..numerics.stepping import FixedMesh
 from .nets import cosine_schedule
 from .timed_rows import Rows, apart
 
-AUTO, DOPRI5 = "auto", "dopri5"
+AUTO, DOPRI5, HYPERSOLVED = "auto", "dopri5", "hypersolved"
 CERTIFIED_GAP = 0.005
 """Gap of the loss to dopri5's that a certified fit has at most: in nats, or in units of the targets' variance."""
 _SHARE_OF_STD = 0.05
@@ -79,6 +81,8 @@ class SolverSettings(Protocol):
     @property
     def atol(self) -> float | None: ...
     @property
+    def base_solver(self) -> Any: ...
+    @property
     def adjoint(self) -> bool: ...
 
 
@@ -105,7 +109,8 @@ class TrainingSolver:
     def __init__(self, ode: NeuralODE, settings: SolverSettings, max_evaluations: int = MAX_EVALUATIONS):
         self.ode, self.settings, self.max_evaluations = ode, settings, max_evaluations
         self.n_evaluations = self.last_evaluations = 0
-        self.controlled = is_auto(settings.solver)
+        self.controlled = is_controlled(settings.solver)
+        self.correction: Correction | None = None
         fixed = not (self.controlled or is_dopri5(settings.solver))
         self.use(Rung(settings.solver, settings.n_steps) if fixed else DOPRI5_RUNG)
 
@@ -113,6 +118,17 @@ class TrainingSolver:
         """Solve by another solver from now on."""
         self.mesh = self._mesh(rung)
         self.rung = rung
+
+    def correct(self, correction: Correction | None) -> None:
+        """Solve by the settings' base solver and this correction from now on."""
+        self.use(Rung(self.settings.base_solver, self.settings.n_steps))
+        self.correction = correction
+
+    def mesh_of(self, rung: Rung) -> FixedMesh:
+        """Return the mesh of a fixed-step solver."""
+        mesh = self._mesh(rung)
+        assert mesh is not None
+        return mesh
 
     def _mesh(self, rung: Rung) -> FixedMesh | None:
         if is_dopri5(rung.solver):
@@ -123,13 +139,11 @@ class TrainingSolver:
         """Return terminal states, or states (batch, n_times, ...) at the times of timed rows; differentiable."""
         if self.mesh is None or (self.controlled and not training):
             return self.by_dopri5(x)
-        return self._by_mesh(self.mesh, x)
+        return self.by_mesh(self.mesh, x)
 
     def by_rung(self, rung: Rung, x: Rows) -> Tensor:
         """Return the states by a fixed-step solver."""
-        mesh = self._mesh(rung)
-        assert mesh is not None
-        return self._by_mesh(mesh, x)
+        return self.by_mesh(self.mesh_of(rung), x)
 
     def by_dopri5(self, x: Rows, max_evaluations: int | None = None) -> Tensor:
         """Return the states by dopri5 at the tolerances of the training."""
@@ -144,19 +158,27 @@ class TrainingSolver:
         self.last_evaluations = self.n_evaluations - before
         return states
 
-    def _by_mesh(self, mesh: FixedMesh, x: Rows) -> Tensor:
+    def by_mesh(self, mesh: FixedMesh, x: Rows) -> Tensor:
+        """Return the states by a fixed-step solver whose mesh is known."""
         before = self.n_evaluations
         rows, times = apart(x)
         z0, inputs = self.ode.input_map(rows), self.ode.inputs(rows)
-        if times is None:
-            states = mesh.solve(self._counted, z0, None, inputs)
+        if times is not None:
+            states = self._at_times(mesh, z0, times, inputs)
+        elif mesh is self.mesh and self.correction is not None:
+            # A correction in the weights of the field has to see the field itself.
+            states = mesh.solve(self.ode.vector_field, z0, self.correction, inputs)
+            self.n_evaluations += mesh.n_evaluations
         else:
-            lacks = times.isnan()
-            at = torch.where(lacks, times[:, :1], times)  # a row has its first time, and pads with nan after its last
-            states = mesh.states_at(self._counted, z0, at, None, inputs).transpose(0, 1)
-            states = states.masked_fill(lacks.reshape(*lacks.shape, *[1] * (z0.ndim - 1)), 0.0)
+            states = mesh.solve(self._counted, z0, None, inputs)
         self.last_evaluations = self.n_evaluations - before
         return states
+
+    def _at_times(self, mesh: FixedMesh, z0: Tensor, times: Tensor, inputs: FieldInputs) -> Tensor:
+        lacks = times.isnan()
+        at = torch.where(lacks, times[:, :1], times)  # a row has its first time, and pads with nan after its last
+        states = mesh.states_at(self._counted, z0, at, None, inputs).transpose(0, 1)
+        return states.masked_fill(lacks.reshape(*lacks.shape, *[1] * (z0.ndim - 1)), 0.0)
 
     def _counted(self, *args: Any, **condition: Any) -> Any:
         self.n_evaluations += 1
@@ -166,6 +188,16 @@ class TrainingSolver:
 def is_auto(solver: Any) -> bool:
     """Return whether training chooses its solver as it goes."""
     return _is(solver, AUTO)
+
+
+def is_hypersolved(solver: Any) -> bool:
+    """Return whether training solves by a base solver and a correction that is refitted as it goes."""
+    return _is(solver, HYPERSOLVED)
+
+
+def is_controlled(solver: Any) -> bool:
+    """Return whether the solver of a training changes as it goes."""
+    return is_auto(solver) or is_hypersolved(solver)
 
 
 def is_dopri5(solver: Any) -> bool:
@@ -184,12 +216,13 @@ def _is(solver: Any, name: str) -> bool:
 
 def check_training_solver(solver: Any, between: bool = False) -> None:
     """Refuse a solver that training does not know, or without states between its ends if asked, before any work."""
-    if not (is_auto(solver) or is_dopri5(solver)):
+    if not (is_controlled(solver) or is_dopri5(solver)):
         try:
             method = resolve_base_solver(solver)
         except (TypeError, ValueError) as error:
             raise type(error)(
-                f"solver={solver!r} is none that training knows: pass 'dopri5', 'auto', or a fixed-step solver. {error}"
+                f"solver={solver!r} is none that training knows: pass 'dopri5', 'auto', 'hypersolved', or a fixed-step "
+                f"solver. {error}"
             ) from error
         if between and not method.follows_trajectory:
             raise ValueError(
@@ -221,6 +254,8 @@ class SolverControl(Callback):
     ----------
     n_steps : int
         Optimizer steps of the whole training.
+    fewest : int, default 0
+        Fewest evaluations of f in a solve by a solver to choose.
 
     Attributes
     ----------
@@ -228,8 +263,8 @@ class SolverControl(Callback):
         Every change of the solver, as ``solver_history_`` of :class:`NeuralODEClassifier`.
     """
 
-    def __init__(self, n_steps: int):
-        self.polish_from = n_steps - count_polish(n_steps)
+    def __init__(self, n_steps: int, fewest: int = 0):
+        self.polish_from, self.fewest = n_steps - count_polish(n_steps), fewest
         self.history_: list[dict[str, Any]] = []
 
     def watch(self, x: Rows, y: Tensor | None, generator: torch.Generator) -> None:
@@ -344,7 +379,9 @@ class SolverControl(Callback):
     def _lower_if_calm(self, net: NeuralNet, exact: Tensor, *, allowed: float, **what: Any) -> None:
         """Take a cheaper solver where the field has become easier: high learning rates make one hard for a while."""
         below = [
-            rung for rung in RUNGS[: _place(net.module_.solver.rung)] if rung.n_evaluations < what["n_evaluations"]
+            rung
+            for rung in RUNGS[: _place(net.module_.solver.rung)]
+            if self.fewest <= rung.n_evaluations < what["n_evaluations"]
         ]
         if not below or self._gap(net, below[-1], exact) > _CALM * allowed:
             self.calm_ = 0
@@ -356,7 +393,8 @@ class SolverControl(Callback):
             self._change(net, rung, "a cheaper one would do", allowed=allowed, **what)
 
     def _above(self, net: NeuralNet) -> tuple[Rung, ...]:
-        return RUNGS if self.step_ == 0 else RUNGS[_place(net.module_.solver.rung) + 1 :]
+        above = RUNGS if self.step_ == 0 else RUNGS[_place(net.module_.solver.rung) + 1 :]
+        return tuple(rung for rung in above if rung.n_evaluations >= self.fewest)
 
     def _gap(self, net: NeuralNet, rung: Rung, exact: Tensor) -> float:
         if rung is DOPRI5_RUNG:

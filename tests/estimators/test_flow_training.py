@@ -77,7 +77,8 @@ def settings(**changes):
     defaults = {
         "solver": "dopri5", "n_steps": 4, "rtol": 1e-9, "atol": 1e-9, "adjoint": False, "max_epochs": 1, "lr": 1e-2,
         "batch_size": 8, "optimizer": None, "callbacks": None, "device": "cpu", "verbose": 0, "objective": "likelihood",
-        "noise": None, "kinetic": 0.1, "jacobian": 0.1,
+        "noise": None, "kinetic": 0.1, "jacobian": 0.1, "joint": 0.0, "base_solver": "euler",
+        "refit_every": None, "refit": None,
     }  # fmt: skip
     return FlowSettings(**defaults | changes)
 

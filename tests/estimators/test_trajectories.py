@@ -417,3 +417,12 @@ def test_images_have_trajectories_too():
     y = np.exp(-times) * X.mean(axis=(1, 2, 3))[:, None]
     fitted = NeuralODERegressor(max_epochs=1, batch_size=8, random_state=0).fit(X, y, times)
     assert fitted.predict(X, times).shape == (24, 3) and fitted.predict(X, times).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("params", "named"), [({"joint": 1.0}, "joint=1.0"), ({"solver": "hypersolved"}, "solver='hypersolved'")]
+)
+def test_what_is_about_the_end_alone_is_refused(data, params, named):
+    X, times, Y = data
+    with pytest.raises(ValueError, match=f"t_eval with {named}.*Set joint=0.0 and solver="):
+        make_linear(**params).fit(X, Y, t_eval=times)
