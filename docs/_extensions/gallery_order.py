@@ -10,6 +10,7 @@ ORDER = (
     "plot_digits_sampler.py",
     "plot_bounds_and_tolerances.py",
     "plot_train_faster.py",
+    "plot_joint.py",
     "plot_follow_a_field.py",
     "plot_pipeline_grid_search.py",
     "plot_solver_under_budget.py",
