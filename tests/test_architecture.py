@@ -14,7 +14,7 @@ ROOT = Path(sklearn_hyper.__file__).parent
 PACKAGE = "sklearn_hyper"
 
 # What each part may import of the others. The rings come in order; metrics, reports, datasets and _versions are leaves.
-# Nothing imports evaluation, and nothing but tests and examples needs datasets.
+# Nothing imports evaluation and adapters, and nothing but tests and examples needs datasets.
 RINGS = ["numerics", "modules", "training", "hypersolvers", "calibration", "estimators", "evaluation"]
 ALLOWED = {ring: {*RINGS[: i + 1], "__version__"} for i, ring in enumerate(RINGS)}
 for ring in ("training", "hypersolvers", "calibration", "estimators", "evaluation"):
@@ -23,6 +23,7 @@ ALLOWED |= {
     "metrics": {"numerics", "metrics", "reports"},
     "reports": set(),
     "datasets": {"numerics", "modules", "datasets"},
+    "adapters": {"numerics", "modules", "hypersolvers", "adapters"},
     "_versions": {"__version__"},
     "__init__": set(),
 }
@@ -116,6 +117,12 @@ def test_numerics_loads_neither_sklearn_nor_skorch():
     code = "import sys, sklearn_hyper.numerics; print(sorted({'sklearn', 'skorch', 'torch'} & sys.modules.keys()))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "['torch']"
+
+
+@pytest.mark.parametrize("module", [module for module in PATHS if _part(module) == "adapters"])
+def test_adapters_import_no_library_that_they_serve(module):
+    roots = {name.partition(".")[0] for name in IMPORTS[module]}
+    assert roots <= sys.stdlib_module_names | {PACKAGE, "torch"}
 
 
 @pytest.mark.parametrize("name", sklearn_hyper._EXPORTS)
