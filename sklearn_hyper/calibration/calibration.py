@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..hypersolvers import FittedHypersolver, SolveSettings
+from ..training.given_rows import Inputs, apart
 from ..training.tasks import row_digests
 from .bounds import LEARNED, Bounds
 from .conformal import CalibrationRowsError
@@ -58,8 +59,8 @@ class Calibration:
     ----------
     fitted : FittedHypersolver
         The solver. The calibration holds for it alone: not for another number of steps, span or field.
-    x : Tensor of shape (n, ...)
-        Rows that were not fitted on, on the CPU.
+    x : Tensor of shape (n, ...), or GivenRows
+        Rows that were not fitted on, on the CPU, with their condition if the field takes one.
     convert : callable
         Maps terminal states to outputs.
     others : sequence of FittedHypersolver
@@ -83,7 +84,7 @@ class Calibration:
     def __init__(
         self,
         fitted: FittedHypersolver,
-        x: Tensor,
+        x: Inputs,
         convert: Convert,
         others: Sequence[FittedHypersolver] = (),
         solving: SolveSettings | None = None,
@@ -100,6 +101,7 @@ class Calibration:
         ends = measured.runs[measured.own].ends
         is_image = ends.ndim > 2 or (fitted.neural_ode.data_controlled and x.ndim > 2)
         eps = float(torch.finfo(ends.dtype).eps)
+        self._labels = {name: values.unique() for name, values in _labels_of(x).items()}
         self._usual = UsualRows(measured.runs[measured.own].starts, by_chance=is_image, eps=eps)
 
     def to(self, device: torch.device | str) -> Calibration:
@@ -116,7 +118,7 @@ class Calibration:
         return moved
 
     def bound(
-        self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, coverage: float, how: str
+        self, fitted: FittedHypersolver, x: Inputs, convert: Convert, kind: str, coverage: float, how: str
     ) -> Bounded:
         """Solve the rows, and bound each row's error.
 
@@ -126,7 +128,7 @@ class Calibration:
         """
         own = self._own
         run = own.run(x)
-        unusual = self._usual.are_unusual(run.starts)
+        unusual = self._are_unusual(run.starts, x)
         n_evaluations = np.full(len(x), own.n_evaluations)
         if how == LEARNED:
             bound = self.bounds.learned(kind, run, coverage)
@@ -150,7 +152,7 @@ class Calibration:
         return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
 
     def keep(
-        self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, tolerance: Tolerance, alpha: float,
+        self, fitted: FittedHypersolver, x: Inputs, convert: Convert, kind: str, tolerance: Tolerance, alpha: float,
         *, route: bool, how: str,
     ) -> tuple[Answer, NDArray[np.bool_]]:  # fmt: skip
         """Solve every row by what is certified to keep a tolerance; return answers and which rows are unusual.
@@ -163,7 +165,7 @@ class Calibration:
             If the tolerance is tighter than that of the references, which tell errors from nothing beyond it.
         """
         self._check_tolerance(kind, tolerance)
-        unusual = self._usual.are_unusual(_initial_rows(fitted, x))
+        unusual = self._are_unusual(_initial_rows(fitted, x), x)
         ladder = self.ladders[kind]
         if how != LEARNED:
             return ladder.solve_verified(fitted, x, unusual, tolerance, alpha, convert), unusual
@@ -171,6 +173,14 @@ class Calibration:
             return ladder.solve_routed(fitted, x, unusual, tolerance, alpha, convert), unusual
         level = ladder.fixed_level(tolerance, alpha)
         return ladder.solve_fixed(fitted, x, unusual, level, convert), unusual
+
+    def _are_unusual(self, starts: Rows, x: Inputs) -> NDArray[np.bool_]:
+        """Return which rows are unlike the calibration's, or have a label that no calibration row has."""
+        unusual = self._usual.are_unusual(starts)
+        for name, values in _labels_of(x).items():
+            unknown = ~torch.isin(values, self._labels[name])
+            unusual |= unknown.reshape(len(values), -1).any(dim=1).numpy()
+        return unusual
 
     def _check_tolerance(self, kind: str, tolerance: Tolerance) -> None:
         size = self.ladders[kind].typical_size
@@ -185,9 +195,16 @@ class Calibration:
             )
 
 
-def _initial_rows(fitted: FittedHypersolver, x: Tensor) -> Rows:
+def _labels_of(x: Inputs) -> dict[str, Tensor]:
+    """Return the parts of a condition that are labels, of which neighbours are nothing alike: integers."""
+    return {name: values for name, values in apart(x)[1].items() if not values.is_floating_point()}
+
+
+def _initial_rows(fitted: FittedHypersolver, x: Inputs) -> Rows:
     with torch.no_grad():
-        chunks = ((fitted.neural_ode.input_map(rows.to(fitted.device)), rows) for rows in in_chunks(fitted, x))
+        chunks = (
+            (fitted.neural_ode.input_map(apart(rows)[0].to(fitted.device)), rows) for rows in in_chunks(fitted, x)
+        )
         return np.concatenate([look_of(fitted, z, rows) for z, rows in chunks])
 
 
@@ -200,12 +217,12 @@ def _check_steps(solvers: Sequence[FittedHypersolver]) -> None:
         )
 
 
-def _check_rows(solvers: Sequence[FittedHypersolver], x: Tensor) -> None:
+def _check_rows(solvers: Sequence[FittedHypersolver], x: Inputs) -> None:
     n = len(x)
     if n < FEWEST:
         raise CalibrationRowsError(f"X has {n} rows; a calibration needs {FEWEST}, and 1,000 are advised.")
     known = [solver.fitted_rows for solver in solvers if solver.fitted_rows is not None]
-    n_fitted = int(np.isin(row_digests(x), np.concatenate(known)).sum()) if known else 0
+    n_fitted = int(np.isin(row_digests(*apart(x)), np.concatenate(known)).sum()) if known else 0
     if n_fitted > _KNOWN * n:
         raise CalibrationRowsError(
             f"{n_fitted} of {n} rows of X were fitted on, by this hypersolver or one of levels. Errors are smaller "

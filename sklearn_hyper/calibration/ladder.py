@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..hypersolvers import FittedHypersolver, SolveSettings
+from ..training.given_rows import Inputs
 from .conformal import last_certified
 from .describing import Rows, norms
 from .error_model import RouterNet
@@ -116,7 +117,7 @@ class Ladder:
         return self._end if found is None else self._end - 1 - found
 
     def solve_fixed(
-        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], level: int, convert: Convert
+        self, fitted: FittedHypersolver, x: Inputs, unusual: NDArray[np.bool_], level: int, convert: Convert
     ) -> Answer:
         """Solve every row by one level, and unusual rows by dopri5."""
         chosen = np.where(unusual, self._end, level)
@@ -134,7 +135,7 @@ class Ladder:
         return None if found is None else float(_SAFETIES[found])
 
     def solve_routed(
-        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
+        self, fitted: FittedHypersolver, x: Inputs, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
         convert: Convert,
     ) -> Answer:  # fmt: skip
         """Run the cheapest level; its run tells which level a row needs."""
@@ -167,7 +168,7 @@ class Ladder:
         return None if found is None else float(_SAFETIES[found])
 
     def solve_verified(
-        self, fitted: FittedHypersolver, x: Tensor, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
+        self, fitted: FittedHypersolver, x: Inputs, unusual: NDArray[np.bool_], tolerance: Tolerance, alpha: float,
         convert: Convert,
     ) -> Answer:  # fmt: skip
         """Climb the ladder until two neighbouring levels agree. It starts where the cheapest level's run suggests.
@@ -205,7 +206,7 @@ class Ladder:
 
     # ------------------------------------------------------------------ shared
     def _solve(
-        self, fitted: FittedHypersolver, x: Tensor, chosen: NDArray[np.int64], spent: NDArray[np.int64],
+        self, fitted: FittedHypersolver, x: Inputs, chosen: NDArray[np.int64], spent: NDArray[np.int64],
         known: dict[int, Tensor], convert: Convert,
     ) -> Answer:  # fmt: skip
         """Solve each row by the level that is chosen for it, rows of one level together; by dopri5 what overflows."""

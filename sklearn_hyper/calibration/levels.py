@@ -17,6 +17,7 @@ from ..modules.neural_ode import NeuralODE
 from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.cost import CountedField
 from ..numerics.reference import ReferenceSolveError
+from ..training.given_rows import Inputs, apart
 from ..training.references import chunk_rows, solve_rows
 from .describing import Rows, describe_run
 
@@ -45,12 +46,12 @@ class Level:
     n_evaluations: int
 
     @classmethod
-    def of(cls, solver: FittedHypersolver, x: Tensor) -> Level:
+    def of(cls, solver: FittedHypersolver, x: Inputs) -> Level:
         """Return the level of a solver. Adaptive steps are counted on some of the rows."""
         known = solver.module.stepping.n_evaluations
         if known is not None:
             return cls(solver, known)
-        return cls(solver, math.ceil(solver.module.count_evaluations(x[:_COUNTED].to(solver.device))))
+        return cls(solver, math.ceil(solver.module.count_evaluations(*apart(x[:_COUNTED].to(solver.device)))))
 
     @property
     def name(self) -> str:
@@ -61,33 +62,33 @@ class Level:
         """Return the level on another device."""
         return replace(self, solver=self.solver.to(device))
 
-    def solve(self, x: Tensor) -> Tensor:
+    def solve(self, x: Inputs) -> Tensor:
         """Return the terminal state of every row."""
         return torch.cat([self._trajectory(rows, ends=True)[-1] for rows in in_chunks(self.solver, x)])
 
-    def run(self, x: Tensor, watch: Callable[[Tensor], None] | None = None) -> Run:
+    def run(self, x: Inputs, watch: Callable[[Tensor], None] | None = None) -> Run:
         """Solve from every row, a chunk at a time, and describe the runs. ``watch`` sees the trajectories."""
         starts, ends, described = [], [], []
         for rows in in_chunks(self.solver, x):
             states = self._trajectory(rows)
             starts.append(look_of(self.solver, states[0], rows))
             ends.append(states[-1])
-            beside = as_rows(rows) if self.solver.neural_ode.data_controlled else None
+            beside = beside_state(self.solver, rows)
             described.append(describe_run(states.double().numpy(), beside))
             if watch is not None:
                 watch(states)
         return Run(np.concatenate(starts), torch.cat(ends), np.concatenate(described))
 
-    def _trajectory(self, x: Tensor, *, ends: bool = False) -> Tensor:
+    def _trajectory(self, x: Inputs, *, ends: bool = False) -> Tensor:
         """Return states (T, n, ...), or the terminal ones alone (1, n, ...), on the CPU.
 
         Rows that adaptive steps do not get through from are nan: what is wrong with them does not concern the others.
         """
         solver, kept = self.solver, torch.arange(len(x))
         while len(kept):
-            rows = x[kept].to(solver.device)
+            rows = apart(x[kept].to(solver.device))
             try:
-                states = solver.solve(rows)[None].cpu() if ends else solver.trajectory(rows).cpu()
+                states = solver.solve(*rows)[None].cpu() if ends else solver.trajectory(*rows).cpu()
             except StepLimitError as error:
                 if not error.rows:
                     raise
@@ -97,7 +98,7 @@ class Level:
                 return states
             return states.new_full((len(states), len(x), *states.shape[2:]), torch.nan).index_copy(1, kept, states)
         with torch.no_grad():
-            z0 = solver.neural_ode.input_map(x.to(solver.device)).cpu()
+            z0 = solver.neural_ode.input_map(apart(x)[0].to(solver.device)).cpu()
         return torch.full_like(z0, torch.nan).expand(1 if ends else solver.n_steps + 1, *z0.shape)
 
 
@@ -112,17 +113,26 @@ class Run(NamedTuple):
     """What the error models read."""
 
 
-def in_chunks(fitted: FittedHypersolver, x: Tensor) -> Iterator[Tensor]:
+def in_chunks(fitted: FittedHypersolver, x: Inputs) -> Iterator[Inputs]:
     """Split rows into as many as fit into memory at a time."""
+    first, _ = apart(x[:1].to(fitted.device))
     with torch.no_grad():
-        state = fitted.neural_ode.input_map(x[:1].to(fitted.device))
-    return iter(x.split(chunk_rows(max(state.numel(), x[0].numel()))))
+        state = fitted.neural_ode.input_map(first)
+    size = chunk_rows(max(state.numel(), first.numel()))
+    return (x[start : start + size] for start in range(0, len(x), size))
 
 
-def look_of(fitted: FittedHypersolver, z0: Tensor, x: Tensor) -> Rows:
+def look_of(fitted: FittedHypersolver, z0: Tensor, x: Inputs) -> Rows:
     """Return what tells rows apart before a solve: flat initial states, and inputs that the field reads beside them."""
-    starts = as_rows(z0)
-    return np.concatenate([starts, as_rows(x)], axis=1) if fitted.neural_ode.data_controlled else starts
+    starts, beside = as_rows(z0), beside_state(fitted, x)
+    return starts if beside is None else np.concatenate([starts, beside], axis=1)
+
+
+def beside_state(fitted: FittedHypersolver, rows: Inputs) -> Rows | None:
+    """Return what the field reads beside states as flat rows: x if it is data-controlled, and the condition."""
+    x, condition = apart(rows)
+    read = [as_rows(value) for value in ([x] if fitted.neural_ode.data_controlled else []) + [*condition.values()]]
+    return np.concatenate(read, axis=1) if read else None
 
 
 def as_rows(values: Tensor | NDArray[Any]) -> Rows:
@@ -131,7 +141,7 @@ def as_rows(values: Tensor | NDArray[Any]) -> Rows:
     return array.reshape(len(array), -1)
 
 
-def list_levels(fitted: FittedHypersolver, others: Sequence[FittedHypersolver], x: Tensor) -> list[Level]:
+def list_levels(fitted: FittedHypersolver, others: Sequence[FittedHypersolver], x: Inputs) -> list[Level]:
     """Return the candidates of a ladder in order of cost, which is counted on rows x where it depends on them.
 
     They are the fitted solver, the numbers of steps that its fit covers, other fitted solvers that are given, and the
@@ -166,7 +176,7 @@ def undominated(levels: Sequence[Level], errors: NDArray[np.float64]) -> list[in
     return kept or [int(np.argmin(errors))]
 
 
-def solve_exactly(fitted: FittedHypersolver, x: Tensor, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
+def solve_exactly(fitted: FittedHypersolver, x: Inputs, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
     """Solve by dopri5 at the tolerance of the references; return terminal states, on the CPU, and evaluations of f.
 
     Rows that cannot be solved are nan.
@@ -175,8 +185,9 @@ def solve_exactly(fitted: FittedHypersolver, x: Tensor, solving: SolveSettings) 
     return torch.cat([ends for ends, _ in parts]), np.concatenate([costs for _, costs in parts])
 
 
-def _solve_chunk(fitted: FittedHypersolver, x: Tensor, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
+def _solve_chunk(fitted: FittedHypersolver, rows: Inputs, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
     ode = fitted.neural_ode
+    x, condition = apart(rows)
     counted = CountedField(ode.vector_field)
     counting = NeuralODE(
         counted, input_map=ode.input_map, output_map=ode.output_map, t_span=ode.t_span,
@@ -184,7 +195,7 @@ def _solve_chunk(fitted: FittedHypersolver, x: Tensor, solving: SolveSettings) -
     )  # fmt: skip
     counting.state_size = ode.state_size
     try:
-        states, _ = solve_rows(counting, x, ode.t_span, solving.rtol, solving.atol)
+        states, _ = solve_rows(counting, x, ode.t_span, solving.rtol, solving.atol, condition)
         ends = states[-1].cpu()
     except ReferenceSolveError:  # none of these rows, but a caller has others
         with torch.no_grad():

@@ -29,6 +29,7 @@ from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
 from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
+from ..training.given_rows import GivenRows
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
@@ -111,7 +112,9 @@ class TorchEstimator(BaseEstimator):
         return X
 
     @staticmethod
-    def _to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    def _to_tensor(array: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
+        if isinstance(array, GivenRows):
+            return array.to(device, dtype)
         # Copied, because a map may change its input in place. torch.from_numpy also warns of read-only memory and
         # refuses negative strides.
         return torch.from_numpy(array.copy()).to(device=device, dtype=dtype)

@@ -14,17 +14,18 @@ from ..calibration import Calibration, CalibrationRowsError
 from ..calibration.calibration import FEWEST
 from ..calibration.measuring import OUTPUT
 from ..hypersolvers import SolveSettings
+from ..training.given_rows import Inputs
 from ..training.nets import draw_seed
 from ._base import outside_inference_mode
 from ._calibrated import Wanted, answer, check_levels, levels_of, require
-from ._inputs import prepare_X
+from ._conditions import prepare_rows
 from .flows import draw_base
 
 
 class CalibrationMixin:
     """Calibration of a regressor or a classifier."""
 
-    def conformalize(self, X: Any, *, levels: Sequence[Any] = ()) -> Self:
+    def conformalize(self, X: Any, *, condition: Any = None, levels: Sequence[Any] = ()) -> Self:
         r"""Learn how wrong this solver is, from rows that ``fit`` has not seen.
 
         Afterwards ``predict`` and ``transform`` give bounds (``return_bound=True``) and keep tolerances (``tol=``). A
@@ -44,6 +45,9 @@ class CalibrationMixin:
         X : array-like of shape (n_samples, ...)
             Rows drawn like those of later calls, at least 40. Coverage c needs :math:`c / (1 - c)` of them (99 for
             .99), and a tolerance at ``alpha=0.01`` needs 460. 1,000 are advised.
+        condition : optional
+            As in ``fit``, drawn with the rows as in later calls. Rows whose integers or categories are not among these
+            count as unusual.
         levels : list of hypersolvers, default ()
             Further fitted hypersolvers of the same Neural ODE, for other numbers of steps, which ``tol`` may use. It
             always uses the numbers of steps that this fit covers (``fit_n_steps=(a, b)``), the classical fourth-order
@@ -74,7 +78,7 @@ class CalibrationMixin:
         predictors*; Angelopoulos et al. (2021), *Learn then Test*.
         """
         fitted, levels = self._require_product(), check_levels(levels)
-        x = self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
+        x = self._to_tensor(prepare_rows(self, X, condition), self.dtype_, "cpu")
         solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
         with outside_inference_mode():
             others = levels_of(levels, "fitted_", fitted, x, self)
@@ -85,14 +89,14 @@ class CalibrationMixin:
         """Return the outputs of terminal states that bounds are about."""
         return self._require_product().map_output(ends)
 
-    def _answer(self, X: Any, kind: str, wanted: Wanted) -> tuple[Tensor, list[Any]]:
+    def _answer(self, X: Any, condition: Any, kind: str, wanted: Wanted) -> tuple[Tensor, list[Any]]:
         """Return terminal states, and what is returned beside values."""
         fitted = self._require_product()
-        x = self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
+        x = self._to_tensor(prepare_rows(self, X, condition), self.dtype_, "cpu")
         with outside_inference_mode():
             return answer(vars(self).get("calibration_"), fitted, x, kind, self._final_outputs, wanted)
 
-    def _answers_to(self, tol: Any, **how: Any) -> dict[str, Callable[[Tensor], tuple[Tensor, np.ndarray]]]:
+    def _answers_to(self, tol: Any, **how: Any) -> dict[str, Callable[[Inputs], tuple[Tensor, np.ndarray]]]:
         """Return what solves rows to each tolerance of a report, by the name of its row.
 
         Raises
@@ -115,7 +119,7 @@ class CalibrationMixin:
         require(vars(self).get("calibration_"), self.fitted_)
         return {f"tol={one.tol:g}": partial(self._answer_rows, one) for one in every}
 
-    def _answer_rows(self, wanted: Wanted, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    def _answer_rows(self, wanted: Wanted, x: Inputs) -> tuple[Tensor, np.ndarray]:
         """Return terminal states to a tolerance, and the evaluations of each row."""
         calibration = vars(self).get("calibration_")
         ends, (info,) = answer(calibration, self.fitted_, x.cpu(), OUTPUT, self._final_outputs, wanted)

@@ -21,6 +21,7 @@ from ..modules.hypersolved_ode import HypersolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import FirstOutput, check_target, require_onnx
 from ._calibrated import drop_calibration
+from ._conditions import refuse_condition
 from ._inputs import prepare_X
 from ._saving import EstimatorReader
 from ._sources import describe_source, read_source
@@ -140,6 +141,7 @@ class DerivedMixin:
 
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
         fitted = self._require_product()
+        refuse_condition(self, "a model file", "use pickle")
         return {
             "fitted": describe_fitted(fitted, writer, self._drawn_rows()),
             "source": describe_source(self.neural_ode, writer),
@@ -197,6 +199,7 @@ class DerivedMixin:
                 f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would "
                 "take their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
             )
+        refuse_condition(self, "an ONNX file", "use to_module(), which takes (x, condition), or bind it in the field")
         x = self._drawn_rows() if X is None else self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
         outputs, metadata = self._onnx_outputs()
         return fitted.export_onnx(

@@ -11,6 +11,7 @@ from sklearn.utils import RegressorTags
 from ..calibration.measuring import OUTPUT, outputs_of
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import DEFAULT_TOLERANCE
+from ..training.given_rows import apart
 from ..training.skorch_nets import NetOutput, check_predictions, predictions, predicts_labels
 from ._base import store_parameters
 from ._calibrated import Wanted
@@ -289,11 +290,11 @@ class HypersolverRegressor(Hypersolver):
             model, "predict", predictions(model, "predict", rows), outputs[:, 0] if resolved.squeeze else outputs
         )
 
-    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+    def _check_y(self, neural_ode: NeuralODE, X: Any, y: Any) -> None:
         y = check_given_targets(y, len(X))
         if y is None:
             return
-        width = self._in_batches(lambda x: neural_ode.output_map(neural_ode.input_map(x)), X[:1]).size
+        width = self._in_batches(lambda rows: neural_ode.output_map(neural_ode.input_map(apart(rows)[0])), X[:1]).size
         if width == y.shape[1]:
             rows = spread(len(X))
             warn_of_targets(y[rows], self._rough_outputs(neural_ode, X[rows]).reshape(len(rows), -1))
@@ -302,6 +303,7 @@ class HypersolverRegressor(Hypersolver):
         self,
         X: Any,
         *,
+        condition: Any = None,
         return_bound: bool = False,
         coverage: float = 0.99,
         bound: str = "learned",
@@ -313,11 +315,13 @@ class HypersolverRegressor(Hypersolver):
     ) -> Any:
         r"""Return the output of the hypersolved Neural ODE, h_y(z_K), with a bound or to a tolerance if asked.
 
-        All but X needs a calibration: see :meth:`conformalize`.
+        All but X and ``condition`` needs a calibration: see :meth:`conformalize`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds, one entry a row or one for all.
         return_bound : bool, default False
             Return ``(output, bound)``. The bound of a row is on the 2-norm of its error against dopri5. The learned
             bound of a row unlike those of the calibration is infinite.
@@ -356,7 +360,8 @@ class HypersolverRegressor(Hypersolver):
         CalibrationRowsError
             If the calibration has too few rows for ``coverage`` or ``alpha``; the error says how many are needed.
         ValueError
-            If a value is out of its range or has no effect, or two contradict each other. ``coverage`` needs
+            If ``condition`` is missing or differs in names, length, shape or kind from that of the fit, or holds a new
+            category. If a value is out of its range or has no effect, or two contradict each other. ``coverage`` needs
             ``return_bound``; ``alpha`` and ``route`` need a tolerance; ``bound`` needs either.
 
         Warns
@@ -382,14 +387,14 @@ class HypersolverRegressor(Hypersolver):
         """
         wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
         if wanted.is_plain:
-            output = self._apply("forward", X)
+            output = self._apply("forward", X, condition)
             return output[:, 0] if self._squeeze_output else output
-        ends, beside = self._answer(X, OUTPUT, wanted)
+        ends, beside = self._answer(X, condition, OUTPUT, wanted)
         output = outputs_of(ends, self._final_outputs)
         output = output[:, 0] if self._squeeze_output else output
         return (output, *beside) if beside else output
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None, *, condition: Any = None) -> float:
         """Return minus the MAPE of ``predict`` against dopri5: greater is better, 0 is perfect.
 
         Tools that call ``score`` therefore measure the solver, not the model, whatever y they are given. This holds for
@@ -402,6 +407,8 @@ class HypersolverRegressor(Hypersolver):
         y : ignored
             The reference is dopri5, not labels.
         sample_weight : array-like of shape (n_samples,), optional
+        condition : optional
+            As in :meth:`fit`. Searches pass it to ``score`` after ``set_score_request(condition=True)``.
 
         Returns
         -------
@@ -414,4 +421,4 @@ class HypersolverRegressor(Hypersolver):
         ValueError
             If the output map of dopri5's states is not finite for some rows of X; it names them.
         """
-        return self.neg_mape(X, sample_weight)
+        return self.neg_mape(X, sample_weight, condition=condition)

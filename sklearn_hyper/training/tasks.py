@@ -78,8 +78,12 @@ class Task:
         return abs(end - start)
 
 
-def row_digests(x: Tensor) -> NDArray[np.uint64]:
-    """Return a hash of every row, which tells later whether a row was fitted on."""
-    rows = np.ascontiguousarray(x.detach().cpu().numpy())
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+def row_digests(x: Tensor, condition: Mapping[str, Any] | None = None) -> NDArray[np.uint64]:
+    """Return a hash of every row and what its condition holds for it, which tells later whether it was fitted on."""
+    beside = [value for value in (condition or {}).values() if isinstance(value, Tensor) and value.ndim]
+    read = [np.ascontiguousarray(values.detach().cpu().numpy()) for values in (x, *beside)]
+    digests = (
+        hashlib.blake2b(b"".join(values.tobytes() for values in row), digest_size=8).digest()
+        for row in zip(*read, strict=True)
+    )
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
