@@ -395,10 +395,10 @@ def store_parameters(estimator: Any, parameters: dict[str, Any]) -> None:
     vars(estimator).update({name: value for name, value in parameters.items() if name not in ("self", "__class__")})
 
 
-def dopri5_states(neural_ode: NeuralODE, x: Tensor) -> Tensor:
+def dopri5_states(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
     """Return dopri5's terminal states, at a tolerance so tight that they do not depend on the batch."""
     tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
-    states, failed = solve_rows(neural_ode, x, neural_ode.t_span, tolerance, None)
+    states, failed = solve_rows(neural_ode, x, neural_ode.t_span, tolerance, None, condition)
     if failed:
         raise ReferenceSolveError.of(failed, lost_rows(states), len(x))
     return states[-1]

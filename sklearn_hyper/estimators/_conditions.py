@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..training.given_rows import given
+from ..training.given_rows import GivenRows, given
 from ._base import TorchEstimator
-from ._inputs import prepare_X
 
 NAME = "condition"
 """The field's keyword for a condition that has no name."""
 FLOAT, INTEGER, CATEGORY = "float", "integer", "category"
+_TAKEN = ("t", "z", "x")
+"""Names that a field's positional arguments have."""
 _SHOWN = 5
 """Values that an error shows."""
 
@@ -36,7 +37,7 @@ class ConditionError(ValueError):
     """A condition is missing, has another name, length, shape or kind than the fit's, or a category is new."""
 
 
-def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset: bool) -> Any:
+def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset: bool, labels: bool = False) -> Any:
     """Check the condition of a fit, remember it as ``condition_``, and return X with it; X alone where there is none.
 
     Parameters
@@ -46,6 +47,8 @@ def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset:
     X : array of shape (n, ...)
     reset : bool
         Whether to forget the condition of an earlier fit. A warm start requires the same again.
+    labels : bool, default False
+        Whether integers are categories too, so that later calls refuse new ones.
 
     Raises
     ------
@@ -54,7 +57,7 @@ def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset:
     if not reset and "condition_" in vars(estimator):
         return with_condition(estimator, condition, X)
     values = {name: _expand(name, value, len(X)) for name, value in _by_name(condition).items()}
-    estimator.condition_ = {name: _learn(name, *value) for name, value in values.items()}
+    estimator.condition_ = {name: _learn(name, *value, labels) for name, value in values.items()}
     return _encoded(estimator, values, X)
 
 
@@ -73,16 +76,6 @@ def with_condition(estimator: TorchEstimator, condition: Any, X: Any) -> Any:
     return _encoded(estimator, {name: _expand(name, value, len(X)) for name, value in values.items()}, X)
 
 
-def prepare_rows(estimator: TorchEstimator, X: Any, condition: Any) -> Any:
-    """Check X and its condition, and return them as the Neural ODE takes them.
-
-    Raises
-    ------
-    ConditionError
-    """
-    return with_condition(estimator, condition, prepare_X(estimator, X))
-
-
 def refuse_condition(estimator: TorchEstimator, what: str, instead: str) -> None:
     """Refuse what does not take the condition that a fit had.
 
@@ -98,6 +91,28 @@ def refuse_condition(estimator: TorchEstimator, what: str, instead: str) -> None
         )
 
 
+def count_entries(condition: Any, n_samples: Any) -> Any:
+    """Return how many samples to draw: the entries of a condition, where a single one is asked for."""
+    if n_samples != 1:
+        return n_samples
+    return max((np.shape(value)[0] for value in _by_name(condition).values() if np.ndim(value)), default=1)
+
+
+def take_condition(estimator: TorchEstimator, fitted: TorchEstimator | None) -> None:
+    """Require the condition that the estimator of a flow was fitted with; nothing yet for a bare field."""
+    vars(estimator).pop("condition_", None)
+    if fitted is not None and "condition_" in vars(fitted):
+        estimator.condition_ = vars(fitted)["condition_"]
+
+
+def with_drawn_entries(base: NDArray[Any], rows: Any, seed: int) -> Any:
+    """Return base draws, each with the condition of a row that is drawn at random; base draws alone without one."""
+    if not isinstance(rows, GivenRows):
+        return base
+    drawn = np.random.default_rng(seed).integers(len(rows), size=len(base))
+    return given(base, rows[drawn].condition)
+
+
 # ---------------------------------------------------------------------- names
 def _by_name(condition: Any) -> dict[str, Any]:
     """Return a condition's values by name: a frame's columns, a structured array's fields, or one value."""
@@ -111,11 +126,11 @@ def _by_name(condition: Any) -> dict[str, Any]:
         found = {name: condition[name] for name in condition.columns}
     else:
         return {NAME: condition}
-    wrong = [name for name in found if not (isinstance(name, str) and name.isidentifier())]
+    wrong = [name for name in found if not (isinstance(name, str) and name.isidentifier() and name not in _TAKEN)]
     if wrong or not found:
         raise ConditionError(
             f"condition must name the field's keyword arguments, such as {{'label': y}}, got the names {list(found)}; "
-            "rename the columns of a frame."
+            "rename them. t, z and x are taken by its positional arguments."
         )
     return found
 
@@ -163,8 +178,9 @@ def _expand(name: str, value: Any, n_rows: int) -> tuple[NDArray[Any], NDArray[A
     return array, None if categories is None else np.asarray(categories)
 
 
-def _learn(name: str, array: NDArray[Any], categories: NDArray[Any] | None) -> Condition:
+def _learn(name: str, array: NDArray[Any], categories: NDArray[Any] | None, labels: bool) -> Condition:
     kind = _kind_of(name, array)
+    kind = CATEGORY if labels and kind == INTEGER else kind
     shape = array.shape[1:]
     if categories is None and kind != CATEGORY:
         return Condition(kind, shape)

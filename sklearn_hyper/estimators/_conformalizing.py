@@ -18,7 +18,8 @@ from ..training.given_rows import Inputs
 from ..training.nets import draw_seed
 from ._base import outside_inference_mode
 from ._calibrated import Wanted, answer, check_levels, levels_of, require
-from ._conditions import prepare_rows
+from ._conditions import with_drawn_entries
+from ._inputs import prepare_rows
 from .flows import draw_base
 
 
@@ -138,7 +139,9 @@ def _as_tolerances(tol: Any) -> list[Any]:
 class DensityCalibrationMixin:
     """Calibration of a HypersolverDensity: one of samples, one of log densities."""
 
-    def conformalize(self, X: Any = None, *, levels: Sequence[Any] = (), n_samples: int = 1000) -> Self:
+    def conformalize(
+        self, X: Any = None, *, condition: Any = None, levels: Sequence[Any] = (), n_samples: int = 1000
+    ) -> Self:
         """Learn how wrong samples and log densities are, as :meth:`HypersolverRegressor.conformalize` does.
 
         Samples are calibrated on fresh base draws. Log densities are calibrated on X, where it is given.
@@ -147,6 +150,8 @@ class DensityCalibrationMixin:
         ----------
         X : array-like of shape (n, n_features), optional
             Data that ``fit`` has not seen. Without it, log densities are not calibrated.
+        condition : optional
+            As in ``fit``, where the flow is conditional. Entries of it are drawn for the base draws.
         levels : list of HypersolverDensity, default ()
             Further hypersolvers of the same flow, for other numbers of steps, which ``tol`` may use.
         n_samples : int, default 1000
@@ -169,7 +174,12 @@ class DensityCalibrationMixin:
         flow, levels = self._require_fitted("flow_"), check_levels(levels)
         solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
         seed = draw_seed(draw_seed(self.random_state))  # neither the draws of the fit nor those of sample(n, seed)
-        base = self._to_tensor(draw_base(flow, n_samples, self.dtype_, seed), self.dtype_, "cpu")
+        drawn = draw_base(flow, n_samples, self.dtype_, seed)
+        if X is not None:
+            self._require_density()
+        given = None if X is None else self._rows(X, condition)
+        entries = self._entries(None, condition) if given is None else given
+        base = self._to_tensor(with_drawn_entries(drawn, entries, seed), self.dtype_, "cpu")
         if n_samples < FEWEST:
             raise CalibrationRowsError(
                 f"n_samples={n_samples} base draws are too few; a calibration needs {FEWEST}, and 1,000 are advised."
@@ -178,8 +188,7 @@ class DensityCalibrationMixin:
             # All levels are checked before anything is solved.
             others = levels_of(levels, "sampler_", self.sampler_, base, self)
             if X is not None:
-                self._require_density()
-                rows = self._to_tensor(self._rows(X), self.dtype_, "cpu")
+                rows = self._to_tensor(given, self.dtype_, "cpu")
                 density_others = levels_of(levels, "density_", self.density_, rows, self)
             calibration = Calibration(self.sampler_, base, self.sampler_.map_output, others, solving)
             density_calibration = None

@@ -316,6 +316,7 @@ class DensityDerivedMixin:
             As :meth:`HypersolverRegressor.export_onnx`.
         """
         self._require_fitted("sampler_")
+        refuse_condition(self, "an ONNX file", "use to_module(), which takes (x, condition), or bind it in the field")
         if self.preprocess_ is not None and not preprocessed:
             raise ValueError(
                 f"the steps before the flow, {self.preprocess_!r}, cannot become part of the file, whose samples would "
@@ -329,6 +330,7 @@ class DensityDerivedMixin:
 
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
         sampler = self._require_fitted("sampler_")
+        refuse_condition(self, "a model file", "use pickle")
         width, density = self.flow_.n_features, self.density_
         rows = append_noise(np.random.default_rng(0).normal(size=(_PARITY_ROWS, width)), self._noise, self._noise_seed)
         x = self._to_tensor(rows, self.dtype_, "cpu")

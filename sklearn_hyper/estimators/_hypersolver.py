@@ -47,13 +47,13 @@ from ._base import (
     outside_inference_mode,
 )
 from ._calibrated import ASKED, Asked, Wanted, drop_calibration, require
-from ._conditions import learn_condition, prepare_rows, refuse_condition, with_condition
+from ._conditions import learn_condition, refuse_condition, with_condition
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, STEPPING_CONSTRAINTS, fit_settings
-from ._inputs import take_X
+from ._inputs import prepare_rows, take_X
 from ._refitting import describe_refit, errors_of_refit, refit_changes, require_correction
 
 _CHECKED_ROWS, _PARITY_ROWS = 32, 16

@@ -20,10 +20,10 @@ from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.skorch_nets import NetHead, check_predictions, net_labels, predictions, predicts_labels
 from ._base import check_output_map, label_indices, refuse_no_labels, softmax, store_parameters
 from ._calibrated import ASKED, Asked, Wanted
-from ._conditions import prepare_rows
 from ._fitted_neural_ode import FittedNeuralODE
 from ._given_targets import check_agreement, check_given_labels, spread
 from ._hypersolver import Hypersolver
+from ._inputs import prepare_rows
 
 
 class HypersolverClassifier(ClassifierMixin, Hypersolver):
