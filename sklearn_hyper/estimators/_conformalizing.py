@@ -90,7 +90,7 @@ class CalibrationMixin:
         """Return the outputs of terminal states that bounds are about."""
         return self._require_product().map_output(ends)
 
-    def _answer(self, X: Any, condition: Any, kind: str, wanted: Wanted) -> tuple[Tensor, list[Any]]:
+    def _answer(self, X: Any, kind: str, wanted: Wanted, *, condition: Any = None) -> tuple[Tensor, list[Any]]:
         """Return terminal states, and what is returned beside values."""
         fitted = self._require_product()
         x = self._to_tensor(prepare_rows(self, X, condition), self.dtype_, "cpu")

@@ -97,8 +97,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             of a frame or fields of a structured array. A single array is the argument ``condition``. Each has one entry
             a row, of any shape, or one for all rows: a number, or an array of shape (1, ...). The field always gets a
             tensor with one entry a row. Floats have its dtype, integers are int64, and strings are indices in the
-            sorted values of this fit, ``condition_[name].categories``. Later calls have to pass the same names. In
-            searches, whose folds cut rows, pass a frame or an array: see the guide to conditions.
+            sorted values of this fit, ``condition_[name].categories``. Later calls have to pass the same names. Where
+            folds cut rows, as in searches, pass a frame or an array: scikit-learn does not cut a dict.
 
         Returns
         -------
@@ -142,6 +142,22 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         UserWarning
             If only one of X and the Neural ODE's estimator has feature names. If the Neural ODE's outputs predict y
             worse than a constant.
+
+        Examples
+        --------
+        A field with a condition, which is a rate for every row.
+
+        >>> import numpy as np
+        >>> from sklearn_hyper import HypersolverRegressor
+        >>> def decay(t, z, *, rate):
+        ...     return -rate[:, None] * z
+        >>> rng = np.random.default_rng(0)
+        >>> X, rate = rng.uniform(1, 2, (200, 1)), rng.uniform(0.5, 1.5, 200)
+        >>> fast = HypersolverRegressor(decay, base_solver="heun", n_steps=2, max_epochs=20, random_state=0)
+        >>> fast = fast.fit(X, condition={"rate": rate})
+        >>> z = fast.predict([[1.0], [2.0]], condition={"rate": 1.2})  # one for all rows
+        >>> bool(np.abs(z - np.array([[1.0], [2.0]]) * np.exp(-1.2)).max() < 0.02)
+        True
         """
         with self._fitting() as fitting:
             self._fit(X, y, condition)
@@ -359,7 +375,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         if wanted.is_plain:
             z = self._apply("terminal_state", X, condition)
         else:
-            ends, beside = self._answer(X, condition, STATE, wanted)
+            ends, beside = self._answer(X, STATE, wanted, condition=condition)
             z = ends.cpu().numpy()
         if z.ndim > 2 and _wants_frame(self):
             raise ValueError(
@@ -420,7 +436,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
 
         result = self._in_batches(states, prepare_rows(self, X, condition))
         if return_bound:
-            _, beside = self._answer(X, condition, TRAJECTORY, wanted)
+            _, beside = self._answer(X, TRAJECTORY, wanted, condition=condition)
             return result, *beside
         return result[..., 0] if output and self._squeeze_output else result
 

@@ -151,6 +151,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     agreement_ : Bunch
         Likelihood with ``solver="auto"`` only: how well the last solver of the training agrees with dopri5, as in
         :class:`NeuralODEClassifier`; losses are in nats.
+    condition_ : dict
+        What the fit has learned of its condition, by name: ``kind`` ("float", "integer" or "category"), ``shape`` of a
+        row's entry, and ``categories``. Empty without one.
     n_features_in_ : int
         Number of features of X.
     feature_names_in_ : ndarray of str
@@ -209,6 +212,17 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     >>> flow.sample(3, random_state=0).shape
     (3, 2)
     >>> bool(flow.score(X) > -2.5)  # mean log likelihood in nats; a Gaussian's is about -1.9
+    True
+
+    A density for each of several labels:
+
+    >>> X, moon = make_moons(500, noise=0.05, random_state=0)
+    >>> both = ContinuousNormalizingFlow(max_epochs=40, random_state=0).fit(X, condition={"moon": moon})
+    >>> upper = both.sample(100, random_state=0, condition={"moon": 0})
+    >>> lower = both.sample(100, random_state=0, condition={"moon": 1})
+    >>> bool(upper[:, 1].mean() > lower[:, 1].mean())
+    True
+    >>> bool(both.score(X, condition={"moon": moon}) > both.score(X, condition={"moon": 1 - moon}))
     True
     """
 

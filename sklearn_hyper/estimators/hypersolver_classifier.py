@@ -219,7 +219,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         if wanted.is_plain:
             outputs, beside = self._apply("forward", X, condition), []
         else:
-            ends, beside = self._answer(X, condition, OUTPUT, wanted)
+            ends, beside = self._answer(X, OUTPUT, wanted, condition=condition)
             outputs = outputs_of(ends, self._require_product().map_output)
         labels = self.classes_[refuse_no_labels(self._indices(outputs))]
         return (labels, *beside) if beside else labels
@@ -265,7 +265,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         >>> sets.shape
         (75, 3)
         """
-        ends, (limit,) = self._answer(X, condition, OUTPUT, Wanted(True, coverage, bound))
+        ends, (limit,) = self._answer(X, OUTPUT, Wanted(True, coverage, bound), condition=condition)
         scores = self._scores_of_labels(outputs_of(ends, self._final_outputs))
         is_known = np.isfinite(scores).all(axis=1) & np.isfinite(limit)
         with np.errstate(invalid="ignore"):  # inf - inf

@@ -205,6 +205,9 @@ class HypersolverRegressor(Hypersolver):
         phase. ``valid_loss`` is infinite where the largest error on held-out rows exceeded the base solver's.
     net_ : skorch net
         The net that trained g.
+    condition_ : dict
+        What the fit has learned of its condition, by name: ``kind`` ("float", "integer" or "category"), ``shape`` of a
+        row's entry, and ``categories``. Empty without one.
     n_samples_fit_ : int
         Number of rows used to fit, at most ``max_samples``.
     n_features_in_ : int
@@ -389,7 +392,7 @@ class HypersolverRegressor(Hypersolver):
         if wanted.is_plain:
             output = self._apply("forward", X, condition)
             return output[:, 0] if self._squeeze_output else output
-        ends, beside = self._answer(X, condition, OUTPUT, wanted)
+        ends, beside = self._answer(X, OUTPUT, wanted, condition=condition)
         output = outputs_of(ends, self._final_outputs)
         output = output[:, 0] if self._squeeze_output else output
         return (output, *beside) if beside else output

@@ -57,7 +57,7 @@ class ConditionedMLPField(MLPVectorField):
             else:
                 self.encoders[f"of_{name}"] = _Numbers(values, hidden)
 
-    def forward(self, t: Tensor, z: Tensor, **condition: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, t: Tensor, z: Tensor, **condition: Tensor) -> Tensor:
         share = _share(t, self.t_span)
         h = functional.linear(z, self.first.weight, self.first.bias)
         h = h + (share[:, None] if t.ndim else share) * self.time

@@ -288,7 +288,7 @@ class Stub(HypersolverClassifier):
     def __init__(self, logits, limit):
         self.logits, self.limit, self._head = np.array(logits), np.array(limit), None
 
-    def _answer(self, X, kind, wanted):
+    def _answer(self, X, kind, wanted, **how):
         return torch.zeros(len(self.logits), 1), [self.limit]
 
     def _final_outputs(self, ends):
