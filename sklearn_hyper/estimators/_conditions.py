@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,8 +94,8 @@ def refuse_condition(estimator: TorchEstimator, what: str, instead: str) -> None
 
 def count_entries(condition: Any, n_samples: Any) -> Any:
     """Return how many samples to draw: the entries of a condition, where a single one is asked for."""
-    if n_samples != 1:
-        return n_samples
+    if condition is None or isinstance(n_samples, bool) or not isinstance(n_samples, Integral) or n_samples != 1:
+        return n_samples  # checked by what draws
     return max((np.shape(value)[0] for value in _by_name(condition).values() if np.ndim(value)), default=1)
 
 
