@@ -9,13 +9,15 @@ lose under 0.1 points are read off the test images. training_seconds leave out t
 data set share. A cost is MACs in units of one evaluation of f, with those of g. Parts, each of cells that a stopped run
 goes on from:
 
-classical    Euler, midpoint, Heun and RK4 over step counts. paper        HyperEuler by the paper's recipe: its
-three-layer g (four fifths of f's MACs), residuals of ten steps, no fine-tuning. plain        The same recipe with our
-default g (under a tenth of f's MACs). generalist   One g for Euler with 1 to 20 steps, and one for 1 to 50, compared
-with Euler at every K from 1 to 50. specialists  Our default recipe at one low K each. finetune     finetune="terminal"
-against "output" at K = 1 and 2, over seeds. timing       Wall-clock over dopri5 at 1e-4, batch 256 and 1, of each
-method at its fewest steps with under 0.1 points lost, and of
-             the specialists. Run it on a quiet machine.
+- classical: Euler, midpoint, Heun and RK4 over step counts;
+- paper: HyperEuler by the paper's recipe: its three-layer g, residuals of ten steps, no fine-tuning;
+- plain: the same recipe with our default g (under a tenth of f's MACs);
+- generalist: one g for Euler with 1 to 20 steps, and one for 1 to 50, compared with Euler at every K from 1 to 50;
+- specialists: our recipe at one low K each. "auto" is the default, changed weights in every evaluation; the others are
+  nets beside f;
+- finetune: finetune="terminal" against "output" at K = 1 and 2, over seeds;
+- timing: wall-clock over dopri5 at 1e-4, batch 256 and 1, of each method at its fewest steps with under 0.1 points
+  lost, and of the specialists. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ CLASSICAL = {
 PAPER_G = ConvCorrection(hidden=32, depth=2, activation="prelu", gate=False)
 PLAIN = {"base_solver": "euler", "n_steps": 10, "fit_n_steps": 10, "loss": "residual", "finetune": None}
 SPECIALISTS = [
-    ("euler", 1), ("euler", 2), ("euler", 4), ("midpoint", 1), ("midpoint", 2), ("midpoint", 3), ("midpoint", 4), ("heun", 1), ("rk4", 1),
+    ("auto", 1), ("auto", 2), ("auto", 4), ("euler", 1), ("euler", 2), ("euler", 4), ("midpoint", 1), ("midpoint", 2), ("midpoint", 3), ("midpoint", 4), ("heun", 1), ("rk4", 1),
 ]  # fmt: skip
 
 

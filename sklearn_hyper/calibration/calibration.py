@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..hypersolvers import FittedHypersolver, SolveSettings
+from ..hypersolvers.fitted import move_all
 from ..training.given_rows import Inputs, apart
 from ..training.tasks import row_digests
 from .bounds import LEARNED, Bounds
 from .conformal import CalibrationRowsError
 from .describing import Rows, UsualRows, norms
-from .ladder import Answer, Ladder, Tolerance
-from .levels import in_chunks, look_of, solve_exactly
+from .ladder import ONE, ROUTED, VERIFIED, Answer, Ladder, Tolerance
+from .levels import Level, Starts, solve_exactly
 from .measuring import ENDS, OUTPUT, STATE, Convert, distances, ends_as, measure
 
 FEWEST = 40
@@ -102,33 +104,43 @@ class Calibration:
         is_image = ends.ndim > 2 or (fitted.neural_ode.data_controlled and x.ndim > 2)
         eps = float(torch.finfo(ends.dtype).eps)
         self._labels = {name: values.unique() for name, values in _labels_of(x).items()}
-        self._usual = UsualRows(measured.runs[measured.own].starts, by_chance=is_image, eps=eps)
+        self._usual = UsualRows(measured.starts.look(fitted.neural_ode), by_chance=is_image, eps=eps)
 
     def to(self, device: torch.device | str) -> Calibration:
-        """Return the calibration with its solvers on another device."""
+        """Return the calibration with its solvers on another device, where they share their Neural ODE as here."""
+        levels = [self._own, *(level for ladder in self.ladders.values() for level in ladder.levels)]
+        levels += [level for level in self.bounds.verifiers.values() if level is not None]
+        solvers = {id(level.solver): level.solver for level in levels}
+        there = dict(zip(solvers, move_all(list(solvers.values()), device), strict=True))
+
+        def move(level: Level) -> Level:
+            return replace(level, solver=there[id(level.solver)])
+
         moved = copy.copy(self)
-        moved._own = self._own.to(device)
+        moved._own = move(self._own)
         moved.bounds, moved.ladders = copy.copy(self.bounds), {}
         moved.bounds.verifiers = {
-            kind: None if level is None else level.to(device) for kind, level in self.bounds.verifiers.items()
+            kind: None if level is None else move(level) for kind, level in self.bounds.verifiers.items()
         }
         for kind, ladder in self.ladders.items():
             moved.ladders[kind] = copy.copy(ladder)
-            moved.ladders[kind].levels = [level.to(device) for level in ladder.levels]
+            moved.ladders[kind].levels = [move(level) for level in ladder.levels]
         return moved
 
     def bound(
-        self, fitted: FittedHypersolver, x: Inputs, convert: Convert, kind: str, coverage: float, how: str
-    ) -> Bounded:
-        """Solve the rows, and bound each row's error.
+        self, fitted: FittedHypersolver, x: Inputs, convert: Convert, kind: str, coverage: float, how: str,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Bounded:  # fmt: skip
+        """Solve the rows, and bound each row's error. ``watch`` sees their trajectories, some rows at a time.
 
         A learned bound of an unusual row is infinite, because the model was never shown such a row. A verified one is
         the distance to dopri5, since learned verifiers may be wrong there too. The bound of a solve that overflows is
         infinite.
         """
         own = self._own
-        run = own.run(x)
-        unusual = self._are_unusual(run.starts, x)
+        starts = Starts.of(fitted, x)
+        run = own.run(starts, watch)
+        unusual = self._are_unusual(starts, fitted)
         n_evaluations = np.full(len(x), own.n_evaluations)
         if how == LEARNED:
             bound = self.bounds.learned(kind, run, coverage)
@@ -139,11 +151,11 @@ class Calibration:
         bound, by_dopri5 = np.empty(len(x)), np.ones(len(x), dtype=bool)
         verifier = self.bounds.verifiers[kind]
         if verifier is not None:
-            bound, by_dopri5 = self.bounds.verified(kind, run, verifier.solve(x), coverage, convert), unusual
+            bound, by_dopri5 = self.bounds.verified(kind, run, verifier.solve(starts), coverage, convert), unusual
             n_evaluations += verifier.n_evaluations
         if by_dopri5.any():
             rows = torch.from_numpy(np.flatnonzero(by_dopri5))
-            exact, cost = solve_exactly(fitted, x[rows], self._solving)
+            exact, cost = solve_exactly(fitted, starts.rows(rows), self._solving)
             true = ends_as(kind, exact, convert)
             size = np.fmax(norms(true), self.ladders[kind].typical_size)
             slack = _SLACK * np.maximum(self._solving.rtol * size, self._noise[kind].max())
@@ -164,20 +176,30 @@ class Calibration:
         ValueError
             If the tolerance is tighter than that of the references, which tell errors from nothing beyond it.
         """
-        self._check_tolerance(kind, tolerance)
-        unusual = self._are_unusual(_initial_rows(fitted, x), x)
-        ladder = self.ladders[kind]
-        if how != LEARNED:
-            return ladder.solve_verified(fitted, x, unusual, tolerance, alpha, convert), unusual
-        if route:
-            return ladder.solve_routed(fitted, x, unusual, tolerance, alpha, convert), unusual
-        level = ladder.fixed_level(tolerance, alpha)
-        return ladder.solve_fixed(fitted, x, unusual, level, convert), unusual
+        policy = self.policy(kind, tolerance, alpha, route=route, how=how)
+        starts, ladder = Starts.of(fitted, x), self.ladders[kind]
+        unusual = self._are_unusual(starts, fitted)
+        if policy == ONE:
+            level = ladder.level_instead(tolerance, alpha) if route else ladder.fixed_level(tolerance, alpha)
+            assert level is not None  # else the policy would be routing
+            return ladder.solve_fixed(fitted, starts, unusual, level, convert), unusual
+        solve = ladder.solve_routed if policy == ROUTED else ladder.solve_verified
+        return solve(fitted, starts, unusual, tolerance, alpha, convert), unusual
 
-    def _are_unusual(self, starts: Rows, x: Inputs) -> NDArray[np.bool_]:
+    def policy(self, kind: str, tolerance: Tolerance, alpha: float, *, route: bool, how: str) -> str:
+        """Return how :meth:`keep` chooses solvers: "one", "routed" or "verified". Raises its errors.
+
+        Routing gives way to one solver for all rows where that is cheaper.
+        """
+        self._check_tolerance(kind, tolerance)
+        if how != LEARNED:
+            return VERIFIED
+        return ROUTED if route and self.ladders[kind].level_instead(tolerance, alpha) is None else ONE
+
+    def _are_unusual(self, starts: Starts, fitted: FittedHypersolver) -> NDArray[np.bool_]:
         """Return which rows are unlike the calibration's, or have a label that no calibration row has."""
-        unusual = self._usual.are_unusual(starts)
-        for name, values in _labels_of(x).items():
+        unusual = self._usual.are_unusual(starts.look(fitted.neural_ode))
+        for name, values in _labels_of(starts.x).items():
             unknown = ~torch.isin(values, self._labels[name])
             unusual |= unknown.reshape(len(values), -1).any(dim=1).numpy()
         return unusual
@@ -200,14 +222,6 @@ def _labels_of(x: Inputs) -> dict[str, Tensor]:
     return {name: values for name, values in apart(x)[1].items() if not values.is_floating_point()}
 
 
-def _initial_rows(fitted: FittedHypersolver, x: Inputs) -> Rows:
-    with torch.no_grad():
-        chunks = (
-            (fitted.neural_ode.input_map(apart(rows)[0].to(fitted.device)), rows) for rows in in_chunks(fitted, x)
-        )
-        return np.concatenate([look_of(fitted, z, rows) for z, rows in chunks])
-
-
 def _check_steps(solvers: Sequence[FittedHypersolver]) -> None:
     if any(solver.is_adaptive and solver.times == "shared" for solver in solvers):
         raise ValueError(
@@ -222,7 +236,8 @@ def _check_rows(solvers: Sequence[FittedHypersolver], x: Inputs) -> None:
     if n < FEWEST:
         raise CalibrationRowsError(f"X has {n} rows; a calibration needs {FEWEST}, and 1,000 are advised.")
     known = [solver.fitted_rows for solver in solvers if solver.fitted_rows is not None]
-    n_fitted = int(np.isin(row_digests(*apart(x)), np.concatenate(known)).sum()) if known else 0
+    digests = row_digests(solvers[0].neural_ode, *apart(x))
+    n_fitted = int(np.isin(digests, np.concatenate(known)).sum()) if known else 0
     if n_fitted > _KNOWN * n:
         raise CalibrationRowsError(
             f"{n_fitted} of {n} rows of X were fitted on, by this hypersolver or one of levels. Errors are smaller "

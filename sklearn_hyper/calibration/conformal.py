@@ -120,9 +120,14 @@ def last_certified(violations: Sequence[NDArray[np.bool_]], alpha: float) -> int
             f"the solvers, do not count: {n:,} are left. Call conformalize with at least {2 * needed:,} rows"
             f"{' (1,000 are advised)' * (2 * needed < 1000)}, or allow a larger alpha."
         )
+    return last_passing(violations, alpha)
+
+
+def last_passing(violations: Sequence[NDArray[np.bool_]], alpha: float) -> int | None:
+    """Return the last policy of :func:`last_certified`; None if none is, be it because there are too few rows."""
     found = None
     for index, violated in enumerate(violations):
-        if not is_certified(int(violated.sum()), n, alpha):
+        if not is_certified(int(violated.sum()), len(violated), alpha):
             break
         found = index
     return found

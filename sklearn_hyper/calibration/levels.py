@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..hypersolvers import FittedHypersolver, SolveSettings
+from ..modules.divergence import without_noise
 from ..modules.neural_ode import NeuralODE
 from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.cost import CountedField
@@ -29,6 +30,64 @@ _COUNTED = 256
 
 LAST = "dopri5"
 """Name of the end of every ladder: dopri5 at the tolerance of the references, which keeps any looser tolerance."""
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """Where solves start: inputs, and the initial states that the input map makes of them, once for all solvers.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, ...), or GivenRows
+        With their condition, if the field takes one.
+    z0 : Tensor of shape (n, ...)
+    """
+
+    x: Inputs
+    z0: Tensor
+
+    @classmethod
+    def of(cls, fitted: FittedHypersolver, x: Inputs) -> Starts:
+        """Run the input map on rows, as many at a time as fit into memory. The states are on the CPU, as the rows."""
+        with torch.no_grad():
+            inputs = apart(x)[0].split(_chunk(x))
+            states = [fitted.neural_ode.input_map(some.to(fitted.device)).cpu() for some in inputs]
+        return cls(x, torch.cat(states))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, index: Tensor) -> Starts:
+        """Return some of the rows."""
+        return Starts(self.x[index], self.z0[index])
+
+    def to(self, device: torch.device) -> Starts:
+        """Return the rows on another device."""
+        return Starts(self.x.to(device), self.z0.to(device))
+
+    def chunks(self) -> Iterator[Starts]:
+        """Split the rows into as many as fit into memory at a time."""
+        size = min(_chunk(self.x), _chunk(self.z0))
+        parts = (slice(start, start + size) for start in range(0, len(self), size))
+        return (Starts(self.x[part], self.z0[part]) for part in parts)
+
+    def look(self, neural_ode: NeuralODE) -> Rows:
+        """Return what tells rows apart: flat initial states, and inputs that the field reads beside them.
+
+        Noise of a trace's estimate does not: it is as far from that of any other row.
+        """
+        x, condition = apart(self.x)
+        beside = _beside(neural_ode, without_noise(neural_ode, x), condition)
+        return np.concatenate([as_rows(self.z0), *beside], axis=1)
+
+
+def _beside(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any]) -> list[Rows]:
+    """Return what the field reads beside states as flat rows: x if it is data-controlled, and the condition."""
+    return [as_rows(value) for value in ([x] if neural_ode.data_controlled else []) + [*condition.values()]]
+
+
+def _chunk(rows: Inputs) -> int:
+    return chunk_rows(apart(rows[:1])[0].numel())
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,81 +117,53 @@ class Level:
         """The solver as reports name it."""
         return f"{'hyper-' * (self.solver.correction is not None)}{self.solver.solver_name}"
 
-    def to(self, device: torch.device | str) -> Level:
-        """Return the level on another device."""
-        return replace(self, solver=self.solver.to(device))
-
-    def solve(self, x: Inputs) -> Tensor:
+    def solve(self, starts: Starts) -> Tensor:
         """Return the terminal state of every row."""
-        return torch.cat([self._trajectory(rows, ends=True)[-1] for rows in in_chunks(self.solver, x)])
+        return torch.cat([self._trajectory(chunk, ends=True)[-1] for chunk in starts.chunks()])
 
-    def run(self, x: Inputs, watch: Callable[[Tensor], None] | None = None) -> Run:
+    def run(self, starts: Starts, watch: Callable[[Tensor], None] | None = None) -> Run:
         """Solve from every row, a chunk at a time, and describe the runs. ``watch`` sees the trajectories."""
-        starts, ends, described = [], [], []
-        for rows in in_chunks(self.solver, x):
-            states = self._trajectory(rows)
-            starts.append(look_of(self.solver, states[0], rows))
+        ends, described = [], []
+        for chunk in starts.chunks():
+            states = self._trajectory(chunk)
             ends.append(states[-1])
-            beside = beside_state(self.solver, rows)
-            described.append(describe_run(states.double().numpy(), beside))
+            beside = _beside(self.solver.neural_ode, *apart(chunk.x))
+            read = np.concatenate(beside, axis=1) if beside else None
+            described.append(describe_run(states.double().numpy(), read))
             if watch is not None:
                 watch(states)
-        return Run(np.concatenate(starts), torch.cat(ends), np.concatenate(described))
+        return Run(torch.cat(ends), np.concatenate(described))
 
-    def _trajectory(self, x: Inputs, *, ends: bool = False) -> Tensor:
+    def _trajectory(self, starts: Starts, *, ends: bool = False) -> Tensor:
         """Return states (T, n, ...), or the terminal ones alone (1, n, ...), on the CPU.
 
         Rows that adaptive steps do not get through from are nan: what is wrong with them does not concern the others.
         """
-        solver, kept = self.solver, torch.arange(len(x))
+        solver, kept, n = self.solver, torch.arange(len(starts)), len(starts)
         while len(kept):
-            rows = apart(x[kept].to(solver.device))
+            rows = starts.rows(kept).to(solver.device)
             try:
-                states = solver.solve(*rows)[None].cpu() if ends else solver.trajectory(*rows).cpu()
+                given = *apart(rows.x), rows.z0
+                states = solver.solve(*given)[None].cpu() if ends else solver.trajectory(*given).cpu()
             except StepLimitError as error:
                 if not error.rows:
                     raise
                 kept = kept[~torch.isin(torch.arange(len(kept)), torch.tensor(error.rows))]
                 continue
-            if len(kept) == len(x):
+            if len(kept) == n:
                 return states
-            return states.new_full((len(states), len(x), *states.shape[2:]), torch.nan).index_copy(1, kept, states)
-        with torch.no_grad():
-            z0 = solver.neural_ode.input_map(apart(x)[0].to(solver.device)).cpu()
+            return states.new_full((len(states), n, *states.shape[2:]), torch.nan).index_copy(1, kept, states)
+        z0 = starts.z0
         return torch.full_like(z0, torch.nan).expand(1 if ends else solver.n_steps + 1, *z0.shape)
 
 
 class Run(NamedTuple):
     """A solve of all rows."""
 
-    starts: Rows
-    """What tells rows apart before a solve: see :func:`look_of`."""
     ends: Tensor
     """Terminal states."""
     described: Rows
     """What the error models read."""
-
-
-def in_chunks(fitted: FittedHypersolver, x: Inputs) -> Iterator[Inputs]:
-    """Split rows into as many as fit into memory at a time."""
-    first, _ = apart(x[:1].to(fitted.device))
-    with torch.no_grad():
-        state = fitted.neural_ode.input_map(first)
-    size = chunk_rows(max(state.numel(), first.numel()))
-    return (x[start : start + size] for start in range(0, len(x), size))
-
-
-def look_of(fitted: FittedHypersolver, z0: Tensor, x: Inputs) -> Rows:
-    """Return what tells rows apart before a solve: flat initial states, and inputs that the field reads beside them."""
-    starts, beside = as_rows(z0), beside_state(fitted, x)
-    return starts if beside is None else np.concatenate([starts, beside], axis=1)
-
-
-def beside_state(fitted: FittedHypersolver, rows: Inputs) -> Rows | None:
-    """Return what the field reads beside states as flat rows: x if it is data-controlled, and the condition."""
-    x, condition = apart(rows)
-    read = [as_rows(value) for value in ([x] if fitted.neural_ode.data_controlled else []) + [*condition.values()]]
-    return np.concatenate(read, axis=1) if read else None
 
 
 def as_rows(values: Tensor | NDArray[Any]) -> Rows:
@@ -176,21 +207,23 @@ def undominated(levels: Sequence[Level], errors: NDArray[np.float64]) -> list[in
     return kept or [int(np.argmin(errors))]
 
 
-def solve_exactly(fitted: FittedHypersolver, x: Inputs, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
+def solve_exactly(
+    fitted: FittedHypersolver, starts: Starts, solving: SolveSettings
+) -> tuple[Tensor, NDArray[np.int64]]:
     """Solve by dopri5 at the tolerance of the references; return terminal states, on the CPU, and evaluations of f.
 
     Rows that cannot be solved are nan.
     """
-    parts = [_solve_chunk(fitted, rows.to(fitted.device), solving) for rows in in_chunks(fitted, x)]
+    parts = [_solve_chunk(fitted, chunk.to(fitted.device), solving) for chunk in starts.chunks()]
     return torch.cat([ends for ends, _ in parts]), np.concatenate([costs for _, costs in parts])
 
 
-def _solve_chunk(fitted: FittedHypersolver, rows: Inputs, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
+def _solve_chunk(fitted: FittedHypersolver, starts: Starts, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
     ode = fitted.neural_ode
-    x, condition = apart(rows)
+    x, condition = apart(starts.x)
     counted = CountedField(ode.vector_field)
     counting = NeuralODE(
-        counted, input_map=ode.input_map, output_map=ode.output_map, t_span=ode.t_span,
+        counted, input_map=lambda _: starts.z0, output_map=ode.output_map, t_span=ode.t_span,
         data_controlled=ode.data_controlled,
     )  # fmt: skip
     counting.state_size = ode.state_size
@@ -198,6 +231,5 @@ def _solve_chunk(fitted: FittedHypersolver, rows: Inputs, solving: SolveSettings
         states, _ = solve_rows(counting, x, ode.t_span, solving.rtol, solving.atol, condition)
         ends = states[-1].cpu()
     except ReferenceSolveError:  # none of these rows, but a caller has others
-        with torch.no_grad():
-            ends = torch.full_like(ode.input_map(x), torch.nan).cpu()
-    return ends, np.full(len(x), counted.n_evaluations)
+        ends = torch.full_like(starts.z0, torch.nan).cpu()
+    return ends, np.full(len(starts), counted.n_evaluations)

@@ -16,12 +16,14 @@ from ..numerics.row_errors import refuse_undefined
 from ..training.given_rows import Inputs, apart
 from ..training.references import solve_references
 from .describing import Rows, norms
-from .levels import Level, Run, as_rows, list_levels
+from .levels import Level, Run, Starts, as_rows, list_levels, solve_exactly
 
 STATE, OUTPUT, TRAJECTORY = "state", "output", "trajectory"
 ENDS = (STATE, OUTPUT)
 _NOISE_ROWS = 32
 """Rows that are solved again to tell how far references are off."""
+_COUNTED = 256
+"""Rows on which dopri5's evaluations are counted."""
 
 Convert = Callable[[Tensor], NDArray[Any]]
 """Maps terminal states to outputs."""
@@ -34,6 +36,7 @@ class Measured(NamedTuple):
     """Candidates, in order of cost."""
     own: int
     """Which of them is the fitted solver."""
+    starts: Starts
     runs: list[Run]
     true: dict[str, Rows]
     """The references: terminal states and their outputs."""
@@ -45,6 +48,8 @@ class Measured(NamedTuple):
     """The rows in random order."""
     noise: dict[str, Rows]
     """How far the references themselves are off, for some rows."""
+    last_cost: float
+    """dopri5's evaluations a row, for some rows."""
 
     @property
     def learns(self) -> NDArray[np.int64]:
@@ -116,8 +121,8 @@ def measure(
             np.max([distances(as_rows(a), as_rows(b)) for a, b in zip(given, reached, strict=True)], axis=0)
         )
 
-    runs = [level.run(x, compare if index == own else None) for index, level in enumerate(levels)]
-    runs = [run if index == own else run._replace(starts=run.starts[:0].copy()) for index, run in enumerate(runs)]
+    starts = Starts.of(fitted, x)
+    runs = [level.run(starts, compare if index == own else None) for index, level in enumerate(levels)]
     true = {kind: ends_as(kind, states[-1], convert) for kind in ENDS}
     refuse_undefined(torch.from_numpy(true[OUTPUT]), UNDEFINED)
     errors = {
@@ -126,7 +131,10 @@ def measure(
     order = np.random.default_rng(0).permutation(len(x))
     few = order[:_NOISE_ROWS]
     noise = _noise(fitted, x[few], {kind: true[kind][few] for kind in ENDS}, convert, solving)
-    return Measured(levels, own, runs, true, errors, np.concatenate(path_errors), order, noise)
+    _, costs = solve_exactly(fitted, starts.rows(torch.from_numpy(order[:_COUNTED])), solving)
+    return Measured(
+        levels, own, starts, runs, true, errors, np.concatenate(path_errors), order, noise, float(costs.mean())
+    )
 
 
 def _noise(

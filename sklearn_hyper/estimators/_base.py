@@ -33,6 +33,8 @@ from ..training.given_rows import GivenRows
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
+from ..training.timed_rows import Rows, apart
+from ._fit_html import add_fit
 from ._saving import EstimatorReader, save_estimator
 
 _INFERENCE_FACTOR = 8
@@ -119,21 +121,29 @@ class TorchEstimator(BaseEstimator):
         # refuses negative strides.
         return torch.from_numpy(array.copy()).to(device=device, dtype=dtype)
 
-    def _in_batches(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
-        """Apply a tensor function to rows of X, a bounded number at a time."""
+    def _in_batches(
+        self, function: Callable[..., Tensor], X: np.ndarray, times: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Apply a tensor function to rows of X, a bounded number at a time, and to times, where there are some.
+
+        Times for all rows, of one axis, go with every batch; times of the rows are split as the rows are.
+        """
         limit = _INFERENCE_FACTOR * self.batch_size
         # A field may differentiate inside, as a Hamiltonian's does; inference mode forbids that.
         if torch.is_inference_mode_enabled():
             with outside_inference_mode():
-                return self._in_batches(function, X)
+                return self._in_batches(function, X, times)
         with torch.no_grad():
             if len(X) <= limit:
-                return function(self._to_tensor(X, self.dtype_, self.device_)).cpu().numpy()
+                x = self._to_tensor(X, self.dtype_, self.device_)
+                given = () if times is None else (self._to_tensor(times, torch.float64, self.device_),)
+                return function(x, *given).cpu().numpy()
             parts: list[np.ndarray] = []
             lost, failed, kind = [], "", ReferenceSolveError
             for i in range(0, len(X), limit):
+                own = times[i : i + limit] if times is not None and times.ndim > 1 else times
                 try:
-                    parts.append(self._in_batches(function, X[i : i + limit]))
+                    parts.append(self._in_batches(function, X[i : i + limit], own))
                 except (ReferenceSolveError, StepLimitError) as error:
                     lost, failed, kind = [*lost, *(i + row for row in error.rows)], error.what, type(error)
                     if len(lost) == i + error.n_rows >= FAILED_ROWS:  # the field is at fault: do not try the other rows
@@ -182,9 +192,11 @@ class TorchEstimator(BaseEstimator):
         if control is not None:
             self.solver_history_, self.agreement_ = control.history_, None
 
-    def _certify(self, module: nn.Module, x: Tensor, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
+    def _certify(self, module: nn.Module, x: Rows, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
         """Compare the last solver of a training with dopri5 as ``predict`` runs it; warn where they disagree."""
-        self.agreement_ = measure_agreement(module, x, y, dopri5_states(module.solver.ode, x), held_out)
+        rows, times = apart(x)
+        exact = dopri5_states(module.solver.ode, rows, times=times)
+        self.agreement_ = measure_agreement(module, x, y, exact, held_out)
         if not self.agreement_.certified:
             last = self.solver_history_[-1]
             how = f"solver={last['solver']!r}" + (f", n_steps={last['n_steps']}" if last["n_steps"] else "")
@@ -271,6 +283,17 @@ class TorchEstimator(BaseEstimator):
         copied = type(self).__new__(type(self))
         vars(copied).update(vars(self))
         return copied
+
+    # ------------------------------------------------------------------ in notebooks
+    def _repr_html_inner(self) -> str:
+        return add_fit(super()._repr_html_inner(), self)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        # What notebooks ask for first; scikit-learn makes it without _repr_html_.
+        shown = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in shown:
+            shown["text/html"] = add_fit(shown["text/html"], self)
+        return shown
 
     # ------------------------------------------------------------------ persistence
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -395,13 +418,19 @@ def store_parameters(estimator: Any, parameters: dict[str, Any]) -> None:
     vars(estimator).update({name: value for name, value in parameters.items() if name not in ("self", "__class__")})
 
 
-def dopri5_states(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-    """Return dopri5's terminal states, at a tolerance so tight that they do not depend on the batch."""
+def dopri5_states(
+    neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None, *, times: Tensor | None = None
+) -> Tensor:
+    """Return dopri5's terminal states, at a tolerance so tight that they do not depend on the batch.
+
+    With ``times`` of shape (batch, n_times), padded with nan: the states (batch, n_times, ...) at these times.
+    """
     tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
-    states, failed = solve_rows(neural_ode, x, neural_ode.t_span, tolerance, None, condition)
+    asked = neural_ode.t_span if times is None else times
+    states, failed = solve_rows(neural_ode, x, asked, tolerance, None, condition)
     if failed:
         raise ReferenceSolveError.of(failed, lost_rows(states), len(x))
-    return states[-1]
+    return states[-1] if times is None else states.movedim(0, 1)
 
 
 def check_output_map(neural_ode: NeuralODE, z: Tensor) -> Tensor:

@@ -22,15 +22,17 @@ from ..calibration import Calibration, NotCalibratedError, Tolerance, UnusualRow
 from ..calibration.bounds import LEARNED, VERIFIED
 from ..calibration.measuring import TRAJECTORY
 from ..hypersolvers import FittedHypersolver
+from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import list_rows
 from ..training.given_rows import Inputs, apart
-from ..training.references import computes_alike
+from ..training.references import computes_alike, lost_rows
 from ._base import TorchEstimator, UnsolvedRowsWarning
 
 _BY_CHANCE = 0.02
 """Share of unusual rows that needs no warning: of rows like the calibration's, one in two hundred counts as unusual."""
 _COMPARED = 16
 """Rows on which levels and the solver are compared."""
+_NO_LABEL = "there is no label where nothing solves the Neural ODE to the tolerance, not even dopri5"
 _ANY_COVERAGE = 0.5
 """Coverage of a bound that nobody asked for: every calibration has the rows for it."""
 _PACKAGES = (Path(module.__file__).parent for module in (sklearn, torch))
@@ -150,6 +152,10 @@ class Wanted:
         return self.tol is not None or self.atol is not None
 
     @property
+    def tolerance(self) -> Tolerance:
+        return Tolerance(float(self.tol or 0.0), float(self.atol or 0.0))
+
+    @property
     def is_plain(self) -> bool:
         """Whether nothing but values is asked for."""
         return not (self.return_bound or self.keeps_tolerance or self.return_info)
@@ -167,21 +173,33 @@ def answer(
     convert: Callable[[Tensor], NDArray[Any]],
     wanted: Wanted,
     rows_are: str = "rows of X",
+    *,
+    needs_all: bool = False,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, list[Any]]:
-    """Return terminal states, and what is returned beside the values: the bound, if asked for, and the info."""
+    """Return terminal states, and what is returned beside the values: the bound, if asked for, and the info.
+
+    Rows that nothing solves to a tolerance are nan, with a warning. With ``needs_all`` they raise a
+    ReferenceSolveError instead. ``watch`` sees the trajectories of rows whose errors are bounded.
+    """
     calibration = require(calibration, fitted)
     beside: list[Any] = []
     if wanted.keeps_tolerance:
-        tolerance = Tolerance(float(wanted.tol or 0.0), float(wanted.atol or 0.0))
         solved, unusual = calibration.keep(
-            fitted, x, convert, kind, tolerance, wanted.alpha, route=wanted.route, how=wanted.bound
+            fitted, x, convert, kind, wanted.tolerance, wanted.alpha, route=wanted.route, how=wanted.bound
         )
         ends = solved.ends
-        _warn_of_unsolved(ends, rows_are)
-        info = Bunch(n_evaluations=solved.n_evaluations, solver=solved.solver, unusual=unusual)
+        unsolved = lost_rows(ends[None])
+        if unsolved and needs_all:
+            raise ReferenceSolveError.of(_NO_LABEL, unsolved, len(ends))
+        if unsolved:
+            _warn_of_unsolved(unsolved, len(ends), rows_are)
+        info = Bunch(
+            n_evaluations=solved.n_evaluations, solver=solved.solver, unusual=unusual, policy=solved.policy
+        )  # fmt: skip
     else:
         coverage = wanted.coverage if wanted.return_bound else _ANY_COVERAGE
-        found = calibration.bound(fitted, x, convert, kind, coverage, wanted.bound)
+        found = calibration.bound(fitted, x, convert, kind, coverage, wanted.bound, watch)
         ends = found.ends
         if wanted.return_bound:
             if wanted.bound == LEARNED:
@@ -276,15 +294,13 @@ def drop_calibration(estimator: Any) -> None:
         vars(estimator).pop(name, None)
 
 
-def _warn_of_unsolved(ends: Tensor, rows_are: str) -> None:
-    rows = ends.reshape(len(ends), -1).isnan().any(dim=1).nonzero()[:, 0].tolist()
-    if rows:
-        _warn(
-            f"dopri5 cannot solve the Neural ODE from {len(rows)} of {len(ends)} {rows_are} ({list_rows(rows)}), which "
-            "nothing cheaper serves to the tolerance; their results are nan. The field is stiff or its solution grows "
-            "without bound from there: leave those rows out.",
-            UnsolvedRowsWarning,
-        )
+def _warn_of_unsolved(rows: Sequence[int], n_rows: int, rows_are: str) -> None:
+    _warn(
+        f"dopri5 cannot solve the Neural ODE from {len(rows)} of {n_rows} {rows_are} ({list_rows(rows)}), which "
+        "nothing cheaper serves to the tolerance; their results are nan. The field is stiff or its solution grows "
+        "without bound from there: leave those rows out.",
+        UnsolvedRowsWarning,
+    )
 
 
 def _warn_of_unusual(unusual: NDArray[np.bool_], kind: str, rows_are: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..calibration import Calibration, CalibrationRowsError
 from ..calibration.calibration import FEWEST
+from ..calibration.ladder import ONE
 from ..calibration.measuring import OUTPUT
 from ..hypersolvers import SolveSettings
 from ..training.given_rows import Inputs
@@ -90,12 +91,14 @@ class CalibrationMixin:
         """Return the outputs of terminal states that bounds are about."""
         return self._require_product().map_output(ends)
 
-    def _answer(self, X: Any, kind: str, wanted: Wanted, *, condition: Any = None) -> tuple[Tensor, list[Any]]:
+    def _answer(
+        self, X: Any, kind: str, wanted: Wanted, *, condition: Any = None, **how: Any
+    ) -> tuple[Tensor, list[Any]]:
         """Return terminal states, and what is returned beside values."""
         fitted = self._require_product()
         x = self._to_tensor(prepare_rows(self, X, condition), self.dtype_, "cpu")
         with outside_inference_mode():
-            return answer(vars(self).get("calibration_"), fitted, x, kind, self._final_outputs, wanted)
+            return answer(vars(self).get("calibration_"), fitted, x, kind, self._final_outputs, wanted, **how)
 
     def _answers_to(self, tol: Any, **how: Any) -> dict[str, Callable[[Inputs], tuple[Tensor, np.ndarray]]]:
         """Return what solves rows to each tolerance of a report, by the name of its row.
@@ -117,8 +120,13 @@ class CalibrationMixin:
                     "so, and there is none; pass tol."
                 )
             return {}
-        require(vars(self).get("calibration_"), self.fitted_)
-        return {f"tol={one.tol:g}": partial(self._answer_rows, one) for one in every}
+        calibration = require(vars(self).get("calibration_"), self.fitted_)
+        answers = {}
+        for one in every:
+            policy = calibration.policy(OUTPUT, one.tolerance, one.alpha, route=one.route, how=one.bound)
+            gave_way = ", one solver" * (one.route and policy == ONE)
+            answers[f"tol={one.tol:g}{gave_way}"] = partial(self._answer_rows, one)
+        return answers
 
     def _answer_rows(self, wanted: Wanted, x: Inputs) -> tuple[Tensor, np.ndarray]:
         """Return terminal states to a tolerance, and the evaluations of each row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,12 @@ from ..hypersolvers.described import describe_fitted, read_fitted
 from ..modules.closed_list import Writer
 from ..modules.described_modules import describe_flow, read_flow
 from ..modules.flow import Flow, LogDensity
-from ..modules.hypersolved_ode import HypersolvedODE
+from ..modules.hypersolved_ode import HypersolvedODE, OutputsAt
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import FirstOutput, check_target, require_onnx
 from ._calibrated import drop_calibration
 from ._conditions import refuse_condition
+from ._eval_times import check_one_grid
 from ._inputs import prepare_X
 from ._saving import EstimatorReader
 from ._sources import describe_source, read_source
@@ -104,9 +106,9 @@ class DerivedMixin:
     def to_module(self) -> HypersolvedODE:
         """Return an ``nn.Module`` that predicts and can be trained further: input map, unrolled steps, output map.
 
-        It computes with the weights it holds, so training them changes its output. Its ``fold()`` returns the module
-        for deployment and ``torch.export``: faster, and with the correction fixed. This estimator's own methods run
-        such a folded module.
+        It computes with the weights it holds, so training them changes its output. Its ``states_at(x, times)`` gives
+        states at times of your own. Its ``fold()`` returns the module for deployment and ``torch.export``: faster, and
+        with the correction fixed. This estimator's own methods run such a folded module.
 
         Returns
         -------
@@ -157,7 +159,9 @@ class DerivedMixin:
         rows = np.random.default_rng(0).normal(size=(_PARITY_ROWS, *self._input_shape))
         return self._to_tensor(rows, self.dtype_, "cpu")
 
-    def export_onnx(self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False) -> Path:
+    def export_onnx(
+        self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False, t_eval: Any = None
+    ) -> Path:
         """Write the fitted solver as an ONNX file, which runs without torch and without this package.
 
         The file takes ``X`` of shape (n_samples, ...) in ``dtype_``, with any number of rows. Its ``output`` is what
@@ -175,6 +179,9 @@ class DerivedMixin:
         preprocessed : bool, default False
             Steps of a Pipeline that were passed with the Neural ODE are not part of the file. True confirms that you
             know: the file then takes what ``preprocess_.transform(X)`` returns.
+        t_eval : array-like of shape (n_times,), optional
+            Times of the outputs, fixed in the file and listed in its metadata, instead of the end of the span. Outputs
+            then have shape (n_samples, n_times, ...), as those of ``trajectory(X, output=True, t_eval=t_eval)``.
 
         Returns
         -------
@@ -187,7 +194,8 @@ class DerivedMixin:
             If the extra is not installed.
         ValueError
             If the field, a map or the correction cannot be traced by torch or run by ONNX Runtime. If there are frozen
-            steps and ``preprocessed`` is False. If the path's folder does not exist.
+            steps and ``preprocessed`` is False. If the path's folder does not exist. If ``t_eval`` is wrong, see
+            ``trajectory``, or is given with steps that are adaptive or with a skorch net's labels.
         RuntimeError
             If ONNX Runtime and torch disagree; no file is written then.
         """
@@ -202,10 +210,27 @@ class DerivedMixin:
         refuse_condition(self, "an ONNX file", "use to_module(), which takes (x, condition), or bind it in the field")
         x = self._drawn_rows() if X is None else self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
         outputs, metadata = self._onnx_outputs()
-        return fitted.export_onnx(
-            path, x, wrap=self._wrap_for_onnx, outputs=outputs,
-            metadata={"sklearn_hyper_version": __version__, **metadata},
-        )  # fmt: skip
+        metadata = {"sklearn_hyper_version": __version__, **metadata}
+        wrap = self._wrap_for_onnx
+        if t_eval is not None:
+            times = self._times_to_export(t_eval)
+            metadata["t_eval"] = json.dumps(times)
+
+            def wrap(module: nn.Module) -> nn.Module:
+                return self._wrap_for_onnx(OutputsAt(module, times))
+
+        return fitted.export_onnx(path, x, wrap=wrap, outputs=outputs, metadata=metadata)
+
+    def _times_to_export(self, t_eval: Any) -> tuple[float, ...]:
+        fitted = self._require_product()
+        times = check_one_grid(t_eval, fitted.neural_ode.t_span, "write a file for all times that occur")
+        fitted.check_times(times)
+        if vars(self).get("_head") is not None:
+            raise ValueError(
+                "t_eval with labels of a skorch net, which makes probabilities of outputs at the end of t_span alone. "
+                "Leave t_eval out, or export a HypersolverRegressor, whose outputs are those of the net's module."
+            )
+        return times
 
     def _wrap_for_onnx(self, module: nn.Module) -> nn.Module:
         return FirstOutput(module) if self._squeeze_output else module

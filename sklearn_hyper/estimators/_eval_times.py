@@ -62,6 +62,50 @@ def check_t_eval(t_eval: Any, n_rows: int, t_span: tuple[float, float]) -> np.nd
     return times
 
 
+def check_row_times(t_eval: Any, n_rows: int, t_span: tuple[float, float]) -> np.ndarray:
+    """Return times of their own for each row, of shape (n_rows, n_times), from either form of ``t_eval``."""
+    times = check_t_eval(t_eval, n_rows, t_span)
+    return times if times.ndim == 2 else np.tile(times, (n_rows, 1))
+
+
+def check_one_grid(t_eval: Any, t_span: tuple[float, float], instead: str) -> tuple[float, ...]:
+    """Return times for all rows; refuse times for each row, and say what to do instead.
+
+    Raises
+    ------
+    ValueError
+        If rows have times of their own, and where :func:`check_t_eval` raises one.
+    """
+    times = check_t_eval(t_eval, np.shape(t_eval)[0] if np.ndim(t_eval) == 2 else 1, t_span)
+    if times.ndim == 2:
+        raise ValueError(
+            f"t_eval of shape {times.shape} gives rows times of their own, and here all rows share one grid, of shape "
+            f"(n_times,): {instead}."
+        )
+    return tuple(times.tolist())
+
+
+def times_to_fit(t_eval: Any, t_span: tuple[float, float]) -> tuple[float, ...] | None:
+    """Return the times at which a fit compares states, the same for all rows; None stays None.
+
+    Raises
+    ------
+    ValueError
+        If there is no time after the start of ``t_span``, and where :func:`check_one_grid` raises one.
+    """
+    if t_eval is None:
+        return None
+    times = check_one_grid(
+        t_eval, t_span, "pass times spread like theirs, such as np.nanquantile(t_eval, np.linspace(0, 1, 20))"
+    )
+    if times[-1] == t_span[0]:
+        raise ValueError(
+            f"t_eval={list(times)} holds the start of t_span={t_span} alone, where states are known; add a time after "
+            "it."
+        )
+    return times
+
+
 def _refuse(wrong: np.ndarray, times: np.ndarray, what: str) -> None:
     rows = np.flatnonzero(wrong)
     if len(rows):

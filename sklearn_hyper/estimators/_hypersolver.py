@@ -46,10 +46,11 @@ from ._base import (
     module_dtype,
     outside_inference_mode,
 )
-from ._calibrated import ASKED, Asked, Wanted, drop_calibration, require
+from ._calibrated import ASKED, Asked, Wanted, drop_calibration
 from ._conditions import learn_condition, refuse_condition, with_condition
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
+from ._eval_times import check_t_eval, times_to_fit
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, STEPPING_CONSTRAINTS, fit_settings
@@ -81,7 +82,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
 
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None, *, condition: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, condition: Any = None, t_eval: Any = None) -> Self:
         """Fit the correction on dopri5 trajectories that start from X.
 
         Parameters
@@ -99,6 +100,11 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             tensor with one entry a row. Floats have its dtype, integers are int64, and strings are indices in the
             sorted values of this fit, ``condition_[name].categories``. Later calls have to pass the same names. Where
             folds cut rows, as in searches, pass a frame or an array: scikit-learn does not cut a dict.
+        t_eval : array-like of shape (n_times,), optional
+            Times of the states that ``finetune="trajectory"`` (or such a ``loss``) fits, the same for all rows: in the
+            order of the span, and within it. By default those of the solver's own steps. States at other times are
+            still there: see :meth:`trajectory`. Where rows have times of their own, pass times spread like them. A
+            later :meth:`refit` fits at the same times.
 
         Returns
         -------
@@ -160,16 +166,17 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         True
         """
         with self._fitting() as fitting:
-            self._fit(X, y, condition)
+            self._fit(X, y, condition, t_eval)
             fitting.interrupted = self.fitted_.interrupted
         return self
 
-    def _fit(self, X: Any, y: Any, condition: Any) -> None:
+    def _fit(self, X: Any, y: Any, condition: Any, t_eval: Any) -> None:
         refuse_scoring(self.callbacks, "a hypersolver")
         check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
         settings = fit_settings(self, check_device(self.device))
         choose_base_solver(settings, 0)  # a wrong name is an error before anything is solved
         resolved = resolve_neural_ode(self.neural_ode)
+        settings = replace(settings, t_eval=times_to_fit(t_eval, resolved.module.t_span))
         previous = self._previous()
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=previous is None)
         X = learn_condition(self, condition, X, reset=previous is None)
@@ -251,6 +258,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         refuse_scoring(self.callbacks, "a hypersolver")
         settings = replace(fit_settings(self, check_device(self.device)), **changes)
         resolved = resolve_neural_ode(self.neural_ode)
+        settings = replace(settings, t_eval=times_to_fit(previous.settings.t_eval, resolved.module.t_span))
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=False)
         X = with_condition(self, condition, X)
         dtype = self.dtype_
@@ -385,12 +393,27 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         return (z, *beside) if beside else z
 
     def trajectory(
-        self, X: Any, output: bool = False, *, condition: Any = None, return_bound: bool = False, coverage: float = 0.99
+        self,
+        X: Any,
+        output: bool = False,
+        *,
+        condition: Any = None,
+        t_eval: Any = None,
+        return_bound: bool = False,
+        coverage: float = 0.99,
     ) -> Any:
-        """Return the states at every step of the solve; with adaptive steps, at ``n_steps`` + 1 equal times.
+        r"""Return the states at given times, or at every step of the solve.
+
+        States at ``t_eval`` are interpolated between the steps, through whose states the result passes. It is Hermite's
+        formula, which reads f there: the corrected solver's steps have evaluated it, so it costs at most one evaluation
+        beyond the solve, which ends at the last step that is needed. (Where ``correction`` changes the weights of f,
+        and with "abm2_pec", it is one a step.) Between equal steps its error is :math:`O(\epsilon^6)`, with a single
+        step and with adaptive ones :math:`O(\epsilon^4)`, so the solver's order is kept: that of a tableau of your own
+        up to order 5.
 
         With a "nonstationary" base solver, which "auto" may stand for, only the last state approximates one of the
-        Neural ODE. Where the states between matter, fit with ``finetune="trajectory"`` or another base solver.
+        Neural ODE, and times between the ends are refused. Where the states between matter, fit with
+        ``finetune="trajectory"``, and ``t_eval`` if need be.
 
         Parameters
         ----------
@@ -400,6 +423,11 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             logits.
         condition : optional
             As in :meth:`fit`: of the same names, shapes and kinds.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Times of the states, for all rows or for each its own: in the order of ``t_span``, and within it. They may
+            lie at any distances. Rows with fewer times than others are padded with nan at their ends. A single column
+            gives each row a span of its own. By default the times of the steps; with adaptive steps, ``n_steps`` + 1
+            equal ones.
         return_bound : bool, default False
             Return ``(states, bound)``: for each row a bound on the largest 2-norm of the error over all K + 1 states.
             Needs :meth:`conformalize`. Bounds are of states, not of outputs.
@@ -408,26 +436,56 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
 
         Returns
         -------
-        ndarray of shape (n_samples, K + 1, ...)
+        ndarray of shape (n_samples, K + 1, ...) or (n_samples, n_times, ...)
+            nan where ``t_eval`` is.
 
         Raises
         ------
         NotCalibratedError
             If a bound is asked for without a calibration of this solver.
         ValueError
-            If a bound is asked for with ``output=True``, or a value is out of its range or has no effect.
+            If ``t_eval`` has another shape, is out of order, repeats a time, lies outside of the span, or holds nan
+            before a time. If it holds times between the ends, and the base solver is "nonstationary". If a bound is
+            asked for with ``output=True`` or ``t_eval``, or a value is out of its range or has no effect.
 
         Warns
         -----
         UnusualRowsWarning
             If more than 2 % of rows are unlike those of the calibration, so that their bound is infinite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_hyper import HypersolverRegressor
+        >>> X = np.random.default_rng(0).uniform(0.5, 1.5, (200, 1))
+        >>> decay = HypersolverRegressor(
+        ...     lambda t, z: -z, base_solver="heun", n_steps=4, finetune="trajectory", max_epochs=20, random_state=0
+        ... ).fit(X)
+        >>> times = [0.1, 0.55, 1.0]
+        >>> states = decay.trajectory(X, t_eval=times)
+        >>> states.shape
+        (200, 3, 1)
+        >>> bool(np.abs(states[..., 0] - X * np.exp(times)[None] ** -1).max() < 1e-3)
+        True
+        >>> own = np.array([[0.2, 0.3], [0.9, np.nan]])  # the second row has a single time
+        >>> np.isnan(decay.trajectory(X[:2], t_eval=own)[..., 0])
+        array([[False, False],
+               [False,  True]])
         """
-        module = self._require_product().module
         wanted = Wanted(return_bound=return_bound, coverage=coverage)
+        if t_eval is not None:
+            if return_bound:
+                raise ValueError(
+                    "return_bound=True bounds errors at the solver's own steps, not those at t_eval; leave one out."
+                )
+            return self._states_at(X, t_eval, output, condition)
+        module = self._require_product().module
         if return_bound and output:
             raise ValueError("return_bound=True bounds errors of states; leave output=False.")
         if return_bound:
-            require(vars(self).get("calibration_"), self.fitted_)  # before anything is solved
+            parts: list[Tensor] = []
+            _, beside = self._answer(X, TRAJECTORY, wanted, condition=condition, watch=parts.append)
+            return torch.cat(parts, dim=1).transpose(0, 1).numpy(), *beside
         output_map = module.neural_ode.output_map
 
         def states(rows: Inputs) -> Tensor:
@@ -435,10 +493,30 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             return torch.stack([output_map(step) if output else step for step in z], dim=1)
 
         result = self._in_batches(states, prepare_rows(self, X, condition))
-        if return_bound:
-            _, beside = self._answer(X, TRAJECTORY, wanted, condition=condition)
-            return result, *beside
         return result[..., 0] if output and self._squeeze_output else result
+
+    def _states_at(self, X: Any, t_eval: Any, output: bool, condition: Any) -> np.ndarray:
+        """Return states or outputs at times, of shape (n_samples, n_times, ...); nan where there is no time."""
+        fitted = self._require_product()
+        rows = prepare_rows(self, X, condition)
+        times = self._check_times(rows, t_eval)
+        lacks, output_map = np.isnan(times), fitted.neural_ode.output_map
+
+        def states(rows: Inputs, at: Tensor) -> Tensor:
+            x, beside = apart(rows)
+            z = fitted.module.states_at(x, at, beside)
+            return torch.stack([output_map(one) if output else one for one in z], dim=1)
+
+        # The output map may refuse nan, so that a time which is there stands in for one that is not.
+        result = self._in_batches(states, rows, np.where(lacks, times[..., :1], times))
+        if lacks.any():
+            result[lacks] = np.nan
+        return result[..., 0] if output and self._squeeze_output else result
+
+    def _check_times(self, X: Any, t_eval: Any) -> np.ndarray:
+        times = check_t_eval(t_eval, len(X), self.fitted_.neural_ode.t_span)
+        self.fitted_.check_times(times)
+        return times
 
     def reference(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Return the output h_y(z(S)) of dopri5 at ``rtol`` and ``atol``, which the hypersolver approximates.
@@ -541,28 +619,35 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         first = self._to_tensor(prepare_rows(self, X, condition)[:1], self.dtype_, self.device_)
         return fitted.module.count_macs(*apart(first))
 
-    def count_evaluations(self, X: Any = None, *, condition: Any = None) -> float:
+    def count_evaluations(self, X: Any = None, *, condition: Any = None, t_eval: Any = None) -> float:
         """Count the evaluations of f in a solve.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...), optional
-            Needed with adaptive steps alone, which depend on it.
+            Needed with adaptive steps, which depend on it, and with ``t_eval``.
         condition : optional
             As in :meth:`fit`: of the same names, shapes and kinds.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Count those of :meth:`trajectory` or ``predict`` at these times, for all rows of X in one batch.
 
         Returns
         -------
         int or float
-            With adaptive steps, the mean over the rows of X.
+            With adaptive steps or ``t_eval``, the mean over the rows of X.
         """
         module = self._require_product().module
-        if module.stepping.n_evaluations is not None:
+        if t_eval is None and module.stepping.n_evaluations is not None:
             return module.stepping.n_evaluations
         if X is None:
-            raise ValueError("X=None: with stepping='adaptive' evaluations depend on the rows; pass X.")
-        rows = self._to_tensor(prepare_rows(self, X, condition), self.dtype_, self.device_)
-        return module.count_evaluations(*apart(rows))
+            what = "with stepping='adaptive' evaluations" if t_eval is None else "with t_eval evaluations"
+            raise ValueError(f"X=None: {what} depend on the rows; pass X.")
+        X = prepare_rows(self, X, condition)
+        times = None
+        if t_eval is not None:
+            at = self._check_times(X, t_eval)
+            times = torch.from_numpy(np.where(np.isnan(at), at[..., :1], at))
+        return module.count_evaluations(*apart(self._to_tensor(X, self.dtype_, self.device_)), times)
 
     def solver_report(
         self,
@@ -594,7 +679,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             Number of rows in the batch that is timed.
         tol : float or list of float, optional
             Relative tolerances of the output, each of which adds a row: what ``predict(X, tol=)`` makes of it. NFE is
-            its mean over rows, and MACs are those of f. Needs :meth:`conformalize`.
+            its mean over rows, and MACs are those of f. Its name tells where ``route=True`` gave way to one solver for
+            all rows. Needs :meth:`conformalize`.
         alpha, route, bound : optional
             As in :meth:`HypersolverRegressor.predict`, for ``tol``.
 

@@ -30,6 +30,7 @@ HYPERSOLVER_CONSTRAINTS: dict = {
     "mape_floor": [Interval(Real, 0, None, closed="neither")],
     "memory": [None, str, Memory, HasMethods(["cache"])],
     "n_jobs": [None, Integral],
+    "extra_rows": [None, StrOptions({"box", "worst", "between"}), callable],
 }
 """Constraints of the parameters that all hypersolvers share."""
 
@@ -38,9 +39,8 @@ STEPPING_CONSTRAINTS: dict = {
     "step_rtol": [Interval(Real, 0, None, closed="neither")],
     "step_controller": [StrOptions({"pi", "learned"})],
     "row_times": [None, "boolean"],
-    "extra_rows": [None, StrOptions({"box", "worst"}), callable],
 }
-"""Constraints of the parameters that flows do not have: of adaptive steps, and of rows beside X."""
+"""Constraints of the parameters that flows do not have: of adaptive steps."""
 
 
 def fit_settings(estimator: TorchEstimator, device: torch.device) -> FitSettings:

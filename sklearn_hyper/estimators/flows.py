@@ -29,7 +29,7 @@ from ..numerics.row_errors import numbered_rows
 from ..numerics.times import check_n_steps
 from ..numerics.units import is_constant
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
-from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, draw_noise
+from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, row_noise
 from ..training.given_rows import apart, given
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
@@ -512,8 +512,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         -------
         ndarray of shape (n_samples,)
             Exact up to the solver's tolerance with the exact trace, and unbiased with Hutchinson's. Its noise is drawn
-            from the seed of the fit by a row's position: the same X gives the same densities, but a row moved to
-            another position gets another estimate. Compare means over many rows, or single rows with ``trace="exact"``.
+            from the seed of the fit and the row itself: a row has one density in any batch, and another fit may give
+            another. Compare means over many rows, or single rows with ``trace="exact"``.
         """
         self._require_fitted("flow_")
         X = self._validate_rows(X, reset=False)
@@ -596,10 +596,7 @@ def resolve_trace(trace: str, n_features: int) -> str | None:
 
 def append_noise(X: np.ndarray, kind: str | None, seed: int) -> np.ndarray:
     """Return X with Hutchinson's noise as further columns, where ``kind`` is not None."""
-    if kind is None:
-        return X
-    noise = draw_noise(kind, torch.empty(X.shape, dtype=torch.float64), own_generator(seed)).numpy()
-    return np.hstack([X, noise.astype(X.dtype)])
+    return X if kind is None else np.hstack([X, row_noise(kind, X, seed).astype(X.dtype)])
 
 
 def check_base_states(Z: Any, n_features: int) -> np.ndarray:

@@ -214,14 +214,18 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         ValueError
             If probabilities of some rows are nan. The error names these rows and holds them in its attribute ``rows``.
             If a value is out of its range or has no effect, or two contradict each other.
+        ReferenceSolveError
+            If rows have to go to dopri5 for a tolerance, and it cannot solve them: there is no label then, as there is
+            none from the Neural ODE itself. The error names the rows. ``transform(X, tol=)`` gives nan for them.
         """
         wanted = Wanted.of(self, "predict", asked)
         if wanted.is_plain:
-            outputs, beside = self._apply("forward", X, condition), []
+            outputs, beside, whose = self._apply("forward", X, condition), [], "predict_proba gives nan"
         else:
-            ends, beside = self._answer(X, OUTPUT, wanted, condition=condition)
-            outputs = outputs_of(ends, self._require_product().map_output)
-        labels = self.classes_[refuse_no_labels(self._indices(outputs))]
+            # Labels cannot be nan.
+            ends, beside = self._answer(X, OUTPUT, wanted, condition=condition, needs_all=True)
+            outputs, whose = outputs_of(ends, self._require_product().map_output), "probabilities are nan"
+        labels = self.classes_[refuse_no_labels(self._indices(outputs), whose)]
         return (labels, *beside) if beside else labels
 
     def predict_set(

@@ -112,9 +112,9 @@ class HypersolverRegressor(Hypersolver):
         of "residual" too: that method moves the states between the ends off the trajectory, and residuals would pull
         them back.
     finetune : {"terminal", "trajectory", "output"} or None, default "terminal"
-        Loss of the second phase, which trains through the unrolled solver: on z(S), on all states, or on the output
-        h_y(z(S)). None skips this phase. With adaptive steps there is none: it would train through equal ones, and take
-        g away from the residuals, by which it estimates errors.
+        Loss of the second phase, which trains through the unrolled solver: on z(S), on all states (or those at the
+        ``t_eval`` of :meth:`fit`), or on the output h_y(z(S)). None skips this phase. With adaptive steps there is
+        none: it would train through equal ones, and take g away from the residuals, by which it estimates errors.
     rtol : float, default 1e-6
         Relative tolerance of the dopri5 reference, for both targets and scores. The default is the same for every base
         solver, order and ``n_steps``, so that scores are comparable.
@@ -126,15 +126,16 @@ class HypersolverRegressor(Hypersolver):
         With a residual loss, the set holds all states and stages of about 49 times and 48 steps; with learned
         coefficients, of ``n_steps`` steps. Noisy targets add float64 states. Otherwise it holds states alone; with
         learned coefficients, only those at the ends. ``n_samples_fit_`` is the number used.
-    extra_rows : None, "box", "worst" or callable, default None
+    extra_rows : None, "box", "worst", "between" or callable, default None
         Rows to train on beside X, as many again, where errors on unusual rows matter. They come from the range of X and
         its fringe; held-out rows stay rows of X. "box" draws evenly from the box around X, which reaches a tenth of its
         range beyond it: for inputs of a few features, whose numbers may be combined. "worst" draws twice as many, and
         keeps the half with the larger errors of the base solver; on images it moves rows of X at random, by .3 of each
-        number's standard deviation. A function gets ``(X, n, random_state)``, X being rows as the Neural ODE takes
-        them, and returns rows like these. Rows that dopri5 cannot solve are left out, and so are those from which the
-        base solver errs by more than a state's size. An epoch takes as many rows as without them, so that only their
-        reference solves cost time.
+        number's standard deviation. "between" draws a quarter as many as X, from the lines through pairs of its rows:
+        for data with gaps, of any number of features. A function gets ``(X, n, random_state)``, X being rows as the
+        Neural ODE takes them, and returns rows like these. Rows that dopri5 cannot solve are left out, and so are those
+        from which the base solver errs by more than a state's size. An epoch takes as many rows as without them, so
+        that only their reference solves cost time.
     max_epochs : int, default 120
         Passes over the training states: 40 % for the first phase, 60 % for the second. The coefficients of a
         "nonstationary" base solver are learned before, in as many passes (at most 120) over 512 rows.
@@ -307,6 +308,7 @@ class HypersolverRegressor(Hypersolver):
         X: Any,
         *,
         condition: Any = None,
+        t_eval: Any = None,
         return_bound: bool = False,
         coverage: float = 0.99,
         bound: str = "learned",
@@ -318,13 +320,16 @@ class HypersolverRegressor(Hypersolver):
     ) -> Any:
         r"""Return the output of the hypersolved Neural ODE, h_y(z_K), with a bound or to a tolerance if asked.
 
-        All but X and ``condition`` needs a calibration: see :meth:`conformalize`.
+        All but X, ``condition`` and ``t_eval`` needs a calibration: see :meth:`conformalize`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
         condition : optional
             As in :meth:`fit`: of the same names, shapes and kinds, one entry a row or one for all.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Times of the outputs, for all rows or for each its own, padded with nan: ``predict(X, t_eval=...)`` is
+            ``trajectory(X, output=True, t_eval=...)``. By default the end of ``t_span``.
         return_bound : bool, default False
             Return ``(output, bound)``. The bound of a row is on the 2-norm of its error against dopri5. The learned
             bound of a row unlike those of the calibration is infinite.
@@ -343,16 +348,20 @@ class HypersolverRegressor(Hypersolver):
             Absolute tolerance, in units of the output. By default 0. One of the two may be 0, beside a positive other.
         alpha : float, default 0.01
             Largest share of rows over the tolerance. The certificate holds with a confidence of 90 % over calibration
-            rows, for one tolerance and one policy: not for the best of several that were tried.
+            rows (89 % with ``route=True``), for one tolerance and one policy: not for the best of several that were
+            tried.
         route : bool, default False
-            Choose a solver for each row, from a run of the cheapest one. It pays where f is expensive.
+            Choose a solver for each row, from a run of the cheapest one. It pays where f is expensive. Where one solver
+            for all takes no more evaluations on calibration rows, and keeps the tolerance on both halves of them, that
+            one serves: ``info.policy`` is then "one".
         return_info : bool, default False
             Return also a ``Bunch`` of arrays by row: ``n_evaluations`` of f, name of the ``solver``, and ``unusual``,
-            whether the row is unlike those of the calibration.
+            whether the row is unlike those of the calibration. With a tolerance also ``policy``, how solvers were
+            chosen: "one" for all rows, "routed" or "verified".
 
         Returns
         -------
-        ndarray of shape (n_samples, ...)
+        ndarray of shape (n_samples, ...), or (n_samples, n_times, ...) with ``t_eval``
             z_K itself where the Neural ODE has no output map. In a tuple with the bound and the info, where those are
             asked for.
 
@@ -365,7 +374,8 @@ class HypersolverRegressor(Hypersolver):
         ValueError
             If ``condition`` is missing or differs in names, length, shape or kind from that of the fit, or holds a new
             category. If a value is out of its range or has no effect, or two contradict each other. ``coverage`` needs
-            ``return_bound``; ``alpha`` and ``route`` need a tolerance; ``bound`` needs either.
+            ``return_bound``; ``alpha`` and ``route`` need a tolerance; ``bound`` needs either. If ``t_eval`` is wrong,
+            or given with any of these: see :meth:`trajectory`.
 
         Warns
         -----
@@ -389,6 +399,13 @@ class HypersolverRegressor(Hypersolver):
         True
         """
         wanted = Wanted(return_bound, coverage, bound, tol, atol, alpha, route, return_info)
+        if t_eval is not None:
+            if not wanted.is_plain:
+                raise ValueError(
+                    "t_eval with a bound, a tolerance or return_info: these are of the output at the end of t_span. "
+                    "Leave t_eval out, or them."
+                )
+            return self._states_at(X, t_eval, output=True, condition=condition)
         if wanted.is_plain:
             output = self._apply("forward", X, condition)
             return output[:, 0] if self._squeeze_output else output

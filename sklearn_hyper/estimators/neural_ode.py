@@ -23,15 +23,17 @@ from ..modules.described_modules import describe_neural_ode, read_neural_ode
 from ..modules.field_probes import check_start, settle_parts
 from ..modules.neural_ode import NeuralODE, check_neural_ode, check_precision
 from ..modules.seeding import own_generator, seeded
-from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
+from ..modules.vector_fields import Rescale
 from ..numerics.row_errors import numbered_rows
+from ..numerics.times import check_t_span
 from ..training.batches import check_lone_rows
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors
-from ..training.losses import ScaledMSELoss
+from ..training.losses import ObservedMSELoss, ScaledMSELoss
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import TrainingSettings, build_ode_net, train_net
 from ..training.solver_control import DOPRI5, check_training_solver, control_of, is_auto, is_dopri5
 from ..training.splits import split_rows
+from ..training.timed_rows import Rows, TimedRows, apart
 from ._base import (
     TRAINING_CONSTRAINTS,
     SolverAgreementWarning,
@@ -45,9 +47,11 @@ from ._base import (
     softmax,
     store_parameters,
 )
+from ._default_parts import default_field, default_input_map, default_output_map, no_field
+from ._eval_times import check_row_times
+from ._observations import check_observations, observed_r2, standardize
 from ._saving import EstimatorReader
 
-_ADDED_CHANNELS, _ADDED_FEATURES = 7, 8
 _AGREEMENT = 0.005
 
 
@@ -128,16 +132,16 @@ class _NeuralODEEstimator(TorchEstimator):
         return self._run_fit(X, y, None, partial=False)
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def _partial_fit(self, X: Any, y: Any, classes: Any = None) -> Any:
-        return self._run_fit(X, y, classes, partial=True)
+    def _partial_fit(self, X: Any, y: Any, classes: Any = None, t_eval: Any = None) -> Any:
+        return self._run_fit(X, y, classes, t_eval, partial=True)
 
-    def _run_fit(self, X: Any, y: Any, classes: Any, *, partial: bool) -> Any:
+    def _run_fit(self, X: Any, y: Any, classes: Any, t_eval: Any = None, *, partial: bool) -> Any:
         with self._fitting() as fitting:
-            fitting.interrupted = self._fit(X, y, classes, partial)
+            fitting.interrupted = self._fit(X, y, classes, t_eval, partial)
         return self
 
-    def _fit(self, X: Any, y: Any, classes: Any, partial: bool) -> bool:
-        check_training_solver(self.solver)
+    def _fit(self, X: Any, y: Any, classes: Any, t_eval: Any, partial: bool) -> bool:
+        check_training_solver(self.solver, between=t_eval is not None)
         device = check_device(self.device)
         going_on = (partial or self.warm_start) and hasattr(self, "neural_ode_")
         if going_on and str(device) != self.device_:
@@ -149,7 +153,8 @@ class _NeuralODEEstimator(TorchEstimator):
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         X = self._validate_X(X, reset=not going_on)
         check_consistent_length(X, y)
-        target = self._encode_y(y, classes, reset=not going_on)
+        times = None if t_eval is None else check_row_times(t_eval, len(X), check_t_span(self._span(going_on)))
+        target = self._encode_y(y, classes, times, reset=not going_on)
         seed = draw_seed(self.random_state)
         train, valid = split_rows(None if partial else self.validation_fraction, len(X), seed)
         self._check_monitors(valid is not None, partial)
@@ -157,11 +162,12 @@ class _NeuralODEEstimator(TorchEstimator):
             if not going_on:
                 self._build(X, device)
             x, t = (self._to_tensor(a, d, device) for a, d in ((X, self.dtype_), (target, self._target_dtype())))
-            net = self._net(len(train), None if valid is None else (x[valid], t[valid]), partial)
-            self._check_lone_rows(net, x[train])
+            rows = x if times is None else TimedRows(x, self._to_tensor(times, torch.float64, device))
+            net = self._net(len(train), None if valid is None else (rows[valid], t[valid]), partial, times is not None)
+            self._check_lone_rows(net, rows[train])
             check_start(net.module_.neural_ode.eval(), x)
             with numbered_rows(train.tolist(), len(X)):
-                train_net(net, x[train], t[train], own_generator(seed), epochs=1 if partial else None)
+                train_net(net, rows[train], t[train], own_generator(seed), epochs=1 if partial else None)
         self.net_ = net
         self.neural_ode_ = net.module_.neural_ode.eval()
         self.neural_ode_.measure_size(x[train])
@@ -169,9 +175,13 @@ class _NeuralODEEstimator(TorchEstimator):
         self.history_ = [
             {k: row[k] for k in ("epoch", "train_loss", "valid_loss", "dur") if k in row} for row in net.history
         ]
-        return net.interrupted_ or self._compare_solvers(net, x, t, train, valid)
+        return net.interrupted_ or self._compare_solvers(net, rows, t, train, valid)
 
-    def _compare_solvers(self, net: Any, x: Tensor, t: Tensor, train: np.ndarray, valid: np.ndarray | None) -> bool:
+    def _span(self, going_on: bool) -> Any:
+        """Return the span that a fit solves over; a warm start goes on with the one it began with."""
+        return self.neural_ode_.t_span if going_on else self.t_span
+
+    def _compare_solvers(self, net: Any, x: Rows, t: Tensor, train: np.ndarray, valid: np.ndarray | None) -> bool:
         """Compare the training solver with dopri5, where it is another; return whether Ctrl-C cut that short."""
         controlled = control_of(net) is not None
         if not controlled and (valid is None or is_dopri5(net.module_.settings.solver)):
@@ -190,7 +200,7 @@ class _NeuralODEEstimator(TorchEstimator):
     def _build(self, X: np.ndarray, device: torch.device) -> None:
         """Set dtype and device, make the parts that the user left out, and check the whole on two rows."""
         field, input_map, output_map = trained_copies(self.vector_field, self.input_map, self.output_map)
-        given = NeuralODE(_no_field if field is None else field, input_map=input_map, output_map=output_map)
+        given = NeuralODE(no_field if field is None else field, input_map=input_map, output_map=output_map)
         check_precision(given)
         given_dtype = given.dtype
         dtype = module_dtype(torch.float32 if given_dtype is None and X.ndim > 2 else given_dtype, X)
@@ -201,11 +211,11 @@ class _NeuralODEEstimator(TorchEstimator):
         def made(default: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
             return default(*arguments).to(device=device, dtype=dtype)
 
-        input_map = made(_default_input_map, x) if input_map is None else input_map
+        input_map = made(default_input_map, x) if input_map is None else input_map
         # In eval mode, a check moves no running statistics, and BatchNorm takes a single row.
-        z = check_neural_ode(NeuralODE(_no_field, input_map=input_map).eval(), x[:2])
-        field = made(_default_field, z, self.t_span) if field is None else field
-        output_map = made(_default_output_map, z, self._n_outputs()) if output_map is None else output_map
+        z = check_neural_ode(NeuralODE(no_field, input_map=input_map).eval(), x[:2])
+        field = made(default_field, z, self.t_span) if field is None else field
+        output_map = made(default_output_map, z, self._n_outputs()) if output_map is None else output_map
         module = NeuralODE(field, input_map=input_map, output_map=self._scaled(output_map, dtype), t_span=self.t_span)
         module = module.to(device).eval()
         output = check_output_map(module, check_neural_ode(module, x[:2]))
@@ -223,23 +233,24 @@ class _NeuralODEEstimator(TorchEstimator):
             )
         self._module = module
 
-    def _net(self, n_rows: int, valid: tuple[Tensor, Tensor] | None, partial: bool) -> Any:
-        """Return the net to train on ``n_rows`` rows."""
-        if partial and vars(self).get("_net_is_partial", False):
+    def _net(self, n_rows: int, valid: tuple[Rows, Tensor] | None, partial: bool, timed: bool) -> Any:
+        """Return the net to train on ``n_rows`` rows, which may have times of their own."""
+        if partial and vars(self).get("_net_is_partial", False) and vars(self).get("_net_is_timed", False) == timed:
             return copy.deepcopy(self.net_)  # a failure leaves the estimator as it was
-        self._net_is_partial = partial
+        self._net_is_partial, self._net_is_timed = partial, timed
         # A solver that changes as it goes ends with dopri5; partial_fit, which has no end, takes dopri5 throughout.
         solver = DOPRI5 if partial and is_auto(self.solver) else self.solver
         settings = TrainingSettings.of(self.get_params(deep=False) | {"device": self.device_, "solver": solver})
         module = vars(self).pop("_module", None) or copy.deepcopy(self.neural_ode_)
         return build_ode_net(
-            module, self._criterion(), settings, valid, n_rows, scheduled=not partial, n_classes=self._n_classes()
+            module, self._criterion(timed), settings, valid, n_rows, scheduled=not partial,
+            n_classes=self._n_classes(), timed=timed,
         )  # fmt: skip
 
-    def _check_lone_rows(self, net: Any, x: Tensor) -> None:
+    def _check_lone_rows(self, net: Any, x: Rows) -> None:
         if not net.learns_alone_:
             parts = "vector_field, input_map or output_map"
-            check_lone_rows(net.module_, lambda module: module(x[:1]), len(x), net.batch_size, parts)
+            check_lone_rows(net.module_, lambda module: module(*apart(x[:1])), len(x), net.batch_size, parts)
         net.learns_alone_ = net.learns_alone_ or len(x) == 1  # checked once, not in every partial_fit of one row
 
     def _check_monitors(self, has_valid: bool, partial: bool) -> None:
@@ -247,10 +258,10 @@ class _NeuralODEEstimator(TorchEstimator):
         remedy = "partial_fit holds no rows out" if partial else f"validation_fraction={self.validation_fraction}"
         check_monitors(self.callbacks, recorded, f"Monitor one of those ({remedy}).")
 
-    def _check_agreement(self, x: Tensor, y: np.ndarray) -> None:
+    def _check_agreement(self, x: Rows, y: np.ndarray) -> None:
         with torch.no_grad():
-            trained = self._measure(self.net_.module_(x).cpu().numpy(), y)
-            exact = self._measure(self._dopri5(x).cpu().numpy(), y)
+            trained = self._measure(self.net_.module_(*apart(x)).cpu().numpy(), y)
+            exact = self._measure(self._dopri5(*apart(x)).cpu().numpy(), y)
         if abs(trained - exact) > _AGREEMENT:
             warnings.warn(
                 f"the validation score is {trained:.4f} with the training solver {self.solver!r} "
@@ -268,12 +279,15 @@ class _NeuralODEEstimator(TorchEstimator):
         self.neural_ode_ = read_neural_ode(described["neural_ode"], reader, frozen=False)
 
     # ------------------------------------------------------------------ inference
-    def _dopri5(self, x: Tensor) -> Tensor:
-        return self.neural_ode_.output_map(dopri5_states(self.neural_ode_, x))
+    def _dopri5(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+        given = None if times is None else ~times.isnan()
+        return self.neural_ode_.outputs(dopri5_states(self.neural_ode_, x, times=times), given)
 
-    def _output(self, X: Any) -> np.ndarray:
+    def _output(self, X: Any, t_eval: Any = None) -> np.ndarray:
         self._require_fitted("neural_ode_")
-        return self._in_batches(self._dopri5, self._validate_X(X, reset=False))
+        X = self._validate_X(X, reset=False)
+        times = None if t_eval is None else check_row_times(t_eval, len(X), self.neural_ode_.t_span)
+        return self._in_batches(self._dopri5, X, times)
 
 
 class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
@@ -410,7 +424,7 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
         """
         return self._partial_fit(X, y, classes)
 
-    def _encode_y(self, y: Any, classes: Any, *, reset: bool) -> np.ndarray:
+    def _encode_y(self, y: Any, classes: Any, times: None, *, reset: bool) -> np.ndarray:
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         check_classification_targets(y)
@@ -433,7 +447,7 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     def _n_classes(self) -> int | None:
         return len(self.classes_)
 
-    def _criterion(self) -> nn.Module:
+    def _criterion(self, timed: bool) -> nn.Module:
         return nn.CrossEntropyLoss()
 
     def _scaled(self, output_map: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -482,6 +496,12 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     mean squared error on standardised targets. The last layer of ``neural_ode_.output_map`` scales them back.
     Predictions are solved by dopri5, slowly and accurately; :class:`HypersolverRegressor` makes them fast.
 
+    Trajectories are learned with ``t_eval``: ``fit(X, y, t_eval)`` takes targets :math:`h_y(z(t))` at several times,
+    regular or not, the same for all rows or each row's own, and ``predict(X, t_eval)`` gives them at any others.
+    Pipelines, searches and cross validation carry ``t_eval`` with ``sklearn.set_config(enable_metadata_routing=True)``
+    and ``set_fit_request(t_eval=True)``, ``set_score_request(t_eval=True)``. They take rows of whatever is as long as
+    X, so pass them times of each row's own, ``np.tile(t_eval, (len(X), 1))``.
+
     Parameters
     ----------
     vector_field : nn.Module, optional
@@ -501,15 +521,18 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         dopri5's throughout. See ``solver_history_`` and ``agreement_``. With a fixed-step solver, ``fit`` compares its
         score with dopri5's on held-out rows and warns if they differ by more than half a point.
     n_steps : int, default 10
-        Number of steps of a fixed-step ``solver``. dopri5 and "auto" ignore it.
+        Number of steps of a fixed-step ``solver`` over the whole ``t_span``. dopri5 and "auto" ignore it. States at
+        ``t_eval`` come from cubic interpolation between the steps, for one evaluation of f more.
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do
-        not depend on the batch.
+        not depend on the batch. States at ``t_eval`` come from dopri5's own interpolation between its steps, whose
+        error may be some ten times the tolerance.
     atol : float, optional
         Absolute tolerance of dopri5 in training, in the units of the states. By default ``rtol`` times their size: the
         RMS of every feature or channel over the batch.
     adjoint : bool, default False
-        Compute gradients by the adjoint method, in constant memory, instead of backpropagating through dopri5.
+        Compute gradients by the adjoint method, in constant memory, instead of backpropagating through dopri5. With
+        ``t_eval``, memory grows by one evaluation of f a step.
     max_epochs : int, default 10
         Passes over the training rows.
     lr : float, default 1e-2
@@ -523,7 +546,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     callbacks : list of skorch callbacks, optional
         Callbacks of the training, which see ``valid_loss``: ``EarlyStopping()``, ``LRScheduler(...)``,
         ``Checkpoint(...)`` and so on. ``EpochScoring("r2", lower_is_better=False)`` scores predictions of the training
-        solver.
+        solver; with ``t_eval``, pass a function that takes targets of three axes, which may be nan.
     validation_fraction : float or None, default 0.1
         Share of the rows held out for ``valid_loss`` and for the check of a fixed-step solver. None holds none out.
     warm_start : bool, default False
@@ -548,7 +571,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     n_evaluations_ : int
     solver_history_ : list of dict
     agreement_ : Bunch
-        As those of :class:`NeuralODEClassifier`.
+        As those of :class:`NeuralODEClassifier`; with ``t_eval``, errors are those of a row's states at all its times.
     n_features_in_ : int
         Number of features of X; of images, the number of channels.
 
@@ -568,9 +591,65 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     >>> X, y = load_diabetes(return_X_y=True)
     >>> NeuralODERegressor(max_epochs=10, random_state=0).fit(X, y).score(X, y) > 0.4
     True
+
+    Decays that start from X, each observed at three times of its own; the last row was observed twice:
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.uniform(1, 2, (80, 1))
+    >>> times = np.sort(rng.uniform(0, 3, (80, 3)), axis=1)
+    >>> times[-1, 2] = np.nan
+    >>> y = X * np.exp(-times)
+    >>> ode = NeuralODERegressor(t_span=(0, 3), max_epochs=20, batch_size=8, random_state=0).fit(X, y, times)
+    >>> ode.predict([[1.5]], [0.0, 1.0, 2.0]).shape
+    (1, 3)
+    >>> ode.score(X, y, times) > 0.9
+    True
     """
 
-    def partial_fit(self, X: Any, y: Any) -> NeuralODERegressor:
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, t_eval: Any = None) -> NeuralODERegressor:
+        """Train the Neural ODE.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Inputs, cast to the dtype of the modules that are passed. Where none is passed, modules are built in X's
+            dtype for features and in float32 for images: float64 convolutions are several times slower and no more
+            accurate.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Targets at the end of ``t_span``. With ``t_eval``: targets at several times, of shape (n_samples, n_times)
+            or (n_samples, n_times, n_outputs). They may be nan where nothing was observed, also of some outputs only,
+            and are ignored where ``t_eval`` is nan. Every value that was observed has the same weight.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Times of the targets: the same for all rows, or times of their own for each. They lie within ``t_span``, in
+            its order; the start may be among them. A row with fewer times than others is padded with nan at its end.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If ``t_eval`` is of another shape, out of order, or outside ``t_span``; if y does not have a target for each
+            of its times. If a layer that takes statistics over a batch (BatchNorm) would have to learn from a single
+            row, by ``batch_size=1`` or for lack of rows. If a callback monitors what no epoch records.
+        VectorFieldError
+            If the field's signature, or the shape, dtype or device of its output, is wrong. If the field or a map is
+            not finite for some rows of X; the error names them.
+        ReferenceSolveError
+            If dopri5 cannot solve the Neural ODE from some rows of X; the error names them.
+        TrainingDivergedError
+            If the training loss is no longer finite.
+        KeyboardInterrupt
+            After Ctrl-C, once the estimator holds the weights of the best finished epoch by ``valid_loss``
+            (``train_loss`` where nothing is held out; with ``solver="auto"``, dopri5's loss on about a hundred training
+            rows). If no epoch was finished, the estimator stays as it was.
+        """
+        return self._run_fit(X, y, None, t_eval, partial=False)
+
+    def partial_fit(self, X: Any, y: Any, t_eval: Any = None) -> NeuralODERegressor:
         """Train for one more epoch on a batch of rows; the first batch sets the scaling of X and y.
 
         With ``solver="auto"`` it trains through dopri5, because there is no end at which dopri5 could take over.
@@ -579,29 +658,41 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         ----------
         X : array-like of shape (n_samples, ...)
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            As in ``fit``.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            As in ``fit``. Batches may have different times, and as many of them as they like.
 
         Returns
         -------
         self
         """
-        return self._partial_fit(X, y)
+        return self._partial_fit(X, y, t_eval=t_eval)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
 
-    def _encode_y(self, y: Any, classes: Any, *, reset: bool) -> np.ndarray:
-        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-        squeeze = y.ndim == 1
-        y = y.reshape(len(y), -1)
+    def _encode_y(self, y: Any, classes: Any, times: np.ndarray | None, *, reset: bool) -> np.ndarray:
+        if times is None:
+            y = check_array(y, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="y")
+            if y.ndim > 2:
+                raise ValueError(
+                    f"y must have shape (n_samples,) or (n_samples, n_outputs), got {y.shape}; if it holds targets at "
+                    "several times, pass t_eval, these times."
+                )
+            y, squeeze = y.reshape(len(y), -1), y.ndim == 1
+        else:
+            y, squeeze = check_observations(y, times)
         if reset:
             self._squeeze_output = squeeze
-            scaler = Standardize.from_data(torch.tensor(y))
-            self._y_shift, self._y_scale = scaler.shift.numpy(), scaler.scale.numpy()
-        elif y.shape[1] != len(self._y_shift):
-            raise ValueError(f"y has {y.shape[1]} outputs, the first fit had {len(self._y_shift)}.")
+            self._y_shift, self._y_scale = standardize(y)
+        self._check_n_outputs(y)
         return y
+
+    def _check_n_outputs(self, y: np.ndarray) -> None:
+        if y.shape[-1] != len(self._y_shift):
+            raise ValueError(f"y has {y.shape[-1]} outputs, the first fit had {len(self._y_shift)}.")
 
     def _target_dtype(self) -> torch.dtype:
         return self.dtype_
@@ -612,55 +703,64 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     def _n_classes(self) -> int | None:
         return None
 
-    def _criterion(self) -> nn.Module:
-        return ScaledMSELoss(torch.as_tensor(self._y_scale, dtype=self.dtype_))
+    def _criterion(self, timed: bool) -> nn.Module:
+        return (ObservedMSELoss if timed else ScaledMSELoss)(torch.as_tensor(self._y_scale, dtype=self.dtype_))
 
     def _scaled(self, output_map: nn.Module, dtype: torch.dtype) -> nn.Module:
         scale, shift = (torch.as_tensor(v, dtype=dtype) for v in (self._y_scale, self._y_shift))
         return Rescale(output_map, scale, shift)
 
     def _measure(self, output: np.ndarray, y: np.ndarray) -> float:
+        if y.ndim == 3:
+            return observed_r2(y, output)
         return float(r2_score(y, output)) if len(y) > 1 else 1.0
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the predicted targets.
+    def predict(self, X: Any, t_eval: Any = None) -> np.ndarray:
+        """Return the predicted targets: at the end of ``t_span``, or at other times.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Times within ``t_span``, as in ``fit``; they need not be those of the fit, which need not have had any.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            With ``t_eval``: of shape (n_samples, n_times) or (n_samples, n_times, n_outputs), nan where it is.
+
+        Raises
+        ------
+        ValueError
+            If ``t_eval`` is of another shape, out of order, or outside ``t_span``.
         """
-        output = self._output(X)
-        return output[:, 0] if self._squeeze_output else output
+        output = self._output(X, t_eval)
+        return output[..., 0] if self._squeeze_output else output
 
+    def score(self, X: Any, y: Any, t_eval: Any = None, sample_weight: Any = None) -> float:
+        """Return R2: 1 for exact predictions, 0 for those of a constant.
 
-def _no_field(t: Tensor, z: Tensor) -> Tensor:
-    return torch.zeros_like(z)
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            With ``t_eval``: of shape (n_samples, n_times) or (n_samples, n_times, n_outputs), nan where nothing was
+            observed.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Times of the targets, as in ``fit``.
+        sample_weight : array-like of shape (n_samples,), optional
+            Weights of the rows, and so of all that was observed of them.
 
-
-def _default_input_map(x: Tensor) -> nn.Module:
-    """Make a map that standardises x and adds learned features or channels (input-layer augmentation)."""
-    scaler = Standardize.from_data(x)
-    if x.ndim == 4:
-        return AugmentedInput(nn.Conv2d(x.shape[1], _ADDED_CHANNELS, 3, padding=1), scaler)
-    if x.ndim == 2:
-        return AugmentedInput(nn.Linear(x.shape[1], _ADDED_FEATURES), scaler)
-    raise ValueError(
-        f"there is no default input_map for samples of shape {tuple(x.shape[1:])}; pass vector_field and output_map, "
-        "and an input_map of your own (nn.Identity() for none)."
-    )
-
-
-def _default_field(z: Tensor, t_span: Any) -> nn.Module:
-    if z.ndim == 4:
-        return ConvVectorField(z.shape[1], t_span=t_span)
-    if z.ndim == 2:
-        return MLPVectorField(z.shape[1], t_span=t_span)
-    raise ValueError(f"there is no default vector_field for states of shape {tuple(z.shape[1:])}; pass one.")
-
-
-def _default_output_map(z: Tensor, n_outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(z[0].numel(), n_outputs))
+        Returns
+        -------
+        float
+            The mean over outputs, as in :func:`sklearn.metrics.r2_score`; with ``t_eval``, over all values that were
+            observed. An output with fewer than two of them does not count; nan if none has more.
+        """
+        if t_eval is None:
+            return super().score(X, y, sample_weight=sample_weight)
+        prediction = self.predict(X, t_eval)
+        times = check_row_times(t_eval, len(prediction), self.neural_ode_.t_span)
+        observed, _ = check_observations(y, times)
+        self._check_n_outputs(observed)
+        return observed_r2(observed, prediction.reshape(observed.shape), sample_weight)

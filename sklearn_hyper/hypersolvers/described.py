@@ -26,6 +26,8 @@ TYPES: dict[str, type] = {kind.__name__: kind for kind in OPTIMIZERS.values()}
 """Optimizers that a file may name, beside torch's."""
 _NOT_WRITTEN = ("memory", "callbacks")
 """A cache is unpickled, so its place is not taken from a file; callbacks are code."""
+_OPTIONAL = ("t_eval",)
+"""Settings that are written only where they are set, so that files from before they were there can be read."""
 _ALIKE = 1e-3
 """Largest deviation of a loaded solver's states or outputs from the saved ones, as a share of the largest: another
 machine rounds otherwise, and another field computes something else."""
@@ -110,9 +112,9 @@ def describe_settings(settings: FitSettings, writer: Writer) -> dict[str, Any]:
     """Describe the settings of a fit, without its cache and callbacks."""
     described = {}
     for one in fields(settings):
-        if one.name in _NOT_WRITTEN:
-            continue
         value = getattr(settings, one.name)
+        if one.name in _NOT_WRITTEN or (one.name in _OPTIONAL and value is None):
+            continue
         if one.name == "random_state" and isinstance(value, (np.random.RandomState, np.random.Generator)):
             value = None  # it has moved on since the fit, and a refit draws anew
         own = one.name if one.name in ("correction", "base_solver") else None
@@ -123,11 +125,12 @@ def describe_settings(settings: FitSettings, writer: Writer) -> dict[str, Any]:
 def read_settings(described: Mapping[str, Any], reader: Reader) -> FitSettings:
     """Return settings of a fit from their description. They are on the CPU, without a cache and callbacks."""
     written = {one.name: one.type for one in fields(FitSettings) if one.name not in _NOT_WRITTEN}
-    if set(described) != set(written):
+    if set(described) | set(_OPTIONAL) != set(written):
         raise ModelFileError(f"its description of settings has the fields {sorted(described)!r:.300}")
     values = {name: reader.read(described[name], Any, name) for name in described}
     for name, hint in _SETTINGS.items():
-        reader.read(described[name], hint, name)
+        if name in described:
+            reader.read(described[name], hint, name)
     check_jobs(values["n_jobs"])
     return FitSettings(**values | {"device": "cpu"})
 
@@ -140,7 +143,7 @@ def check_jobs(n_jobs: int | None) -> None:
 
 _SETTINGS: dict[str, Any] = {
     "rtol": float, "atol": float | None, "n_steps": int, "batch_size": int, "max_epochs": int, "lr": float,
-    "n_jobs": int | None,
+    "n_jobs": int | None, "t_eval": tuple[float, ...],
 }  # fmt: skip
 """Settings that inference and a refit compute with, and their types."""
 

@@ -21,7 +21,7 @@ from ..numerics.row_errors import numbered_rows
 from ..numerics.units import state_units
 from ..training.correction_checks import check_correction
 from ..training.correction_fit import CorrectionFit, FittedCorrection
-from ..training.extra_rows import EXTRA_SHARE
+from ..training.extra_rows import extra_share
 from ..training.nets import draw_seed
 from ..training.plan import StepSizes
 from ..training.references import solve_ends
@@ -117,6 +117,7 @@ def fit_hypersolvers(
     choice = choose_base_solver(settings, starts[0][0].numel())
     if previous is not None:
         choice = resume(choice, previous, tasks, settings)
+    _check_t_eval(settings, choice.method)
     sizes = StepSizes.of(settings)
     chosen = []
     for task, z in zip(tasks, starts, strict=True):
@@ -196,6 +197,27 @@ def _check_alike(tasks: Sequence[Task], starts: Sequence[Tensor]) -> None:
         )
 
 
+def _check_t_eval(settings: FitSettings, method: Method) -> None:
+    """Refuse times to fit at that no loss reads, or that the method's states have nothing to do with."""
+    if settings.t_eval is None:
+        return
+    if not settings.adapted_to(method).trains_on("trajectory"):
+        advice = (
+            "stepping='adaptive' has no such loss, and is fitted for all times alike: leave t_eval out"
+            if settings.is_adaptive
+            else "pass finetune='trajectory', or leave t_eval out"
+        )
+        raise ValueError(
+            f"t_eval says at which times 'trajectory' losses compare states, and loss={settings.loss!r} with "
+            f"finetune={settings.finetune!r} reads none of them: {advice}."
+        )
+    if not method.follows_trajectory:
+        raise ValueError(
+            f"t_eval with base_solver={method.name!r}, which approximates the state at the end of t_span alone: take "
+            "base_solver='auto', or name one that follows the trajectory, such as 'ab2'."
+        )
+
+
 def _check_range(neural_ode: NeuralODE, z: Tensor, method: Method, sizes: StepSizes) -> None:
     """Refuse units of time in which residuals overflow or underflow in the states' dtype."""
     span = abs(neural_ode.t_span[1] - neural_ode.t_span[0])
@@ -219,7 +241,7 @@ def _draw_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> 
     if isinstance(limit, str):
         limit = max_rows(task.rows(slice(0, 2)), z, method, settings)
         if settings.extra_rows is not None:
-            limit = max(2, int(limit / (1 + EXTRA_SHARE)))
+            limit = max(2, int(limit / (1 + extra_share(settings.extra_rows))))
         if task.epoch_rows is None:
             limit = min(_MAX_SAMPLES, limit)
     if n_samples <= limit:
@@ -260,7 +282,7 @@ def _product(
     previous: FittedHypersolver | None,
 ) -> FittedHypersolver:
     low, high = fitted.fitted_range
-    fitted_rows = row_digests(task.x, task.condition)
+    fitted_rows = row_digests(task.neural_ode, task.x, task.condition)
     if fitted.extra_rows is not None:
         fitted_rows = np.union1d(fitted_rows, fitted.extra_rows)
     if previous is not None and previous.fitted_rows is not None:

@@ -158,20 +158,62 @@ class FittedHypersolver(DeviceFree):
         return f"{self.method.name} {steps}"
 
     # ------------------------------------------------------------------ solve
-    def solve(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """Return the terminal state z_K of every row of x, a tensor of the Neural ODE's dtype and on its device."""
+    def solve(self, x: Tensor, condition: Mapping[str, Any] | None = None, z0: Tensor | None = None) -> Tensor:
+        """Return the terminal state z_K of every row of x, a tensor of the Neural ODE's dtype and on its device.
+
+        Where z0, what the input map makes of x, is known already, the map does not run.
+        """
         with torch.no_grad():
-            return self.module.terminal_state(x, condition)
+            return self.module.terminal_state(x, condition, z0)
 
     def predict(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
         """Return the output of the hypersolved Neural ODE, h_y(z_K)."""
         with torch.no_grad():
             return self.module(x, condition)
 
-    def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """Return the states z_0, ..., z_K, of shape (K + 1, n, ...)."""
+    def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None, z0: Tensor | None = None) -> Tensor:
+        """Return the states z_0, ..., z_K, of shape (K + 1, n, ...). ``z0`` is as in :meth:`solve`."""
         with torch.no_grad():
-            return self.module.trajectory(x, condition)
+            return self.module.trajectory(x, condition, z0)
+
+    def states_at(self, x: Tensor, times: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Return the states at given times, of shape (n_times, n, ...).
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, ...)
+        times : Tensor of shape (n_times,) or (n, n_times)
+            In float64, within the span and without nan: for all rows, or for each its own.
+        condition : mapping of str to Tensor, optional
+
+        Raises
+        ------
+        ValueError
+            If a time lies between the ends of the span, where this solver's states approximate none of the Neural
+            ODE's: that of learned coefficients.
+        """
+        self.check_times(times)
+        with torch.no_grad():
+            return self.module.states_at(x, times, condition)
+
+    def check_times(self, times: Any) -> None:
+        """Refuse times at which the states of this solver approximate none of the Neural ODE's; nan counts as none.
+
+        Raises
+        ------
+        ValueError
+        """
+        if self.method.follows_trajectory:
+            return
+        at = torch.as_tensor(times, dtype=torch.float64).cpu().numpy()
+        between = at[~(np.isnan(at) | np.isin(at, self.neural_ode.t_span))]
+        if len(between):
+            raise ValueError(
+                f"t_eval holds {between[0]:g}, between the ends of t_span={self.neural_ode.t_span}, and this solver "
+                f"approximates the Neural ODE's state at the end alone: base_solver={self.method.name!r}, which 'auto' "
+                "may stand for, has coefficients learned for that. Fit with finetune='trajectory', for which 'auto' is "
+                "a base solver that follows the trajectory, or name one, such as base_solver='ab2'."
+            )
 
     def reference(
         self,
@@ -387,13 +429,7 @@ class FittedHypersolver(DeviceFree):
 
     def to(self, device: torch.device | str) -> FittedHypersolver:
         """Return a copy on another device, that of the net included. It shares nothing with this one."""
-        moved = copy.deepcopy(self)
-        for module in (moved.neural_ode, moved.correction, moved.steps, moved.module):
-            if module is not None:
-                module.to(device)
-        if moved.net is not None:
-            move_net(moved.net, torch.device(device))
-        return replace(moved, settings=replace(moved.settings, device=str(device)))
+        return move_all([self], device)[0]
 
     @property
     def device(self) -> torch.device:
@@ -401,3 +437,16 @@ class FittedHypersolver(DeviceFree):
         modules = [module for module in (self.neural_ode, self.correction) if module is not None]
         tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def move_all(solvers: Sequence[FittedHypersolver], device: torch.device | str) -> list[FittedHypersolver]:
+    """Return copies on another device. What solvers share, as their Neural ODE, their copies share too."""
+    copies: list[FittedHypersolver] = copy.deepcopy(list(solvers))
+    for moved in copies:
+        for module in (moved.neural_ode, moved.correction, moved.steps, moved.module):
+            if module is not None:
+                module.to(device)
+    for net in {id(moved.net): moved.net for moved in copies}.values():
+        if net is not None:
+            move_net(net, torch.device(device))
+    return [replace(moved, settings=replace(moved.settings, device=str(device))) for moved in copies]

@@ -131,6 +131,12 @@ class LogDensityField(DeviceFreeModule):
         return torch.cat(columns, dim=1)
 
 
+def without_noise(neural_ode: nn.Module, x: Tensor) -> Tensor:
+    """Return what of the inputs is rows of data: all columns, but for Hutchinson's noise where a density takes it."""
+    estimates = any(isinstance(part, LogDensityField) and part.hutchinson for part in neural_ode.modules())
+    return x[:, : x.shape[1] // 2] if estimates else x
+
+
 class AppendLogDensity(nn.Module):
     """Input map of a density solve: map the first d features of x to the field's coordinates, and append zeros.
 

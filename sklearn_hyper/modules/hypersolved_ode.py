@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..numerics.correction import Correction
 from ..numerics.cost import CountedField, count_macs
+from ..numerics.dense_output import MeshInterpolation
 from ..numerics.methods import Method
 from ..numerics.stepping import FixedMesh, Stepping, check_method_grid
 from .corrections.contract import FoldedCorrection, ModuleCorrection, as_module_correction
@@ -71,23 +72,53 @@ class SolvedODE(DeviceFreeModule):
         """Return the output of the hypersolved Neural ODE, h_y(z_K)."""
         return self.neural_ode.output_map(self.terminal_state(x, condition))
 
-    def terminal_state(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """Return z_K (eq. 5)."""
+    def terminal_state(self, x: Tensor, condition: Mapping[str, Any] | None = None, z0: Tensor | None = None) -> Tensor:
+        """Return z_K (eq. 5). The input map does not run where z0, its output for x, is given."""
         ode = self.neural_ode
-        return self.stepping.solve(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
+        z0 = ode.input_map(x) if z0 is None else z0
+        return self.stepping.solve(ode.vector_field, z0, self._correction, ode.inputs(x, condition))
 
-    def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
-        """Return z_0, ..., z_K, time first."""
+    def trajectory(self, x: Tensor, condition: Mapping[str, Any] | None = None, z0: Tensor | None = None) -> Tensor:
+        """Return z_0, ..., z_K, time first. ``z0`` is as in :meth:`terminal_state`."""
         ode = self.neural_ode
-        return self.stepping.trajectory(ode.vector_field, ode.input_map(x), self._correction, ode.inputs(x, condition))
+        z0 = ode.input_map(x) if z0 is None else z0
+        return self.stepping.trajectory(ode.vector_field, z0, self._correction, ode.inputs(x, condition))
 
-    def count_evaluations(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
-        """Count the evaluations of f in a solve: those known beforehand, or else the mean over the rows of x."""
-        if self.stepping.n_evaluations is not None:
+    def states_at(self, x: Tensor, times: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Return the states at given times, time first: see :meth:`~sklearn_hyper.numerics.FixedMesh.states_at`.
+
+        Parameters
+        ----------
+        x : Tensor of shape (batch, ...)
+        times : Tensor of shape (n_times,) or (batch, n_times)
+            In float64, within the span and without nan: for all rows, or for each its own.
+        condition : mapping of str to Tensor, optional
+            Keyword arguments of the field.
+        """
+        ode = self.neural_ode
+        return self.stepping.states_at(
+            ode.vector_field, ode.input_map(x), times, self._correction, ode.inputs(x, condition)
+        )
+
+    def count_evaluations(
+        self, x: Tensor, condition: Mapping[str, Any] | None = None, times: Tensor | None = None
+    ) -> float:
+        """Count the evaluations of f in a solve: those known beforehand, or else the mean over the rows of x.
+
+        With ``times``, those of :meth:`states_at`, for all rows of x in one batch.
+        """
+        if times is None and self.stepping.n_evaluations is not None:
             return self.stepping.n_evaluations
         ode, counted = self.neural_ode, CountedField(self.neural_ode.vector_field)
         with torch.no_grad():
-            self.stepping.solve(counted, ode.input_map(x), self._correction, ode.inputs(x, condition))
+            z, beside = ode.input_map(x), (self._correction, ode.inputs(x, condition))
+            if times is None:
+                self.stepping.solve(counted, z, *beside)
+            elif isinstance(self.stepping, FixedMesh):
+                # A wrapper around f does not see evaluations with other weights.
+                return self.stepping.count_evaluations_at(ode.vector_field, z, times, *beside)
+            else:
+                self.stepping.states_at(counted, z, times, *beside)
         return counted.n_rows_evaluated / len(x)
 
     def count_macs(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> float:
@@ -195,6 +226,31 @@ class FoldedODE(SolvedODE):
     def fold(self) -> FoldedODE:
         """Return this module, which is folded already."""
         return self
+
+
+class OutputsAt(nn.Module):
+    """Return the outputs of a hypersolved ODE at fixed times, of shape (batch, n_times, ...): a module for export.
+
+    Parameters
+    ----------
+    module : SolvedODE
+        With steps that are known beforehand.
+    times : sequence of float
+        Within the span.
+    """
+
+    def __init__(self, module: SolvedODE, times: Sequence[float]):
+        super().__init__()
+        self.module = module
+        self.interpolation = MeshInterpolation(module.grid, times)
+
+    def forward(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Return h_y of the states, which are those of :meth:`SolvedODE.states_at`."""
+        module, ode = self.module, self.module.neural_ode
+        states = module._mesh.states_at(
+            ode.vector_field, ode.input_map(x), self.interpolation, module._correction, ode.inputs(x, condition)
+        )
+        return torch.stack([ode.output_map(z) for z in states.unbind()], dim=1)
 
 
 def _fold(correction: ModuleCorrection, live: HypersolvedODE) -> ModuleCorrection:

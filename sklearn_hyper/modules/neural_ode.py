@@ -12,7 +12,13 @@ from torch.nn.parameter import is_lazy
 
 from ..numerics.cost import count_macs
 from ..numerics.protection import NO_INPUTS, FieldInputs
-from ..numerics.reference import DEFAULT_TOLERANCE, MAX_EVALUATIONS, reference_solution, solve_dopri5
+from ..numerics.reference import (
+    DEFAULT_TOLERANCE,
+    MAX_EVALUATIONS,
+    reference_solution,
+    solve_dopri5,
+    solve_dopri5_at,
+)
 from ..numerics.times import check_t_span, time_tensor
 from ..numerics.units import absolute_tolerance, feature_sizes
 from .serialization import DeviceFreeModule
@@ -169,23 +175,24 @@ class NeuralODE(DeviceFreeModule):
         condition: Mapping[str, Any] | None = None,
         field: Callable[..., Tensor] | None = None,
         max_evaluations: int = MAX_EVALUATIONS,
+        times: Tensor | None = None,
     ) -> Tensor:
         """Return the terminal state by torchdiffeq's plain dopri5, differentiable: for training and for timing.
 
         ``field`` replaces the vector field, for example by one that counts evaluations. ``adjoint_params`` are tensors
-        whose gradients the adjoint method computes. Other parameters are those of :meth:`forward`.
+        whose gradients the adjoint method computes. With ``times``, of shape (batch, n_times) in float64 and padded
+        with nan, it returns the states at times of their own for each row, zero where the time is nan. Other parameters
+        are those of :meth:`forward`.
         """
         z0 = self.input_map(x)
-        return solve_dopri5(
-            self.vector_field if field is None else field,
-            z0,
-            self.t_span,
-            rtol=rtol,
-            atol=self.tolerance(atol, rtol, z0),
-            inputs=self.inputs(x, condition),
-            adjoint_params=adjoint_params,
-            max_evaluations=max_evaluations,
-        )
+        f = self.vector_field if field is None else field
+        how: dict[str, Any] = {
+            "rtol": rtol, "atol": self.tolerance(atol, rtol, z0), "inputs": self.inputs(x, condition),
+            "adjoint_params": adjoint_params, "max_evaluations": max_evaluations,
+        }  # fmt: skip
+        if times is None:
+            return solve_dopri5(f, z0, self.t_span, **how)
+        return solve_dopri5_at(f, z0, self.t_span, times, **how)
 
     def reference(
         self,
@@ -202,6 +209,33 @@ class NeuralODE(DeviceFreeModule):
             self.vector_field, z0, times, rtol=rtol, atol=atol,
             x=inputs.x, condition=inputs.condition, max_evaluations=max_evaluations,
         )  # fmt: skip
+
+    def reference_at(
+        self,
+        z0: Tensor,
+        inputs: FieldInputs,
+        times: Tensor,
+        *,
+        rtol: float,
+        atol: float | Tensor,
+        max_evaluations: int = MAX_EVALUATIONS,
+    ) -> Tensor:
+        """Return states at times of their own for each row, without gradients: see ``solve_dopri5_at``."""
+        with torch.no_grad():
+            return solve_dopri5_at(
+                self.vector_field, z0, self.t_span, times, rtol=rtol, atol=atol, inputs=inputs,
+                max_evaluations=max_evaluations, by_row=True,
+            )  # fmt: skip
+
+    def outputs(self, states: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return the outputs of states; of states (batch, n_times, ...) those that are given, and nan for the others.
+
+        The output map never sees the others, whose values mean nothing.
+        """
+        if given is None:
+            return self.output_map(states)
+        values: Tensor = self.output_map(states[given])
+        return values.new_full((*given.shape, *values.shape[1:]), torch.nan).index_put((given,), values)
 
     def tolerance(self, atol: float | None, rtol: float, z0: Tensor) -> float | Tensor:
         """Return the absolute tolerance of a solve from z0: ``atol``, or a share of the states' size if it is None."""

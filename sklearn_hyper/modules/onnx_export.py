@@ -31,7 +31,7 @@ class WithProbabilities(nn.Module):
     def __init__(self, module: nn.Module, head: nn.Module | None = None):
         super().__init__()
         self.module = module
-        self.head = nn.Softmax(dim=1) if head is None else head
+        self.head = nn.Softmax(dim=-1) if head is None else head
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.module(x)
@@ -39,14 +39,14 @@ class WithProbabilities(nn.Module):
 
 
 class FirstOutput(nn.Module):
-    """Return the first column of a module's output, without the column axis."""
+    """Return the first entry of a module's output along the last axis, without that axis."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.module(x)[:, 0]
+        return self.module(x)[..., 0]
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:

@@ -11,7 +11,7 @@ from torch.compiler import is_compiling, is_exporting
 
 from .adaptive_solve import MAX_ATTEMPTS, AdaptiveSolve
 from .correction import Correction
-from .dense_output import Node, interpolate
+from .dense_output import Node, check_within, interpolate
 from .methods.method import Method
 from .protection import NO_INPUTS, FieldInputs
 from .reference import check_tolerance
@@ -164,15 +164,46 @@ class Adaptive(Stepping):
         inputs: FieldInputs = NO_INPUTS,
     ) -> Tensor:
         """Return the states at ``n_outputs`` + 1 equal times, time first; the first is z_0, the last that of solve."""
+        start, stop = self.t_span
+        shares = torch.linspace(0, 1, self.n_outputs + 1, dtype=torch.float64)
+        times = start + (stop - start) * shares
+        times[-1] = stop
+        return self.states_at(f, z0, times, correction, inputs)
+
+    def states_at(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        times: Tensor,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> Tensor:
+        """Return the states at given times, time first, by cubic Hermite interpolation between a row's steps.
+
+        The solve runs to the end of the span. Times between the ends take one more evaluation of f, at the end.
+
+        Parameters
+        ----------
+        f, z0, correction, inputs
+            As of :meth:`solve`.
+        times : Tensor of shape (n_times,) or (batch, n_times)
+            In float64, within the span and without nan.
+        """
         check_state(z0)
         _check(self, correction)
+        start, stop = self.t_span
+        check_within(times, start, stop)
+        times = times.to(z0.device)
+        at = times if times.ndim == 1 else times.T
+        first, last = (_like_states(at == end, z0) for end in (start, stop))
+        if bool((first | last).all()):
+            end = z0 if bool(first.all()) else AdaptiveSolve(self, f, z0, correction, inputs).run()
+            return torch.where(first, z0, end.expand(len(at), *end.shape))
         nodes: list[Node] = []
         solve = AdaptiveSolve(self, f, z0, correction, inputs, nodes)
         end = solve.run()
-        start, stop = self.t_span
-        shares = torch.linspace(0, 1, self.n_outputs + 1, dtype=torch.float64, device=z0.device)
-        states = interpolate([*nodes, solve.last_node(end)], start + (stop - start) * shares[1:])
-        return torch.cat([z0[None], states[:-1], end[None]])
+        states = interpolate([*nodes, solve.last_node(end)], times)
+        return torch.where(first, z0, torch.where(last, end, states))
 
     def iterate(
         self,
@@ -183,6 +214,11 @@ class Adaptive(Stepping):
     ) -> Iterator[Tensor]:
         """Yield the states of :meth:`trajectory` after the first. The steps themselves differ between rows."""
         yield from self.trajectory(f, z0, correction, inputs)[1:]
+
+
+def _like_states(values: Tensor, z: Tensor) -> Tensor:
+    """Return values by time, or by time and row, so that they broadcast to states, time first."""
+    return values.reshape(*values.shape, *[1] * (z.ndim + 1 - values.ndim))
 
 
 def _check_proposed(method: Method, atol: float | Tensor | None) -> None:

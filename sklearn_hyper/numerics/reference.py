@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
+from .dense_output import Piece, quartic_piece, states_at
 from .protection import NO_INPUTS, FieldInputs, ProtectedField
 from .row_errors import RowsError, list_rows
 from .stepping import check_state
-from .times import check_grid, check_resolution, time_dtype
+from .times import check_grid, check_resolution, time_dtype, time_tensor
 from .units import absolute_tolerance
 
 DEFAULT_TOLERANCE = 1e-6
@@ -30,6 +32,12 @@ long.
 
 MAX_EVALUATIONS = 30_000
 """Evaluations of f after which a solve is given up. A non-stiff field needs tens to thousands."""
+
+_MIDDLE = (
+    6025192743 / 30085553152 / 2, 0.0, 51252292925 / 65400821598 / 2, -2691868925 / 45128329728 / 2,
+    187940372067 / 1594534317056 / 2, -1776094331 / 19743644256 / 2, 11237099 / 235043384 / 2,
+)  # fmt: skip
+"""Weights of dopri5's stages that give the state in the middle of a step (Shampine, 1986)."""
 
 
 class ReferenceSolveError(RowsError, RuntimeError):
@@ -73,10 +81,13 @@ class _Clock(NamedTuple):
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, dtype: torch.dtype, times: Sequence[float]) -> _Clock | None:
-        """Return a clock for times that torchdiffeq does not handle well, and None for all others."""
+    def of(cls, dtype: torch.dtype, times: Sequence[float], t_span: tuple[float, float] | None = None) -> _Clock | None:
+        """Return a clock for times that torchdiffeq does not handle well, and None for all others.
+
+        ``t_span`` is the whole span, where a solve ends before it: it sets the dtype of the times that f gets.
+        """
         start, span = times[0], times[-1] - times[0]
-        exact = time_dtype(dtype, times)
+        exact = time_dtype(dtype, times if t_span is None else t_span)
         # Float64 states need one too: far from zero, torchdiffeq's first step may be too short for float64 to resolve.
         is_near = exact == dtype and time_dtype(torch.float32, times) == torch.float32
         is_ordinary = is_near and 1 / _ORDINARY <= abs(span) <= _ORDINARY
@@ -85,6 +96,10 @@ class _Clock(NamedTuple):
     def shares(self, times: Sequence[float]) -> list[float]:
         """Return times as shares of the span; the ends are exactly 0 and 1."""
         return [0.0, *((time - self.start) / self.span for time in times[1:-1]), 1.0]
+
+    def in_time(self, piece: Piece) -> Piece:
+        """Return a step that was taken in shares of the span as one in time."""
+        return piece._replace(start=self.start + self.span * piece.start, size=self.span * piece.size)
 
 
 class _EvaluationLimit:
@@ -122,6 +137,36 @@ class _EvaluationLimit:
         error: ReferenceSolveError = ReferenceSolveError.of(what, rows, len(rows) if errors is None else len(errors))
         error.row_errors, error.n_evaluations = errors, self.n_evaluations
         return error
+
+
+class _Recorder(_EvaluationLimit):
+    """Keep the steps that dopri5 accepts, as polynomials between which states at any times can be had.
+
+    torchdiffeq calls ``callback_accept_step``, where an object has it. dopri5's last stage lies where its step ends,
+    and is the first one of the next step.
+    """
+
+    def __init__(self, f: Callable[[Tensor, Tensor], Tensor], limit: int, clock: _Clock | None, forward: bool):
+        super().__init__(f, limit, clock)
+        self.forward, self.pieces = forward, list[Piece]()
+        self._first: Tensor | None = None
+        self._recent: tuple[Tensor, ...] = ()
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
+        slope = super().__call__(t, z)
+        self._first = slope if self._first is None else self._first
+        self._recent = (*self._recent[-5:], slope)
+        return slope
+
+    def callback_accept_step(self, t0: Tensor, z: Tensor, dt: Tensor) -> None:
+        assert self._first is not None and self.state is not None
+        size = dt if self.forward else -dt  # torchdiffeq turns reversed time round
+        middle = z
+        for weight, stage in zip(_MIDDLE, (self._first, *self._recent), strict=True):
+            middle = middle + (size * weight) * stage
+        slopes = self._first, self._recent[-1]
+        self.pieces.append(quartic_piece(t0, size, (z, self.state), middle, slopes))
+        self._first = self._recent[-1]
 
 
 def hold_up(errors: Tensor) -> Tensor:
@@ -220,8 +265,12 @@ def solve_dopri5(
     gradients with respect to those tensors come from the adjoint method, in constant memory. Otherwise they come from
     backpropagation through the solver.
     """
-    if adjoint_params is None:
-        return _solve(odeint, f, z0, t_span, rtol, atol, inputs, max_evaluations)[-1]
+    solver = odeint if adjoint_params is None else _adjoint(adjoint_params)
+    return _solve(solver, f, z0, t_span, rtol, atol, inputs, max_evaluations)[-1]
+
+
+def _adjoint(adjoint_params: Iterable[Tensor]) -> Callable[..., Tensor]:
+    """Return torchdiffeq's solver whose gradients with respect to these tensors come from the adjoint method."""
     params = tuple(adjoint_params)
 
     def adjoint(field: Any, start: Tensor, mesh: Tensor, *, rtol: float, atol: Any, **how: Any) -> Tensor:
@@ -246,7 +295,70 @@ def solve_dopri5(
             solution.register_hook(measure)
         return unit * solution
 
-    return _solve(adjoint, f, z0, t_span, rtol, atol, inputs, max_evaluations)[-1]
+    return adjoint
+
+
+def solve_dopri5_at(
+    f: Callable[..., Tensor],
+    z0: Tensor,
+    t_span: tuple[float, float],
+    times: Tensor,
+    *,
+    rtol: float,
+    atol: float | Tensor | None = None,
+    inputs: FieldInputs = NO_INPUTS,
+    adjoint_params: Iterable[Tensor] | None = None,
+    max_evaluations: int = MAX_EVALUATIONS,
+    by_row: bool = False,
+) -> Tensor:
+    """Return states at times of their own for each row, differentiable: those between steps by interpolation.
+
+    A solve ends at the last time that is asked for. With the adjoint method, memory grows by one evaluation of f for
+    each step.
+
+    Parameters
+    ----------
+    f, z0, t_span, rtol, atol, inputs, adjoint_params, max_evaluations
+        As those of :func:`solve_dopri5`.
+    times : Tensor of shape (batch, n_times)
+        In float64, within ``t_span``; nan where a row has no further time.
+    by_row : bool, default False
+        Keep the tolerance for the worst row, as :func:`reference_solution` does, instead of the batch's mean.
+
+    Returns
+    -------
+    Tensor of shape (batch, n_times, ...)
+        Zero where the time is nan.
+    """
+    start, known = t_span[0], times[~times.isnan()]
+    last = float(known.max() if t_span[1] > start else known.min())
+    if last == start:
+        return states_at([], z0, times)
+    how: dict[str, Any] = {
+        "rtol": rtol, "atol": atol, "inputs": inputs, "max_evaluations": max_evaluations, "by_row": by_row,
+        "t_span": t_span,
+    }  # fmt: skip
+    pieces: list[Piece] = []
+    if adjoint_params is None or not torch.is_grad_enabled():
+        _solve(odeint, f, z0, (start, last), **how, pieces=pieces)
+        return states_at(pieces, z0, times)
+    # Each time at which the adjoint has a state costs it a solve back, and a batch of irregular times has many. So ask
+    # it for the states that dopri5's own interpolation needs, which are fewer.
+    with torch.no_grad():
+        _solve(odeint, f, z0, (start, last), **how, pieces=pieces, onto_end=True)
+    nodes = [*(float(piece.start) for piece in pieces), last]
+    middles = [(before + after) / 2 for before, after in pairwise(nodes)]
+    mesh = [time for pair in zip(nodes, middles, strict=False) for time in pair] + [last]
+    states = _solve(_adjoint(adjoint_params), f, z0, mesh, **how)
+    field = ProtectedField(f, inputs)
+    slopes = [field(time_tensor(time, z0, t_span), z) for time, z in zip(nodes, states[::2], strict=True)]
+    found = [
+        quartic_piece(piece.start, piece.size, ends, middle, ahead)
+        for piece, ends, middle, ahead in zip(
+            pieces, pairwise(states[::2]), states[1::2], pairwise(slopes), strict=True
+        )
+    ]
+    return states_at(found, z0, times)
 
 
 def gave_up(error: AssertionError) -> bool:
@@ -264,17 +376,26 @@ def _solve(
     inputs: FieldInputs,
     max_evaluations: int,
     by_row: bool = False,
+    t_span: tuple[float, float] | None = None,
+    pieces: list[Piece] | None = None,
+    onto_end: bool = False,
 ) -> Tensor:
+    """Solve, and add the steps to ``pieces`` where a list is given; ``t_span`` as for :meth:`_Clock.of`."""
     rtol = check_tolerance("rtol", rtol)
     atol = check_tolerance("atol", absolute_tolerance(atol, rtol, z0))
-    clock = _Clock.of(z0.dtype, times)
+    clock = _Clock.of(z0.dtype, times, t_span)
     # Times stay in float64 for states of any dtype: rounding them to float32 would move the mesh.
     mesh = torch.tensor(times if clock is None else clock.shares(times), dtype=torch.float64, device=z0.device)
-    limited = _EvaluationLimit(ProtectedField(f, inputs), max_evaluations, clock)
+    field = ProtectedField(f, inputs)
+    limited = _EvaluationLimit(field, max_evaluations, clock)
+    if pieces is not None:
+        limited = _Recorder(field, max_evaluations, clock, forward=bool(mesh[-1] > mesh[0]))
     options: dict[str, Any] = {"dtype": torch.float64}
-    if by_row:
+    if by_row or onto_end:
         # Name the last time too. Otherwise the solver steps past it, evaluates f there and interpolates back.
-        options |= {"norm": limited.largest_row_rms, "step_t": mesh[1:]}
+        options["step_t"] = mesh[1:]
+    if by_row:
+        options["norm"] = limited.largest_row_rms
     try:
         solution = solver(limited, z0, mesh, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:
@@ -283,4 +404,6 @@ def _solve(
         raise limited.failure(f"dopri5 failed ({str(error).split(':')[0].splitlines()[0]})") from error
     if not torch.isfinite(solution).all():
         raise limited.failure("dopri5 returned values that are not finite")
+    if isinstance(limited, _Recorder) and pieces is not None:
+        pieces += limited.pieces if clock is None else [clock.in_time(piece) for piece in limited.pieces]
     return solution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .correction import Correction
+from .dense_output import MeshInterpolation
 from .methods.method import Method, StepPlan
 from .protection import NO_INPUTS, FieldInputs, ProtectedField
 from .times import check_grid, check_resolution, time_tensor
@@ -67,6 +68,33 @@ class Stepping(ABC):
         """Return z_0 and the state after every step, time first."""
         check_state(z0)
         return torch.stack([z0, *self.iterate(f, z0, correction, inputs)])
+
+    def states_at(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        times: Tensor,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> Tensor:
+        """Return the states at given times, time first, of shape (n_times, batch, ...).
+
+        Parameters
+        ----------
+        f, z0, correction, inputs
+            As of :meth:`solve`.
+        times : Tensor of shape (n_times,) or (batch, n_times)
+            In float64, within the span and without nan: for all rows, or for each its own.
+
+        Raises
+        ------
+        TypeError
+            If the policy gives states at its own steps alone.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} gives states at its own steps alone: write its method states_at, or take a "
+            "FixedMesh or an Adaptive."
+        )
 
 
 class _KeptTimes(NamedTuple):
@@ -147,23 +175,92 @@ class FixedMesh(Stepping):
         z0: Tensor,
         correction: Correction | None = None,
         inputs: FieldInputs = NO_INPUTS,
+        slopes: list[Tensor | None] | None = None,
     ) -> Iterator[Tensor]:
-        """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop."""
+        """Yield z_1, ..., z_K (eq. 5). Every fixed-step solve of the library runs through this loop.
+
+        ``slopes`` takes f at the start of each step; None where the step does not evaluate f itself there.
+        """
         field = ProtectedField(f, inputs)
         times = self._node_times(z0)
         z, state, step, x = z0, (), self.method.step, inputs.x
         for plan, start, nodes, scale in self._places:
             eps = plan.eps
             if correction is None:
-                direction, _, state, _ = step(field, times[nodes], z, eps, state)
+                direction, stages, state, _ = step(field, times[nodes], z, eps, state)
                 z = _add(z, direction, eps)
+                if slopes is not None:
+                    slopes.append(stages[0] if plan.evaluates_start else None)
             else:
-                direction, stages, state, _ = step(correction.field(field, plan), times[nodes], z, eps, state)
+                stepped = correction.field(field, plan)
+                direction, stages, state, _ = step(stepped, times[nodes], z, eps, state)
+                if slopes is not None:
+                    is_f = stepped is field and field.f is field.given
+                    slopes.append(stages[0] if is_f and plan.evaluates_start else None)
                 g = correction.term(plan, times[start], z, stages, x)
                 z = _add(z, direction, eps)
                 if g is not None:
                     z = _add(z, g, scale)
             yield z
+
+    def states_at(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        times: Tensor | MeshInterpolation,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> Tensor:
+        """Return the states at given times, time first: see :class:`~.dense_output.MeshInterpolation`.
+
+        The solve ends with the last step that is needed. Between the nodes, f is read from the steps that have
+        evaluated it; the last node takes one more evaluation, and so does each node whose step does not evaluate f
+        itself there: under changed weights, and of "abm2_pec".
+
+        Parameters
+        ----------
+        f, z0, correction, inputs
+            As of :meth:`solve`.
+        times : Tensor of shape (n_times,) or (batch, n_times), or MeshInterpolation
+            In float64, within the span and without nan.
+        """
+        dense = times if isinstance(times, MeshInterpolation) else MeshInterpolation(self.grid, times)
+        states, slopes, _ = self._nodes_for(dense, f, z0, correction, inputs)
+        return dense.states(states, slopes)
+
+    def count_evaluations_at(
+        self,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        times: Tensor,
+        correction: Correction | None = None,
+        inputs: FieldInputs = NO_INPUTS,
+    ) -> int:
+        """Count the evaluations of f that :meth:`states_at` makes, under changed weights included."""
+        first = inputs.rows(slice(0, 1))
+        return self._nodes_for(MeshInterpolation(self.grid, times), f, z0[:1], correction, first)[2]
+
+    def _nodes_for(
+        self,
+        dense: MeshInterpolation,
+        f: Callable[..., Tensor],
+        z0: Tensor,
+        correction: Correction | None,
+        inputs: FieldInputs,
+    ) -> tuple[list[Tensor], dict[int, Tensor], int]:
+        """Return the states at the first nodes, f at those that an interpolation needs, and the evaluations made."""
+        check_state(z0)
+        slopes: list[Tensor | None] = []
+        states = [z0, *islice(self.iterate(f, z0, correction, inputs, slopes), dense.n_steps)]
+        known = {node: slope for node, slope in enumerate(slopes) if slope is not None}
+        lacking = [node for node in dense.nodes if node not in known]
+        if lacking:
+            field = ProtectedField(f, inputs)
+            ends = float(self.grid[0]), float(self.grid[-1])
+            at = time_tensor([float(self.grid[node]) for node in lacking], z0, ends).unbind()
+            known |= {node: field(time, states[node]) for node, time in zip(lacking, at, strict=True)}
+        n_evaluations = sum(len(plan.kind.nodes) for plan in self.plans[: dense.n_steps])
+        return states, known, n_evaluations + len(lacking)
 
 
 def _makes_plain_tensors(z: Tensor) -> bool:

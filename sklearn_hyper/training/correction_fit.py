@@ -165,7 +165,7 @@ class CorrectionFit:
     def _make_set(self, task: Task, rng: np.random.Generator) -> TaskSet:
         settings, family = self.settings, self.spec.method_family(self.method)
         span, adaptive = task.neural_ode.t_span, settings.is_adaptive
-        plan = make_plan(family, span, settings.n_steps, self.sizes, rng, is_adaptive=adaptive)
+        plan = make_plan(family, span, settings.n_steps, self.sizes, rng, is_adaptive=adaptive, t_eval=settings.t_eval)
         # All rows are solved in their own order and shuffled afterwards, so that a cached solve serves every
         # random_state.
         shuffled = torch.from_numpy(rng.permutation(len(task))).to(settings.device)
@@ -176,7 +176,7 @@ class CorrectionFit:
         if settings.extra_rows is not None:
             extra = draw_extra_rows(task.rows(fitted.cpu()), plan.runs, settings, rng)
             if callable(settings.extra_rows):  # other rows are drawn at random, and nobody has them
-                self.extra_digests.append(row_digests(extra.task.x))
+                self.extra_digests.append(row_digests(extra.task.neural_ode, extra.task.x))
             task, ends, fitted = _with_extra(task, ends, fitted, extra)
         with named_extra_rows(settings.extra_rows, n_given):
             if settings.trains_on("residual"):

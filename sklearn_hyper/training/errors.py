@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..modules.neural_ode import NeuralODE
 from ..numerics.correction import Correction
+from ..numerics.dense_output import MeshInterpolation
 from ..numerics.protection import FieldInputs
 from ..numerics.row_errors import RowsError, list_rows, refuse_undefined
 from ..numerics.stepping import FixedMesh
@@ -62,12 +63,25 @@ class References:
 
 
 class UnrolledSolves:
-    """Solves of a frozen Neural ODE, and their errors as shares of the base solver's."""
+    """Solves of a frozen Neural ODE, and their errors as shares of the base solver's.
 
-    def __init__(self, neural_ode: NeuralODE, loss: StateLoss):
+    Parameters
+    ----------
+    neural_ode : NeuralODE
+    loss : callable
+        What is taken of states and the reference's. ``trajectory_loss`` gets all states, any other the ends.
+    t_eval : sequence of float, optional
+        Times of the states that ``trajectory_loss`` gets. By default those of the steps.
+    """
+
+    def __init__(self, neural_ode: NeuralODE, loss: StateLoss, t_eval: Sequence[float] | None = None):
         self.neural_ode, self.loss = neural_ode, loss
+        start = neural_ode.t_span[0]
+        # The state at the start is known.
+        self._at = None if t_eval is None else tuple(time for time in t_eval if time != start)
         self._units: dict[Run, Tensor] = {}
         self._meshes: dict[Run, FixedMesh] = {}
+        self._between: dict[Run, MeshInterpolation] = {}
 
     def mesh(self, run: Run) -> FixedMesh:
         """Return the steps of a run; they are planned once, unless the method is being learned."""
@@ -84,11 +98,26 @@ class UnrolledSolves:
         """Solve some rows; return the states that the loss needs, and the reference's."""
         mesh = self.mesh(run)
         every_step = self.loss is trajectory_loss
+        if every_step and self._at is not None:
+            return self._solve_at(self._at, references, rows, run, correction)
         reference = references.on_grid(tuple(mesh.grid) if every_step else self.neural_ode.t_span, rows)
         z0 = reference[0]
         inputs = references.inputs.rows(rows)
         states = [z0, *mesh.iterate(self.neural_ode.vector_field, z0, correction, inputs)]
         return torch.stack(states if every_step else [z0, states[-1]]), reference
+
+    def _solve_at(
+        self, times: tuple[float, ...], references: References, rows: Any, run: Run, correction: Correction | None
+    ) -> tuple[Tensor, Tensor]:
+        """Solve some rows; return the states at the start and at given times, and the reference's."""
+        mesh = self.mesh(run)
+        if run not in self._between:
+            self._between[run] = MeshInterpolation(mesh.grid, times)
+        reference = references.on_grid((self.neural_ode.t_span[0], *times), rows)
+        states = mesh.states_at(
+            self.neural_ode.vector_field, reference[0], self._between[run], correction, references.inputs.rows(rows)
+        )
+        return torch.cat([reference[:1], states]), reference
 
     def share(self, references: References, rows: Any, run: Run, correction: Correction) -> Tensor:
         """Compute the loss of some rows, as a share of the base solver's on the first rows of ``references``."""

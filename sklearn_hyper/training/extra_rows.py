@@ -1,9 +1,10 @@
-"""Rows to fit on beside the given ones: from the range of the inputs and its fringe, or where errors are largest."""
+"""Rows to fit on beside the given ones: from the range of the inputs, between rows, or where errors are largest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import RowsError, list_rows
-from ..numerics.tensors import row_norms
+from ..numerics.tensors import per_row, row_norms
 from ..numerics.units import state_units
 from .errors import References, UnrolledSolves
 from .losses import terminal_loss
@@ -21,12 +22,14 @@ from .references import solve_references
 from .settings import FitSettings
 from .tasks import Task
 
-EXTRA_SHARE = 1.0
-"""Extra rows, as a share of those that are trained on."""
+_EXTRA_SHARE, _BETWEEN_SHARE = 1.0, 0.25
+"""Extra rows, as a share of those that are trained on: in general, and of those between rows."""
 _FRINGE = 0.1
 """How far the box reaches beyond the rows on each side, as a share of their range."""
 _JITTER = 0.3
 """Standard deviation of what is added to rows, as a share of that of their features."""
+_BEYOND = 0.25
+"""How far beyond a pair of rows those on the line through them may lie, as a share of their distance."""
 _CANDIDATES = 2
 """Of so many rows drawn, "worst" keeps one. Of more, it keeps those of corners alone."""
 
@@ -53,18 +56,24 @@ def draw_extra_rows(task: Task, runs: Sequence[Run], settings: FitSettings, rng:
     settings : FitSettings
     rng : numpy Generator
     """
-    if task.condition:
+    how = settings.extra_rows
+    if task.condition and how != "between":
         raise ValueError(
-            "extra_rows with a condition: nothing says which condition a drawn row has. Append rows and their "
-            "conditions to the task, with extra_rows=None."
+            f"extra_rows={how!r} with a condition: nothing says which condition a drawn row has. Pass 'between', whose "
+            "rows have that of the nearer row of their pair, or append rows and their conditions to the task, with "
+            "extra_rows=None."
         )
-    how, n_rows = settings.extra_rows, max(1, round(EXTRA_SHARE * len(task)))
-    extra = Task(task.neural_ode, _drawn(how, task.x, n_rows, rng).to(task.x))
+    n_rows = max(1, round(extra_share(how) * len(task)))
+    if how == "between":
+        x, nearer = draw_between(task.x, n_rows, rng)
+        extra = replace(task.rows(nearer), x=x)
+    else:
+        extra = Task(task.neural_ode, _drawn(how, task.x, n_rows, rng).to(task.x))
     ends = _solved(extra, settings)
     errors = torch.stack([_errors(extra, ends, run, settings) for run in runs])
     # With several numbers of steps, the fewest are long ones for the rows of X as well.
     kept = (errors.isfinite().all(dim=0) & (errors.amin(dim=0) <= 1)).nonzero()[:, 0]
-    if not len(kept):
+    if not len(kept) and how != "between":  # nobody asks for those by name: they are a default, and may be none
         raise ValueError(
             f"extra_rows={how!r}: from none of the {len(extra)} rows drawn do dopri5 and the base solver end less than "
             "the size of a state apart. Draw rows nearer to X, raise n_steps, or fit with extra_rows=None."
@@ -72,6 +81,11 @@ def draw_extra_rows(task: Task, runs: Sequence[Run], settings: FitSettings, rng:
     if how == "worst":
         kept = kept[errors[:, kept].mean(dim=0).argsort(descending=True)[:n_rows]].sort().values
     return ExtraRows(extra.rows(kept), ends[:, kept])
+
+
+def extra_share(how: Any) -> float:
+    """Return how many rows are added, as a share of those that are trained on."""
+    return _BETWEEN_SHARE if isinstance(how, str) and how == "between" else _EXTRA_SHARE
 
 
 @contextmanager
@@ -102,7 +116,7 @@ def _drawn(how: Any, x: Tensor, n_rows: int, rng: np.random.Generator) -> Tensor
         draw = draw_from_box if x.ndim == 2 else draw_nearby
         return draw(x, _CANDIDATES * n_rows, rng)
     raise ValueError(
-        f"extra_rows must be None, 'box', 'worst' or a function (X, n, random_state) -> rows, got {how!r}."
+        f"extra_rows must be None, 'box', 'worst', 'between' or a function (X, n, random_state) -> rows, got {how!r}."
     )
 
 
@@ -118,6 +132,17 @@ def draw_nearby(x: Tensor, n_rows: int, rng: np.random.Generator) -> Tensor:
     chosen = torch.from_numpy(rng.integers(len(x), size=n_rows))
     noise = torch.from_numpy(rng.normal(size=(n_rows, *x.shape[1:]))).to(x)
     return x[chosen] + _JITTER * x.std(dim=0, correction=0) * noise
+
+
+def draw_between(x: Tensor, n_rows: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Draw rows from the lines through pairs of rows, which reach beyond the pair by a quarter of its distance.
+
+    Also return which row of the pair is the nearer one.
+    """
+    first, second = torch.from_numpy(rng.integers(len(x), size=(2, n_rows)))
+    share = torch.from_numpy(rng.uniform(-_BEYOND, 1 + _BEYOND, n_rows))
+    rows = torch.lerp(x[first], x[second], per_row(share.to(x), x))
+    return rows, torch.where(share < 0.5, first, second)
 
 
 def _called(draw: Callable[..., Any], x: Tensor, n_rows: int, rng: np.random.Generator) -> Tensor:

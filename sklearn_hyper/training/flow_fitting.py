@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import ndtri
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch import Tensor, nn
@@ -57,6 +61,48 @@ def draw_noise(kind: str, like: Tensor, generator: torch.Generator | None) -> Te
     if kind == "rademacher":
         return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
     return torch.randn(like.shape, generator=generator).to(like)
+
+
+def row_noise(kind: str, rows: NDArray[Any], seed: int) -> NDArray[np.float64]:
+    """Return such noise for rows of data, from a hash of each row and the seed.
+
+    So a row has the same noise in any batch, at any position and in either precision. Rows that are equal, to the 24
+    bits of float32's mantissa, have the same noise.
+
+    Parameters
+    ----------
+    kind : {"rademacher", "gaussian"}
+    rows : array of float of shape (n, d)
+    seed : int
+
+    Returns
+    -------
+    array of shape (n, d)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = np.random.default_rng(0).normal(size=(5, 20))
+    >>> noise = row_noise("rademacher", rows, seed=0)
+    >>> bool((row_noise("rademacher", rows[3:], seed=0) == noise[3:]).all())
+    True
+    """
+    d = rows.shape[1]
+    n_bytes = -(-d // 8) if kind == "rademacher" else 8 * d
+    keys, salt = _as_keys(rows), f"{seed}:".encode()
+    drawn = b"".join(hashlib.shake_128(salt + key.tobytes()).digest(n_bytes) for key in keys)
+    if kind == "rademacher":
+        bits = np.frombuffer(drawn, dtype=np.uint8).reshape(len(rows), n_bytes)
+        return 2.0 * np.unpackbits(bits, axis=1, count=d).astype(np.float64) - 1.0
+    uniform = (np.frombuffer(drawn, dtype="<u8").reshape(len(rows), d) >> 11) + 0.5
+    return np.asarray(ndtri(uniform / 2.0**53))
+
+
+def _as_keys(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Return rows whose bytes are those of equal rows: rounded to float32's mantissa at any size, without minus 0."""
+    mantissa, exponent = np.frexp(rows.astype(np.float64))
+    with np.errstate(over="ignore"):
+        return np.ldexp(mantissa.astype(np.float32).astype(np.float64), exponent).astype("<f8") + 0.0
 
 
 class FlowMatchingLoss(nn.Module):

@@ -38,9 +38,17 @@ class TaskLosses:
     errors: TerminalErrors
 
     @classmethod
-    def of(cls, data: TaskSet, errors: TerminalErrors, phases: Sequence[Phase]) -> TaskLosses:
+    def of(
+        cls,
+        data: TaskSet,
+        errors: TerminalErrors,
+        phases: Sequence[Phase],
+        t_eval: Sequence[float] | None = None,
+    ) -> TaskLosses:
         neural_ode = data.train.task.neural_ode
-        unrolled = {phase.loss: UnrolledSolves(neural_ode, _state_loss(phase.loss, neural_ode)) for phase in phases}
+        unrolled = {
+            phase.loss: UnrolledSolves(neural_ode, _state_loss(phase.loss, neural_ode), t_eval) for phase in phases
+        }
         return cls(data, unrolled, errors)
 
     def of_batch(self, correction: ModuleCorrection, batch: Batch) -> Tensor:
@@ -131,7 +139,10 @@ def train_corrections(
     The targets of the tasks are emptied. ``method`` is the base method where its coefficients learn too.
     """
     phases = settings.phases
-    losses = [TaskLosses.of(data, task_errors, phases) for data, task_errors in zip(tasks, errors, strict=True)]
+    losses = [
+        TaskLosses.of(data, task_errors, phases, settings.t_eval)
+        for data, task_errors in zip(tasks, errors, strict=True)
+    ]
     generator = own_generator(seed)
     batches = []
     for correction, data in zip(corrections, tasks, strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from ..numerics.residuals import Residual
@@ -56,4 +57,17 @@ class ScaledMSELoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         squares = ((prediction - target) / self.scale).pow(2)
+        return squares if self.reduction == "none" else squares.mean()
+
+
+class ObservedMSELoss(ScaledMSELoss):
+    """Mean squared error over the targets that were observed: those that are not nan, each with the same weight."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        observed = ~target.isnan()
+        # Predictions are nan where no time is given. Not nan * 0, which would be nan, and so would be its gradient.
+        difference = torch.where(observed, prediction - target.nan_to_num(), torch.zeros_like(target))
+        # The mean over all entries is the mean over those observed. So rows with more of them have larger losses.
+        share = observed.sum().clamp(min=1) / observed.numel()
+        squares = (difference / self.scale).pow(2) / share
         return squares if self.reduction == "none" else squares.mean()

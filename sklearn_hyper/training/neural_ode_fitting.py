@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import ReferenceSolveError, gave_up
 from .batches import Batches
+from .losses import ObservedMSELoss
 from .nets import (
     BestWeights,
     ClassifierNet,
@@ -23,12 +24,14 @@ from .nets import (
     TrainingDivergedError,
     TrainingNet,
     build_net,
+    collated,
     cosine_schedule,
 )
 from .references import solve_ends
 from .settings import SolveSettings
 from .solver_control import SolverControl, TrainingSolver, control_of, is_auto, polished_schedule
 from .tasks import Task
+from .timed_rows import Rows, TimedDataset, TimedRows, apart
 
 _VALID_CHUNK = 8
 """Validation keeps no graph, so that it can take this many times ``batch_size`` rows at a time."""
@@ -73,31 +76,47 @@ class TrainingForward(nn.Module):
         by_row.reduction = "none"
         self._by_row = (by_row,)  # a tuple hides it from nn.Module, for the criterion is the net's
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.neural_ode.output_map(self.solver(x, self.training))
+    def forward(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+        """Return outputs, or those (batch, n_times, ...) at these times, which are nan where the time is."""
+        if times is None:
+            return self.neural_ode.output_map(self.solver(x, self.training))
+        return self.neural_ode.outputs(self.solver(TimedRows(x, times), self.training), ~times.isnan())
 
-    def solver_inputs(self, x: Tensor) -> Tensor:
-        """Return what the solver takes for these rows: x itself."""
+    def solver_inputs(self, x: Rows) -> Rows:
+        """Return what the solver takes for these rows: the rows themselves."""
         return x
 
     def row_losses(self, states: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of every row from its terminal state."""
-        losses: Tensor = self._by_row[0](self.neural_ode.output_map(states), y)
+        """Return the loss of every row from its terminal state, or from those at its times."""
+        observed = ~y.isnan().all(dim=-1) if isinstance(self._by_row[0], ObservedMSELoss) else None
+        losses: Tensor = self._by_row[0](self.neural_ode.outputs(states, observed), y)
         return losses.reshape(len(y), -1).mean(dim=1)
 
-    def solve_ends(self, x: Tensor) -> None:
+    def solve_ends(self, rows: Rows) -> None:
         """Solve from all rows as training does; the error names the rows that dopri5 cannot solve."""
-        solve_ends(Task(self.neural_ode, x), self.settings.solving(x.device))
+        x, times = apart(rows)
+        ode = self.neural_ode if times is None else _until(self.neural_ode, times)
+        if ode is not None:
+            solve_ends(Task(ode, x), self.settings.solving(x.device))
+
+
+def _until(ode: NeuralODE, times: Tensor) -> NeuralODE | None:
+    """Return the Neural ODE until the last of the times, or None if that is where it starts."""
+    start, end = ode.t_span
+    known = times[~times.isnan()]
+    last = float(known.max() if end > start else known.min())
+    return None if last == start else ode.with_span((start, last))
 
 
 def build_ode_net(
     neural_ode: NeuralODE,
     criterion: nn.Module,
     settings: TrainingSettings,
-    valid: tuple[Tensor, Tensor] | None,
+    valid: tuple[Rows, Tensor] | None,
     n_rows: int,
     scheduled: bool,
     n_classes: int | None = None,
+    timed: bool = False,
 ) -> TrainingNet:
     """Make a skorch net around the module, to be trained.
 
@@ -108,6 +127,8 @@ def build_ode_net(
         epoch.
     n_classes : int, optional
         Number of classes of a classifier, whose net predicts encoded labels. None makes a regressor.
+    timed : bool, default False
+        Whether rows have times of their own.
     """
     n_batches = len(Batches(n_rows, settings.batch_size))
     schedule, first = schedule_and_control(settings, n_batches) if scheduled else (None, [])
@@ -115,15 +136,19 @@ def build_ode_net(
     kind: type[TrainingNet]
     classes: Any
     kind, classes = (RegressorNet, {}) if n_classes is None else (ClassifierNet, {"classes": list(range(n_classes))})
+    dataset, fetching = Dataset, dict[str, Any]()
+    if timed:
+        dataset = TimedDataset
+        fetching = {"dataset": dataset, "iterator_train__collate_fn": collated, "iterator_valid__collate_fn": collated}
     return build_net(
         kind, TrainingForward(neural_ode, settings, criterion), settings, BestWeights(), "training Neural ODE",
         schedule=schedule, first=first, criterion=criterion,
-        train_split=None if valid is None else predefined_split(Dataset(*valid)),
+        train_split=None if valid is None else predefined_split(dataset(*valid)),
         batch_size=settings.batch_size,
         iterator_train__shuffle=True,
         # dopri5's time goes with the solves and hardly with their rows, and held-out rows need no graph.
         **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if is_auto(settings.solver) else {}),
-        **classes,
+        **classes, **fetching,
     )  # fmt: skip
 
 
@@ -136,7 +161,7 @@ def schedule_and_control(settings: TrainingSettings, n_batches: int) -> tuple[LR
 
 
 def train_net(
-    net: TrainingNet, x: Tensor, y: Tensor | None, generator: torch.Generator, epochs: int | None = None
+    net: TrainingNet, x: Rows, y: Tensor | None, generator: torch.Generator, epochs: int | None = None
 ) -> TrainingNet:
     """Train for some epochs; after Ctrl-C set ``net.interrupted_``, or raise it if no epoch was finished.
 
@@ -173,7 +198,7 @@ def train_net(
     return net
 
 
-def _name_rows(net: TrainingNet, x: Tensor) -> None:
+def _name_rows(net: TrainingNet, x: Rows) -> None:
     """Raise an error that names the rows of x that dopri5 cannot solve, if these are some but not all."""
     try:
         net.module_.eval().solve_ends(x)

@@ -196,8 +196,12 @@ def make_plan(
     rng: np.random.Generator,
     *,
     is_adaptive: bool = False,
+    t_eval: Sequence[float] | None = None,
 ) -> FitPlan:
-    """Plan the fit of a correction over a family of methods; the first is to predict in ``n_steps`` steps."""
+    """Plan the fit of a correction over a family of methods; the first is to predict in ``n_steps`` steps.
+
+    The mesh holds the times ``t_eval``, too, if there are some.
+    """
     method = family[0]
     runs = [Run(member, k) for member in family for k in sizes.steps]
     if method.n_steps is not None:  # it was made for one mesh and takes no other steps
@@ -208,7 +212,26 @@ def make_plan(
     else:
         times = mesh_times(t_span, sizes.grids(method))
         pairs = choose_steps(times, sizes, MAX_STEPS, rng, method.memory)
+    if t_eval is not None:
+        times, pairs = _with_times(times, pairs, t_eval)
     return FitPlan(times, deal_methods(pairs, family, MAX_STEPS, rng), runs)
+
+
+def _with_times(
+    times: tuple[float, ...], pairs: Sequence[tuple[int, int]], more: Sequence[float]
+) -> tuple[tuple[float, ...], list[tuple[int, int]]]:
+    """Return a mesh that holds further times, and the pairs of its indices that stand for the same steps.
+
+    dopri5 steps onto every time, so that one which is there up to rounding is not added.
+    """
+    known, span = list(times), abs(times[-1] - times[0])
+    slack = _slack(np.asarray(times)) * span
+    for time in more:
+        if min(abs(time - other) for other in known) > slack:
+            known.append(time)
+    merged = tuple(sorted(known, reverse=times[-1] < times[0]))
+    place = {time: i for i, time in enumerate(merged)}
+    return merged, [(place[times[i]], place[times[j]]) for i, j in pairs]
 
 
 def scattered_steps(

@@ -22,6 +22,7 @@ from ..modules.serialization import pack, unpack
 from ..modules.user_code import describe_code
 from ..numerics.protection import FieldInputs
 from ..numerics.reference import ReferenceSolveError
+from ..numerics.row_errors import numbered_rows
 from ..numerics.row_search import solve_by_row
 from ..numerics.times import time_tensor
 from .settings import SolveSettings
@@ -87,14 +88,15 @@ def _probe(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None
 def solve_rows(
     neural_ode: NeuralODE,
     x: Tensor,
-    times: Sequence[float],
+    times: Sequence[float] | Tensor,
     rtol: float,
     atol: float | None,
     condition: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, str]:
     """Solve the references of one batch without gradients; return the states and what failed, if anything.
 
-    States are nan for rows that cannot be solved.
+    States are of shape (n_times, batch, ...), and nan for rows that cannot be solved. ``times`` of shape (batch,
+    n_times), padded with nan, are of their own for each row; the states are then zero where the time is nan.
 
     Raises
     ------
@@ -107,6 +109,10 @@ def solve_rows(
 
         def solve(rows: Tensor, limit: int) -> Tensor:
             index = slice(None) if len(rows) == len(x) else rows.to(x.device)
+            if isinstance(times, Tensor):
+                return neural_ode.reference_at(
+                    z0[index], inputs.rows(index), times[index], rtol=rtol, atol=absolute, max_evaluations=limit
+                ).movedim(1, 0)
             return neural_ode.reference(
                 z0[index], inputs.rows(index), times, rtol=rtol, atol=absolute, max_evaluations=limit
             )
@@ -271,24 +277,34 @@ def solve_references(
     UserWarning
         If a cached solve is damaged, and solved again. If the cache cannot be written to.
     """
+    if task.n_given is not None:
+        # Apart, so that those that were given are found in a cache whatever was drawn beside them.
+        parts = []
+        for rows in (range(task.n_given), range(task.n_given, len(task))):
+            part = task.rows(slice(rows.start, rows.stop))
+            with numbered_rows(rows, len(task)):
+                parts.append(
+                    solve_references(part, times, settings, rtol=rtol, atol=atol, double=double, keep_lost=keep_lost)
+                )
+        return torch.cat(parts, dim=1)
     if rtol is None:
         rtol, atol = settings.rtol, settings.atol
     if double:
         task = Task(copy.deepcopy(task.neural_ode).double(), task.x, task.condition).to(dtype=torch.float64)
     cache = _open_cache(settings.memory)
     solve = cache.cache(_solve_chunks, ignore=["neural_ode", "condition", "device", "n_jobs", "progress"])
-    rows = np.ascontiguousarray(task.x.detach().cpu().numpy())
+    x = np.ascontiguousarray(task.x.detach().cpu().numpy())
     key = "" if getattr(cache, "location", "") is None else _key(task)
     mesh = tuple(float(time) for time in times)
     absolute = None if atol is None else float(atol)
     arguments = (
-        key, task.neural_ode, rows, task.condition, mesh, float(rtol), absolute,
+        key, task.neural_ode, x, task.condition, mesh, float(rtol), absolute,
         str(settings.device), settings.n_jobs, settings.verbose > 0,
     )  # fmt: skip
     states, failed = _solve_or_load(solve, arguments, settings.memory)
     # What failed is cached with the states, so that a cached solve is refused as well.
     if failed and not keep_lost:
-        raise ReferenceSolveError.of(failed, lost_rows(states), len(rows))
+        raise ReferenceSolveError.of(failed, lost_rows(states), len(x))
     return torch.from_numpy(states)
 
 

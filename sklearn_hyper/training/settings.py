@@ -75,6 +75,8 @@ class FitSettings(SolveSettings):
     callbacks: Any = None
     validation_fraction: float = 0.1
     random_state: Any = None
+    t_eval: tuple[float, ...] | None = None
+    """Times at which "trajectory" losses compare states; None stands for those of the steps."""
 
     def __post_init__(self) -> None:
         if self.is_adaptive and self.fit_n_steps is None:

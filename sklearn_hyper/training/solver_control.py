@@ -18,6 +18,7 @@ from ..numerics.methods import resolve_base_solver
 from ..numerics.reference import MAX_EVALUATIONS, ReferenceSolveError
 from ..numerics.stepping import FixedMesh
 from .nets import cosine_schedule
+from .timed_rows import Rows, apart
 
 AUTO, DOPRI5 = "auto", "dopri5"
 CERTIFIED_GAP = 0.005
@@ -118,33 +119,42 @@ class TrainingSolver:
             return None
         return FixedMesh.of(resolve_base_solver(rung.solver), self.ode.t_span, rung.n_steps)
 
-    def __call__(self, x: Tensor, training: bool = True) -> Tensor:
-        """Return terminal states, differentiable."""
+    def __call__(self, x: Rows, training: bool = True) -> Tensor:
+        """Return terminal states, or states (batch, n_times, ...) at the times of timed rows; differentiable."""
         if self.mesh is None or (self.controlled and not training):
             return self.by_dopri5(x)
         return self._by_mesh(self.mesh, x)
 
-    def by_rung(self, rung: Rung, x: Tensor) -> Tensor:
-        """Return terminal states by a fixed-step solver."""
+    def by_rung(self, rung: Rung, x: Rows) -> Tensor:
+        """Return the states by a fixed-step solver."""
         mesh = self._mesh(rung)
         assert mesh is not None
         return self._by_mesh(mesh, x)
 
-    def by_dopri5(self, x: Tensor, max_evaluations: int | None = None) -> Tensor:
-        """Return terminal states by dopri5 at the tolerances of the training."""
+    def by_dopri5(self, x: Rows, max_evaluations: int | None = None) -> Tensor:
+        """Return the states by dopri5 at the tolerances of the training."""
         before, settings = self.n_evaluations, self.settings
         params = [p for p in self.ode.parameters() if p.requires_grad] if settings.adjoint else None
+        rows, times = apart(x)
         states = self.ode.solve(
-            x, rtol=settings.rtol, atol=settings.atol, adjoint_params=params,
+            rows, rtol=settings.rtol, atol=settings.atol, adjoint_params=params, times=times,
             field=self._counted, max_evaluations=max_evaluations or self.max_evaluations,
         )  # fmt: skip
         # Read now, before the adjoint's own solve adds to the count.
         self.last_evaluations = self.n_evaluations - before
         return states
 
-    def _by_mesh(self, mesh: FixedMesh, x: Tensor) -> Tensor:
+    def _by_mesh(self, mesh: FixedMesh, x: Rows) -> Tensor:
         before = self.n_evaluations
-        states = mesh.solve(self._counted, self.ode.input_map(x), None, self.ode.inputs(x))
+        rows, times = apart(x)
+        z0, inputs = self.ode.input_map(rows), self.ode.inputs(rows)
+        if times is None:
+            states = mesh.solve(self._counted, z0, None, inputs)
+        else:
+            lacks = times.isnan()
+            at = torch.where(lacks, times[:, :1], times)  # a row has its first time, and pads with nan after its last
+            states = mesh.states_at(self._counted, z0, at, None, inputs).transpose(0, 1)
+            states = states.masked_fill(lacks.reshape(*lacks.shape, *[1] * (z0.ndim - 1)), 0.0)
         self.last_evaluations = self.n_evaluations - before
         return states
 
@@ -172,15 +182,20 @@ def _is(solver: Any, name: str) -> bool:
     return isinstance(solver, str) and solver == name
 
 
-def check_training_solver(solver: Any) -> None:
-    """Refuse a solver that training does not know, before any work."""
+def check_training_solver(solver: Any, between: bool = False) -> None:
+    """Refuse a solver that training does not know, or without states between its ends if asked, before any work."""
     if not (is_auto(solver) or is_dopri5(solver)):
         try:
-            resolve_base_solver(solver)
+            method = resolve_base_solver(solver)
         except (TypeError, ValueError) as error:
             raise type(error)(
                 f"solver={solver!r} is none that training knows: pass 'dopri5', 'auto', or a fixed-step solver. {error}"
             ) from error
+        if between and not method.follows_trajectory:
+            raise ValueError(
+                f"solver={solver!r} approximates the state at the end of t_span alone, and t_eval asks for states "
+                "before it: pass 'dopri5', 'auto', or another fixed-step solver, such as 'rk4'."
+            )
 
 
 def count_polish(n_steps: int) -> int:
@@ -217,12 +232,12 @@ class SolverControl(Callback):
         self.polish_from = n_steps - count_polish(n_steps)
         self.history_: list[dict[str, Any]] = []
 
-    def watch(self, x: Tensor, y: Tensor | None, generator: torch.Generator) -> None:
+    def watch(self, x: Rows, y: Tensor | None, generator: torch.Generator) -> None:
         """Draw the rows to compare on, about a hundred, from those that training is about to begin with."""
         rows = torch.randperm(len(x), generator=generator)[:_PROBE_ROWS].to(x.device)
-        self.probe_: tuple[Tensor, Any] | None = (x[rows], None if y is None else y[rows])
+        self.probe_: tuple[Rows, Any] | None = (x[rows], None if y is None else y[rows])
 
-    def _probe(self) -> tuple[Tensor, Any]:
+    def _probe(self) -> tuple[Rows, Any]:
         assert self.probe_ is not None
         return self.probe_
 
@@ -372,7 +387,7 @@ def _validates(net: NeuralNet) -> bool:
     return dict(net.callbacks_)["best_weights"].validate is not None
 
 
-def measure_agreement(module: Any, x: Tensor, y: Tensor | None, exact: Tensor, held_out: bool) -> Bunch:
+def measure_agreement(module: Any, x: Rows, y: Tensor | None, exact: Tensor, held_out: bool) -> Bunch:
     """Compare the solver that a training ended with, and dopri5 at a tight tolerance.
 
     Parameters
@@ -380,9 +395,9 @@ def measure_agreement(module: Any, x: Tensor, y: Tensor | None, exact: Tensor, h
     module : nn.Module
         With a ``solver`` and ``row_losses``.
     x, y : Tensor
-        Rows.
+        Rows, which may be timed, and their targets.
     exact : Tensor
-        Their terminal states by dopri5.
+        Their states by dopri5.
     held_out : bool
         Whether training has not seen the rows; bounds hold only then.
 

@@ -329,6 +329,7 @@ def max_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> in
         sizes,
         np.random.default_rng(0),
         is_adaptive=settings.is_adaptive,
+        t_eval=settings.t_eval,
     )
     n_steps, n_times, block = len(plan.steps), len(plan.times), method.n_stages + 2
     state, one_x = z[0].numel() * z.element_size(), task.x[0].numel() * task.x.element_size()

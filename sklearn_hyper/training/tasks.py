@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..modules.divergence import without_noise
 from ..modules.neural_ode import NeuralODE
 from ..numerics.protection import FieldInputs
 
@@ -31,12 +32,15 @@ class Task:
     epoch_rows : int, optional
         Rows in an epoch, drawn anew for each, where rows cost nothing and there are more than an epoch needs. By
         default an epoch takes all.
+    n_given : int, optional
+        How many rows were given, where others were drawn and stand after them.
     """
 
     neural_ode: NeuralODE
     x: Tensor
     condition: Mapping[str, Any] = field(default_factory=dict)
     epoch_rows: int | None = None
+    n_given: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.condition.items():
@@ -52,11 +56,16 @@ class Task:
     def rows(self, rows: Any) -> Task:
         """Return the task for some of the rows."""
         condition = FieldInputs(condition=self.condition).rows(rows).condition
-        return replace(self, x=self.x[rows], condition=condition)
+        return replace(self, x=self.x[rows], condition=condition, n_given=None)
 
     def with_extra(self, extra: Task) -> Task:
-        """Return the task with the rows of another one after its own. Neither may have a condition."""
-        return replace(self, x=torch.cat([self.x, extra.x.to(self.x)]))
+        """Return the task with the rows of another one after its own, of the same field and kind of condition."""
+        condition = dict(self.condition)
+        for name, value in extra.condition.items():
+            if isinstance(value, Tensor) and value.ndim:
+                condition[name] = torch.cat([self.condition[name], value.to(self.condition[name])])
+        x = torch.cat([self.x, extra.x.to(self.x)])
+        return replace(self, x=x, condition=condition, n_given=len(self) if len(extra) else None)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Task:
         """Return the task with its rows on another device, or its floating-point rows in another dtype."""
@@ -78,12 +87,15 @@ class Task:
         return abs(end - start)
 
 
-def row_digests(x: Tensor, condition: Mapping[str, Any] | None = None) -> NDArray[np.uint64]:
-    """Return a hash of every row and what its condition holds for it, which tells later whether it was fitted on."""
+def row_digests(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None) -> NDArray[np.uint64]:
+    """Return a hash of every row, which tells later whether a row was fitted on, whatever noise it then got.
+
+    What its condition holds for it is part of a row.
+    """
     beside = [value for value in (condition or {}).values() if isinstance(value, Tensor) and value.ndim]
-    read = [np.ascontiguousarray(values.detach().cpu().numpy()) for values in (x, *beside)]
+    read = [np.ascontiguousarray(part.detach().cpu().numpy()) for part in (without_noise(neural_ode, x), *beside)]
     digests = (
-        hashlib.blake2b(b"".join(values.tobytes() for values in row), digest_size=8).digest()
+        hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=8).digest()
         for row in zip(*read, strict=True)
     )
     return np.frombuffer(b"".join(digests), dtype=np.uint64)

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from sklearn_hyper import HypersolverRegressor, NeuralODE
 from sklearn_hyper.calibration import CalibrationRowsError, Tolerance
 from sklearn_hyper.calibration.ladder import _SAFETIES, Ladder, _hard_errors
+from sklearn_hyper.calibration.levels import Starts
 from sklearn_hyper.calibration.measuring import measure
 from sklearn_hyper.estimators import UnsolvedRowsWarning
 
@@ -240,12 +242,100 @@ def test_what_is_certified_is_what_is_done(general, policy, tol):
     limit, usual = tolerance.limit(ladder._sizes), np.zeros(500, dtype=bool)
     certified = {"routed": ladder.safety, "verified": ladder.agreement}[policy](tolerance, 0.05)
     solve = {"routed": ladder.solve_routed, "verified": ladder.solve_verified}[policy]
-    x = torch.from_numpy(rows[order])
-    answer = solve(general.fitted_, x, usual, tolerance, 0.05, general._final_outputs)
+    starts = Starts.of(general.fitted_, torch.from_numpy(rows[order]))
+    answer = solve(general.fitted_, starts, usual, tolerance, 0.05, general._final_outputs)
     truth = general.reference(rows[order])
     over = np.linalg.norm(answer.ends.numpy() - truth, axis=1) > limit
     place = _SAFETIES.tolist().index(certified)
     np.testing.assert_array_equal(over, ladder_violations(ladder, policy, tolerance)[place])
+
+
+def costs_on_new_rows(estimator, rows, tol):
+    """Mean evaluations of one solver for all, and of routing as it is certified, on rows that are all usual."""
+    ladder, tolerance = estimator.calibration_.ladders["output"], Tolerance(tol, 0.0)
+    starts, usual = Starts.of(estimator.fitted_, torch.from_numpy(rows)), np.zeros(len(rows), dtype=bool)
+    rest = estimator.fitted_, starts, usual
+    fixed = ladder.solve_fixed(*rest, ladder.fixed_level(tolerance, 0.05), estimator._final_outputs)
+    routed = ladder.solve_routed(*rest, tolerance, 0.05, estimator._final_outputs)
+    return fixed.n_evaluations.mean(), routed.n_evaluations.mean()
+
+
+@pytest.mark.parametrize("tol", [3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4])
+def test_routing_gives_way_where_one_solver_for_all_is_cheaper(general, tol):
+    rows = draw(1000, 5)
+    fixed, routed = costs_on_new_rows(general, rows, tol)
+    _, info = general.predict(rows, tol=tol, alpha=0.05, route=True, return_info=True)
+    assert info.policy in ("one", "routed")
+    cost = info.n_evaluations.mean()
+    assert cost <= routed + 0.5  # unusual rows go to dopri5
+    if info.policy == "one":
+        assert len(np.unique(info.solver[~info.unusual])) == 1
+    else:
+        assert routed < fixed + 0.5
+
+
+@pytest.mark.parametrize("lost", [1, 10, 100])
+def test_routing_gives_way_to_a_level_that_passes_on_both_halves(general, lost):
+    """The better of two certificates is worth less than one, so that a second opinion is needed."""
+    n = 500
+    errors = np.stack([np.full(n, 1e-3), np.full(n, 1e-4)])
+    learned = errors.copy()
+    learned[0, :lost] = 1.0
+    ladder = copy.copy(general.calibration_.ladders["output"])
+    ladder.levels = [replace(ladder.levels[0], n_evaluations=cost) for cost in (4, 16)]
+    ladder._learned_sizes, ladder._learned_errors = np.ones(n), learned
+    ladder._sizes, ladder._errors, ladder._predicted, ladder._seen_sizes = (
+        np.ones(n),
+        errors,
+        1 + errors,
+        np.ones((1, n)),
+    )
+    ladder._last_cost, ladder._certified = 32.0, {}
+    assert ladder.fixed_level(Tolerance(1e-2, 0.0), 0.05) == 0
+    assert ladder.level_instead(Tolerance(1e-2, 0.0), 0.05) == (0 if lost <= 10 else 1)
+
+
+@pytest.mark.parametrize(("router", "pays"), [("exact", True), ("blind", False), ("timid", False)])
+def test_what_a_router_knows_decides_whether_it_pays(general, router, pays):
+    """One tenth of rows need eight evaluations, the others one."""
+    n, costs = 500, [1, 8, 16]
+    hard = np.arange(n) % 10 == 0
+    errors = np.stack([np.where(hard, 1.0, 1e-3), np.full(n, 1e-3), np.full(n, 1e-4)])
+    predicted = {"exact": errors, "blind": np.repeat(errors[:, :1], n, axis=1), "timid": 1e3 + 0 * errors}[router]
+    ladder = copy.copy(general.calibration_.ladders["output"])
+    ladder.levels = [replace(ladder.levels[0], n_evaluations=cost) for cost in costs]
+    ladder._learned_sizes, ladder._learned_errors = np.ones(n), errors
+    ladder._sizes, ladder._errors, ladder._predicted, ladder._seen_sizes = (
+        np.ones(n),
+        errors,
+        predicted,
+        np.ones((1, n)),
+    )
+    ladder._last_cost, ladder._certified = 32.0, {}
+    assert (ladder.level_instead(Tolerance(1e-2, 0.0), 0.05) is None) == pays
+
+
+@by_policy
+def test_info_names_the_policy(general, policy):
+    _, info = general.predict(X[:50], tol=1e-2, alpha=0.05, return_info=True, **policy)
+    if not policy:
+        assert info.policy == "one"
+    elif "bound" in policy:
+        assert info.policy == "verified"
+    else:
+        ladder = general.calibration_.ladders["output"]
+        assert info.policy == ("routed" if ladder.level_instead(Tolerance(1e-2, 0.0), 0.05) is None else "one")
+    assert "policy" not in general.predict(X[:50], return_info=True)[1]
+
+
+@pytest.mark.parametrize("tol", [[0.1], [0.1, 1e-2], [0.3, 1e-2, 1e-3]])
+def test_a_report_says_where_routing_gave_way(general, tol):
+    names = [row.solver for row in general.solver_report(X[:100], tol=tol, alpha=0.05, route=True)][-len(tol) :]
+    ladder = general.calibration_.ladders["output"]
+    pays = [ladder.level_instead(Tolerance(one, 0.0), 0.05) is None for one in tol]
+    assert names == [f"tol={one:g}" + ", one solver" * (not pay) for one, pay in zip(tol, pays, strict=True)]
+    plain = [row.solver for row in general.solver_report(X[:100], tol=tol, alpha=0.05)][-len(tol) :]
+    assert plain == [f"tol={one:g}" for one in tol]
 
 
 def ladder_violations(ladder, policy, tolerance):

@@ -25,8 +25,8 @@ def name_page(page):
     return page.relative_to(ROOT).as_posix()
 
 
-def test_there_are_five_to_ten_guides_with_a_number_and_a_question_each():
-    assert 5 <= len(GUIDES) <= 10
+def test_there_are_five_to_twelve_guides_with_a_number_and_a_question_each():
+    assert 5 <= len(GUIDES) <= 12
     for number, guide in enumerate(GUIDES, start=1):
         assert re.match(rf"# {number}\. .*\?$", guide.read_text().splitlines()[0]), guide.name
 

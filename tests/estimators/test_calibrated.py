@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import warnings
 from dataclasses import fields
 
 import numpy as np
@@ -13,6 +14,7 @@ from calibrated import Riccati, draw, errors_of, make_generalist
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_moons
+from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -27,7 +29,9 @@ from sklearn_hyper import (
     NeuralODEClassifier,
 )
 from sklearn_hyper.calibration import CalibrationRowsError, NotCalibratedError
+from sklearn_hyper.estimators import UnsolvedRowsWarning
 from sklearn_hyper.estimators._calibrated import ASKED, Wanted
+from sklearn_hyper.numerics.reference import ReferenceSolveError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn_hyper.calibration.UnusualRowsWarning")
 X = draw(200, 2)
@@ -249,6 +253,120 @@ def test_bounds_of_a_trajectory_are_of_states(fast):
         fast.trajectory(X, output=True, return_bound=True)
 
 
+# ---------------------------------------------------------------------- what is solved, and copied, once
+def _rated(t, z, x):
+    return -x[:, 1:] * z
+
+
+def _first_column(x):
+    return x[:, :1].clone()
+
+
+@pytest.mark.parametrize(
+    ("neural_ode", "params"),
+    [
+        (Riccati(), {"base_solver": "euler"}),
+        (Riccati(), {"base_solver": "heun", "stepping": "adaptive", "fit_n_steps": (1, 8), "max_epochs": 25}),
+        (NeuralODE(_rated, input_map=_first_column, data_controlled=True), {"base_solver": "ab2"}),
+    ],
+    ids=["fixed", "adaptive", "reads its inputs"],
+)
+def test_a_trajectory_with_a_bound_is_the_one_without_and_is_solved_once(neural_ode, params, monkeypatch):
+    fit = HypersolverRegressor(neural_ode, **{"n_steps": 3, "max_epochs": 2, "random_state": 0} | params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit.fit(draw(100, 0)).conformalize(draw(200, 1))
+    assert fit.fitted_.is_adaptive == ("stepping" in params)
+    solves = []
+    original = type(fit.module_).trajectory
+    monkeypatch.setattr(type(fit.module_), "trajectory", lambda *a: solves.append(len(a[1])) or original(*a))
+    plain = fit.trajectory(X)
+    states, bound = fit.trajectory(X, return_bound=True, coverage=0.9)
+    assert solves == [len(X), len(X)]
+    assert bound.shape == (len(X),) and states.dtype == plain.dtype
+    np.testing.assert_allclose(states, plain, rtol=1e-12)
+
+
+class Counted(torch.nn.Module):
+    """An input map that counts the rows it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        Counted.n_rows += len(x)
+        return self.factor * x
+
+
+@pytest.fixture(scope="module")
+def counted():
+    fit = HypersolverRegressor(NeuralODE(Riccati(), input_map=Counted()), base_solver="euler", n_steps=2, max_epochs=3)
+    Counted.n_rows = 0
+    return fit.set_params(fit_n_steps=(1, 8), random_state=0).fit(draw(100, 0)).conformalize(draw(600, 1))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"return_info": True},
+        {"return_bound": True},
+        {"return_bound": True, "bound": "verified"},
+        {"tol": 0.1, "alpha": 0.05},
+        {"tol": 0.02, "alpha": 0.05, "route": True},
+        {"tol": 0.02, "alpha": 0.05, "bound": "verified"},
+    ],
+    ids=str,
+)
+def test_the_input_map_runs_once(counted, how):
+    far = np.concatenate([X, draw(3, 4, 30, 40)])  # goes to dopri5
+    Counted.n_rows = 0
+    counted.predict(far, **how)
+    assert Counted.n_rows == len(far)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive", "levels", "flow"])
+def test_a_calibration_on_another_device_has_each_neural_ode_once(fast, blobs_flow, kind):
+    if kind == "flow":
+        estimator = blobs_flow[1]
+        ask = estimator.score_samples, blobs_flow[2], "density_calibration_"
+    else:
+        estimator, levels = copy.copy(fast), []
+        if kind == "levels":
+            levels = [make_generalist(n_steps=5, fit_n_steps=None, max_epochs=2).fit(draw(60, 0))]
+        if kind == "adaptive":
+            estimator = make_generalist(base_solver="heun", stepping="adaptive").fit(draw(100, 0))
+            assert estimator.fitted_.is_adaptive
+        estimator.conformalize(draw(200, 1), levels=levels)
+        ask = estimator.predict, X, "calibration_"
+    predict, rows, name = ask
+    here = vars(estimator)[name]
+    there = here.to("cpu")
+
+    def neural_odes(calibration):
+        levels = [calibration._own, *calibration.bounds.verifiers.values()]
+        levels += [level for ladder in calibration.ladders.values() for level in ladder.levels]
+        return {id(level.solver.neural_ode) for level in levels if level} | {
+            id(level.solver.module.neural_ode) for level in levels if level
+        }
+
+    assert len(neural_odes(there)) == len(neural_odes(here)) <= 2
+    assert not neural_odes(there) & neural_odes(here)
+    hows = (
+        {"return_bound": True, "coverage": 0.9},
+        {"atol": 0.1, "alpha": 0.1},
+        {"atol": 0.1, "alpha": 0.1, "route": True},
+    )
+    expected = [predict(rows, return_info=True, **how) for how in hows]
+    try:
+        vars(estimator)[name] = there
+        for how, before in zip(hows, expected, strict=True):
+            for a, b in zip(before[:-1], predict(rows, return_info=True, **how)[:-1], strict=True):
+                np.testing.assert_array_equal(a, b)
+    finally:
+        vars(estimator)[name] = here
+
+
 # ---------------------------------------------------------------------- classifiers
 @pytest.fixture(scope="module")
 def digits():
@@ -280,6 +398,52 @@ def test_a_classifier_keeps_a_tolerance_of_its_logits(digits):
     labels, info = quick.predict(rows, tol=1e-3, alpha=0.05, return_info=True)
     assert (labels == slow.predict(rows)).mean() > 0.99
     assert info.n_evaluations.mean() > 1
+
+
+@pytest.fixture(scope="module")
+def signs():
+    """Labels by z' = -z^2, which leaves every bound from z = -5 on."""
+    fit = HypersolverClassifier(Riccati(), classes=["a", "b"], base_solver="euler", n_steps=2, max_epochs=3)
+    return fit.set_params(random_state=0).fit(draw(100, 0)).conformalize(draw(600, 1))
+
+
+@pytest.mark.parametrize("policy", [{}, {"route": True}, {"bound": "verified"}])
+@pytest.mark.parametrize("lost", [[3], [0, 5], [0, 1, 2, 3, 4, 5]])
+def test_rows_without_a_label_are_refused_by_name_and_not_said_to_be_nan(signs, policy, lost):
+    """As the Neural ODE itself refuses them; the numbers behind labels are nan there, with a warning."""
+    rows = draw(6, 3, 0.4, 1.3)
+    rows[lost] = -5.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnsolvedRowsWarning)
+        with pytest.raises(
+            ReferenceSolveError, match=r"there is no label where nothing solves .* to the tol"
+        ) as raised:
+            signs.predict(rows, tol=1e-1, alpha=0.05, **policy)
+    assert list(raised.value.rows) == lost and raised.value.n_rows == 6
+    with pytest.warns(UnsolvedRowsWarning, match=f"{len(lost)} of 6 rows of X"):
+        states = signs.transform(rows, tol=1e-1, alpha=0.05, **policy)
+    assert np.flatnonzero(np.isnan(states).any(axis=1)).tolist() == lost
+    others = np.delete(rows, lost, axis=0)
+    if len(others):
+        labels = signs.predict(others, tol=1e-1, alpha=0.05, **policy)
+        assert (labels == np.array(["a", "b"])[others.argmax(axis=1)]).mean() > 0.7
+
+
+class Logarithm(torch.nn.Module):
+    def forward(self, z):
+        return torch.log(z)
+
+
+@pytest.mark.parametrize("how", [{"tol": 0.1, "alpha": 0.05}, {"return_bound": True, "coverage": 0.9}, {}])
+def test_an_output_map_that_gives_nan_is_named_whatever_is_asked_for(how):
+    ode = NeuralODE(decay, output_map=Logarithm())
+    fit = HypersolverClassifier(ode, classes=["a", "b"], base_solver="euler", n_steps=2, max_epochs=3, random_state=0)
+    fit.fit(draw(100, 0)).conformalize(draw(300, 1))
+    rows = draw(6, 3, 0.4, 1.3)
+    rows[[1, 4]] *= -1
+    whose = "probabilities are nan" if how else "predict_proba gives nan"
+    with pytest.raises(ValueError, match=rf"there is no label, since {whose} .*2 of 6 rows of X \(rows 1, 4\)"):
+        fit.predict(rows, **how)
 
 
 class Stub(HypersolverClassifier):
@@ -337,6 +501,58 @@ def test_densities_without_data_are_not_calibrated(blobs_flow):
     sampling_only.sample(5, return_bound=True)
     with pytest.raises(NotCalibratedError, match="no calibration"):
         sampling_only.score_samples(rows, return_bound=True)
+
+
+@pytest.mark.parametrize("trace", ["exact", "rademacher", "gaussian"])
+def test_data_that_densities_were_fitted_on_are_refused_whatever_their_noise(trace):
+    """Also where they stand elsewhere, or were a level's, which has another seed."""
+    rows = make_moons(400, noise=0.1, random_state=0)[0]
+    kwargs = {"trace": trace, "n_steps": 2, "max_epochs": 2, "max_samples": 200}
+    quick = HypersolverDensity(decay, random_state=0, **kwargs).fit(rows[:100])
+    with pytest.raises(CalibrationRowsError, match="60 of 160 rows of X were fitted on"):
+        quick.conformalize(np.concatenate([rows[100:200], rows[:60]]))
+    level = HypersolverDensity(decay, random_state=1, **kwargs).fit(rows[100:200])
+    with pytest.raises(CalibrationRowsError, match="60 of 160 rows of X were fitted on, by this hypersolver or one"):
+        quick.conformalize(rows[140:300], levels=[level])
+    assert quick.conformalize(rows[200:300], levels=[level]).density_calibration_.n_rows == 100
+
+
+@pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
+def test_noise_does_not_make_rows_usual_or_unusual(trace):
+    rows = np.random.default_rng(0).normal(size=(500, 5))
+    kwargs = {"trace": trace, "n_steps": 2, "max_epochs": 2, "max_samples": 200}
+    quick = HypersolverDensity(decay, random_state=0, **kwargs).fit(rows[:100]).conformalize(rows[100:400])
+    near, far = rows[400:], rows[400:] + 6
+    _, info = quick.score_samples(np.concatenate([near, far]), return_info=True)
+    assert info.unusual[:100].mean() < 0.1 and info.unusual[100:].mean() > 0.95
+    exact = HypersolverDensity(decay, random_state=0, **kwargs | {"trace": "exact"}).fit(rows[:100])
+    _, other = exact.conformalize(rows[100:400]).score_samples(np.concatenate([near, far]), return_info=True)
+    np.testing.assert_array_equal(info.unusual, other.unusual)
+
+
+def _refuse_nan(Z):
+    assert np.isfinite(Z).all()
+    return Z - 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [StandardScaler(), PCA(random_state=0), FunctionTransformer(lambda Z: Z + 1, _refuse_nan)],
+    ids=["passes nan on", "multiplies", "refuses nan"],
+)
+def test_samples_that_nothing_solves_stay_nan_behind_a_pipeline(step):
+    rows = make_moons(200, noise=0.1, random_state=0)[0]
+    step.fit(rows)
+    fast = HypersolverDensity(make_pipeline(step, blank_flow(rows)), n_steps=2, max_epochs=2, max_samples=50).fit()
+    Z = rows[:5].copy()
+    Z[2, 1] = np.nan
+    X = fast._undo_steps(Z)
+    assert np.isnan(X[2]).all()
+    np.testing.assert_allclose(X[[0, 1, 3, 4]], step.inverse_transform(rows[[0, 1, 3, 4]]))
+
+
+def blank_flow(rows):
+    return ContinuousNormalizingFlow(max_epochs=1, random_state=0).fit(rows)
 
 
 @pytest.mark.parametrize("n_samples", [1, 20, 39])

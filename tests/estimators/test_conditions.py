@@ -402,6 +402,22 @@ def test_files_refuse_what_they_do_not_hold(fast, tmp_path):
         fast.save(tmp_path / "model.safetensors")
 
 
-def test_extra_rows_have_no_condition(rows):
-    with pytest.raises(ValueError, match="extra_rows with a condition"):
+def test_extra_rows_have_the_condition_of_a_row_or_none(rows):
+    with pytest.raises(ValueError, match="with a condition: nothing says which condition a drawn row has"):
         make(decay, extra_rows="box").fit(rows[0][:40], condition={"rate": 1.0})
+    X, rate = rows[0][:200], rows[1][:200]
+    fast = make(decay, extra_rows="between").fit(X, condition={"rate": rate})
+    np.testing.assert_allclose(fast.predict(X, condition={"rate": rate}), truth(X, rate), atol=5e-3)
+
+
+def test_states_at_times_take_a_condition(fast, rows):
+    X, rate = rows[0][:30], rows[1][:30]
+    times = np.array([0.25, 0.5, 1.0])
+    states = fast.trajectory(X, condition={"rate": rate}, t_eval=times)
+    expected = X[:, None] * np.exp(-rate[:, None, None] * times[:, None])
+    np.testing.assert_allclose(states, expected, atol=2e-2)
+    np.testing.assert_array_equal(fast.predict(X, condition={"rate": rate}, t_eval=times), states)
+    own = np.where(np.arange(30)[:, None] % 2, [0.25, 1.0], [0.5, np.nan])
+    by_row = fast.trajectory(X, condition={"rate": rate}, t_eval=own)
+    np.testing.assert_allclose(by_row[1::2], states[1::2][:, [0, 2]], rtol=1e-9)
+    assert np.isfinite(fast.count_evaluations(X, condition={"rate": rate}, t_eval=times))

@@ -24,6 +24,7 @@ from small_flows import LIKELIHOOD, holding, make_flow, two_blobs
 from torch.distributions import Independent, Laplace, MultivariateNormal
 
 from sklearn_hyper import ContinuousNormalizingFlow
+from sklearn_hyper.estimators._base import dopri5_states
 from sklearn_hyper.estimators.flows import append_noise
 
 
@@ -106,11 +107,50 @@ def test_hutchinsons_densities_are_those_of_their_noise():
 
 
 def test_hutchinsons_densities_are_unbiased():
-    flow, x = holding(TANH_5D, trace="rademacher", batch_size=512), TANH_5D.sample(1)
-    estimates = flow.score_samples(x.expand(4000, 5))
+    """Over the seeds of fits: a row has one estimate for each."""
+    flow, x = holding(TANH_5D, trace="rademacher"), TANH_5D.sample(1)
+    rows = np.concatenate([append_noise(x.numpy(), "rademacher", seed) for seed in range(4000)])
+    ode = flow.flow_.density(hutchinson=True)
+    with torch.no_grad():
+        estimates = flow.flow_.log_prob(dopri5_states(ode, torch.from_numpy(rows))).numpy()
     standard_error = estimates.std() / math.sqrt(4000)
     assert estimates.std() > 0.05
     assert abs(estimates.mean() - TANH_5D.log_prob(x).item()) < 4 * standard_error
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("width", [1, 5, 40])
+def test_noise_belongs_to_a_row(kind, width):
+    """Not to its place, its batch, or its precision; and to the seed."""
+    X = np.random.default_rng(0).normal(size=(300, width)).astype(np.float32)
+    noise = append_noise(X, kind, 7)[:, width:]
+    order = np.random.default_rng(1).permutation(300)
+    np.testing.assert_array_equal(append_noise(X[order], kind, 7)[:, width:], noise[order])
+    for some in (X[5:6], X[5:6].astype(np.float64), X[5:6].astype(np.float64) * (1 + 1e-12)):
+        np.testing.assert_allclose(append_noise(some, kind, 7)[:, width:], noise[5:6], rtol=1e-6)
+    np.testing.assert_array_equal(append_noise(0 * X, kind, 7), append_noise(-0.0 * np.abs(X), kind, 7))
+    assert (append_noise(X, kind, 8)[:, width:] != noise).mean() > 0.4
+    assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 5 / math.sqrt(noise.size)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("scale", [1e-60, 1.0, 1e60])
+def test_noise_has_mean_zero_and_unit_covariance(kind, scale):
+    X = scale * np.random.default_rng(0).normal(size=(4000, 6))
+    noise = append_noise(X, kind, 0)[:, 6:]
+    within = 5 / math.sqrt(4000)
+    assert np.abs(noise.mean(axis=0)).max() < within
+    assert np.abs(noise.T @ noise / 4000 - np.eye(6)).max() < 2 * within
+
+
+@pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
+def test_hutchinsons_density_of_a_row_does_not_depend_on_others(trace):
+    flow, X = holding(TANH_5D, trace=trace), TANH_5D.sample(12).numpy()
+    densities = flow.score_samples(X)
+    np.testing.assert_allclose(flow.score_samples(X[::-1])[::-1], densities, atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([flow.score_samples(X[i : i + 1]) for i in range(12)]), densities, atol=1e-6
+    )
 
 
 def test_wide_data_get_an_estimate_unless_asked_otherwise():

@@ -168,6 +168,16 @@ def test_reference_and_hypersolver_see_the_same_noise():
         np.testing.assert_allclose(module(states), fast.score_samples(x), atol=1e-12)
 
 
+@pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
+def test_an_estimated_density_does_not_depend_on_the_batch(trace):
+    x = TANH_5D.sample(60).numpy()
+    fast = make_fast(TANH_5D.field, trace=trace).fit(x)
+    densities = fast.score_samples(x)
+    np.testing.assert_allclose(fast.score_samples(x[::-1])[::-1], densities, atol=1e-9)
+    np.testing.assert_allclose(fast.score_samples(x[17:18]), densities[17:18], atol=1e-9)
+    np.testing.assert_allclose(fast.transform(x[17:18]), fast.transform(x)[17:18], atol=1e-9)
+
+
 @pytest.mark.parametrize("trace", ["auto", "exact"])
 def test_the_flows_trace_and_noise_are_taken_over(trace):
     slow, x = holding(TANH_5D, trace="rademacher"), TANH_5D.sample(100)

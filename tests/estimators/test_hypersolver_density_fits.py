@@ -24,7 +24,7 @@ from torch.distributions import Independent, Laplace
 from sklearn_hyper import HypersolverDensity, MLPCorrection, NeuralODE
 from sklearn_hyper.estimators._fitted_neural_ode import resolve_flow
 from sklearn_hyper.modules import Flow, neural_ode
-from sklearn_hyper.training import references
+from sklearn_hyper.training import correction_fit, extra_rows, references
 
 
 # ---------------------------------------------------------------------- what is passed as neural_ode
@@ -141,7 +141,8 @@ def test_computes_in_the_field_s_dtype(blobs):
 
 def test_a_cached_reference_is_not_solved_again(curved, blobs, solves, tmp_path):
     one, other = (make_fast(curved, n_steps=k, memory=str(tmp_path)).fit(blobs) for k in (2, 1))
-    assert [solve.n_rows for solve in solves] == [40, 40]  # one a direction, of max_samples
+    # One a direction, of max_samples; rows drawn between them are others for another number of steps.
+    assert [solve.n_rows for solve in solves if solve.n_rows > 9] == [40, 40]
     assert np.abs(one.score_samples(blobs) - other.score_samples(blobs)).max() > 0
 
 
@@ -236,3 +237,35 @@ def test_both_directions_have_the_base_solver_that_auto_chooses_for_the_features
 
 def _curl(t, z):
     return torch.sin(z.roll(1, dims=1))
+
+
+# ---------------------------------------------------------------------- rows beside X
+rough = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@rough
+def test_rows_between_those_of_x_are_for_densities_alone(blobs, monkeypatch):
+    """Base states fill their space already; data leave gaps, in which nothing else is learned."""
+    drawn = []
+    draw = extra_rows.draw_extra_rows
+
+    def remember(task, runs, settings, rng):
+        drawn.append((task.neural_ode.n_unitless, settings.extra_rows, extra := draw(task, runs, settings, rng)))
+        return extra
+
+    monkeypatch.setattr(correction_fit, "draw_extra_rows", remember)
+    fast = make_fast(LINEAR.field, max_epochs=1).fit(blobs)
+    ((n_unitless, how, extra),) = drawn
+    assert (n_unitless, how) == (1, "between")
+    assert len(extra.task) == 9  # a quarter of the 36 rows, of max_samples=40, that are trained on
+    clone(fast).set_params(extra_rows=None).fit(blobs)
+    make_fast(LINEAR.field, n_features=2, max_epochs=1).fit()
+    assert len(drawn) == 1
+    clone(fast).set_params(extra_rows="worst").fit(blobs)
+    assert drawn[1][:2] == (1, "worst")
+
+
+@rough
+def test_rows_between_have_noise_of_hutchinson_s_estimate_too(blobs):
+    fast = make_fast(TANH.field, trace="gaussian", max_epochs=2).fit(blobs)
+    assert np.isfinite(fast.score_samples(blobs)).all()

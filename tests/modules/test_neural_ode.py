@@ -250,3 +250,22 @@ def test_check_passes_the_condition_and_says_what_is_wrong_with_it():
         VectorFieldError, match=r"It was called with t \(.*\), z \(.*\), label \(shape \(2,\), torch.int64"
     ):
         check_neural_ode(NeuralODE(lambda t, z: -z), x, {"label": torch.tensor([0, 1])})
+
+
+def test_states_at_times_of_each_rows_own():
+    ode = NeuralODE(lambda t, z, x: -x * z, data_controlled=True, t_span=(0.0, 2.0))
+    x = torch.tensor([[1.0], [3.0]]).double()
+    times = torch.tensor([[0.5, 2.0], [1.0, math.nan]]).double()
+    exact = (x[:, None] * (-x[:, None] * times[..., None]).exp()).nan_to_num()
+    torch.testing.assert_close(ode.solve(x, rtol=1e-8, times=times), exact, rtol=1e-5, atol=1e-7)
+    states = ode.reference_at(x, ode.inputs(x), times, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(states, exact, rtol=1e-5, atol=1e-7)
+
+
+def test_outputs_of_states_that_are_not_given_are_nan_and_the_map_never_sees_them():
+    seen = []
+    ode = NeuralODE(lambda t, z: z, output_map=lambda z: seen.append(len(z)) or 2 * z)
+    states, given = torch.ones(3, 2, 1), torch.tensor([[True, True], [True, False], [False, False]])
+    outputs = ode.outputs(states, given)
+    assert seen == [3] and (outputs[given] == 2).all() and outputs[~given].isnan().all()
+    assert torch.equal(ode.outputs(states[:, 0]), 2 * states[:, 0])

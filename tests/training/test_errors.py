@@ -66,6 +66,20 @@ def test_solves_are_the_libraries_own(references, base_solver, loss):
     )
 
 
+def test_states_at_given_times_are_compared_instead_of_those_of_the_steps(references):
+    """The start among them is not asked for again, and losses of the end do not read them."""
+    run, grid = run_of("heun", 4), (0.0, 0.5, 0.75)
+    unrolled = UnrolledSolves(references.task.neural_ode, trajectory_loss, grid)
+    states, reference = unrolled.solve(references, slice(2, 9), run, None)
+    assert torch.equal(reference, references.on_grid(grid, slice(2, 9)))
+    expected = unrolled.mesh(run).states_at(LOGISTIC.f, reference[0], torch.tensor(grid, dtype=torch.float64))
+    torch.testing.assert_close(states, expected, rtol=1e-13, atol=1e-13)
+    assert float(unrolled.share(references, slice(None), run, None)) == pytest.approx(1, rel=1e-12)
+    ends = [UnrolledSolves(references.task.neural_ode, terminal_loss, times) for times in (None, grid)]
+    solved = [one.solve(references, slice(2, 9), run, None)[0] for one in ends]
+    assert torch.equal(*solved)
+
+
 @pytest.mark.parametrize(
     "loss", [terminal_loss, trajectory_loss, output_loss(torch.exp)], ids=["end", "path", "output"]
 )

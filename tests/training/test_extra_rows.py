@@ -13,7 +13,7 @@ from sklearn_hyper.modules.copies import frozen_copy
 from sklearn_hyper.modules.model_file import ModelFileError
 from sklearn_hyper.numerics import resolve_base_solver
 from sklearn_hyper.training.correction_fit import CorrectionFit
-from sklearn_hyper.training.extra_rows import draw_extra_rows, draw_from_box, draw_nearby
+from sklearn_hyper.training.extra_rows import draw_between, draw_extra_rows, draw_from_box, draw_nearby
 from sklearn_hyper.training.plan import Run
 
 pytestmark = ROUGH_FITS
@@ -49,6 +49,18 @@ def test_nearby_rows_are_moved_by_a_share_of_each_features_deviation():
     drawn = draw_nearby(x, 20000, np.random.default_rng(0))
     expected = x.std(dim=0, correction=0) * (1 + 0.3**2) ** 0.5
     torch.testing.assert_close(drawn.std(dim=0), expected, rtol=0.03, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 3, 3)], ids=["features", "images"])
+def test_rows_between_lie_on_lines_through_pairs_and_a_quarter_beyond(shape):
+    """Of two rows there is one line: where on it a drawn row lies, and which end is nearer, are known."""
+    x = torch.stack([torch.zeros(shape), torch.ones(shape)])
+    drawn, nearer = draw_between(x, 4000, np.random.default_rng(0))
+    place = drawn.flatten(1)
+    assert (place == place[:, :1]).all()
+    assert place.min() >= -0.25 and place.max() <= 1.25 and place.min() < -0.2 and place.max() > 1.2
+    inside = (place[:, 0] != 0) & (place[:, 0] != 1)  # both rows of a pair may be the same one
+    assert torch.equal(nearer[inside] == 1, place[inside, 0] > 0.5)
 
 
 def test_the_worst_have_larger_errors_of_the_base_solver_than_those_drawn():
@@ -184,7 +196,7 @@ def test_a_function_gets_rows_as_the_neural_ode_takes_them_and_a_generator(X):
 def test_another_value_is_refused_by_name(X, how):
     with pytest.raises(ValueError, match="'extra_rows' parameter of HypersolverRegressor must be"):
         make_regressor(extra_rows=how).fit(X)
-    with pytest.raises(ValueError, match="extra_rows must be None, 'box', 'worst' or a function"):
+    with pytest.raises(ValueError, match="extra_rows must be None, 'box', 'worst', 'between' or a function"):
         fit_hypersolver(turn_task(), fit_settings(extra_rows=how))
 
 
@@ -196,11 +208,33 @@ def test_a_box_of_images_is_refused_and_their_worst_are_drawn():
     assert extra("worst", task).task.x.shape == (40, 1, 4, 4)
 
 
-def test_conditions_are_refused():
+def conditioned(rate):
     field = frozen_copy(NeuralODE(lambda t, z, rate: -rate * z))
-    task = Task(field, rows(40), {"rate": torch.ones(40, 1, dtype=torch.float64)})
-    with pytest.raises(ValueError, match="extra_rows with a condition"):
-        fit_hypersolver(task, fit_settings(extra_rows="box"))
+    return Task(field, rows(40), {"rate": rate})
+
+
+@pytest.mark.parametrize("how", ["box", "worst", lambda X, n, random_state: X[:n]], ids=["box", "worst", "function"])
+def test_conditions_are_refused_where_no_row_says_which(how):
+    with pytest.raises(ValueError, match=r"extra_rows=.* with a condition.*'between'"):
+        fit_hypersolver(conditioned(torch.ones(40, 1, dtype=torch.float64)), fit_settings(extra_rows=how))
+
+
+def test_rows_between_have_the_condition_of_the_nearer_row():
+    task = conditioned(torch.arange(40, dtype=torch.float64)[:, None])
+    drawn = extra("between", task, n_steps=40).task
+    _, nearer = draw_between(task.x, 10, np.random.default_rng(0))
+    assert set(drawn.condition["rate"][:, 0].long().tolist()) <= set(nearer.tolist())
+    more = task.with_extra(drawn)
+    assert len(more.condition["rate"]) == len(more) == 40 + len(drawn)
+    fit_hypersolver(task, fit_settings(extra_rows="between", n_steps=40, max_epochs=1))
+
+
+def test_rows_between_may_all_be_left_out(X):
+    """From everywhere one Euler step ends further off than a state is large."""
+    stiff = NeuralODE(lambda t, z: -60 * z)
+    task = Task(frozen_copy(stiff), rows(40))
+    assert len(extra("between", task, n_steps=1).task) == 0
+    assert prepared("between", task, n_steps=1).train.task.x.shape == (36, 2)
 
 
 def test_a_function_is_no_part_of_a_model_file(X, tmp_path):

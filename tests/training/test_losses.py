@@ -5,7 +5,14 @@ import torch
 from small_tasks import logistic_targets
 from torch import nn
 
-from sklearn_hyper.training.losses import ScaledMSELoss, output_loss, residual_loss, terminal_loss, trajectory_loss
+from sklearn_hyper.training.losses import (
+    ObservedMSELoss,
+    ScaledMSELoss,
+    output_loss,
+    residual_loss,
+    terminal_loss,
+    trajectory_loss,
+)
 
 STATES = torch.arange(12.0, dtype=torch.float64).reshape(3, 2, 2)
 REFERENCE = STATES + torch.tensor([0.0, 1.0, -3.0], dtype=torch.float64)[:, None, None]
@@ -48,3 +55,23 @@ def test_squared_errors_are_in_units_of_the_targets():
     loss, prediction, target = ScaledMSELoss(torch.tensor([2.0, 10.0])), torch.zeros(3, 2), torch.tensor([[2.0, 10.0]])
     assert float(loss(prediction, target.expand(3, 2))) == 1.0
     assert "scale" in loss.state_dict()  # it moves and is saved with the net
+
+
+def test_what_was_not_observed_counts_for_nothing():
+    scale = torch.tensor([2.0, 0.5])
+    prediction = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = torch.zeros(4, 3, 2)
+    plain, observed = ScaledMSELoss(scale), ObservedMSELoss(scale)
+    torch.testing.assert_close(observed(prediction, target), plain(prediction, target))
+    seen = torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(1)) < 0.5
+    holes = target.masked_fill(~seen, torch.nan)
+    loss = observed(prediction.masked_fill(~seen, torch.nan), holes)
+    torch.testing.assert_close(loss, ((prediction / scale).pow(2))[seen].mean())
+    observed.reduction = "none"
+    torch.testing.assert_close(observed(prediction, holes).mean(), loss)
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    assert gradient.isfinite().all() and torch.equal(gradient != 0, seen)
+
+
+def test_a_batch_of_which_nothing_was_observed_has_no_loss():
+    assert ObservedMSELoss(torch.ones(1))(torch.ones(2, 2, 1), torch.full((2, 2, 1), torch.nan)) == 0

@@ -138,6 +138,26 @@ def test_a_plan_over_a_family_takes_all_methods_along_one_mesh():
     assert plan.times == make_plan(FAMILY[:1], (0.0, 1.0), 4, sizes, np.random.default_rng(1)).times
 
 
+@pytest.mark.parametrize("t_span", [(0.0, 1.0), (2.0, -3.0)], ids=str)
+def test_times_to_fit_at_join_the_mesh_and_move_no_step(t_span):
+    """Those that are there up to rounding do not join: dopri5 would have to step from one to the other."""
+    start, span = t_span[0], t_span[1] - t_span[0]
+    times = [start + span * share for share in (0.0, 0.1 + 0.2, 0.123, 0.123 + 1e-14, 1.0)]
+    sizes = StepSizes.from_parameters(5, None)
+    plain, plan = (
+        make_plan([resolve_base_solver("ab2")], t_span, 5, sizes, np.random.default_rng(0), t_eval=t_eval)
+        for t_eval in (None, times)
+    )
+    assert len(plan.times) == len(plain.times) + 1 and len(mesh_indices(plan.times, times)) == 5
+    assert (np.diff(plan.times) * span > 0).all() and np.abs(np.diff(plan.times)).min() > 1e-6
+    places = [[(one.times[step.start], one.times[step.end]) for step in one.steps] for one in (plain, plan)]
+    assert places[0] == places[1] and plan.runs == plain.runs
+    assert all(
+        len(step.past(plan.times)) == len(other.past(plain.times))
+        for step, other in zip(plan.steps, plain.steps, strict=True)
+    )
+
+
 def test_a_method_made_for_one_mesh_takes_its_own_steps_in_order():
     method = Nonstationary([[1.0], [0.5, 0.5], [0.2, 0.3, 0.5]], [0.0, 0.2, 0.5, 1.0])
     plan = make_plan([method], (1.0, 3.0), 3, StepSizes.from_parameters(3, None), np.random.default_rng(0))

@@ -68,7 +68,9 @@ def test_settings_are_picked_from_among_others():
 
 
 def test_names_and_defaults_are_the_estimators():
-    parameters = inspect.signature(HypersolverRegressor.__init__).parameters
+    """Parameters of the estimator, or of its fit."""
+    own, of_fit = (inspect.signature(getattr(HypersolverRegressor, name)).parameters for name in ("__init__", "fit"))
+    parameters = {**own, **of_fit}
     for field in dataclasses.fields(FitSettings):
         expected = parameters[field.name].default
         assert field.default == (expected if field.name != "device" else expected or "cpu")

@@ -8,7 +8,7 @@ from problems import PROBLEMS, named
 from torch import nn
 
 from sklearn_hyper import NeuralODE
-from sklearn_hyper.numerics import CountedField, hypersolve
+from sklearn_hyper.numerics import CountedField, hypersolve, resolve_base_solver
 from sklearn_hyper.training.solver_control import (
     CERTIFIED_GAP,
     DOPRI5_RUNG,
@@ -20,6 +20,7 @@ from sklearn_hyper.training.solver_control import (
     count_polish,
     polished_schedule,
 )
+from sklearn_hyper.training.timed_rows import TimedRows
 
 
 class Settings:
@@ -41,6 +42,26 @@ def test_every_rung_is_the_librarys_solve_and_costs_what_it_says(problem):
         expected = hypersolve(problem.f, z0, problem.t_span, rung.n_steps, rung.solver, x=problem.x)
         torch.testing.assert_close(solver(z0), expected, rtol=0, atol=0)
         assert solver.n_evaluations - before == solver.last_evaluations == rung.n_evaluations
+
+
+@pytest.mark.parametrize("rung", [*RUNGS, DOPRI5_RUNG], ids=str)
+def test_rows_with_times_get_states_at_them(rung):
+    ode = NeuralODE(lambda t, z: torch.cos(t) * z, t_span=(0.0, 2.0))
+    x = torch.tensor([[1.0], [-2.0]]).double()
+    times = torch.tensor([[0.0, 0.4, 2.0], [1.0, math.nan, math.nan]]).double()
+    solver = TrainingSolver(ode, Settings("auto"))
+    solver.use(rung)
+    states = solver(TimedRows(x, times))
+    exact = (x[:, None] * torch.sin(times).exp()[..., None]).nan_to_num()
+    allowed = 1e-4 if rung is DOPRI5_RUNG else 5 * rung.n_steps ** -resolve_base_solver(rung.solver).order
+    assert (states - exact).abs().max() < allowed
+    torch.testing.assert_close(states[0, 2], solver(x)[0], rtol=1e-6, atol=0)
+    if rung is not DOPRI5_RUNG:
+        before = solver.n_evaluations
+        solver(TimedRows(x, times))
+        # One more where f at the end is needed, to interpolate in the last steps.
+        assert solver.n_evaluations - before == solver.last_evaluations
+        assert solver.last_evaluations - rung.n_evaluations == (rung.n_steps < 3)
 
 
 def test_rungs_cost_more_and_more():
