@@ -667,7 +667,9 @@ def test_an_unknown_keyword_is_named_with_its_method(fast, digits, blobs_flow):
 
 def test_keywords_are_those_of_the_regressors_predict():
     parameters = inspect.signature(HypersolverRegressor.predict).parameters
-    explicit = {name: value.default for name, value in parameters.items() if name not in ("self", "X", "condition", "t_eval")}
+    explicit = {
+        name: value.default for name, value in parameters.items() if name not in ("self", "X", "condition", "t_eval")
+    }
     assert tuple(explicit) == ASKED
     assert explicit == {field.name: field.default for field in fields(Wanted)}
 
