@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from ..hypersolvers import FitSettings, FittedHypersolver, Task, fit_hypersolver
 from ..hypersolvers.choose import auto_name, choose_correction
 from ..hypersolvers.prepare import prepare_neural_ode
 from ..modules.copies import frozen_copy
-from ..modules.divergence import LogDensityField, vector_jacobian_products
+from ..modules.divergence import LogDensityField
 from ..modules.field_probes import PROBED_ROWS
 from ..modules.flow import Flow
 from ..modules.neural_ode import NeuralODE
@@ -106,7 +105,7 @@ class AdaptedFlow:
         """Return the Neural ODE from data to (base, integral of the trace)."""
         plain = self.flow.density()
         ode = NeuralODE(
-            ConditionedLogDensity(self.field), input_map=plain.input_map, t_span=plain.t_span,
+            LogDensityField(self.field), input_map=plain.input_map, t_span=plain.t_span,
             state_size=plain.state_size,
         )  # fmt: skip
         ode.n_unitless = plain.n_unitless
@@ -264,17 +263,6 @@ def _fit(
     for problem in fitted.problems:
         warnings.warn(problem, RuntimeWarning, stacklevel=3)
     return fitted
-
-
-class ConditionedLogDensity(LogDensityField):
-    """Dynamics of a state and its log density, of a field with conditions; the trace is exact."""
-
-    def forward(self, t: Tensor, state: Tensor, x: Tensor | None = None, **condition: Any) -> Tensor:
-        z = state[:, :-1]
-        directions = list(torch.eye(z.shape[1], dtype=z.dtype, device=z.device))
-        dz, products = vector_jacobian_products(partial(self.vector_field, **condition), t, z, directions)
-        trace = sum(product[:, i] for i, product in enumerate(products))
-        return torch.cat([dz, -trace[:, None]], dim=1)  # type: ignore[index]
 
 
 # ---------------------------------------------------------------------- torch transforms

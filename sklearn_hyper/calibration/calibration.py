@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..hypersolvers import FittedHypersolver, SolveSettings
 from ..hypersolvers.fitted import move_all
+from ..training.given_rows import Inputs, apart
 from ..training.tasks import row_digests
 from .bounds import LEARNED, Bounds
 from .conformal import CalibrationRowsError
@@ -60,8 +61,8 @@ class Calibration:
     ----------
     fitted : FittedHypersolver
         The solver. The calibration holds for it alone: not for another number of steps, span or field.
-    x : Tensor of shape (n, ...)
-        Rows that were not fitted on, on the CPU.
+    x : Tensor of shape (n, ...), or GivenRows
+        Rows that were not fitted on, on the CPU, with their condition if the field takes one.
     convert : callable
         Maps terminal states to outputs.
     others : sequence of FittedHypersolver
@@ -85,7 +86,7 @@ class Calibration:
     def __init__(
         self,
         fitted: FittedHypersolver,
-        x: Tensor,
+        x: Inputs,
         convert: Convert,
         others: Sequence[FittedHypersolver] = (),
         solving: SolveSettings | None = None,
@@ -102,6 +103,7 @@ class Calibration:
         ends = measured.runs[measured.own].ends
         is_image = ends.ndim > 2 or (fitted.neural_ode.data_controlled and x.ndim > 2)
         eps = float(torch.finfo(ends.dtype).eps)
+        self._labels = {name: values.unique() for name, values in _labels_of(x).items()}
         self._usual = UsualRows(measured.starts.look(fitted.neural_ode), by_chance=is_image, eps=eps)
 
     def to(self, device: torch.device | str) -> Calibration:
@@ -126,7 +128,7 @@ class Calibration:
         return moved
 
     def bound(
-        self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, coverage: float, how: str,
+        self, fitted: FittedHypersolver, x: Inputs, convert: Convert, kind: str, coverage: float, how: str,
         watch: Callable[[Tensor], None] | None = None,
     ) -> Bounded:  # fmt: skip
         """Solve the rows, and bound each row's error. ``watch`` sees their trajectories, some rows at a time.
@@ -138,7 +140,7 @@ class Calibration:
         own = self._own
         starts = Starts.of(fitted, x)
         run = own.run(starts, watch)
-        unusual = self._usual.are_unusual(starts.look(fitted.neural_ode))
+        unusual = self._are_unusual(starts, fitted)
         n_evaluations = np.full(len(x), own.n_evaluations)
         if how == LEARNED:
             bound = self.bounds.learned(kind, run, coverage)
@@ -162,7 +164,7 @@ class Calibration:
         return Bounded(run.ends, bound, n_evaluations, own.name, unusual)
 
     def keep(
-        self, fitted: FittedHypersolver, x: Tensor, convert: Convert, kind: str, tolerance: Tolerance, alpha: float,
+        self, fitted: FittedHypersolver, x: Inputs, convert: Convert, kind: str, tolerance: Tolerance, alpha: float,
         *, route: bool, how: str,
     ) -> tuple[Answer, NDArray[np.bool_]]:  # fmt: skip
         """Solve every row by what is certified to keep a tolerance; return answers and which rows are unusual.
@@ -176,7 +178,7 @@ class Calibration:
         """
         policy = self.policy(kind, tolerance, alpha, route=route, how=how)
         starts, ladder = Starts.of(fitted, x), self.ladders[kind]
-        unusual = self._usual.are_unusual(starts.look(fitted.neural_ode))
+        unusual = self._are_unusual(starts, fitted)
         if policy == ONE:
             level = ladder.level_instead(tolerance, alpha) if route else ladder.fixed_level(tolerance, alpha)
             assert level is not None  # else the policy would be routing
@@ -194,6 +196,14 @@ class Calibration:
             return VERIFIED
         return ROUTED if route and self.ladders[kind].level_instead(tolerance, alpha) is None else ONE
 
+    def _are_unusual(self, starts: Starts, fitted: FittedHypersolver) -> NDArray[np.bool_]:
+        """Return which rows are unlike the calibration's, or have a label that no calibration row has."""
+        unusual = self._usual.are_unusual(starts.look(fitted.neural_ode))
+        for name, values in _labels_of(starts.x).items():
+            unknown = ~torch.isin(values, self._labels[name])
+            unusual |= unknown.reshape(len(values), -1).any(dim=1).numpy()
+        return unusual
+
     def _check_tolerance(self, kind: str, tolerance: Tolerance) -> None:
         size = self.ladders[kind].typical_size
         asked = float(tolerance.limit(np.array(size)))
@@ -207,6 +217,11 @@ class Calibration:
             )
 
 
+def _labels_of(x: Inputs) -> dict[str, Tensor]:
+    """Return the parts of a condition that are labels, of which neighbours are nothing alike: integers."""
+    return {name: values for name, values in apart(x)[1].items() if not values.is_floating_point()}
+
+
 def _check_steps(solvers: Sequence[FittedHypersolver]) -> None:
     if any(solver.is_adaptive and solver.times == "shared" for solver in solvers):
         raise ValueError(
@@ -216,12 +231,12 @@ def _check_steps(solvers: Sequence[FittedHypersolver]) -> None:
         )
 
 
-def _check_rows(solvers: Sequence[FittedHypersolver], x: Tensor) -> None:
+def _check_rows(solvers: Sequence[FittedHypersolver], x: Inputs) -> None:
     n = len(x)
     if n < FEWEST:
         raise CalibrationRowsError(f"X has {n} rows; a calibration needs {FEWEST}, and 1,000 are advised.")
     known = [solver.fitted_rows for solver in solvers if solver.fitted_rows is not None]
-    digests = row_digests(solvers[0].neural_ode, x)
+    digests = row_digests(solvers[0].neural_ode, *apart(x))
     n_fitted = int(np.isin(digests, np.concatenate(known)).sum()) if known else 0
     if n_fitted > _KNOWN * n:
         raise CalibrationRowsError(

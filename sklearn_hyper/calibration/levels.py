@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from ..modules.neural_ode import NeuralODE
 from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.cost import CountedField
 from ..numerics.reference import ReferenceSolveError
+from ..training.given_rows import Inputs, apart
 from ..training.references import chunk_rows, solve_rows
 from .describing import Rows, describe_run
 
@@ -37,18 +38,20 @@ class Starts:
 
     Parameters
     ----------
-    x : Tensor of shape (n, ...)
+    x : Tensor of shape (n, ...), or GivenRows
+        With their condition, if the field takes one.
     z0 : Tensor of shape (n, ...)
     """
 
-    x: Tensor
+    x: Inputs
     z0: Tensor
 
     @classmethod
-    def of(cls, fitted: FittedHypersolver, x: Tensor) -> Starts:
+    def of(cls, fitted: FittedHypersolver, x: Inputs) -> Starts:
         """Run the input map on rows, as many at a time as fit into memory. The states are on the CPU, as the rows."""
         with torch.no_grad():
-            states = [fitted.neural_ode.input_map(some.to(fitted.device)).cpu() for some in x.split(_chunk(x))]
+            inputs = apart(x)[0].split(_chunk(x))
+            states = [fitted.neural_ode.input_map(some.to(fitted.device)).cpu() for some in inputs]
         return cls(x, torch.cat(states))
 
     def __len__(self) -> int:
@@ -65,21 +68,26 @@ class Starts:
     def chunks(self) -> Iterator[Starts]:
         """Split the rows into as many as fit into memory at a time."""
         size = min(_chunk(self.x), _chunk(self.z0))
-        return map(Starts, self.x.split(size), self.z0.split(size))
+        parts = (slice(start, start + size) for start in range(0, len(self), size))
+        return (Starts(self.x[part], self.z0[part]) for part in parts)
 
     def look(self, neural_ode: NeuralODE) -> Rows:
         """Return what tells rows apart: flat initial states, and inputs that the field reads beside them.
 
         Noise of a trace's estimate does not: it is as far from that of any other row.
         """
-        states = as_rows(self.z0)
-        if not neural_ode.data_controlled:
-            return states
-        return np.concatenate([states, as_rows(without_noise(neural_ode, self.x))], axis=1)
+        x, condition = apart(self.x)
+        beside = _beside(neural_ode, without_noise(neural_ode, x), condition)
+        return np.concatenate([as_rows(self.z0), *beside], axis=1)
 
 
-def _chunk(rows: Tensor) -> int:
-    return chunk_rows(rows[:1].numel())
+def _beside(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any]) -> list[Rows]:
+    """Return what the field reads beside states as flat rows: x if it is data-controlled, and the condition."""
+    return [as_rows(value) for value in ([x] if neural_ode.data_controlled else []) + [*condition.values()]]
+
+
+def _chunk(rows: Inputs) -> int:
+    return chunk_rows(apart(rows[:1])[0].numel())
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +105,12 @@ class Level:
     n_evaluations: int
 
     @classmethod
-    def of(cls, solver: FittedHypersolver, x: Tensor) -> Level:
+    def of(cls, solver: FittedHypersolver, x: Inputs) -> Level:
         """Return the level of a solver. Adaptive steps are counted on some of the rows."""
         known = solver.module.stepping.n_evaluations
         if known is not None:
             return cls(solver, known)
-        return cls(solver, math.ceil(solver.module.count_evaluations(x[:_COUNTED].to(solver.device))))
+        return cls(solver, math.ceil(solver.module.count_evaluations(*apart(x[:_COUNTED].to(solver.device)))))
 
     @property
     def name(self) -> str:
@@ -119,8 +127,9 @@ class Level:
         for chunk in starts.chunks():
             states = self._trajectory(chunk)
             ends.append(states[-1])
-            beside = as_rows(chunk.x) if self.solver.neural_ode.data_controlled else None
-            described.append(describe_run(states.double().numpy(), beside))
+            beside = _beside(self.solver.neural_ode, *apart(chunk.x))
+            read = np.concatenate(beside, axis=1) if beside else None
+            described.append(describe_run(states.double().numpy(), read))
             if watch is not None:
                 watch(states)
         return Run(torch.cat(ends), np.concatenate(described))
@@ -134,7 +143,7 @@ class Level:
         while len(kept):
             rows = starts.rows(kept).to(solver.device)
             try:
-                given = rows.x, None, rows.z0
+                given = *apart(rows.x), rows.z0
                 states = solver.solve(*given)[None].cpu() if ends else solver.trajectory(*given).cpu()
             except StepLimitError as error:
                 if not error.rows:
@@ -163,7 +172,7 @@ def as_rows(values: Tensor | NDArray[Any]) -> Rows:
     return array.reshape(len(array), -1)
 
 
-def list_levels(fitted: FittedHypersolver, others: Sequence[FittedHypersolver], x: Tensor) -> list[Level]:
+def list_levels(fitted: FittedHypersolver, others: Sequence[FittedHypersolver], x: Inputs) -> list[Level]:
     """Return the candidates of a ladder in order of cost, which is counted on rows x where it depends on them.
 
     They are the fitted solver, the numbers of steps that its fit covers, other fitted solvers that are given, and the
@@ -211,6 +220,7 @@ def solve_exactly(
 
 def _solve_chunk(fitted: FittedHypersolver, starts: Starts, solving: SolveSettings) -> tuple[Tensor, NDArray[np.int64]]:
     ode = fitted.neural_ode
+    x, condition = apart(starts.x)
     counted = CountedField(ode.vector_field)
     counting = NeuralODE(
         counted, input_map=lambda _: starts.z0, output_map=ode.output_map, t_span=ode.t_span,
@@ -218,7 +228,7 @@ def _solve_chunk(fitted: FittedHypersolver, starts: Starts, solving: SolveSettin
     )  # fmt: skip
     counting.state_size = ode.state_size
     try:
-        states, _ = solve_rows(counting, starts.x, ode.t_span, solving.rtol, solving.atol)
+        states, _ = solve_rows(counting, x, ode.t_span, solving.rtol, solving.atol, condition)
         ends = states[-1].cpu()
     except ReferenceSolveError:  # none of these rows, but a caller has others
         ends = torch.full_like(starts.z0, torch.nan).cpu()

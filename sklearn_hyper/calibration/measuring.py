@@ -13,6 +13,7 @@ from torch import Tensor
 from ..hypersolvers import FittedHypersolver, SolveSettings, Task
 from ..hypersolvers.fitted import UNDEFINED
 from ..numerics.row_errors import refuse_undefined
+from ..training.given_rows import Inputs, apart
 from ..training.references import solve_references
 from .describing import Rows, norms
 from .levels import Level, Run, Starts, as_rows, list_levels, solve_exactly
@@ -96,7 +97,7 @@ def distances(one: Rows, other: Rows) -> Rows:
 
 def measure(
     fitted: FittedHypersolver,
-    x: Tensor,
+    x: Inputs,
     convert: Convert,
     others: Sequence[FittedHypersolver],
     solving: SolveSettings,
@@ -108,7 +109,7 @@ def measure(
     ReferenceSolveError
         If dopri5 cannot solve some rows.
     """
-    states = solve_references(Task(fitted.neural_ode, x), fitted.times_of_trajectory, solving)
+    states = solve_references(Task(fitted.neural_ode, *apart(x)), fitted.times_of_trajectory, solving)
     levels = list_levels(fitted, others, x)
     own = next(index for index, level in enumerate(levels) if level.solver is fitted)
     path_errors: list[Rows] = []
@@ -137,11 +138,16 @@ def measure(
 
 
 def _noise(
-    fitted: FittedHypersolver, x: Tensor, true: Mapping[str, Rows], convert: Convert, solving: SolveSettings
+    fitted: FittedHypersolver, x: Inputs, true: Mapping[str, Rows], convert: Convert, solving: SolveSettings
 ) -> dict[str, Rows]:
     """Return how far references are off: a ninth of their distance to solves at ten times the tolerance."""
     atol = None if solving.atol is None else 10 * solving.atol
     loose = solve_references(
-        Task(fitted.neural_ode, x), fitted.neural_ode.t_span, solving, rtol=10 * solving.rtol, atol=atol, keep_lost=True
+        Task(fitted.neural_ode, *apart(x)),
+        fitted.neural_ode.t_span,
+        solving,
+        rtol=10 * solving.rtol,
+        atol=atol,
+        keep_lost=True,
     )[-1]
     return {kind: np.nan_to_num(norms(ends_as(kind, loose, convert) - true[kind])) / 9 for kind in ENDS}

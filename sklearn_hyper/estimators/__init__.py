@@ -6,6 +6,7 @@ from ..modules.model_file import ModelFileError
 from ..training.flow_fitting import StiffFlowWarning
 from ..training.nets import TrainingDivergedError
 from ._base import SolverAgreementWarning, UnsolvedRowsWarning, VersionMismatchWarning
+from ._conditions import ConditionError
 from .flows import ContinuousNormalizingFlow
 from .hypersolver_classifier import HypersolverClassifier
 from .hypersolver_density import HypersolverDensity
@@ -14,6 +15,7 @@ from .neural_ode import NeuralODEClassifier, NeuralODERegressor
 from .saved_models import load
 
 __all__ = [
+    "ConditionError",
     "ContinuousNormalizingFlow",
     "GradientWarning",
     "HypersolverClassifier",

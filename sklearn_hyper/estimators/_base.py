@@ -30,6 +30,7 @@ from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
 from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
+from ..training.given_rows import GivenRows
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 from ..training.refit_control import RefitControl
@@ -117,7 +118,9 @@ class TorchEstimator(BaseEstimator):
         return X
 
     @staticmethod
-    def _to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    def _to_tensor(array: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
+        if isinstance(array, GivenRows):
+            return array.to(device, dtype)
         # Copied, because a map may change its input in place. torch.from_numpy also warns of read-only memory and
         # refuses negative strides.
         return torch.from_numpy(array.copy()).to(device=device, dtype=dtype)
@@ -197,7 +200,8 @@ class TorchEstimator(BaseEstimator):
 
     def _certify(self, module: nn.Module, x: Rows, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
         """Compare the last solver of a training with dopri5 as ``predict`` runs it; warn where they disagree."""
-        exact = dopri5_states(module.solver.ode, *apart(x))
+        rows, times = apart(x)
+        exact = dopri5_states(module.solver.ode, rows, times=times)
         self.agreement_ = measure_agreement(module, x, y, exact, held_out)
         if not self.agreement_.certified:
             last = self.solver_history_[-1]
@@ -435,13 +439,16 @@ def store_parameters(estimator: Any, parameters: dict[str, Any]) -> None:
     vars(estimator).update({name: value for name, value in parameters.items() if name not in ("self", "__class__")})
 
 
-def dopri5_states(neural_ode: NeuralODE, x: Tensor, times: Tensor | None = None) -> Tensor:
+def dopri5_states(
+    neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None, *, times: Tensor | None = None
+) -> Tensor:
     """Return dopri5's terminal states, at a tolerance so tight that they do not depend on the batch.
 
     With ``times`` of shape (batch, n_times), padded with nan: the states (batch, n_times, ...) at these times.
     """
     tolerance = _PREDICT_TOLERANCE.get(x.dtype, 1e-6)
-    states, failed = solve_rows(neural_ode, x, neural_ode.t_span if times is None else times, tolerance, None)
+    asked = neural_ode.t_span if times is None else times
+    states, failed = solve_rows(neural_ode, x, asked, tolerance, None, condition)
     if failed:
         raise ReferenceSolveError.of(failed, lost_rows(states), len(x))
     return states[-1] if times is None else states.movedim(0, 1)

@@ -24,6 +24,7 @@ from ..calibration.measuring import TRAJECTORY
 from ..hypersolvers import FittedHypersolver
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import list_rows
+from ..training.given_rows import Inputs, apart
 from ..training.references import computes_alike, lost_rows
 from ._base import TorchEstimator, UnsolvedRowsWarning
 
@@ -167,7 +168,7 @@ def _is_number(value: Any) -> bool:
 def answer(
     calibration: Calibration | None,
     fitted: FittedHypersolver,
-    x: Tensor,
+    x: Inputs,
     kind: str,
     convert: Callable[[Tensor], NDArray[Any]],
     wanted: Wanted,
@@ -235,7 +236,7 @@ def check_levels(levels: Any) -> list[Any] | tuple[Any, ...]:
 
 
 def levels_of(
-    levels: Sequence[Any], name: str, fitted: FittedHypersolver, x: Tensor, own: TorchEstimator
+    levels: Sequence[Any], name: str, fitted: FittedHypersolver, x: Inputs, own: TorchEstimator
 ) -> list[FittedHypersolver]:
     """Return further levels of a ladder, an attribute of estimators, once they are known to be of one Neural ODE.
 
@@ -248,7 +249,7 @@ def levels_of(
 
 
 def _level_of(
-    estimator: Any, name: str, fitted: FittedHypersolver, x: Tensor, own: TorchEstimator
+    estimator: Any, name: str, fitted: FittedHypersolver, x: Inputs, own: TorchEstimator
 ) -> FittedHypersolver:
     other = getattr(estimator, name, None)
     if other is None and hasattr(estimator, name):
@@ -274,7 +275,7 @@ def _level_of(
         "same neural_ode."
     )
     try:
-        is_alike = computes_alike(other.neural_ode, fitted.neural_ode, x[:_COMPARED])
+        is_alike = computes_alike(other.neural_ode, fitted.neural_ode, *apart(x[:_COMPARED]))
     except Exception as error:  # its maps need not take these rows
         raise ValueError(another) from error
     if not is_alike:

@@ -15,17 +15,19 @@ from ..calibration.calibration import FEWEST
 from ..calibration.ladder import ONE
 from ..calibration.measuring import OUTPUT
 from ..hypersolvers import SolveSettings
+from ..training.given_rows import Inputs
 from ..training.nets import draw_seed
 from ._base import outside_inference_mode
 from ._calibrated import Wanted, answer, check_levels, levels_of, require
-from ._inputs import prepare_X
+from ._conditions import with_drawn_entries
+from ._inputs import prepare_rows
 from .flows import draw_base
 
 
 class CalibrationMixin:
     """Calibration of a regressor or a classifier."""
 
-    def conformalize(self, X: Any, *, levels: Sequence[Any] = ()) -> Self:
+    def conformalize(self, X: Any, *, condition: Any = None, levels: Sequence[Any] = ()) -> Self:
         r"""Learn how wrong this solver is, from rows that ``fit`` has not seen.
 
         Afterwards ``predict`` and ``transform`` give bounds (``return_bound=True``) and keep tolerances (``tol=``). A
@@ -45,6 +47,9 @@ class CalibrationMixin:
         X : array-like of shape (n_samples, ...)
             Rows drawn like those of later calls, at least 40. Coverage c needs :math:`c / (1 - c)` of them (99 for
             .99), and a tolerance at ``alpha=0.01`` needs 460. 1,000 are advised.
+        condition : optional
+            As in ``fit``, drawn with the rows as in later calls. Rows whose integers or categories are not among these
+            count as unusual.
         levels : list of hypersolvers, default ()
             Further fitted hypersolvers of the same Neural ODE, for other numbers of steps, which ``tol`` may use. It
             always uses the numbers of steps that this fit covers (``fit_n_steps=(a, b)``), the classical fourth-order
@@ -75,7 +80,7 @@ class CalibrationMixin:
         predictors*; Angelopoulos et al. (2021), *Learn then Test*.
         """
         fitted, levels = self._require_product(), check_levels(levels)
-        x = self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
+        x = self._to_tensor(prepare_rows(self, X, condition), self.dtype_, "cpu")
         solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
         with outside_inference_mode():
             others = levels_of(levels, "fitted_", fitted, x, self)
@@ -86,14 +91,16 @@ class CalibrationMixin:
         """Return the outputs of terminal states that bounds are about."""
         return self._require_product().map_output(ends)
 
-    def _answer(self, X: Any, kind: str, wanted: Wanted, **how: Any) -> tuple[Tensor, list[Any]]:
+    def _answer(
+        self, X: Any, kind: str, wanted: Wanted, *, condition: Any = None, **how: Any
+    ) -> tuple[Tensor, list[Any]]:
         """Return terminal states, and what is returned beside values."""
         fitted = self._require_product()
-        x = self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
+        x = self._to_tensor(prepare_rows(self, X, condition), self.dtype_, "cpu")
         with outside_inference_mode():
             return answer(vars(self).get("calibration_"), fitted, x, kind, self._final_outputs, wanted, **how)
 
-    def _answers_to(self, tol: Any, **how: Any) -> dict[str, Callable[[Tensor], tuple[Tensor, np.ndarray]]]:
+    def _answers_to(self, tol: Any, **how: Any) -> dict[str, Callable[[Inputs], tuple[Tensor, np.ndarray]]]:
         """Return what solves rows to each tolerance of a report, by the name of its row.
 
         Raises
@@ -121,7 +128,7 @@ class CalibrationMixin:
             answers[f"tol={one.tol:g}{gave_way}"] = partial(self._answer_rows, one)
         return answers
 
-    def _answer_rows(self, wanted: Wanted, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    def _answer_rows(self, wanted: Wanted, x: Inputs) -> tuple[Tensor, np.ndarray]:
         """Return terminal states to a tolerance, and the evaluations of each row."""
         calibration = vars(self).get("calibration_")
         ends, (info,) = answer(calibration, self.fitted_, x.cpu(), OUTPUT, self._final_outputs, wanted)
@@ -140,7 +147,9 @@ def _as_tolerances(tol: Any) -> list[Any]:
 class DensityCalibrationMixin:
     """Calibration of a HypersolverDensity: one of samples, one of log densities."""
 
-    def conformalize(self, X: Any = None, *, levels: Sequence[Any] = (), n_samples: int = 1000) -> Self:
+    def conformalize(
+        self, X: Any = None, *, condition: Any = None, levels: Sequence[Any] = (), n_samples: int = 1000
+    ) -> Self:
         """Learn how wrong samples and log densities are, as :meth:`HypersolverRegressor.conformalize` does.
 
         Samples are calibrated on fresh base draws. Log densities are calibrated on X, where it is given.
@@ -149,6 +158,8 @@ class DensityCalibrationMixin:
         ----------
         X : array-like of shape (n, n_features), optional
             Data that ``fit`` has not seen. Without it, log densities are not calibrated.
+        condition : optional
+            As in ``fit``, where the flow is conditional. Entries of it are drawn for the base draws.
         levels : list of HypersolverDensity, default ()
             Further hypersolvers of the same flow, for other numbers of steps, which ``tol`` may use.
         n_samples : int, default 1000
@@ -171,7 +182,12 @@ class DensityCalibrationMixin:
         flow, levels = self._require_fitted("flow_"), check_levels(levels)
         solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
         seed = draw_seed(draw_seed(self.random_state))  # neither the draws of the fit nor those of sample(n, seed)
-        base = self._to_tensor(draw_base(flow, n_samples, self.dtype_, seed), self.dtype_, "cpu")
+        drawn = draw_base(flow, n_samples, self.dtype_, seed)
+        if X is not None:
+            self._require_density()
+        given = None if X is None else self._rows(X, condition)
+        entries = self._entries(None, condition) if given is None else given
+        base = self._to_tensor(with_drawn_entries(drawn, entries, seed), self.dtype_, "cpu")
         if n_samples < FEWEST:
             raise CalibrationRowsError(
                 f"n_samples={n_samples} base draws are too few; a calibration needs {FEWEST}, and 1,000 are advised."
@@ -180,8 +196,7 @@ class DensityCalibrationMixin:
             # All levels are checked before anything is solved.
             others = levels_of(levels, "sampler_", self.sampler_, base, self)
             if X is not None:
-                self._require_density()
-                rows = self._to_tensor(self._rows(X), self.dtype_, "cpu")
+                rows = self._to_tensor(given, self.dtype_, "cpu")
                 density_others = levels_of(levels, "density_", self.density_, rows, self)
             calibration = Calibration(self.sampler_, base, self.sampler_.map_output, others, solving)
             density_calibration = None

@@ -22,6 +22,7 @@ from ..modules.hypersolved_ode import HypersolvedODE, OutputsAt
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import FirstOutput, check_target, require_onnx
 from ._calibrated import drop_calibration
+from ._conditions import refuse_condition
 from ._eval_times import check_one_grid
 from ._inputs import prepare_X
 from ._saving import EstimatorReader
@@ -142,6 +143,7 @@ class DerivedMixin:
 
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
         fitted = self._require_product()
+        refuse_condition(self, "a model file", "use pickle")
         return {
             "fitted": describe_fitted(fitted, writer, self._drawn_rows()),
             "source": describe_source(self.neural_ode, writer),
@@ -205,6 +207,7 @@ class DerivedMixin:
                 f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would "
                 "take their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
             )
+        refuse_condition(self, "an ONNX file", "use to_module(), which takes (x, condition), or bind it in the field")
         x = self._drawn_rows() if X is None else self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
         outputs, metadata = self._onnx_outputs()
         metadata = {"sklearn_hyper_version": __version__, **metadata}
@@ -338,6 +341,7 @@ class DensityDerivedMixin:
             As :meth:`HypersolverRegressor.export_onnx`.
         """
         self._require_fitted("sampler_")
+        refuse_condition(self, "an ONNX file", "use to_module(), which takes (x, condition), or bind it in the field")
         if self.preprocess_ is not None and not preprocessed:
             raise ValueError(
                 f"the steps before the flow, {self.preprocess_!r}, cannot become part of the file, whose samples would "
@@ -351,6 +355,7 @@ class DensityDerivedMixin:
 
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
         sampler = self._require_fitted("sampler_")
+        refuse_condition(self, "a model file", "use pickle")
         width, density = self.flow_.n_features, self.density_
         rows = append_noise(np.random.default_rng(0).normal(size=(_PARITY_ROWS, width)), self._noise, self._noise_seed)
         x = self._to_tensor(rows, self.dtype_, "cpu")

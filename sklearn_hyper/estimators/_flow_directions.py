@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..hypersolvers import FitSettings, FittedHypersolver, Task, choose_base_solver, fit_hypersolvers
 from ..hypersolvers.choose import auto_name, choose_correction
@@ -18,8 +17,8 @@ from ..modules.copies import frozen_copy
 from ..modules.field_probes import PROBED_ROWS
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
-from ..modules.seeding import own_generator
 from ..training.correction_checks import check_correction
+from ..training.given_rows import Inputs, apart
 from ._base import TorchEstimator, check_output_map, module_dtype
 
 
@@ -65,24 +64,26 @@ def _flow_of_field(neural_ode: NeuralODE, width: int | None, base_distribution: 
     )  # fmt: skip
 
 
-def check_directions(
-    flow: Flow, density: NeuralODE, rows: Tensor | None, dtype: torch.dtype, settings: FitSettings
-) -> None:
-    """Check both directions before the first solve; that of densities only if there are rows of data."""
+def check_directions(flow: Flow, density: NeuralODE, base: Inputs, rows: Inputs | None, settings: FitSettings) -> None:
+    """Check both directions before the first solve; that of densities only if there are rows of data.
+
+    ``base`` and ``rows`` are a few base draws and rows of data, with their conditions.
+    """
     check_base_distribution(flow)
-    check_neural_ode(flow.sampling(), flow.sample_base(2, dtype, own_generator(0)))
+    check_neural_ode(flow.sampling(), *apart(base))
     if rows is None:
         return
-    check_divergence(flow, rows[:, : flow.n_features])
+    x, condition = apart(rows)
+    check_divergence(flow, x[:, : flow.n_features], condition)
     if isinstance(settings.correction, nn.Module):
         settings = replace(settings, base_solver=auto_name(settings, flow.n_features))
         choice = choose_base_solver(settings, flow.n_features + 1)
-        check_correction(Task(density, rows), choice.method, settings)
+        check_correction(Task(density, x, condition), choice.method, settings)
 
 
 def fit_direction(
     ode: NeuralODE,
-    rows: np.ndarray,
+    rows: Any,
     settings: FitSettings,
     flow: Flow,
     previous: FittedHypersolver | None,
@@ -92,22 +93,26 @@ def fit_direction(
 ) -> tuple[FittedHypersolver | None, bool]:
     """Fit one direction; return the result, None if Ctrl-C came before training, and whether Ctrl-C ended it.
 
-    With ``refits`` the field may have changed since ``previous``, whose units are measured again.
+    ``rows`` is an array, or one with a condition. With ``refits`` the field may have changed since ``previous``, whose
+    units are measured again.
     """
     neural_ode = frozen_copy(ode).to(settings.device)
     dtype = module_dtype(neural_ode.dtype, rows)
-    x = TorchEstimator._to_tensor(rows, dtype, "cpu")
+    given = TorchEstimator._to_tensor(rows, dtype, "cpu")
+    x, condition = apart(given)
     try:
-        probed_rows = x[:PROBED_ROWS].to(settings.device, copy=True)
-        z = prepare_neural_ode(neural_ode, probed_rows, settings, lambda z: check_output_map(neural_ode, z))
+        probed_rows, beside = apart(given[:PROBED_ROWS].to(settings.device, copy=True))
+        z = prepare_neural_ode(neural_ode, probed_rows, settings, lambda z: check_output_map(neural_ode, z), beside)
         if previous is None or previous.correction is None:
             previous = None
-            settings = replace(settings, correction=choose_correction(settings, [Task(neural_ode, probed_rows)], z))
+            settings = replace(
+                settings, correction=choose_correction(settings, [Task(neural_ode, probed_rows, beside)], z)
+            )
             # "auto" stands for one method in both directions, though the density's state is larger.
             settings = replace(settings, base_solver=auto_name(settings, flow.n_features))
         elif refits:
             check_same_architecture(previous.neural_ode, neural_ode, probed_rows)
-        task, earlier = Task(neural_ode, x, epoch_rows=epoch_rows), None if previous is None else [previous]
+        task, earlier = Task(neural_ode, x, condition, epoch_rows), None if previous is None else [previous]
         (fitted,) = fit_hypersolvers([task], settings, earlier, refit_units=refits, copy=False)
     except KeyboardInterrupt:
         return None, True

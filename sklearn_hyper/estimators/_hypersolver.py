@@ -36,6 +36,7 @@ from ..modules.neural_ode import NeuralODE
 from ..numerics.row_errors import list_rows, refuse_undefined
 from ..reports import SolverReport
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
+from ..training.given_rows import GivenRows, Inputs, apart
 from ..training.references import lost_rows
 from ._base import (
     TorchEstimator,
@@ -46,13 +47,14 @@ from ._base import (
     outside_inference_mode,
 )
 from ._calibrated import ASKED, Asked, Wanted, drop_calibration
+from ._conditions import learn_condition, refuse_condition, with_condition
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
 from ._eval_times import check_t_eval, times_to_fit
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, STEPPING_CONSTRAINTS, fit_settings
-from ._inputs import prepare_X, take_X
+from ._inputs import prepare_rows, take_X
 from ._refitting import describe_refit, errors_of_refit, refit_changes, require_correction
 
 _CHECKED_ROWS, _PARITY_ROWS = 32, 16
@@ -80,7 +82,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
 
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None, *, t_eval: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, condition: Any = None, t_eval: Any = None) -> Self:
         """Fit the correction on dopri5 trajectories that start from X.
 
         Parameters
@@ -91,6 +93,13 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         y : array-like, optional
             Nothing is learned from it. Where given, it is only compared with what the Neural ODE predicts: labels with
             ``classes_``, and targets with outputs of the same shape.
+        condition : dict, frame, structured array, array-like or number, optional
+            What the field takes beside X as keyword arguments, ``f(t, z, label=...)``: a dict by name, or the columns
+            of a frame or fields of a structured array. A single array is the argument ``condition``. Each has one entry
+            a row, of any shape, or one for all rows: a number, or an array of shape (1, ...). The field always gets a
+            tensor with one entry a row. Floats have its dtype, integers are int64, and strings are indices in the
+            sorted values of this fit, ``condition_[name].categories``. Later calls have to pass the same names. Where
+            folds cut rows, as in searches, pass a frame or an array: scikit-learn does not cut a dict.
         t_eval : array-like of shape (n_times,), optional
             Times of the states that ``finetune="trajectory"`` (or such a ``loss``) fits, the same for all rows: in the
             order of the span, and within it. By default those of the solver's own steps. States at other times are
@@ -139,13 +148,29 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         UserWarning
             If only one of X and the Neural ODE's estimator has feature names. If the Neural ODE's outputs predict y
             worse than a constant.
+
+        Examples
+        --------
+        A field with a condition, which is a rate for every row.
+
+        >>> import numpy as np
+        >>> from sklearn_hyper import HypersolverRegressor
+        >>> def decay(t, z, *, rate):
+        ...     return -rate[:, None] * z
+        >>> rng = np.random.default_rng(0)
+        >>> X, rate = rng.uniform(1, 2, (200, 1)), rng.uniform(0.5, 1.5, 200)
+        >>> fast = HypersolverRegressor(decay, base_solver="heun", n_steps=2, max_epochs=20, random_state=0)
+        >>> fast = fast.fit(X, condition={"rate": rate})
+        >>> z = fast.predict([[1.0], [2.0]], condition={"rate": 1.2})  # one for all rows
+        >>> bool(np.abs(z - np.array([[1.0], [2.0]]) * np.exp(-1.2)).max() < 0.02)
+        True
         """
         with self._fitting() as fitting:
-            self._fit(X, y, t_eval)
+            self._fit(X, y, condition, t_eval)
             fitting.interrupted = self.fitted_.interrupted
         return self
 
-    def _fit(self, X: Any, y: Any, t_eval: Any) -> None:
+    def _fit(self, X: Any, y: Any, condition: Any, t_eval: Any) -> None:
         refuse_scoring(self.callbacks, "a hypersolver")
         check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
         settings = fit_settings(self, check_device(self.device))
@@ -154,15 +179,18 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         settings = replace(settings, t_eval=times_to_fit(t_eval, resolved.module.t_span))
         previous = self._previous()
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=previous is None)
+        X = learn_condition(self, condition, X, reset=previous is None)
         neural_ode, n_state = self._take_neural_ode(resolved, X, y, settings)
-        task = Task(neural_ode, self._to_tensor(X, self.dtype_, "cpu"))
+        task = Task(neural_ode, *apart(self._to_tensor(X, self.dtype_, "cpu")))
         fitted = fit_hypersolver(task, settings, previous, copy=False)
         warn_of_problems(fitted)
         self.fitted_, self._n_features_out = fitted, n_state
         drop_calibration(self)
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def refit(self, neural_ode: Any, X: Any, *, max_epochs: int | None = None, lr: float | None = None) -> Self:
+    def refit(
+        self, neural_ode: Any, X: Any, *, condition: Any = None, max_epochs: int | None = None, lr: float | None = None
+    ) -> Self:
         """Follow a Neural ODE that has been trained on: refit the correction from what it is, in a few epochs.
 
         All measures of size are taken anew: scales, caps and floors of a net. Changes of weights are added to the
@@ -175,6 +203,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             parameter ``neural_ode``. Where that has been trained on in place, pass it again.
         X : array-like of shape (n_samples, ...)
             Rows to refit on, like those of ``fit``. Rows of both count as fitted ones to :meth:`conformalize`.
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
         max_epochs : int, optional
             Passes over the rows. By default a quarter of the parameter ``max_epochs``, rounded up. Where that makes
             fewer than 100 updates, because rows are few, it is more, up to a third of it.
@@ -220,22 +250,23 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         changes = refit_changes(self, max_epochs, lr, _num_samples(X))
         with self._fitting() as fitting:
             self.neural_ode = neural_ode
-            self._refit(X, fitted, changes)
+            self._refit(X, condition, fitted, changes)
             fitting.interrupted = self.fitted_.interrupted
         return self
 
-    def _refit(self, X: Any, previous: FittedHypersolver, changes: dict[str, Any]) -> None:
+    def _refit(self, X: Any, condition: Any, previous: FittedHypersolver, changes: dict[str, Any]) -> None:
         refuse_scoring(self.callbacks, "a hypersolver")
         settings = replace(fit_settings(self, check_device(self.device)), **changes)
         resolved = resolve_neural_ode(self.neural_ode)
         settings = replace(settings, t_eval=times_to_fit(previous.settings.t_eval, resolved.module.t_span))
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=False)
+        X = with_condition(self, condition, X)
         dtype = self.dtype_
         neural_ode, n_state = self._take_neural_ode(resolved, X, None, settings)
-        few_rows = self._to_tensor(X[:PROBED_ROWS], dtype, settings.device)
+        few_rows, _ = apart(self._to_tensor(X[:PROBED_ROWS], dtype, settings.device))
         check_same_architecture(previous.neural_ode, neural_ode, few_rows)
         self.dtype_ = dtype
-        task = Task(neural_ode, self._to_tensor(X, dtype, "cpu"))
+        task = Task(neural_ode, *apart(self._to_tensor(X, dtype, "cpu")))
         (fitted,) = fit_hypersolvers([task], settings, [previous], refit_units=True, copy=False)
         warn_of_problems(fitted)
         self.fitted_, self._n_features_out = fitted, n_state
@@ -249,15 +280,18 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         return None if previous is None or previous.correction is None else previous
 
     def _take_neural_ode(
-        self, resolved: FittedNeuralODE, X: np.ndarray, y: Any, settings: FitSettings
+        self, resolved: FittedNeuralODE, X: Any, y: Any, settings: FitSettings
     ) -> tuple[NeuralODE, int]:
         """Return a frozen copy of the Neural ODE, checked before any solve, and the number of values in its state."""
         self.device_ = settings.device
         neural_ode = self._follow_net(frozen_copy(resolved.module), resolved.net).to(settings.device)
         self.dtype_ = module_dtype(neural_ode.dtype, X)
-        few_rows = self._to_tensor(X[:PROBED_ROWS], self.dtype_, settings.device)
-        z = prepare_neural_ode(neural_ode, few_rows, settings, lambda z: self._check_output(neural_ode, z, resolved))
+        few_rows, beside = apart(self._to_tensor(X[:PROBED_ROWS], self.dtype_, settings.device))
+        z = prepare_neural_ode(
+            neural_ode, few_rows, settings, lambda z: self._check_output(neural_ode, z, resolved), beside
+        )
         if resolved.checked is not None:
+            refuse_condition(self, f"predict of {type(resolved.checked).__name__}", "pass its NeuralODE as neural_ode")
             # A few rows, in the dtype that a net's module takes.
             rows = self._to_tensor(X[spread(len(X), _CHECKED_ROWS)], self.dtype_, "cpu").numpy()
             self._check_predictions(neural_ode, rows, resolved)
@@ -278,13 +312,18 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         """Refuse a net, or an estimator that overrides ``predict``, whose predictions the copy does not reproduce."""
 
     @abstractmethod
-    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+    def _check_y(self, neural_ode: NeuralODE, X: Any, y: Any) -> None:
         """Compare y with what the Neural ODE predicts; nothing is learned from it."""
 
-    def _rough_outputs(self, neural_ode: NeuralODE, X: np.ndarray) -> np.ndarray:
+    def _rough_outputs(self, neural_ode: NeuralODE, X: Any) -> np.ndarray:
         """Return the Neural ODE's own outputs, at a loose tolerance that is enough to compare them with y."""
         rtol = max(self.rtol, _ROUGH)
-        return self._in_batches(lambda x: neural_ode(x, rtol=rtol, atol=self.atol), X)
+
+        def outputs(rows: Inputs) -> Tensor:
+            x, condition = apart(rows)
+            return neural_ode(x, rtol=rtol, atol=self.atol, condition=condition)
+
+        return self._in_batches(outputs, X)
 
     # ------------------------------------------------------------------ what the fit has made
     module_ = part_of_fit("module")
@@ -309,18 +348,20 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
     def _require_product(self) -> FittedHypersolver:
         return self._require_fitted("fitted_")
 
-    def _apply(self, method: str, X: Any) -> np.ndarray:
-        module = self._require_product().module
-        return self._in_batches(getattr(module, method), prepare_X(self, X))
+    def _apply(self, method: str, X: Any, condition: Any) -> np.ndarray:
+        solve = getattr(self._require_product().module, method)
+        return self._in_batches(lambda rows: solve(*apart(rows)), prepare_rows(self, X, condition))
 
     __metadata_request__transform = dict.fromkeys(ASKED)
 
-    def transform(self, X: Any, **asked: Unpack[Asked]) -> Any:
+    def transform(self, X: Any, *, condition: Any = None, **asked: Unpack[Asked]) -> Any:
         """Return the terminal state z_K of every sample.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
         **asked : optional
             ``return_bound``, ``coverage``, ``bound``, ``tol``, ``atol``, ``alpha``, ``route`` and ``return_info``:
             bounds on the error of the state, and tolerances of it. As in :meth:`HypersolverRegressor.predict`.
@@ -340,9 +381,9 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         wanted = Wanted.of(self, "transform", asked)
         beside: list[Any] = []
         if wanted.is_plain:
-            z = self._apply("terminal_state", X)
+            z = self._apply("terminal_state", X, condition)
         else:
-            ends, beside = self._answer(X, STATE, wanted)
+            ends, beside = self._answer(X, STATE, wanted, condition=condition)
             z = ends.cpu().numpy()
         if z.ndim > 2 and _wants_frame(self):
             raise ValueError(
@@ -356,6 +397,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         X: Any,
         output: bool = False,
         *,
+        condition: Any = None,
         t_eval: Any = None,
         return_bound: bool = False,
         coverage: float = 0.99,
@@ -379,6 +421,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         output : bool, default False
             Map each state through the output map. The last step then holds what ``predict`` gives, or a classifier's
             logits.
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
         t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
             Times of the states, for all rows or for each its own: in the order of ``t_span``, and within it. They may
             lie at any distances. Rows with fewer times than others are padded with nan at their ends. A single column
@@ -434,51 +478,54 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
                 raise ValueError(
                     "return_bound=True bounds errors at the solver's own steps, not those at t_eval; leave one out."
                 )
-            return self._states_at(X, t_eval, output)
+            return self._states_at(X, t_eval, output, condition)
         module = self._require_product().module
         if return_bound and output:
             raise ValueError("return_bound=True bounds errors of states; leave output=False.")
         if return_bound:
             parts: list[Tensor] = []
-            _, beside = self._answer(X, TRAJECTORY, wanted, watch=parts.append)
+            _, beside = self._answer(X, TRAJECTORY, wanted, condition=condition, watch=parts.append)
             return torch.cat(parts, dim=1).transpose(0, 1).numpy(), *beside
         output_map = module.neural_ode.output_map
 
-        def states(x: Tensor) -> Tensor:
-            z = module.trajectory(x)
+        def states(rows: Inputs) -> Tensor:
+            z = module.trajectory(*apart(rows))
             return torch.stack([output_map(step) if output else step for step in z], dim=1)
 
-        result = self._in_batches(states, prepare_X(self, X))
+        result = self._in_batches(states, prepare_rows(self, X, condition))
         return result[..., 0] if output and self._squeeze_output else result
 
-    def _states_at(self, X: Any, t_eval: Any, output: bool) -> np.ndarray:
+    def _states_at(self, X: Any, t_eval: Any, output: bool, condition: Any) -> np.ndarray:
         """Return states or outputs at times, of shape (n_samples, n_times, ...); nan where there is no time."""
         fitted = self._require_product()
-        X = prepare_X(self, X)
-        times = self._check_times(X, t_eval)
+        rows = prepare_rows(self, X, condition)
+        times = self._check_times(rows, t_eval)
         lacks, output_map = np.isnan(times), fitted.neural_ode.output_map
 
-        def states(x: Tensor, at: Tensor) -> Tensor:
-            z = fitted.module.states_at(x, at)
+        def states(rows: Inputs, at: Tensor) -> Tensor:
+            x, beside = apart(rows)
+            z = fitted.module.states_at(x, at, beside)
             return torch.stack([output_map(one) if output else one for one in z], dim=1)
 
         # The output map may refuse nan, so that a time which is there stands in for one that is not.
-        result = self._in_batches(states, X, np.where(lacks, times[..., :1], times))
+        result = self._in_batches(states, rows, np.where(lacks, times[..., :1], times))
         if lacks.any():
             result[lacks] = np.nan
         return result[..., 0] if output and self._squeeze_output else result
 
-    def _check_times(self, X: np.ndarray, t_eval: Any) -> np.ndarray:
+    def _check_times(self, X: Any, t_eval: Any) -> np.ndarray:
         times = check_t_eval(t_eval, len(X), self.fitted_.neural_ode.t_span)
         self.fitted_.check_times(times)
         return times
 
-    def reference(self, X: Any) -> np.ndarray:
+    def reference(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Return the output h_y(z(S)) of dopri5 at ``rtol`` and ``atol``, which the hypersolver approximates.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
 
         Returns
         -------
@@ -497,7 +544,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             If dopri5 cannot solve some of the rows; the warning names them.
         """
         fitted = self._require_product()
-        states = self._reference_states(prepare_X(self, X), keep_lost=True)
+        states = self._reference_states(prepare_rows(self, X, condition), keep_lost=True)
         lost = lost_rows(states[None])
         if lost:
             solved = np.setdiff1d(np.arange(len(states)), lost)
@@ -514,13 +561,13 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             output[lost] = np.nan
         return output[:, 0] if self._squeeze_output else output
 
-    def _reference_states(self, X: np.ndarray, keep_lost: bool = False) -> Tensor:
+    def _reference_states(self, X: Any, keep_lost: bool = False) -> Tensor:
         with outside_inference_mode():
             solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
             rows = self._to_tensor(X, self.dtype_, "cpu")
-            return self.fitted_.reference(rows, solving=solving, keep_lost=keep_lost)
+            return self.fitted_.reference(*apart(rows), solving=solving, keep_lost=keep_lost)
 
-    def neg_mape(self, X: Any, sample_weight: Any = None) -> float:
+    def neg_mape(self, X: Any, sample_weight: Any = None, *, condition: Any = None) -> float:
         """Return minus the MAPE of the outputs against dopri5's; for a classifier the outputs are logits.
 
         No labels are needed.
@@ -529,6 +576,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         ----------
         X : array-like of shape (n_samples, ...)
         sample_weight : array-like of shape (n_samples,), optional
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
 
         Returns
         -------
@@ -541,22 +590,25 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             As :meth:`solver_report`.
         """
         fitted = self._require_product()
-        X = prepare_X(self, X)
+        X = prepare_rows(self, X, condition)
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+            sample_weight = _check_sample_weight(sample_weight, _only_X(X), ensure_non_negative=True)
         reference = fitted.map_output(self._reference_states(X))
         refuse_undefined(torch.from_numpy(reference), UNDEFINED)
+        outputs = self._in_batches(lambda rows: fitted.module(*apart(rows)), X)
         return -mean_absolute_percentage_error(
-            reference, self._in_batches(fitted.module, X), floor=mape_floor(self.mape_floor, reference, sample_weight),
+            reference, outputs, floor=mape_floor(self.mape_floor, reference, sample_weight),
             sample_weight=sample_weight,
         )  # fmt: skip
 
-    def count_macs(self, X: Any) -> float:
+    def count_macs(self, X: Any, *, condition: Any = None) -> float:
         """Count the multiply-accumulates of f and g in a solve, for one sample: the first of X.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
 
         Returns
         -------
@@ -564,15 +616,18 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             nan if f has none, that is, no matrix product or convolution.
         """
         fitted = self._require_product()
-        return fitted.module.count_macs(self._to_tensor(prepare_X(self, X)[:1], self.dtype_, self.device_))
+        first = self._to_tensor(prepare_rows(self, X, condition)[:1], self.dtype_, self.device_)
+        return fitted.module.count_macs(*apart(first))
 
-    def count_evaluations(self, X: Any = None, *, t_eval: Any = None) -> float:
+    def count_evaluations(self, X: Any = None, *, condition: Any = None, t_eval: Any = None) -> float:
         """Count the evaluations of f in a solve.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...), optional
             Needed with adaptive steps, which depend on it, and with ``t_eval``.
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
         t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
             Count those of :meth:`trajectory` or ``predict`` at these times, for all rows of X in one batch.
 
@@ -587,18 +642,19 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         if X is None:
             what = "with stepping='adaptive' evaluations" if t_eval is None else "with t_eval evaluations"
             raise ValueError(f"X=None: {what} depend on the rows; pass X.")
-        X = prepare_X(self, X)
+        X = prepare_rows(self, X, condition)
         times = None
         if t_eval is not None:
             at = self._check_times(X, t_eval)
             times = torch.from_numpy(np.where(np.isnan(at), at[..., :1], at))
-        return module.count_evaluations(self._to_tensor(X, self.dtype_, self.device_), times=times)
+        return module.count_evaluations(*apart(self._to_tensor(X, self.dtype_, self.device_)), times)
 
     def solver_report(
         self,
         X: Any,
         y: Any = None,
         *,
+        condition: Any = None,
         tolerance: float = 1e-4,
         batch_size: int = 256,
         tol: float | Sequence[float] | None = None,
@@ -614,6 +670,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             Errors are measured on all rows, milliseconds on one batch of them.
         y : array-like of shape (n_samples,), optional
             Labels, which add a classifier's accuracy. A regressor ignores them.
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
         tolerance : float, default 1e-4
             Tolerance of the dopri5 that is timed and listed, relative to the states' size. Errors are measured against
             ``reference(X)``, at the tolerance ``rtol``.
@@ -646,13 +704,14 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         """
         fitted = self._require_product()
         answers = self._answers_to(tol, alpha=alpha, route=route, bound=bound)
-        X = prepare_X(self, X)
+        X = prepare_rows(self, X, condition)
         states = self._reference_states(X)
         labels = None if y is None else self._label_indices(y, len(X))
         to_labels = None if labels is None else self._indices
         with outside_inference_mode():
+            x, beside = apart(self._to_tensor(X, self.dtype_, self.device_))
             return fitted.report(
-                self._to_tensor(X, self.dtype_, self.device_), states.clone(), labels=labels, to_labels=to_labels,
+                x, states.clone(), beside, labels=labels, to_labels=to_labels,
                 tolerance=tolerance, mape_floor=self.mape_floor, batch_size=batch_size, answers=answers,
             )  # fmt: skip
 
@@ -665,6 +724,10 @@ def warn_of_problems(fitted: FittedHypersolver) -> None:
     """Warn of the problems that a fit has found with its result."""
     for problem in fitted.problems:
         warnings.warn(problem, ConvergenceWarning, stacklevel=5)
+
+
+def _only_X(rows: Any) -> np.ndarray:
+    return rows.x if isinstance(rows, GivenRows) else rows
 
 
 def _wants_frame(estimator: Any) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.utils.validation import _check_feature_names, _check_n_features
 
 from ._base import TorchEstimator
+from ._conditions import with_condition
 
 _LEARNED = ("n_features_in_", "feature_names_in_", "_input_shape")
 
@@ -94,6 +95,16 @@ def _take_checked(estimator: TorchEstimator, X: Any, *, reset: bool) -> np.ndarr
     if hasattr(contract, "feature_names_in_"):
         estimator.feature_names_in_ = contract.feature_names_in_
     return checked
+
+
+def prepare_rows(estimator: TorchEstimator, X: Any, condition: Any) -> Any:
+    """Check X and its condition, and return them as the Neural ODE takes them.
+
+    Raises
+    ------
+    ConditionError
+    """
+    return with_condition(estimator, condition, prepare_X(estimator, X))
 
 
 def prepare_X(estimator: TorchEstimator, X: Any) -> np.ndarray:

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from ..hypersolvers.in_training import correct_in_training
 from ..modules.closed_list import Writer
+from ..modules.conditioned_fields import ConditionedMLPField
 from ..modules.copies import check_saveable, trained_copies
 from ..modules.described_modules import describe_flow, read_flow
 from ..modules.field_probes import check_start, settle_parts
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
+from ..modules.packed_conditions import Columns, packed
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.row_errors import numbered_rows
@@ -29,6 +31,7 @@ from ..numerics.times import check_n_steps
 from ..numerics.units import is_constant
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, row_noise
+from ..training.given_rows import apart, given
 from ..training.joint import check_joint
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
@@ -43,6 +46,7 @@ from ._base import (
     module_dtype,
     store_parameters,
 )
+from ._conditions import CATEGORY, count_entries, learn_condition, refuse_condition, with_condition
 from ._saving import EstimatorReader
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
@@ -69,7 +73,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     ----------
     vector_field : nn.Module, optional
         The field ``f(t, z)`` in standardised coordinates; t is a 0-d tensor, z has shape (batch, n_features). ``fit``
-        trains a copy. By default an :class:`MLPVectorField` with three layers of 128.
+        trains a copy. By default an :class:`MLPVectorField` with three layers of 128. For a conditional density it
+        takes the condition as keyword arguments, ``f(t, z, label=...)``. The default one embeds strings and integers,
+        which are labels then, and appends floats.
     base_distribution : torch.distributions.Distribution, optional
         p_0, with event shape (n_features,) and a density everywhere; it computes in its own dtype. By default the
         standard normal.
@@ -162,6 +168,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     agreement_ : Bunch
         Likelihood with ``solver="auto"`` only: how well the last solver of the training agrees with dopri5, as in
         :class:`NeuralODEClassifier`; losses are in nats.
+    condition_ : dict
+        What the fit has learned of its condition, by name: ``kind`` ("float", "integer" or "category"), ``shape`` of a
+        row's entry, and ``categories``. Empty without one.
     n_features_in_ : int
         Number of features of X.
     feature_names_in_ : ndarray of str
@@ -221,6 +230,17 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     (3, 2)
     >>> bool(flow.score(X) > -2.5)  # mean log likelihood in nats; a Gaussian's is about -1.9
     True
+
+    A density for each of several labels:
+
+    >>> X, moon = make_moons(500, noise=0.05, random_state=0)
+    >>> both = ContinuousNormalizingFlow(max_epochs=40, random_state=0).fit(X, condition={"moon": moon})
+    >>> upper = both.sample(100, random_state=0, condition={"moon": 0})
+    >>> lower = both.sample(100, random_state=0, condition={"moon": 1})
+    >>> bool(upper[:, 1].mean() > lower[:, 1].mean())
+    True
+    >>> bool(both.score(X, condition={"moon": moon}) > both.score(X, condition={"moon": 1 - moon}))
+    True
     """
 
     _parameter_constraints: dict = {
@@ -273,7 +293,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None) -> ContinuousNormalizingFlow:
+    def fit(self, X: Any, y: Any = None, *, condition: Any = None) -> ContinuousNormalizingFlow:
         """Train the flow.
 
         Parameters
@@ -281,6 +301,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         X : array-like of shape (n_samples, n_features)
             Data. They are cast to the dtype of ``vector_field`` where one is passed; otherwise X sets the dtype.
         y : ignored
+        condition : dict, frame, structured array, array-like or number, optional
+            What the density is conditional on, in the forms of :meth:`HypersolverRegressor.fit`. Later calls need it
+            too. mu and sigma are those of all X.
 
         Returns
         -------
@@ -304,16 +327,17 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             (``train_loss`` where nothing is held out). If no epoch was finished, the estimator stays as it was.
         """
         with self._fitting() as fitting:
-            fitting.interrupted = self._fit(X)
+            fitting.interrupted = self._fit(X, condition)
         return self
 
-    def _fit(self, X: Any) -> bool:
+    def _fit(self, X: Any, condition: Any) -> bool:
         check_training_solver(self.solver)
         check_joint(self.joint, self.solver, self.base_solver, self.refit_every)
         device = check_device(self.device)
         refuse_scoring(self.callbacks, "a flow")
         warm = copy.deepcopy(self.flow_) if self.warm_start and hasattr(self, "flow_") else None
         X = self._validate_rows(X, reset=warm is None)
+        rows = learn_condition(self, condition, X, reset=warm is None, labels=self.vector_field is None)
         seed = draw_seed(self.random_state)
         if len(X) < 2:
             raise ValueError(f"a density needs at least 2 samples, got n_samples={len(X)} (1 sample).")
@@ -323,17 +347,20 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             if warm is None:
                 self.dtype_ = module_dtype(_dtype_of(self.vector_field), X)
             self.device_ = str(device)
-            x = self._to_tensor(X, self.dtype_, device)
+            x, beside = apart(self._to_tensor(rows, self.dtype_, device))
+            columns = Columns.of(beside)
             self._check_unused()
             _check_varies(x)
-            flow = (self._build(x) if warm is None else warm.to(device)).train()
-            row_times = self._check(flow, x)
+            flow = (self._build(x, beside) if warm is None else warm.to(device)).train()
+            row_times = self._check(flow, x, beside)
             data_end = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span[::-1])
-            check_start(data_end.eval(), x)
+            check_start(data_end.eval(), x, condition=beside)
+            x = columns.pack(x, beside)
             flow.train()
             generator = own_generator(seed)
             held_out = None if valid is None else x[valid]
-            net = build_flow_net(flow, self._settings(x.shape[1], row_times), held_out, len(train), generator)
+            settings = self._settings(flow.n_features, row_times)
+            net = build_flow_net(flow, settings, held_out, len(train), generator, columns)
             with numbered_rows(train.tolist(), len(X)):
                 train_net(net, x[train], None, generator)
             net.module_.generator = None  # no longer drawn from, so it need not be pickled with the estimator
@@ -358,9 +385,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         try:
             with numbered_rows(rows.tolist(), len(x)):
                 if controlled:
-                    noise = resolve_trace(self.trace, x.shape[1])
-                    inputs = append_noise(x[rows].cpu().numpy(), noise, self._noise_seed)
-                    inputs = self._to_tensor(inputs, x.dtype, x.device)
+                    inputs = self._to_tensor(self._solver_rows(x[rows]), x.dtype, x.device)
                     self._certify(net.module_, inputs, None, valid is not None, stacklevel=6)
                 else:
                     self._check_agreement(x[rows])
@@ -398,9 +423,19 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             )
         return X
 
-    def _build(self, x: Tensor) -> Flow:
-        if self.vector_field is None:
-            field: Any = MLPVectorField(x.shape[1], hidden=_HIDDEN, depth=_DEPTH, t_span=self.t_span)
+    def _solver_rows(self, x: Tensor) -> np.ndarray:
+        """Return rows of a training as its solver takes them: with noise, where the trace is estimated."""
+        own, condition = np.split(x.cpu().numpy(), [self.n_features_in_], axis=1)
+        noisy = append_noise(own, resolve_trace(self.trace, self.n_features_in_), self._noise_seed)
+        return np.hstack([noisy, condition])
+
+    def _build(self, x: Tensor, condition: Mapping[str, Tensor]) -> Flow:
+        shape: dict[str, Any] = {"hidden": _HIDDEN, "depth": _DEPTH, "t_span": self.t_span}
+        if self.vector_field is None and condition:
+            labels = {name: len(one.categories) for name, one in self.condition_.items() if one.kind == CATEGORY}
+            field: Any = ConditionedMLPField(x.shape[1], condition, labels, **shape)
+        elif self.vector_field is None:
+            field = MLPVectorField(x.shape[1], **shape)
         else:
             (field,) = trained_copies(self.vector_field)  # a user's module is only read
         # In float64, where the squares of small units do not underflow.
@@ -416,15 +451,16 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             )
         return flow
 
-    def _check(self, flow: Flow, x: Tensor) -> bool:
+    def _check(self, flow: Flow, x: Tensor, condition: dict[str, Any]) -> bool:
         """Check the field; return whether flow matching may call it with a time of its own for every row."""
         check_base_distribution(flow)
         check_rows_apart(flow)
         ode = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span)
-        check_neural_ode(ode, x[:2])
-        check_divergence(flow, x[:_CHECKED_ROWS])
-        row_times = self.objective != "flow_matching" or check_matching(flow, x[:2])
-        settle_parts(ode, x, differentiates=self.objective == "likelihood")
+        columns, few = Columns.of(condition), given(x, condition)[:_CHECKED_ROWS]
+        check_neural_ode(ode, *apart(few[:2]))
+        check_divergence(flow, *apart(few))
+        row_times = self.objective != "flow_matching" or check_matching(flow, columns.pack(*apart(few[:2])), columns)
+        settle_parts(ode, x, condition, differentiates=self.objective == "likelihood")
         flow.vector_field = ode.vector_field
         check_saveable(ode, stacklevel=6)
         return row_times
@@ -440,10 +476,11 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         return FlowSettings.of(self.get_params(deep=False) | resolved)
 
     def _check_agreement(self, x: Tensor) -> None:
-        X = x.cpu().numpy()
-        exact = float(np.mean(self._log_densities(X)))
-        rows = append_noise(X, resolve_trace(self.trace, X.shape[1]), self._noise_seed)
+        rows = self._solver_rows(x)
         trained = float(np.mean(self._in_batches(self.net_.module_.log_prob, rows)))
+        loss = self.net_.module_
+        ode = packed(self.flow_.density(hutchinson=loss.settings.noise is not None), loss.columns)
+        exact = float(np.mean(self._in_batches(lambda x: self.flow_.log_prob(dopri5_states(ode, x)), rows)))
         if not abs(trained - exact) <= _AGREEMENT_NATS:
             warnings.warn(
                 f"the held-out log likelihood is {trained:.3f} nats with the training solver {self.solver!r} "
@@ -454,8 +491,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
 
     # ------------------------------------------------------------------ saving
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
-        described = {"flow": describe_flow(self._require_fitted("flow_"), writer)}
-        return described | self._describe_hypersolver(writer)
+        flow = self._require_fitted("flow_")
+        refuse_condition(self, "a model file", "use pickle")
+        return {"flow": describe_flow(flow, writer)} | self._describe_hypersolver(writer)
 
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.flow_ = read_flow(described["flow"], reader)
@@ -463,33 +501,40 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         self._read_hypersolver(described, reader)
 
     # ------------------------------------------------------------------ inference
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
+    def sample(self, n_samples: int = 1, random_state: Any = None, *, condition: Any = None) -> np.ndarray:
         """Draw samples: draw from the base distribution, and carry the draws to data by dopri5.
 
         Parameters
         ----------
         n_samples : int, default 1
-            Number of samples.
+            Number of samples. With a condition of several entries it is their number, and may be left out.
         random_state : int, RandomState or None
             Seeds the draws of the base distribution.
+        condition : optional
+            As in :meth:`fit`: one entry a sample or one for all, where the flow is conditional.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
         """
         flow = self._require_fitted("flow_")
-        return self._forward(draw_base(flow, n_samples, self.dtype_, random_state))
+        n_samples = count_entries(condition, n_samples)
+        return self._forward(draw_base(flow, n_samples, self.dtype_, random_state), condition)
 
-    def _forward(self, Z: np.ndarray) -> np.ndarray:
+    def _forward(self, Z: np.ndarray, condition: Any) -> np.ndarray:
         ode = self.neural_ode_
-        return self._in_batches(lambda z: ode.output_map(dopri5_states(ode, z)), Z)
+        return self._in_batches(
+            lambda rows: ode.output_map(dopri5_states(ode, *apart(rows))), with_condition(self, condition, Z)
+        )
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Return the log density of every sample, in nats.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
+        condition : optional
+            As in :meth:`fit`, one entry a row or one for all, where the flow is conditional.
 
         Returns
         -------
@@ -499,35 +544,38 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             another. Compare means over many rows, or single rows with ``trace="exact"``.
         """
         self._require_fitted("flow_")
-        return self._log_densities(self._validate_rows(X, reset=False))
-
-    def _log_densities(self, X: np.ndarray) -> np.ndarray:
+        X = self._validate_rows(X, reset=False)
         kind = resolve_trace(self.trace, X.shape[1])
         ode = self.flow_.density(hutchinson=kind is not None)
         return self._in_batches(
-            lambda rows: self.flow_.log_prob(dopri5_states(ode, rows)), append_noise(X, kind, self._noise_seed)
+            lambda rows: self.flow_.log_prob(dopri5_states(ode, *apart(rows))),
+            with_condition(self, condition, append_noise(X, kind, self._noise_seed)),
         )
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, *, condition: Any = None) -> float:
         """Return the mean log density in nats; greater is better.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
         y : ignored
+        condition : optional
+            As in :meth:`fit`, one entry a row or one for all, where the flow is conditional.
 
         Returns
         -------
         float
         """
-        return float(np.mean(self.score_samples(X)))
+        return float(np.mean(self.score_samples(X, condition=condition)))
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Carry data to the base space: return z(t_0).
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
+        condition : optional
+            As in :meth:`fit`, one entry a row or one for all, where the flow is conditional.
 
         Returns
         -------
@@ -537,21 +585,24 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         ode = NeuralODE(
             flow.vector_field, input_map=flow.scaler, t_span=flow.t_span[::-1], state_size=flow.data_size
         )  # fmt: skip
-        return self._in_batches(lambda x: dopri5_states(ode, x), self._validate_rows(X, reset=False))
+        rows = with_condition(self, condition, self._validate_rows(X, reset=False))
+        return self._in_batches(lambda rows: dopri5_states(ode, *apart(rows)), rows)
 
-    def inverse_transform(self, Z: Any) -> np.ndarray:
+    def inverse_transform(self, Z: Any, *, condition: Any = None) -> np.ndarray:
         """Carry base states to data; undo :meth:`transform` up to the solver's tolerance.
 
         Parameters
         ----------
         Z : array-like of shape (n_samples, n_features)
+        condition : optional
+            As in :meth:`fit`, one entry a row or one for all, where the flow is conditional.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
         """
         flow = self._require_fitted("flow_")
-        return self._forward(check_base_states(Z, flow.n_features))
+        return self._forward(check_base_states(Z, flow.n_features), condition)
 
 
 def _check_varies(x: Tensor) -> None:

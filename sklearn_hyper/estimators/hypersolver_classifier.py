@@ -23,7 +23,7 @@ from ._calibrated import ASKED, Asked, Wanted
 from ._fitted_neural_ode import FittedNeuralODE
 from ._given_targets import check_agreement, check_given_labels, spread
 from ._hypersolver import Hypersolver
-from ._inputs import prepare_X
+from ._inputs import prepare_rows
 
 
 class HypersolverClassifier(ClassifierMixin, Hypersolver):
@@ -143,7 +143,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         else:
             check_predictions(model, "predict", predictions(model, "predict", rows), self.classes_[indices])
 
-    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+    def _check_y(self, neural_ode: NeuralODE, X: Any, y: Any) -> None:
         y = check_given_labels(y, self.classes_, len(X))
         rows, lacks_some = spread(len(X)), len(np.unique(y)) < len(self.classes_)
         indices = self._indices(self._rough_outputs(neural_ode, X[rows]))
@@ -184,7 +184,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
 
     __metadata_request__predict = dict.fromkeys(ASKED)
 
-    def predict(self, X: Any, **asked: Unpack[Asked]) -> Any:
+    def predict(self, X: Any, *, condition: Any = None, **asked: Unpack[Asked]) -> Any:
         """Return the label with the largest logit.
 
         Where the Neural ODE was a skorch net's, return what the net's own ``predict`` gives.
@@ -192,6 +192,8 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
         **asked : optional
             ``return_bound``, ``coverage``, ``bound``, ``tol``, ``atol``, ``alpha``, ``route`` and ``return_info``:
             bounds on the error of the logits, and tolerances of them (of the probabilities, where the Neural ODE was a
@@ -218,14 +220,17 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         """
         wanted = Wanted.of(self, "predict", asked)
         if wanted.is_plain:
-            outputs, beside, whose = self._apply("forward", X), [], "predict_proba gives nan"
+            outputs, beside, whose = self._apply("forward", X, condition), [], "predict_proba gives nan"
         else:
-            ends, beside = self._answer(X, OUTPUT, wanted, needs_all=True)  # labels cannot be nan
+            # Labels cannot be nan.
+            ends, beside = self._answer(X, OUTPUT, wanted, condition=condition, needs_all=True)
             outputs, whose = outputs_of(ends, self._require_product().map_output), "probabilities are nan"
         labels = self.classes_[refuse_no_labels(self._indices(outputs), whose)]
         return (labels, *beside) if beside else labels
 
-    def predict_set(self, X: Any, *, coverage: float = 0.99, bound: str = "learned") -> np.ndarray:
+    def predict_set(
+        self, X: Any, *, condition: Any = None, coverage: float = 0.99, bound: str = "learned"
+    ) -> np.ndarray:
         r"""Return the labels that dopri5 may give: those that the bound on the logits' error cannot exclude.
 
         With logits l and their bound b, the label j stays if :math:`\max_i l_i - l_j \le \sqrt 2 \, b`. So dopri5's
@@ -235,6 +240,8 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
         coverage : float, default 0.99
             The share of rows whose bound is to hold, between 0 and 1. It is aimed at and measured, not guaranteed: see
             :meth:`conformalize`.
@@ -262,7 +269,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         >>> sets.shape
         (75, 3)
         """
-        ends, (limit,) = self._answer(X, OUTPUT, Wanted(True, coverage, bound))
+        ends, (limit,) = self._answer(X, OUTPUT, Wanted(True, coverage, bound), condition=condition)
         scores = self._scores_of_labels(outputs_of(ends, self._final_outputs))
         is_known = np.isfinite(scores).all(axis=1) & np.isfinite(limit)
         with np.errstate(invalid="ignore"):  # inf - inf
@@ -280,7 +287,7 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
             return outputs
         return np.stack([np.full(len(outputs), threshold), outputs[:, 1]], axis=1).astype(outputs.dtype)
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Return the softmax of the logits.
 
         Where the Neural ODE was a skorch net's, return what the net's own ``predict_proba`` gives.
@@ -288,12 +295,14 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        return self._probabilities(self._apply("forward", X))
+        return self._probabilities(self._apply("forward", X, condition))
 
     def _wrap_for_onnx(self, module: nn.Module) -> nn.Module:
         return WithProbabilities(module, copy.deepcopy(self._head))
@@ -304,12 +313,14 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
             metadata["threshold"] = repr(self._head.threshold)
         return ["logits", "probabilities"], metadata
 
-    def agreement(self, X: Any) -> float:
+    def agreement(self, X: Any, *, condition: Any = None) -> float:
         """Return the share of labels on which this hypersolver and its dopri5 reference agree.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
 
         Returns
         -------
@@ -324,11 +335,11 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
             If probabilities of some rows are nan; it names them.
         """
         fitted = self._require_product()
-        outputs = fitted.map_output(self._reference_states(prepare_X(self, X)))
+        outputs = fitted.map_output(self._reference_states(prepare_rows(self, X, condition)))
         expected = refuse_no_labels(self._indices(outputs), "the output map of dopri5's states gives nan")
-        return float(np.mean(self.predict(X) == self.classes_[expected]))
+        return float(np.mean(self.predict(X, condition=condition) == self.classes_[expected]))
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None, *, condition: Any = None) -> float:
         """Return the accuracy on labels y.
 
         Parameters
@@ -336,6 +347,8 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         X : array-like of shape (n_samples, ...)
         y : array-like of shape (n_samples,)
         sample_weight : array-like of shape (n_samples,), optional
+        condition : optional
+            As in :meth:`fit`. Searches pass it to ``score`` after ``set_score_request(condition=True)``.
 
         Returns
         -------
@@ -354,4 +367,4 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
                 "scoring=sklearn_hyper.evaluation.neg_mape_scorer or agreement_scorer. (A search's default error_score "
                 "turns this error into nan scores, and its choice means nothing then.)"
             )
-        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+        return float(accuracy_score(y, self.predict(X, condition=condition), sample_weight=sample_weight))

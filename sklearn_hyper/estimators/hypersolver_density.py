@@ -24,6 +24,7 @@ from ..numerics.reference import DEFAULT_TOLERANCE
 from ..numerics.units import feature_sizes
 from ..reports import SolverReport
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_checkpoints, refuse_scoring
+from ..training.given_rows import apart
 from ..training.nets import draw_seed
 from ..training.references import digest
 from ._base import (
@@ -34,6 +35,7 @@ from ._base import (
     store_parameters,
 )
 from ._calibrated import Asked, Wanted, answer, drop_calibration
+from ._conditions import count_entries, learn_condition, take_condition, with_condition, with_drawn_entries
 from ._conformalizing import DensityCalibrationMixin
 from ._derived import DensityDerivedMixin
 from ._fitted_neural_ode import FittedFlow, resolve_flow
@@ -197,7 +199,7 @@ class HypersolverDensity(
 
     # ------------------------------------------------------------------ fit
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any = None, y: Any = None) -> HypersolverDensity:
+    def fit(self, X: Any = None, y: Any = None, *, condition: Any = None) -> HypersolverDensity:
         """Fit the correction of sampling on draws of the base distribution, and that of densities on X.
 
         Parameters
@@ -206,6 +208,10 @@ class HypersolverDensity(
             Data. With None only the sampling is fitted, and ``score_samples``, ``score`` and ``transform`` raise an
             error.
         y : ignored
+        condition : dict, frame, structured array, array-like or number, optional
+            Needed where the flow is conditional, in the forms of :meth:`HypersolverRegressor.fit`; of the names, shapes
+            and categories of the flow's own fit. Base draws for the sampling get entries drawn from it. Without X it
+            may have any number of entries.
 
         Returns
         -------
@@ -229,12 +235,18 @@ class HypersolverDensity(
             ``density_`` is None then, or what it was with ``warm_start`` and the same flow.
         """
         with self._fitting() as fitting:
-            fitting.interrupted = self._fit(X, dict(vars(self)) if self.warm_start else {})
+            fitting.interrupted = self._fit(X, condition, dict(vars(self)) if self.warm_start else {})
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
     def refit(
-        self, neural_ode: Any, X: Any = None, *, max_epochs: int | None = None, lr: float | None = None
+        self,
+        neural_ode: Any,
+        X: Any = None,
+        *,
+        condition: Any = None,
+        max_epochs: int | None = None,
+        lr: float | None = None,
     ) -> HypersolverDensity:
         """Follow a flow that has been trained on: refit both corrections from what they are, in a few epochs.
 
@@ -245,6 +257,8 @@ class HypersolverDensity(
             ``neural_ode``.
         X : array-like of shape (n_samples, n_features), optional
             Data, needed where densities have been fitted.
+        condition : optional
+            As in :meth:`fit`.
         max_epochs, lr : optional
             As in :meth:`HypersolverRegressor.refit`.
 
@@ -285,10 +299,10 @@ class HypersolverDensity(
         changes = refit_changes(self, max_epochs, lr, _BASE_STATES)
         with self._fitting() as fitting:
             self.neural_ode = neural_ode
-            fitting.interrupted = self._fit(X, previous, changes)
+            fitting.interrupted = self._fit(X, condition, previous, changes)
         return self
 
-    def _fit(self, X: Any, previous: dict[str, Any], changes: dict[str, Any] | None = None) -> bool:
+    def _fit(self, X: Any, condition: Any, previous: dict[str, Any], changes: dict[str, Any] | None = None) -> bool:
         """Fit both directions, from earlier ones if there are; with ``changes`` of settings, refit them."""
         refuse_checkpoints(
             self.callbacks,
@@ -303,12 +317,14 @@ class HypersolverDensity(
         flow = self.flow_
         dtype = flow.dtype or (torch.float64 if X is None else module_dtype(None, X))
         rows = None if X is None else append_noise(X, self._noise, self._noise_seed)
-        with seeded(seed, "cpu"):
-            few_rows = None if rows is None else self._to_tensor(rows[:_CHECKED_ROWS], dtype, "cpu")
-            check_directions(flow, self._density_ode(), few_rows, dtype, settings)
+        entries = self._entries(rows, condition)
+        rows = None if rows is None else entries
         is_auto = self.max_samples == "auto"
         n_base = _BASE_STATES if is_auto else int(self.max_samples)
-        base = draw_base(flow, n_base, dtype, seed)
+        base = with_drawn_entries(draw_base(flow, n_base, dtype, seed), entries, seed)
+        with seeded(seed, "cpu"):
+            few_rows = None if rows is None else self._to_tensor(rows[:_CHECKED_ROWS], dtype, "cpu")
+            check_directions(flow, self._density_ode(), self._to_tensor(base[:2], dtype, "cpu"), few_rows, settings)
         settings, refits = replace(settings, random_state=seed, **(changes or {})), changes is not None
         of_base, of_data = replace(settings, extra_rows=None), settings  # base states are drawn at random already
         sampler, interrupted = fit_direction(
@@ -345,6 +361,7 @@ class HypersolverDensity(
                 raise ValueError(
                     f"X must be 2-dimensional, (n_samples, n_features), got shape {X.shape}; flatten images first."
                 )
+        take_condition(self, resolved.estimator)
         self.flow_ = take_flow(resolved.flow, X, self.n_features, self.base_distribution)
         if X is None and "n_features_in_" not in vars(self):
             self.n_features_in_ = self.flow_.n_features
@@ -365,6 +382,13 @@ class HypersolverDensity(
             vars(self).pop(name, None)
             if hasattr(self.preprocess_, name):
                 setattr(self, name, getattr(self.preprocess_, name))
+
+    def _entries(self, rows: np.ndarray | None, condition: Any) -> Any:
+        """Return rows with their condition, as the flow's fit has learned it; without data, an entry a row of it."""
+        rows = np.empty((count_entries(condition, 1), 0)) if rows is None else rows
+        if "condition_" in vars(self):
+            return with_condition(self, condition, rows)
+        return learn_condition(self, condition, rows, reset=True)
 
     def _density_ode(self) -> NeuralODE:
         return self.flow_.density(hutchinson=self._noise is not None)
@@ -389,18 +413,22 @@ class HypersolverDensity(
             )
         return LogDensity(self.density_.module, self.flow_).eval()
 
-    def _rows(self, X: Any) -> np.ndarray:
-        return append_noise(prepare_X(self, X), self._noise, self._noise_seed)
+    def _rows(self, X: Any, condition: Any) -> Any:
+        return with_condition(self, condition, append_noise(prepare_X(self, X), self._noise, self._noise_seed))
 
-    def sample(self, n_samples: int = 1, random_state: Any = None, **asked: Unpack[Asked]) -> Any:
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, *, condition: Any = None, **asked: Unpack[Asked]
+    ) -> Any:
         """Draw samples: draw from the base distribution, and carry the draws to data by K corrected steps.
 
         Parameters
         ----------
         n_samples : int, default 1
-            Number of samples.
+            Number of samples. With a condition of several entries it is their number, and may be left out.
         random_state : int, RandomState or None
             Seeds the base draws. The same value gives the flow's own ``sample`` the same draws.
+        condition : optional
+            As in :meth:`fit`: one entry a sample or one for all, where the flow is conditional.
         **asked : optional
             ``return_bound``, ``coverage``, ``bound``, ``tol``, ``atol``, ``alpha``, ``route`` and ``return_info``:
             bounds on the 2-norm of the sample's error, and tolerances of it. As in
@@ -421,9 +449,10 @@ class HypersolverDensity(
         """
         flow = self._require_fitted("flow_")
         wanted = Wanted.of(self, "sample", asked)
-        base = draw_base(flow, n_samples, self.dtype_, random_state)
+        drawn = draw_base(flow, count_entries(condition, n_samples), self.dtype_, random_state)
+        base = with_condition(self, condition, drawn)
         if wanted.is_plain:
-            return self._undo_steps(self._in_batches(self.module_, base))
+            return self._undo_steps(self._in_batches(lambda rows: self.module_(*apart(rows)), base))
         x = self._to_tensor(base, self.dtype_, "cpu")
         with outside_inference_mode():
             try:
@@ -455,12 +484,14 @@ class HypersolverDensity(
         samples[lost] = np.nan
         return samples
 
-    def score_samples(self, X: Any, **asked: Unpack[Asked]) -> Any:
+    def score_samples(self, X: Any, *, condition: Any = None, **asked: Unpack[Asked]) -> Any:
         """Return the log density of every sample, in nats.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
+        condition : optional
+            As in :meth:`fit`, one entry a row or one for all, where the flow is conditional.
         **asked : optional
             ``return_bound``, ``coverage``, ``bound``, ``tol``, ``atol``, ``alpha``, ``route`` and ``return_info``:
             bounds on the error of the log density, and tolerances of it. As in :meth:`HypersolverRegressor.predict`.
@@ -481,8 +512,8 @@ class HypersolverDensity(
         module = self._require_density()
         wanted = Wanted.of(self, "score_samples", asked)
         if wanted.is_plain:
-            return self._in_batches(module, self._rows(X))
-        x = self._to_tensor(self._rows(X), self.dtype_, "cpu")
+            return self._in_batches(lambda rows: module(*apart(rows)), self._rows(X, condition))
+        x = self._to_tensor(self._rows(X, condition), self.dtype_, "cpu")
         with outside_inference_mode():
             ends, beside = answer(
                 vars(self).get("density_calibration_"), self.density_, x, OUTPUT, self._log_densities, wanted
@@ -490,50 +521,63 @@ class HypersolverDensity(
             densities = outputs_of(ends, self._log_densities)[:, 0]
         return (densities, *beside) if beside else densities
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, *, condition: Any = None) -> float:
         """Return the mean log density in nats; greater is better.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
         y : ignored
+        condition : optional
+            As in :meth:`fit`, one entry a row or one for all, where the flow is conditional.
 
         Returns
         -------
         float
         """
-        return float(np.mean(self.score_samples(X)))
+        return float(np.mean(self.score_samples(X, condition=condition)))
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Carry data to the base space, by the density's solver.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
+        condition : optional
+            As in :meth:`fit`, one entry a row or one for all, where the flow is conditional.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
         """
         module = self._require_density()
-        return self._in_batches(module.base_state, self._rows(X))
+        return self._in_batches(lambda rows: module.base_state(*apart(rows)), self._rows(X, condition))
 
-    def inverse_transform(self, Z: Any) -> np.ndarray:
+    def inverse_transform(self, Z: Any, *, condition: Any = None) -> np.ndarray:
         """Carry base states to data, by the sampling solver.
 
         Parameters
         ----------
         Z : array-like of shape (n_samples, n_features)
+        condition : optional
+            As in :meth:`fit`, one entry a row or one for all, where the flow is conditional.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
         """
         flow = self._require_fitted("flow_")
-        return self._undo_steps(self._in_batches(self.module_, check_base_states(Z, flow.n_features)))
+        rows = with_condition(self, condition, check_base_states(Z, flow.n_features))
+        return self._undo_steps(self._in_batches(lambda rows: self.module_(*apart(rows)), rows))
 
     def solver_report(
-        self, X: Any = None, *, n_samples: int = 1000, tolerance: float = 1e-5, random_state: Any = None
+        self,
+        X: Any = None,
+        *,
+        condition: Any = None,
+        n_samples: int = 1000,
+        tolerance: float = 1e-5,
+        random_state: Any = None,
     ) -> SolverReport:
         """Compare accuracy and cost with the base solver and dopri5: of sampling, or with X of densities.
 
@@ -542,6 +586,8 @@ class HypersolverDensity(
         X : array-like of shape (n_samples, n_features), optional
             Data for a report on densities; errors are those of (z(t_0), log-determinant). By default the report is on
             sampling.
+        condition : optional
+            As in :meth:`fit`, where the flow is conditional. Without X, entries of it are drawn for the base draws.
         n_samples : int, default 1000
             Number of base draws to report on, timed as one batch. With X, the number of rows in the batch that is
             timed.
@@ -556,31 +602,34 @@ class HypersolverDensity(
         """
         if X is not None:
             self._require_density()
-            return self._report(self.density_, self._rows(X), tolerance, n_samples)
-        flow = self._require_fitted("flow_")
-        return self._report(self.sampler_, draw_base(flow, n_samples, self.dtype_, random_state), tolerance, n_samples)
+            return self._report(self.density_, self._rows(X, condition), tolerance, n_samples)
+        base = draw_base(self._require_fitted("flow_"), n_samples, self.dtype_, random_state)
+        base = with_drawn_entries(base, self._entries(None, condition), 0)
+        return self._report(self.sampler_, base, tolerance, n_samples)
 
-    def _report(self, fitted: FittedHypersolver, rows: np.ndarray, tolerance: float, batch_size: int) -> SolverReport:
+    def _report(self, fitted: FittedHypersolver, rows: Any, tolerance: float, batch_size: int) -> SolverReport:
         with outside_inference_mode():
+            x, beside = apart(self._to_tensor(rows, self.dtype_, self.device_))
             return fitted.report(
-                self._to_tensor(rows, self.dtype_, self.device_), tolerance=tolerance, mape_floor=self.mape_floor,
-                batch_size=batch_size,
-            )  # fmt: skip
+                x, condition=beside, tolerance=tolerance, mape_floor=self.mape_floor, batch_size=batch_size
+            )
 
-    def count_macs(self, X: Any) -> float:
+    def count_macs(self, X: Any, *, condition: Any = None) -> float:
         """Count the multiply-accumulates of f and g in a density solve of one sample; nan if f has none.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
+        condition : optional
+            As in :meth:`fit`, one entry a row or one for all, where the flow is conditional.
 
         Returns
         -------
         float
         """
         self._require_density()
-        row = self._to_tensor(self._rows(X)[:1], self.dtype_, self.device_)
-        return self.density_.module.count_macs(row)
+        row = self._to_tensor(self._rows(X, condition)[:1], self.dtype_, self.device_)
+        return self.density_.module.count_macs(*apart(row))
 
     def count_evaluations(self, X: Any = None) -> int:
         """Count the evaluations of (f, trace) in a density solve.

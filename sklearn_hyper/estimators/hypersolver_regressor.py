@@ -11,6 +11,7 @@ from sklearn.utils import RegressorTags
 from ..calibration.measuring import OUTPUT, outputs_of
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import DEFAULT_TOLERANCE
+from ..training.given_rows import apart
 from ..training.skorch_nets import NetOutput, check_predictions, predictions, predicts_labels
 from ._base import store_parameters
 from ._calibrated import Wanted
@@ -205,6 +206,9 @@ class HypersolverRegressor(Hypersolver):
         phase. ``valid_loss`` is infinite where the largest error on held-out rows exceeded the base solver's.
     net_ : skorch net
         The net that trained g.
+    condition_ : dict
+        What the fit has learned of its condition, by name: ``kind`` ("float", "integer" or "category"), ``shape`` of a
+        row's entry, and ``categories``. Empty without one.
     n_samples_fit_ : int
         Number of rows used to fit, at most ``max_samples``.
     n_features_in_ : int
@@ -290,11 +294,11 @@ class HypersolverRegressor(Hypersolver):
             model, "predict", predictions(model, "predict", rows), outputs[:, 0] if resolved.squeeze else outputs
         )
 
-    def _check_y(self, neural_ode: NeuralODE, X: np.ndarray, y: Any) -> None:
+    def _check_y(self, neural_ode: NeuralODE, X: Any, y: Any) -> None:
         y = check_given_targets(y, len(X))
         if y is None:
             return
-        width = self._in_batches(lambda x: neural_ode.output_map(neural_ode.input_map(x)), X[:1]).size
+        width = self._in_batches(lambda rows: neural_ode.output_map(neural_ode.input_map(apart(rows)[0])), X[:1]).size
         if width == y.shape[1]:
             rows = spread(len(X))
             warn_of_targets(y[rows], self._rough_outputs(neural_ode, X[rows]).reshape(len(rows), -1))
@@ -303,6 +307,7 @@ class HypersolverRegressor(Hypersolver):
         self,
         X: Any,
         *,
+        condition: Any = None,
         t_eval: Any = None,
         return_bound: bool = False,
         coverage: float = 0.99,
@@ -315,11 +320,13 @@ class HypersolverRegressor(Hypersolver):
     ) -> Any:
         r"""Return the output of the hypersolved Neural ODE, h_y(z_K), with a bound or to a tolerance if asked.
 
-        All but X and ``t_eval`` needs a calibration: see :meth:`conformalize`.
+        All but X, ``condition`` and ``t_eval`` needs a calibration: see :meth:`conformalize`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds, one entry a row or one for all.
         t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
             Times of the outputs, for all rows or for each its own, padded with nan: ``predict(X, t_eval=...)`` is
             ``trajectory(X, output=True, t_eval=...)``. By default the end of ``t_span``.
@@ -365,7 +372,8 @@ class HypersolverRegressor(Hypersolver):
         CalibrationRowsError
             If the calibration has too few rows for ``coverage`` or ``alpha``; the error says how many are needed.
         ValueError
-            If a value is out of its range or has no effect, or two contradict each other. ``coverage`` needs
+            If ``condition`` is missing or differs in names, length, shape or kind from that of the fit, or holds a new
+            category. If a value is out of its range or has no effect, or two contradict each other. ``coverage`` needs
             ``return_bound``; ``alpha`` and ``route`` need a tolerance; ``bound`` needs either. If ``t_eval`` is wrong,
             or given with any of these: see :meth:`trajectory`.
 
@@ -397,16 +405,16 @@ class HypersolverRegressor(Hypersolver):
                     "t_eval with a bound, a tolerance or return_info: these are of the output at the end of t_span. "
                     "Leave t_eval out, or them."
                 )
-            return self._states_at(X, t_eval, output=True)
+            return self._states_at(X, t_eval, output=True, condition=condition)
         if wanted.is_plain:
-            output = self._apply("forward", X)
+            output = self._apply("forward", X, condition)
             return output[:, 0] if self._squeeze_output else output
-        ends, beside = self._answer(X, OUTPUT, wanted)
+        ends, beside = self._answer(X, OUTPUT, wanted, condition=condition)
         output = outputs_of(ends, self._final_outputs)
         output = output[:, 0] if self._squeeze_output else output
         return (output, *beside) if beside else output
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None, *, condition: Any = None) -> float:
         """Return minus the MAPE of ``predict`` against dopri5: greater is better, 0 is perfect.
 
         Tools that call ``score`` therefore measure the solver, not the model, whatever y they are given. This holds for
@@ -419,6 +427,8 @@ class HypersolverRegressor(Hypersolver):
         y : ignored
             The reference is dopri5, not labels.
         sample_weight : array-like of shape (n_samples,), optional
+        condition : optional
+            As in :meth:`fit`. Searches pass it to ``score`` after ``set_score_request(condition=True)``.
 
         Returns
         -------
@@ -431,4 +441,4 @@ class HypersolverRegressor(Hypersolver):
         ValueError
             If the output map of dopri5's states is not finite for some rows of X; it names them.
         """
-        return self.neg_mape(X, sample_weight)
+        return self.neg_mape(X, sample_weight, condition=condition)

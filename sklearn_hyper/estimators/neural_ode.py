@@ -293,7 +293,7 @@ class _NeuralODEEstimator(TorchEstimator):
     # ------------------------------------------------------------------ inference
     def _dopri5(self, x: Tensor, times: Tensor | None = None) -> Tensor:
         given = None if times is None else ~times.isnan()
-        return self.neural_ode_.outputs(dopri5_states(self.neural_ode_, x, times), given)
+        return self.neural_ode_.outputs(dopri5_states(self.neural_ode_, x, times=times), given)
 
     def _output(self, X: Any, t_eval: Any = None) -> np.ndarray:
         self._require_fitted("neural_ode_")

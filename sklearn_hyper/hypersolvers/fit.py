@@ -282,7 +282,7 @@ def _product(
     previous: FittedHypersolver | None,
 ) -> FittedHypersolver:
     low, high = fitted.fitted_range
-    fitted_rows = row_digests(task.neural_ode, task.x)
+    fitted_rows = row_digests(task.neural_ode, task.x, task.condition)
     if fitted.extra_rows is not None:
         fitted_rows = np.union1d(fitted_rows, fitted.extra_rows)
     if previous is not None and previous.fitted_rows is not None:

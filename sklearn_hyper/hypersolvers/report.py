@@ -16,9 +16,10 @@ from ..modules.hypersolved_ode import SolvedODE
 from ..modules.neural_ode import NeuralODE
 from ..numerics.cost import CountedField, relative_overhead, time_interleaved
 from ..reports import SolverReport, SolverRow
+from ..training.given_rows import Inputs, given
 from ..training.tasks import Task
 
-Answers: TypeAlias = Callable[[Tensor], tuple[Tensor, np.ndarray]]
+Answers: TypeAlias = Callable[[Inputs], tuple[Tensor, np.ndarray]]
 """Returns terminal states of rows, and the evaluations of f that each took."""
 
 
@@ -62,7 +63,7 @@ def measure_solvers(
                 counted = first_row if solvers[name].stepping.n_evaluations is not None else batches[0]
                 costs[name] = _cost(solvers[name], macs_f, counted, ms[name], ms[slow] / ms[name])
             else:
-                nfe = float(np.mean(np.concatenate([answers[name](rows.x)[1] for rows in batches])))
+                nfe = float(np.mean(np.concatenate([_answer(answers[name], rows)[1] for rows in batches])))
                 costs[name] = _Cost(nfe, nfe * macs_f, ms[name], ms[slow] / ms[name], math.nan, math.nan, math.nan)
     accuracy = dict.fromkeys(calls, math.nan)
     if labels is not None:
@@ -86,7 +87,11 @@ class _Cost(NamedTuple):
 
 
 def _ends(answer: Answers, rows: Task) -> Tensor:
-    return answer(rows.x)[0]
+    return _answer(answer, rows)[0]
+
+
+def _answer(answer: Answers, rows: Task) -> tuple[Tensor, np.ndarray]:
+    return answer(given(rows.x, rows.condition))
 
 
 def _solve(solver: SolvedODE, rows: Task) -> Tensor:

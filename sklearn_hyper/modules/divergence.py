@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +82,7 @@ class LogDensityField(DeviceFreeModule):
     Parameters
     ----------
     vector_field : nn.Module or callable
-        ``f(t, z)``.
+        ``f(t, z)``, which may take a condition as keyword arguments.
     hutchinson : bool, default False
         Estimate the trace from one backward pass per evaluation instead of d. The estimate is noisy.
     penalties : bool, default False
@@ -108,7 +110,7 @@ class LogDensityField(DeviceFreeModule):
         self.hutchinson = hutchinson
         self.penalties = penalties
 
-    def forward(self, t: Tensor, state: Tensor, x: Tensor | None = None) -> Tensor:
+    def forward(self, t: Tensor, state: Tensor, x: Tensor | None = None, /, **condition: Any) -> Tensor:
         z = state[:, : state.shape[1] - (3 if self.penalties else 1)]
         d = z.shape[1]
         if self.hutchinson:
@@ -119,7 +121,8 @@ class LogDensityField(DeviceFreeModule):
             vectors = [x[:, -d:]]
         else:
             vectors = list(torch.eye(d, dtype=z.dtype, device=z.device))
-        dz, products = vector_jacobian_products(self.vector_field, t, z, vectors)
+        field = functools.partial(self.vector_field, **condition) if condition else self.vector_field
+        dz, products = vector_jacobian_products(field, t, z, vectors)
         trace = torch.stack([(v * product).sum(dim=1) for v, product in zip(vectors, products, strict=True)]).sum(dim=0)
         columns = [dz, -trace[:, None]]
         if self.penalties:

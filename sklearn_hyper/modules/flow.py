@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ class Flow(DeviceFreeModule):
     Parameters
     ----------
     vector_field : nn.Module or callable
-        ``f(t, z)`` on states of shape (batch, d).
+        ``f(t, z)`` on states of shape (batch, d). Keyword arguments are a condition: the map and its density are
+        conditional then, and solves take it.
     n_features : int
         d.
     t_span : pair of float, default (0.0, 1.0)
@@ -157,14 +158,14 @@ class LogDensity(DeviceFreeModule):
         self.n_features, self.log_scale = flow.n_features, flow.log_scale
         self.base_distribution, self._base_dtype = flow.base_distribution, flow._base_dtype
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the log density of every row, in nats."""
-        state, d = self.solver.terminal_state(x), self.n_features
+    def forward(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        """Return the log density of every row, in nats; given its condition, if the flow takes one."""
+        state, d = self.solver.terminal_state(x, condition), self.n_features
         return _base_log_prob(state[:, :d], self.base_distribution, self._base_dtype) - state[:, d] - self.log_scale
 
-    def base_state(self, x: Tensor) -> Tensor:
+    def base_state(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
         """Return z(t_0) of every row."""
-        return self.solver.terminal_state(x)[:, : self.n_features]
+        return self.solver.terminal_state(x, condition)[:, : self.n_features]
 
     def fold(self) -> LogDensity:
         """Return the faster module for inference; see ``HypersolvedODE.fold``."""
@@ -204,8 +205,10 @@ def check_base_distribution(flow: Flow) -> None:
         base.log_prob(base.sample((2,)))
 
 
-def check_divergence(flow: Flow, x: Tensor) -> None:
+def check_divergence(flow: Flow, x: Tensor, condition: Mapping[str, Any] | None = None) -> None:
     """Evaluate the density's dynamics at a few rows of data, and at as many base draws at the other end of the span.
+
+    ``condition`` holds what the field takes beside these rows.
 
     Raises
     ------
@@ -219,7 +222,8 @@ def check_divergence(flow: Flow, x: Tensor) -> None:
     with torch.no_grad():
         for end, z, where in zip(flow.t_span, (base, data), ("base samples", "rows of X"), strict=True):
             state = torch.cat([z, z.new_zeros(len(z), 1)], dim=1)
-            if not torch.isfinite(field(time_tensor(end, state, flow.t_span), state, torch.ones_like(z))).all():
+            t = time_tensor(end, state, flow.t_span)
+            if not torch.isfinite(field(t, state, torch.ones_like(z), **condition or {})).all():
                 raise VectorFieldError(
                     f"vector_field or its divergence is not finite at t={end:g} on some of {len(z)} {where}: a density "
                     "needs a field that is differentiable wherever data and base lie."

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..modules.flow import Flow
 from ..modules.neural_ode import VectorFieldError
+from ..modules.packed_conditions import NO_COLUMNS, Columns, packed
 from ..modules.seeding import own_generator
 from ..numerics.times import time_dtype
 from .batches import Batches
@@ -117,9 +118,12 @@ class FlowMatchingLoss(nn.Module):
     Lipman et al. (2023), *Flow Matching for Generative Modeling*, ICLR.
     """
 
-    def __init__(self, flow: Flow, generator: torch.Generator | None = None, row_times: bool = True):
+    def __init__(
+        self, flow: Flow, generator: torch.Generator | None = None, row_times: bool = True,
+        columns: Columns = NO_COLUMNS,
+    ):  # fmt: skip
         super().__init__()
-        self.flow, self.generator, self.row_times = flow, generator, row_times
+        self.flow, self.generator, self.row_times, self.columns = flow, generator, row_times, columns
 
     def draw(self, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Draw shares s of the span and base states; s is stratified, one in each n-th of the span, for less noise.
@@ -133,35 +137,40 @@ class FlowMatchingLoss(nn.Module):
 
     def forward(self, x: Tensor, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
         start, end = self.flow.t_span
+        x, condition = self.columns.apart(x)
         z1 = x if self.flow.scaler is None else self.flow.scaler(x)
         s, z0 = self.draw(len(x), z1) if drawn is None else drawn
         z = torch.lerp(z0, z1, s[:, None])
         times = start + (end - start) * s.to(time_dtype(z.dtype, self.flow.t_span))
         if self.row_times:
             # A field takes one scalar t, but every row has its own time here: vmap batches the calls row by row.
-            velocity = torch.func.vmap(self._velocity, randomness="different")(times, z)
+            velocity = torch.func.vmap(self._velocity, randomness="different")(times, z, condition)
         else:
             velocity = torch.empty_like(z)
             for t in times.unique():
                 rows = (times == t).nonzero()[:, 0]
-                velocity = velocity.index_copy(0, rows, self.flow.vector_field(t, z[rows]))
+                own = {name: value[rows] for name, value in condition.items()}
+                velocity = velocity.index_copy(0, rows, self.flow.vector_field(t, z[rows], **own))
         # Multiply the velocity by the span, so that the loss has no units of time.
         return ((end - start) * velocity - (z1 - z0)).pow(2).mean()
 
-    def _velocity(self, t: Tensor, z: Tensor) -> Tensor:
-        return self.flow.vector_field(t, z[None])[0]
+    def _velocity(self, t: Tensor, z: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return self.flow.vector_field(t, z[None], **{name: value[None] for name, value in condition.items()})[0]
 
 
 class LikelihoodLoss(nn.Module):
     """Negative mean log likelihood in nats, through the solver, plus RNODE's penalties where they have a weight."""
 
-    def __init__(self, flow: Flow, settings: FlowSettings, generator: torch.Generator | None = None):
+    def __init__(
+        self, flow: Flow, settings: FlowSettings, generator: torch.Generator | None = None,
+        columns: Columns = NO_COLUMNS,
+    ):  # fmt: skip
         super().__init__()
-        self.flow, self.settings, self.generator = flow, settings, generator
+        self.flow, self.settings, self.generator, self.columns = flow, settings, generator, columns
         self.penalties = settings.kinetic > 0 or settings.jacobian > 0
         ode = flow.density(hutchinson=settings.noise is not None, penalties=self.penalties)
         # Not a module, so that the flow's parameters are not registered twice.
-        self.solver = TrainingSolver(ode, settings, _MAX_EVALUATIONS)
+        self.solver = TrainingSolver(packed(ode, columns), settings, _MAX_EVALUATIONS)
         self.joint = make_joint_loss(self.solver, settings)
         self.n_evaluations = self.n_solves = 0
 
@@ -175,8 +184,9 @@ class LikelihoodLoss(nn.Module):
         """Return what the solver takes for these rows: x, and the noise of Hutchinson's trace, drawn if not given."""
         if self.settings.noise is None:
             return x
-        noise = draw_noise(self.settings.noise, x, self.generator) if noise is None else noise
-        return torch.cat([x, noise], dim=1)
+        own, condition = x.tensor_split([self.flow.n_features], dim=1)
+        noise = draw_noise(self.settings.noise, own, self.generator) if noise is None else noise
+        return torch.cat([own, noise, condition], dim=1)
 
     def row_losses(self, states: Tensor, y: Any = None) -> Tensor:
         """Return the loss of every row from its terminal state."""
@@ -232,8 +242,9 @@ class _EvaluationWatch(Callback):
 
 
 def build_flow_net(
-    flow: Flow, settings: FlowSettings, valid: Tensor | None, n_rows: int, generator: torch.Generator
-) -> LossNet:
+    flow: Flow, settings: FlowSettings, valid: Tensor | None, n_rows: int, generator: torch.Generator,
+    columns: Columns = NO_COLUMNS,
+) -> LossNet:  # fmt: skip
     """Make a skorch net whose module computes the flow's loss.
 
     Parameters
@@ -244,12 +255,14 @@ def build_flow_net(
         Number of rows trained on, which sets the length of the learning rate's schedule.
     generator : torch.Generator
         Generator of every draw.
+    columns : Columns, optional
+        Where the condition lies in rows, held-out ones included.
     """
     likelihood = settings.objective == "likelihood"
     loss = (
-        LikelihoodLoss(flow, settings, generator)
+        LikelihoodLoss(flow, settings, generator, columns)
         if likelihood
-        else FlowMatchingLoss(flow, generator, settings.row_times)
+        else FlowMatchingLoss(flow, generator, settings.row_times, columns)
     )
     best = BestWeights(None if valid is None else _validation(flow, settings, valid, generator))
     n_batches = len(Batches(n_rows, settings.batch_size))
@@ -269,7 +282,8 @@ def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, generator: to
     """Return a function that computes a module's loss on held-out rows, with the same draws in every epoch."""
     drawn: Any
     if settings.objective == "likelihood":
-        drawn = None if settings.noise is None else draw_noise(settings.noise, valid, generator)
+        own = valid[:, : flow.n_features]
+        drawn = None if settings.noise is None else draw_noise(settings.noise, own, generator)
     else:
         valid = valid.repeat(-(-_VALID_DRAWS // len(valid)), 1)
         drawn = FlowMatchingLoss(flow, generator, settings.row_times).draw(len(valid), valid)
@@ -298,7 +312,7 @@ def check_rows_apart(flow: Flow) -> None:
             )
 
 
-def check_matching(flow: Flow, x: Tensor) -> bool:
+def check_matching(flow: Flow, x: Tensor, columns: Columns = NO_COLUMNS) -> bool:
     """Compute the loss of flow matching once; return whether every row may have its own time.
 
     ``torch.func.vmap`` cannot call a field that differentiates inside, branches on values or keeps a buffer. Rows then
@@ -307,10 +321,10 @@ def check_matching(flow: Flow, x: Tensor) -> bool:
     with torch.no_grad():
         try:
             # On a copy, because vmap may leave a buffer in the field that is useless outside of it.
-            by_row = FlowMatchingLoss(copy.deepcopy(flow), own_generator(0))
+            by_row = FlowMatchingLoss(copy.deepcopy(flow), own_generator(0), columns=columns)
             for n_rows in (4, 3):  # a buffer fails where the number of rows changes
                 by_row(torch.cat([x, x])[:n_rows])
         except Exception:  # try without vmap; errors of the field itself are raised there
-            FlowMatchingLoss(flow, own_generator(0), row_times=False)(x)
+            FlowMatchingLoss(flow, own_generator(0), False, columns)(x)
             return False
     return True

@@ -51,9 +51,9 @@ def digest(neural_ode: NeuralODE, x: Tensor | None = None, condition: Mapping[st
     return str(joblib.hash((packed, describe_code(neural_ode.parts), values)))
 
 
-def computes_alike(one: NeuralODE, other: NeuralODE, x: Tensor) -> bool:
+def computes_alike(one: NeuralODE, other: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None) -> bool:
     """Return whether two Neural ODEs have one span, and equal values of field and input map at a few rows and times."""
-    pairs = zip(_probe(one, x, None), _probe(other, x, None), strict=True)
+    pairs = zip(_probe(one, x, condition), _probe(other, x, condition), strict=True)
     return one.t_span == other.t_span and all(_are_equal(a, b) for a, b in pairs)
 
 

@@ -87,8 +87,15 @@ class Task:
         return abs(end - start)
 
 
-def row_digests(neural_ode: NeuralODE, x: Tensor) -> NDArray[np.uint64]:
-    """Return a hash of every row, which tells later whether a row was fitted on, whatever noise it then got."""
-    rows = np.ascontiguousarray(without_noise(neural_ode, x).detach().cpu().numpy())
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+def row_digests(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None) -> NDArray[np.uint64]:
+    """Return a hash of every row, which tells later whether a row was fitted on, whatever noise it then got.
+
+    What its condition holds for it is part of a row.
+    """
+    beside = [value for value in (condition or {}).values() if isinstance(value, Tensor) and value.ndim]
+    read = [np.ascontiguousarray(part.detach().cpu().numpy()) for part in (without_noise(neural_ode, x), *beside)]
+    digests = (
+        hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=8).digest()
+        for row in zip(*read, strict=True)
+    )
     return np.frombuffer(b"".join(digests), dtype=np.uint64)

@@ -1,0 +1,264 @@
+"""Conditions: check what a field takes beside X, and turn it into one entry a row, as fit has learned to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..training.given_rows import GivenRows, given
+from ._base import TorchEstimator
+
+NAME = "condition"
+"""The field's keyword for a condition that has no name."""
+FLOAT, INTEGER, CATEGORY = "float", "integer", "category"
+_TAKEN = ("t", "z", "x")
+"""Names that a field's positional arguments have."""
+_SHOWN = 5
+"""Values that an error shows."""
+
+
+class Condition(NamedTuple):
+    """What a fit has learned of one condition."""
+
+    kind: str
+    """"float", "integer" or "category"."""
+    shape: tuple[int, ...]
+    """Of a row's entry."""
+    categories: NDArray[Any] | None = None
+    """Values of a category: an entry is passed to the field as its index in them."""
+
+
+class ConditionError(ValueError):
+    """A condition is missing, has another name, length, shape or kind than the fit's, or a category is new."""
+
+
+def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset: bool, labels: bool = False) -> Any:
+    """Check the condition of a fit, remember it as ``condition_``, and return X with it; X alone where there is none.
+
+    Parameters
+    ----------
+    estimator : TorchEstimator
+    condition : mapping, frame, structured array, array-like, number or None
+    X : array of shape (n, ...)
+    reset : bool
+        Whether to forget the condition of an earlier fit. A warm start requires the same again.
+    labels : bool, default False
+        Whether integers are categories too, so that later calls refuse new ones.
+
+    Raises
+    ------
+    ConditionError
+    """
+    if not reset and "condition_" in vars(estimator):
+        return with_condition(estimator, condition, X)
+    values = {name: _expand(name, value, len(X)) for name, value in _by_name(condition).items()}
+    estimator.condition_ = {name: _learn(name, *value, labels) for name, value in values.items()}
+    return _encoded(estimator, values, X)
+
+
+def with_condition(estimator: TorchEstimator, condition: Any, X: Any) -> Any:
+    """Return X with its condition as the fit has learned it; X alone if the fit had none.
+
+    Raises
+    ------
+    ConditionError
+    """
+    learned = vars(estimator).get("condition_") or {}
+    if condition is None and not learned:
+        return X
+    values = _by_name(condition)
+    _check_names(values, learned, type(estimator).__name__)
+    return _encoded(estimator, {name: _expand(name, value, len(X)) for name, value in values.items()}, X)
+
+
+def refuse_condition(estimator: TorchEstimator, what: str, instead: str) -> None:
+    """Refuse what does not take the condition that a fit had.
+
+    Raises
+    ------
+    ConditionError
+    """
+    learned = vars(estimator).get("condition_")
+    if learned:
+        raise ConditionError(
+            f"{what} takes X alone, and this {type(estimator).__name__} was fitted with the condition "
+            f"{_names(learned)}; {instead}."
+        )
+
+
+def count_entries(condition: Any, n_samples: Any) -> Any:
+    """Return how many samples to draw: the entries of a condition, where a single one is asked for."""
+    if condition is None or isinstance(n_samples, bool) or not isinstance(n_samples, Integral) or n_samples != 1:
+        return n_samples  # checked by what draws
+    return max((np.shape(value)[0] for value in _by_name(condition).values() if np.ndim(value)), default=1)
+
+
+def take_condition(estimator: TorchEstimator, fitted: TorchEstimator | None) -> None:
+    """Require the condition that the estimator of a flow was fitted with; nothing yet for a bare field."""
+    vars(estimator).pop("condition_", None)
+    if fitted is not None and "condition_" in vars(fitted):
+        estimator.condition_ = vars(fitted)["condition_"]
+
+
+def with_drawn_entries(base: NDArray[Any], rows: Any, seed: int) -> Any:
+    """Return base draws, each with the condition of a row that is drawn at random; base draws alone without one."""
+    if not isinstance(rows, GivenRows):
+        return base
+    drawn = np.random.default_rng(seed).integers(len(rows), size=len(base))
+    return given(base, rows[drawn].condition)
+
+
+# ---------------------------------------------------------------------- names
+def _by_name(condition: Any) -> dict[str, Any]:
+    """Return a condition's values by name: a frame's columns, a structured array's fields, or one value."""
+    if condition is None:
+        return {}
+    if isinstance(condition, np.ndarray) and condition.dtype.names is not None:
+        found: dict[Any, Any] = {name: condition[name] for name in condition.dtype.names}
+    elif isinstance(condition, Mapping):
+        found = dict(condition)
+    elif hasattr(condition, "columns"):
+        found = {name: condition[name] for name in condition.columns}
+    else:
+        return {NAME: condition}
+    wrong = [name for name in found if not (isinstance(name, str) and name.isidentifier() and name not in _TAKEN)]
+    if wrong or not found:
+        raise ConditionError(
+            f"condition must name the field's keyword arguments, such as {{'label': y}}, got the names {list(found)}; "
+            "rename them. t, z and x are taken by its positional arguments."
+        )
+    return found
+
+
+def _check_names(values: Mapping[str, Any], learned: Mapping[str, Condition], kind: str) -> None:
+    missing, unknown = sorted(set(learned) - set(values)), sorted(set(values) - set(learned))
+    if not learned:
+        raise ConditionError(
+            f"condition has {_names(unknown)}, but this {kind} was fitted without a condition: fit with it, or leave "
+            "it out."
+        )
+    if missing or unknown:
+        got = f"got {_names(sorted(values))}" if values else "got None"
+        raise ConditionError(
+            f"condition must have {_names(learned)}, as in fit of this {kind}, {got}; pass condition= with these "
+            "names, one entry a row of X or one for all."
+        )
+
+
+def _names(names: Any) -> str:
+    return ", ".join(map(repr, names))
+
+
+# ---------------------------------------------------------------------- values
+def _expand(name: str, value: Any, n_rows: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return an array with an entry for each row, and the categories that its dtype lists, if it does."""
+    categories = getattr(getattr(value, "dtype", None), "categories", None)
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:  # rows of several lengths
+        raise ConditionError(f"condition[{name!r}] cannot be read as an array: {error}.") from error
+    if array.ndim == 0:
+        array = array[None]
+    if len(array) == 1 and n_rows != 1:
+        array = np.repeat(array, n_rows, axis=0)
+    if len(array) != n_rows:
+        raise ConditionError(
+            f"condition[{name!r}] has {len(array)} entries for {n_rows} rows of X; pass one a row, or one for all "
+            "(a number, or an array of shape (1, ...)). Where cross-validation cuts X, pass a frame or a structured "
+            "array: scikit-learn does not cut a dict."
+        )
+    return array, None if categories is None else np.asarray(categories)
+
+
+def _learn(name: str, array: NDArray[Any], categories: NDArray[Any] | None, labels: bool) -> Condition:
+    kind = _kind_of(name, array)
+    kind = CATEGORY if labels and kind == INTEGER else kind
+    shape = array.shape[1:]
+    if categories is None and kind != CATEGORY:
+        return Condition(kind, shape)
+    if categories is None:
+        _refuse_missing(name, array)
+        try:
+            categories = np.unique(array)
+        except TypeError as error:
+            raise ConditionError(
+                f"condition[{name!r}] mixes types that have no order ({error}); use strings."
+            ) from error
+    return Condition(CATEGORY, shape, categories)
+
+
+def _kind_of(name: str, array: NDArray[Any]) -> str:
+    if array.dtype.kind in "iub":
+        return INTEGER
+    if array.dtype.kind == "f":
+        return FLOAT
+    if array.dtype.kind in "OUST":
+        return CATEGORY
+    raise ConditionError(
+        f"condition[{name!r}] has dtype {array.dtype}, which no field takes: use numbers, or strings for categories."
+    )
+
+
+def _encoded(estimator: TorchEstimator, values: Mapping[str, tuple[NDArray[Any], NDArray[Any] | None]], X: Any) -> Any:
+    learned: Mapping[str, Condition] = estimator.condition_
+    # In the order of the fit, so that results do not depend on the order of a dict.
+    return given(X, {name: _encode(name, values[name][0], one) for name, one in learned.items()})
+
+
+def _encode(name: str, array: NDArray[Any], learned: Condition) -> NDArray[Any]:
+    """Return floats in float64 and the rest in int64; a tensor of them gets the field's dtype later."""
+    shape = array.shape[1:]
+    if shape != learned.shape:
+        raise ConditionError(
+            f"condition[{name!r}] has entries of shape {shape}, and had entries of shape {learned.shape} in fit."
+        )
+    if learned.kind == CATEGORY:
+        return _codes(name, array, learned)
+    kind = _kind_of(name, array)
+    if kind == CATEGORY or (learned.kind == INTEGER and kind == FLOAT):
+        raise ConditionError(
+            f"condition[{name!r}] has dtype {array.dtype}, and was of kind {learned.kind!r} in fit; pass the same kind."
+        )
+    if learned.kind == INTEGER:
+        return array.astype(np.int64)
+    if not np.isfinite(array).all():
+        raise ConditionError(
+            f"condition[{name!r}] holds nan or infinity in {int((~np.isfinite(array)).sum())} places; fill them in, or "
+            "leave those rows out."
+        )
+    return array.astype(np.float64)
+
+
+def _refuse_missing(name: str, array: NDArray[Any]) -> None:
+    # Not value != value alone, which pandas' NA answers by another NA.
+    n_missing = sum(
+        value is None or type(value).__name__ == "NAType" or value != value for value in array.ravel().tolist()
+    )
+    if n_missing:
+        raise ConditionError(
+            f"condition[{name!r}] lacks {n_missing} values (None or nan); give them a category of their own."
+        )
+
+
+def _codes(name: str, array: NDArray[Any], learned: Condition) -> NDArray[np.int64]:
+    assert learned.categories is not None
+    _refuse_missing(name, array)
+    known = {value: code for code, value in enumerate(learned.categories.tolist())}
+    flat = array.ravel().tolist()
+    new = list(dict.fromkeys(value for value in flat if value not in known))
+    if new:
+        more = f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
+        raise ConditionError(
+            f"condition[{name!r}] holds {_names(new[:_SHOWN])}{more}, not among the {len(known)} categories of the fit "
+            f"({_names(list(known)[:_SHOWN])}{', ...' if len(known) > _SHOWN else ''}); fit with rows of them."
+        )
+    return np.array([known[value] for value in flat], dtype=np.int64).reshape(array.shape)
