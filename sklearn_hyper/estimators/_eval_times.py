@@ -121,8 +121,8 @@ def _as_numbers(t_eval: Any) -> np.ndarray:
         if "t_eval" in str(error):
             raise
         raise type(error)(
-            "t_eval must be an array of numbers, of shape (n_times,) or (n_samples, n_times), whose rows are padded with "
-            f"nan at their end where they have fewer times than others, got {_shorten(t_eval)}: {error}"
+            "t_eval must be an array of numbers, of shape (n_times,) or (n_samples, n_times), whose rows are padded "
+            f"with nan at their end where they have fewer times than others, got {_shorten(t_eval)}: {error}"
         ) from error
 
 

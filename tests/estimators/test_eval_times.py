@@ -37,7 +37,10 @@ def test_times_go_back_where_the_span_does():
         ([[0.1, 0.2], [-0.1, NAN]], "a time is outside in row 1"),
         ([0.1, np.inf], "infinity"),
         (["a"], r"t_eval must be an array of numbers.*, got \['a'\]: could not convert"),
-        ([[0.1, 0.2], [0.3]], r"t_eval must be an array of numbers.* padded with nan.*, got \[\[0\.1, 0\.2\], \[0\.3\]\]"),
+        (
+            [[0.1, 0.2], [0.3]],
+            r"t_eval must be an array of numbers.* padded with nan.*, got \[\[0\.1, 0\.2\], \[0\.3\]\]",
+        ),
         ("abc" * 99, r"got '(abc){26}a\.\.\.: could not convert"),
         (None, "t_eval"),
     ],
