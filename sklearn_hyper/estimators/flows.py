@@ -97,7 +97,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         Solver that the likelihood is trained through. "auto" begins with a cheap fixed-step solver, raises it where its
         loss differs from dopri5's, and ends with dopri5. "hypersolved" solves by corrected steps: see
         :class:`NeuralODEClassifier`; flow matching refuses it. Held-out losses are dopri5's throughout. With a
-        fixed-step solver, ``fit`` compares the held-out likelihood with dopri5's and warns if they differ by more than 0.02 nats.
+        fixed-step solver, ``fit`` compares the held-out likelihood with dopri5's and warns if they differ by more than
+        0.02 nats.
     n_steps : int, default 10
         Number of steps of a fixed-step ``solver``, of "hypersolved", and of those that ``joint`` makes fields for.
         dopri5 and "auto" ignore it otherwise.
