@@ -258,7 +258,10 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         refuse_scoring(self.callbacks, "a hypersolver")
         settings = replace(fit_settings(self, check_device(self.device)), **changes)
         resolved = resolve_neural_ode(self.neural_ode)
-        settings = replace(settings, t_eval=times_to_fit(previous.settings.t_eval, resolved.module.t_span))
+        try:
+            settings = replace(settings, t_eval=times_to_fit(previous.settings.t_eval, resolved.module.t_span))
+        except ValueError as error:
+            raise ValueError(f"{error} These are the times of the fit before: call fit with others.") from error
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=False)
         X = with_condition(self, condition, X)
         dtype = self.dtype_

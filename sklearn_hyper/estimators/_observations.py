@@ -41,6 +41,21 @@ def check_observations(y: Any, times: np.ndarray) -> tuple[np.ndarray, bool]:
     return np.where(np.isnan(times)[:, :, None], np.nan, y[:, :, None] if squeeze else y), squeeze
 
 
+def check_held_out(train: np.ndarray, valid: np.ndarray, validation_fraction: Any) -> None:
+    """Refuse a split one part of which was never observed: its loss is 0 in every epoch, and tells none apart.
+
+    Raises
+    ------
+    ValueError
+    """
+    for y, what in ((train, "trained on"), (valid, "held out")):
+        if np.isnan(y).all():
+            raise ValueError(
+                f"validation_fraction={validation_fraction}: y holds nothing but nan of the {len(y)} rows that would "
+                f"be {what}. Leave out rows of which nothing was observed, or set validation_fraction=None."
+            )
+
+
 def standardize(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return means and deviations of each output, over the values that were observed.
 

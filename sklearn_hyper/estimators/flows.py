@@ -36,7 +36,7 @@ from ..training.given_rows import apart, given
 from ..training.joint import check_joint
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
-from ..training.solver_control import check_training_solver, control_of, is_auto, is_dopri5
+from ..training.solver_control import check_training_solver, control_of, is_auto, is_dopri5, is_hypersolved
 from ..training.splits import split_rows
 from ._base import (
     TRAINING_CONSTRAINTS,
@@ -97,8 +97,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     solver : "dopri5", "auto", "hypersolved", name of a fixed-step solver or ButcherTableau, default "dopri5"
         Solver that the likelihood is trained through. "auto" begins with a cheap fixed-step solver, raises it where its
         loss differs from dopri5's, and ends with dopri5. "hypersolved" solves by corrected steps: see
-        :class:`NeuralODEClassifier`. Held-out losses are dopri5's throughout. With a fixed-step solver, ``fit``
-        compares the held-out likelihood with dopri5's and warns if they differ by more than 0.02 nats.
+        :class:`NeuralODEClassifier`; flow matching refuses it. Held-out losses are dopri5's throughout. With a
+        fixed-step solver, ``fit`` compares the held-out likelihood with dopri5's and warns if they differ by more than
+        0.02 nats.
     n_steps : int, default 10
         Number of steps of a fixed-step ``solver``, of "hypersolved", and of those that ``joint`` makes fields for.
         dopri5 and "auto" ignore it otherwise.
@@ -163,12 +164,13 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     n_evaluations_ : int
         Likelihood only: evaluations of (f, trace) in the training, on batches, held-out rows and in comparisons.
     solver_history_ : list of dict
-        Likelihood with ``solver="auto"`` only: a row a change of the solver, as in :class:`NeuralODEClassifier`.
+        Likelihood with ``solver="auto"`` or "hypersolved" only: a row a change of the solver, as in
+        :class:`NeuralODEClassifier`.
     hypersolver_ : FittedHypersolver or None
         Likelihood with ``solver="hypersolved"`` only: a hypersolver of the density direction, ``flow_.density()``.
     agreement_ : Bunch
-        Likelihood with ``solver="auto"`` only: how well the last solver of the training agrees with dopri5, as in
-        :class:`NeuralODEClassifier`; losses are in nats.
+        Likelihood with ``solver="auto"`` or "hypersolved" only: how well the last solver of the training agrees with
+        dopri5, as in :class:`NeuralODEClassifier`; losses are in nats.
     condition_ : dict
         What the fit has learned of its condition, by name: ``kind`` ("float", "integer" or "category"), ``shape`` of a
         row's entry, and ``categories``. Empty without one.
@@ -411,6 +413,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         unused = [
             name for name in ("kinetic", "jacobian", "joint", "adjoint") if getattr(self, name) and not likelihood
         ]
+        if is_hypersolved(self.solver) and not likelihood:
+            unused.append(f"solver={self.solver!r}")
         if unused:
             raise ValueError(
                 f"{' and '.join(unused)}: only used by objective='likelihood'; flow matching solves nothing in "

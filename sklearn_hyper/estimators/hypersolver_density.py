@@ -27,6 +27,7 @@ from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_
 from ..training.given_rows import apart
 from ..training.nets import draw_seed
 from ..training.references import digest
+from ..training.splits import count_held_out
 from ._base import (
     TorchEstimator,
     check_device,
@@ -319,6 +320,8 @@ class HypersolverDensity(
         rows = None if X is None else append_noise(X, self._noise, self._noise_seed)
         entries = self._entries(rows, condition)
         rows = None if rows is None else entries
+        if rows is not None:  # before the sampling direction is trained
+            count_held_out(settings.validation_fraction, len(rows), at_least=1)
         is_auto = self.max_samples == "auto"
         n_base = _BASE_STATES if is_auto else int(self.max_samples)
         base = with_drawn_entries(draw_base(flow, n_base, dtype, seed), entries, seed)

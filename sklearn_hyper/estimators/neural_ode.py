@@ -51,7 +51,7 @@ from ._base import (
 )
 from ._default_parts import default_field, default_input_map, default_output_map, no_field
 from ._eval_times import check_row_times
-from ._observations import check_observations, observed_r2, standardize
+from ._observations import check_held_out, check_observations, observed_r2, standardize
 from ._saving import EstimatorReader
 
 _AGREEMENT = 0.005
@@ -167,6 +167,8 @@ class _NeuralODEEstimator(TorchEstimator):
         target = self._encode_y(y, classes, times, reset=not going_on)
         seed = draw_seed(self.random_state)
         train, valid = split_rows(None if partial else self.validation_fraction, len(X), seed)
+        if times is not None and valid is not None:
+            check_held_out(target[train], target[valid], self.validation_fraction)
         self._check_monitors(valid is not None, partial)
         with seeded(seed, device):
             if not going_on:
@@ -243,7 +245,8 @@ class _NeuralODEEstimator(TorchEstimator):
 
     def _net(self, n_rows: int, valid: tuple[Rows, Tensor] | None, partial: bool, timed: bool) -> Any:
         """Return the net to train on ``n_rows`` rows, which may have times of their own."""
-        if partial and vars(self).get("_net_is_partial", False) and vars(self).get("_net_is_timed", False) == timed:
+        goes_on = partial and vars(self).get("_net_is_partial", False)
+        if goes_on and vars(self).get("_net_is_timed", False) == timed:
             return copy.deepcopy(self.net_)  # a failure leaves the estimator as it was
         self._net_is_partial, self._net_is_timed = partial, timed
         # A solver that changes as it goes ends with dopri5; partial_fit, which has no end, takes dopri5 throughout.
@@ -252,10 +255,13 @@ class _NeuralODEEstimator(TorchEstimator):
             self.get_params(deep=False) | {"device": self.device_, "solver": solver, "refit": correct_in_training}
         )
         module = vars(self).pop("_module", None) or copy.deepcopy(self.neural_ode_)
-        return build_ode_net(
+        net = build_ode_net(
             module, self._criterion(timed), settings, valid, n_rows, scheduled=not partial,
             n_classes=self._n_classes(), timed=timed,
         )  # fmt: skip
+        if goes_on:  # batches with times and without have nets of their own, and one count
+            net.module_.solver.n_evaluations = self.net_.module_.solver.n_evaluations
+        return net
 
     def _check_lone_rows(self, net: Any, x: Rows) -> None:
         if not net.learns_alone_:
@@ -440,7 +446,8 @@ class NeuralODEClassifier(ClassifierMixin, _NeuralODEEstimator):
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> NeuralODEClassifier:
         """Train for one more epoch on a batch of rows.
 
-        With ``solver="auto"`` it trains through dopri5, because there is no end at which dopri5 could take over.
+        With ``solver="auto"`` or "hypersolved" it trains through dopri5, because there is no end at which dopri5 could
+        take over. Calls go on with the settings of the first: parameters that are set in between wait for a ``fit``.
 
         Parameters
         ----------
@@ -560,7 +567,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     rtol : float, default 1e-4
         Relative tolerance of dopri5 in training. Predictions use 1e-6 in float32 and 1e-8 in float64, so that they do
         not depend on the batch. States at ``t_eval`` come from dopri5's own interpolation between its steps, whose
-        error may be some ten times the tolerance.
+        error may be tens of times the tolerance.
     atol : float, optional
         Absolute tolerance of dopri5 in training, in the units of the states. By default ``rtol`` times their size: the
         RMS of every feature or channel over the batch.
@@ -666,7 +673,8 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets at the end of ``t_span``. With ``t_eval``: targets at several times, of shape (n_samples, n_times)
             or (n_samples, n_times, n_outputs). They may be nan where nothing was observed, also of some outputs only,
-            and are ignored where ``t_eval`` is nan. Every value that was observed has the same weight.
+            and are ignored where ``t_eval`` is nan. Every value that was observed has the same weight
+            in its batch.
         t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
             Times of the targets: the same for all rows, or times of their own for each. They lie within ``t_span``, in
             its order; the start may be among them. A row with fewer times than others is padded with nan at its end.
@@ -698,7 +706,8 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
     def partial_fit(self, X: Any, y: Any, t_eval: Any = None) -> NeuralODERegressor:
         """Train for one more epoch on a batch of rows; the first batch sets the scaling of X and y.
 
-        With ``solver="auto"`` it trains through dopri5, because there is no end at which dopri5 could take over.
+        With ``solver="auto"`` or "hypersolved" it trains through dopri5, because there is no end at which dopri5 could
+        take over. Calls go on with the settings of the first: parameters that are set in between wait for a ``fit``.
 
         Parameters
         ----------
@@ -706,7 +715,8 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             As in ``fit``.
         t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
-            As in ``fit``. Batches may have different times, and as many of them as they like.
+            As in ``fit``. Batches may have different times, and as many of them as they like. Where a batch with times
+            follows one without, or the other way round, the optimizer and ``history_`` begin anew.
 
         Returns
         -------
@@ -735,6 +745,18 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
             self._y_shift, self._y_scale = standardize(y)
         self._check_n_outputs(y)
         return y
+
+    def _refuse_trajectories(self, y: Any) -> None:
+        """Say where the times have gone, if y looks as if it had some: a search does not pass them on unasked."""
+        self._require_fitted("neural_ode_")
+        shape, n_outputs = np.shape(y), self._n_outputs()
+        if len(shape) > 2 or (len(shape) == 2 and shape[1] != n_outputs):
+            raise ValueError(
+                f"y of shape {shape} without t_eval, for an estimator of {n_outputs} outputs at the end of t_span. If "
+                "y holds targets at several times, pass these times: score(X, y, t_eval). Searches and cross "
+                "validation pass them on with metadata routing enabled and set_fit_request(t_eval=True)"
+                ".set_score_request(t_eval=True)."
+            )
 
     def _check_n_outputs(self, y: np.ndarray) -> None:
         if y.shape[-1] != len(self._y_shift):
@@ -804,6 +826,7 @@ class NeuralODERegressor(RegressorMixin, _NeuralODEEstimator):
             observed. An output with fewer than two of them does not count; nan if none has more.
         """
         if t_eval is None:
+            self._refuse_trajectories(y)
             return super().score(X, y, sample_weight=sample_weight)
         prediction = self.predict(X, t_eval)
         times = check_row_times(t_eval, len(prediction), self.neural_ode_.t_span)

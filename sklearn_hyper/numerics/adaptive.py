@@ -11,7 +11,7 @@ from torch.compiler import is_compiling, is_exporting
 
 from .adaptive_solve import MAX_ATTEMPTS, AdaptiveSolve
 from .correction import Correction
-from .dense_output import Node, check_within, interpolate
+from .dense_output import Node, check_shape, check_within, interpolate
 from .methods.method import Method
 from .protection import NO_INPUTS, FieldInputs
 from .reference import check_tolerance
@@ -192,6 +192,8 @@ class Adaptive(Stepping):
         check_state(z0)
         _check(self, correction)
         start, stop = self.t_span
+        times = torch.as_tensor(times, dtype=torch.float64)
+        check_shape(times, len(z0))
         check_within(times, start, stop)
         times = times.to(z0.device)
         at = times if times.ndim == 1 else times.T

@@ -55,6 +55,20 @@ def interpolate(nodes: Sequence[Node], times: Tensor) -> Tensor:
     return states
 
 
+def check_shape(times: Tensor, n_rows: int) -> None:
+    """Refuse times that are neither for all rows nor for each its own.
+
+    Raises
+    ------
+    ValueError
+    """
+    if times.ndim not in (1, 2) or (times.ndim == 2 and len(times) != n_rows):
+        raise ValueError(
+            f"times must have shape (n_times,), the same for all rows, or ({n_rows}, n_times), of their own for each "
+            f"of the {n_rows} rows, got {tuple(times.shape)}."
+        )
+
+
 def check_within(times: Tensor, start: float, end: float, slack: float = 0.0) -> None:
     """Refuse times outside of a span, and nan.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .correction import Correction
-from .dense_output import MeshInterpolation
+from .dense_output import MeshInterpolation, check_shape
 from .methods.method import Method, StepPlan
 from .protection import NO_INPUTS, FieldInputs, ProtectedField
 from .times import check_grid, check_resolution, time_tensor
@@ -224,7 +224,11 @@ class FixedMesh(Stepping):
         times : Tensor of shape (n_times,) or (batch, n_times), or MeshInterpolation
             In float64, within the span and without nan.
         """
-        dense = times if isinstance(times, MeshInterpolation) else MeshInterpolation(self.grid, times)
+        dense = times
+        if not isinstance(dense, MeshInterpolation):
+            at = torch.as_tensor(times, dtype=torch.float64)
+            check_shape(at, len(z0))
+            dense = MeshInterpolation(self.grid, at)
         states, slopes, _ = self._nodes_for(dense, f, z0, correction, inputs)
         return dense.states(states, slopes)
 

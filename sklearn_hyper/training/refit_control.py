@@ -74,6 +74,11 @@ class RefitControl(SolverControl):
         """Draw the rows that corrections are fitted on, from those that training is about to begin with."""
         super().watch(x, y, generator)
         assert isinstance(x, Tensor)  # rows with times are refused
+        if len(x) < 2:
+            raise ValueError(
+                f"solver='hypersolved' has {len(x)} row to train on, and needs 2 or more: fits of its correction hold "
+                "some out. Give more rows, lower validation_fraction, or set solver='dopri5'."
+            )
         rows = torch.randperm(len(x), generator=generator)[:_FIT_ROWS].to(x.device)
         self.rows_ = x[rows]
         self.seed_ = int(torch.randint(2**31 - 1, (), generator=generator))

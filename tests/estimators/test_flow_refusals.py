@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Checkpoint, LoadInitState
+from skorch.callbacks import Callback, Checkpoint, LoadInitState
 from torch import nn
 from user_fields import decay
 
@@ -12,6 +12,16 @@ from sklearn_hyper.evaluation import DensityDisplay
 from sklearn_hyper.modules import VectorFieldError
 
 X = np.random.default_rng(0).normal(size=(40, 2))
+
+
+class Counting(Callback):
+    """Remembers that a training has begun."""
+
+    def __init__(self, trainings):
+        self.trainings = trainings
+
+    def on_train_begin(self, net, **kwargs):
+        self.trainings.append(net)
 
 
 class Field(nn.Module):
@@ -38,6 +48,9 @@ def test_a_field_that_mixes_rows(objective):
     [
         ({"kinetic": 0.1}, "kinetic: only used by objective='likelihood'"),
         ({"jacobian": 0.1, "adjoint": True}, "jacobian and adjoint: only used by"),
+        ({"solver": "hypersolved"}, "solver='hypersolved': only used by objective='likelihood'"),
+        ({"solver": "hypersolved", "refit_every": 4}, "solver='hypersolved': only used by"),
+        ({"kinetic": 0.1, "solver": "hypersolved"}, "kinetic and solver='hypersolved': only used by"),
         ({"objective": "likelihood", "solver": "rk4", "adjoint": True}, "adjoint=True needs solver='dopri5'"),
     ],
 )
@@ -64,6 +77,22 @@ def test_checkpoints_of_two_corrections_in_one_file(callback):
     density = HypersolverDensity(decay, n_features=2, callbacks=[callback], max_epochs=1)
     with pytest.raises(ValueError, match=f"{type(callback).__name__}: a HypersolverDensity fits two corrections"):
         density.fit()
+
+
+@pytest.mark.parametrize(("n_rows", "fraction"), [(1, 0.1), (2, 0.9), (40, 0.99)])
+def test_too_few_rows_before_samples_are_trained_for(n_rows, fraction):
+    trainings = []
+    density = HypersolverDensity(
+        decay,
+        n_features=2,
+        callbacks=[Counting(trainings)],
+        max_epochs=1,
+        max_samples=200,
+        validation_fraction=fraction,
+    )
+    with pytest.raises(ValueError, match=rf"validation_fraction={fraction} of n_samples={n_rows} leaves no row"):
+        density.fit(X[:n_rows])
+    assert not trainings
 
 
 def test_a_density_of_transformed_data_on_the_axes_of_x():

@@ -199,6 +199,14 @@ def test_partial_fit_of_a_hypersolved_estimator_trains_through_dopri5(X):
 
 
 # ---------------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(("n_rows", "fraction"), [(1, None), (2, 0.5), (3, 0.7)])
+def test_a_hypersolved_training_needs_two_rows_and_says_so(X, n_rows, fraction):
+    model = NeuralODERegressor(random_state=0, validation_fraction=fraction, **HYPER)
+    with pytest.raises(ValueError, match="solver='hypersolved' has 1 row to train on, and needs 2 or more"):
+        model.fit(X[:n_rows], X[:n_rows, 0])
+    assert not hasattr(model, "neural_ode_")
+
+
 @pytest.mark.parametrize(
     "params, message",
     [

@@ -17,9 +17,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from torch import nn
 
-from sklearn_hyper import HypersolverRegressor, NeuralODEClassifier, NeuralODERegressor, load
+from sklearn_hyper import HypersolverRegressor, MLPCorrection, NeuralODEClassifier, NeuralODERegressor, load
 from sklearn_hyper.estimators import SolverAgreementWarning
 from sklearn_hyper.modules import MLPVectorField
+from sklearn_hyper.training.nets import draw_seed
+from sklearn_hyper.training.splits import split_rows
 
 NAN = np.nan
 SPIRAL = np.array([[-0.3, 1.5], [-1.5, -0.3]])
@@ -238,6 +240,31 @@ def test_partial_fit_and_warm_starts_change_between_times_and_none(data):
         warm.fit(X, Y[:, :, 0], times)
 
 
+@pytest.mark.parametrize("order", ["tet", "ete", "tee"])
+def test_evaluations_of_partial_fit_add_up_whether_batches_have_times_or_not(data, order):
+    X, times, Y = data
+    mixed, expected, counts = make_small(solver="rk4", n_steps=3), 0, {"t": 3 * 4 + 1, "e": 3 * 4}
+    for kind in order:
+        mixed.partial_fit(X[:16], *((Y[:16], times[:16]) if kind == "t" else (Y[:16, 0],)))
+        expected += counts[kind]
+        assert mixed.n_evaluations_ == expected
+
+
+@pytest.mark.parametrize("solver", ["dopri5", "rk4", "auto"])
+def test_a_split_with_observations_on_one_side_alone_is_refused(data, solver):
+    # The loss of rows held out was 0 in every epoch, so that the weights of the first were kept as the best.
+    X, times, Y = data
+    for part, what in zip(
+        split_rows(0.1, len(X), draw_seed(0)), ("54 rows.* trained on", "6 rows.* held out"), strict=True
+    ):
+        lacking = Y[:, :, 0].copy()
+        lacking[part] = NAN
+        with pytest.raises(ValueError, match=rf"validation_fraction=0\.1: y holds nothing but nan of the {what}"):
+            make_small(solver=solver).fit(X, lacking, times)
+        fitted = make_small(solver=solver, validation_fraction=None, max_epochs=1).fit(X, lacking, times)
+        assert np.isfinite(fitted.predict(X)).all()
+
+
 def test_a_warm_start_goes_on_with_its_span(data):
     X, times, Y = data
     warm = make_small(warm_start=True).fit(X, Y, times).set_params(t_span=(0.0, 1.0))
@@ -298,7 +325,40 @@ def test_a_hypersolver_is_fitted_for_it(data):
     np.testing.assert_allclose(fast.predict(X), slow.predict(X), atol=1e-2)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("span", [(0.0, 2.0), (1e9, 1e9 + 2), (0.0, 2e9), (2.0, 0.0)])
+def test_a_hypersolver_of_enough_steps_agrees_with_it_at_all_times(data, span, scale):
+    X, times, Y = data
+    own = span[0] + (span[1] - span[0]) * times / 2
+    slow = NeuralODERegressor(t_span=span, max_epochs=2, batch_size=16, random_state=0).fit(scale * X, scale * Y, own)
+    fast = HypersolverRegressor(
+        slow, base_solver="rk4", n_steps=16, correction=MLPCorrection(), max_epochs=1, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fast.fit(scale * X)
+    for asked in (own, np.linspace(*span, 7)):
+        expected = slow.predict(scale * X, asked)
+        for found in (fast.predict(scale * X, t_eval=asked), fast.trajectory(scale * X, output=True, t_eval=asked)):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale)
+
+
 # ---------------------------------------------------------------------- bad input
+@pytest.mark.parametrize(
+    ("targets", "shape"),
+    [
+        (lambda Y: Y, r"\(60, 5, 2\)"),
+        (lambda Y: Y[:, :, 0], r"\(60, 5\)"),
+        (lambda Y: Y[:, :1], r"\(60, 1, 2\)"),
+    ],
+)
+def test_targets_at_times_are_not_scored_without_them(data, targets, shape):
+    X, times, Y = data
+    fitted = make_small(max_epochs=1).fit(X, Y, times)
+    with pytest.raises(ValueError, match=rf"y of shape {shape} without t_eval.*set_score_request\(t_eval=True\)"):
+        fitted.score(X, targets(Y))
+
+
 @pytest.mark.parametrize(
     ("t_eval", "message"),
     [

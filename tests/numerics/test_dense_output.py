@@ -279,6 +279,15 @@ def test_a_policy_of_one_s_own_has_to_say_how():
         Own().states_at(LOGISTIC.f, LOGISTIC.z0, doubles([0.0]))
 
 
+@pytest.mark.parametrize("policy", ["fixed", "adaptive"])
+@pytest.mark.parametrize("shape", [(), (len(LOGISTIC.z0) + 1, 2), (len(LOGISTIC.z0), 2, 1)])
+def test_times_of_another_shape_are_refused_by_it(policy, shape):
+    span = LOGISTIC.t_span
+    stepping = FixedMesh.of(RK3, span, 3) if policy == "fixed" else Adaptive(RK3, span, 1e-4, 1e-4, times="none")
+    with pytest.raises(ValueError, match=r"times must have shape \(n_times,\), the same for all rows, or"):
+        stepping.states_at(LOGISTIC.f, LOGISTIC.z0, torch.full(shape, sum(span) / 2))
+
+
 @pytest.mark.parametrize("method", **named([*ANY_MESH[:3], LEARNED]))
 def test_nothing_is_kept_of_it(method):
     stepping = FixedMesh.of(method, FORCED.t_span, 3)
