@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, _fit_context
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, _fit_context
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
@@ -46,7 +46,15 @@ from ._base import (
     module_dtype,
     store_parameters,
 )
-from ._conditions import CATEGORY, count_entries, learn_condition, refuse_condition, with_condition
+from ._conditions import (
+    CATEGORY,
+    ConditionedTransformerMixin,
+    ConditionError,
+    count_entries,
+    learn_condition,
+    refuse_condition,
+    with_condition,
+)
 from ._saving import EstimatorReader
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
@@ -56,7 +64,9 @@ _AGREEMENT_NATS = 0.02
 _HIDDEN, _DEPTH = 128, 3
 
 
-class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, TorchEstimator):
+class ContinuousNormalizingFlow(
+    ClassNamePrefixFeaturesOutMixin, DensityMixin, ConditionedTransformerMixin, TorchEstimator
+):
     r"""A density model that a Neural ODE transports from a simple base distribution (CNF, FFJORD).
 
     .. math::
@@ -498,6 +508,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.flow_ = read_flow(described["flow"], reader)
         self.neural_ode_ = self.flow_.sampling().eval()
+        self.condition_ = {}  # files are of fits without one
         self._read_hypersolver(described, reader)
 
     # ------------------------------------------------------------------ inference
@@ -640,6 +651,10 @@ def check_base_states(Z: Any, n_features: int) -> np.ndarray:
 def draw_base(flow: Flow, n_samples: Any, dtype: torch.dtype, random_state: Any) -> np.ndarray:
     """Draw base samples; refuse an ``n_samples`` that is no positive integer."""
     n_samples = check_n_steps(n_samples, "n_samples")
+    if isinstance(random_state, Mapping):
+        raise ConditionError(
+            f"random_state has the entries {list(random_state)}; pass a condition by its name, condition=."
+        )
     return flow.sample_base(n_samples, dtype, own_generator(draw_seed(random_state))).numpy()
 
 

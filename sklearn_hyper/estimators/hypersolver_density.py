@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, _fit_context
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..calibration import CalibrationRowsError
@@ -35,7 +35,14 @@ from ._base import (
     store_parameters,
 )
 from ._calibrated import Asked, Wanted, answer, drop_calibration
-from ._conditions import count_entries, learn_condition, take_condition, with_condition, with_drawn_entries
+from ._conditions import (
+    ConditionedTransformerMixin,
+    count_entries,
+    learn_condition,
+    take_condition,
+    with_condition,
+    with_drawn_entries,
+)
 from ._conformalizing import DensityCalibrationMixin
 from ._derived import DensityDerivedMixin
 from ._fitted_neural_ode import FittedFlow, resolve_flow
@@ -56,7 +63,7 @@ class HypersolverDensity(
     DensityDerivedMixin,
     ClassNamePrefixFeaturesOutMixin,
     DensityMixin,
-    TransformerMixin,
+    ConditionedTransformerMixin,
     TorchEstimator,
 ):
     r"""Make a fitted flow fast in both directions: samples, and log densities with their log-determinant.

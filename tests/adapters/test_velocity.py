@@ -7,6 +7,7 @@ from torch import nn
 
 from sklearn_hyper import HypersolverRegressor
 from sklearn_hyper.adapters import from_velocity
+from sklearn_hyper.modules import VectorFieldError
 
 
 def velocity(x, t):
@@ -83,7 +84,13 @@ def test_it_fits():
         ({"order": "zt"}, r"order must be one of .* got 'zt'"),
         ({"t": "row"}, r"t must be one of .* got 'row'"),
         ({"names": ("z", "t")}, r"names=\('z', 't'\) with order='tx', which passes no names"),
-        ({"time_scale": 0}, "time_scale must be a number other than 0, got 0"),
+        ({"time_scale": float("inf")}, "time_scale must be a finite number other than 0, got inf"),
+        ({"time_scale": "1000"}, "time_scale must be a finite number other than 0, got '1000'"),
+        ({"order": "keywords", "names": ("x",)}, r"names must be a pair, of state and of time.* got \('x',\)"),
+        ({"condition": "x"}, r"condition names \['x'\], which the field's own arguments have"),
+        ({"condition": ["label", "t"]}, r"condition names \['t'\], .*Wrap the model"),
+        ({"condition": ["z"]}, r"condition names \['z'\]"),
+        ({"time_scale": 0}, "time_scale must be a finite number other than 0, got 0"),
     ],
 )
 def test_wrong_options(wrong, message):
@@ -92,5 +99,31 @@ def test_wrong_options(wrong, message):
 
 
 def test_a_condition_is_names():
-    with pytest.raises(TypeError, match="condition must be names"):
-        from_velocity(StateFirst(), condition=[3])
+    for wrong in ([3], 3, 1.5):
+        with pytest.raises(TypeError, match="condition must be names"):
+            from_velocity(StateFirst(), condition=wrong)
+
+
+@pytest.mark.parametrize(
+    "model, wrong, right",
+    [
+        (StateFirst(), {"order": "tx"}, "order='xt', t='batch'"),
+        (TimeFirst(), {"order": "xt"}, "order='tx', t='scalar'"),
+        (TimeFirst(), {"order": "tx", "t": "batch"}, "order='tx', t='scalar'"),
+        (Named(), {"order": "xt"}, "order='keywords', t='batch'"),
+    ],
+)
+def test_another_order_of_call_is_named_where_it_runs(model, wrong, right):
+    ode = from_velocity(model, **wrong)
+    with pytest.raises(TypeError, match=f"the model fails with order='{wrong['order']}'.*; pass {right}, with which"):
+        ode(torch.ones(3, 2))
+    with pytest.raises(VectorFieldError, match=f"pass {right}"):
+        HypersolverRegressor(ode).fit(torch.ones(30, 2))
+
+
+def test_what_fails_in_every_order_fails_as_it_is():
+    def broken(*arguments, **named):
+        raise KeyError("weights")
+
+    with pytest.raises(KeyError, match="weights"):
+        from_velocity(broken)(torch.ones(3, 2))
