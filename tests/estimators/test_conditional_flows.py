@@ -265,7 +265,9 @@ def test_flows_and_densities_transform_with_the_condition_of_their_fit(tmp_path)
     hyper = HypersolverDensity(flow, n_steps=2, base_solver="heun", max_epochs=2, random_state=0)
     np.testing.assert_array_equal(hyper.fit_transform(X, condition=given), hyper.transform(X, condition=given))
     for one in (flow, hyper):
-        with pytest.raises(ConditionError, match=r"random_state has the entries \['blob'\]; pass a condition by its name"):
+        with pytest.raises(
+            ConditionError, match=r"random_state has the entries \['blob'\]; pass a condition by its name"
+        ):
             one.sample(5, given)
     plain = ContinuousNormalizingFlow(max_epochs=2, random_state=0).fit(X)
     for one in (plain, HypersolverDensity(plain, n_steps=2, base_solver="heun", max_epochs=2, random_state=0).fit(X)):
