@@ -40,30 +40,27 @@ class ConditionError(ValueError):
     """A condition is missing, has another name, length, shape or kind than the fit's, or a category is new."""
 
 
-class ConditionedTransformerMixin(TransformerMixin):
-    """A transformer whose ``fit_transform`` passes a condition to both."""
+def fit_transform(self: Any, X: Any, y: Any = None, *, condition: Any = None, **fit_params: Any) -> Any:
+    """Fit, and transform the same rows.
 
-    def fit_transform(self, X: Any, y: Any = None, *, condition: Any = None, **fit_params: Any) -> Any:
-        """Fit, and transform the same rows.
+    Parameters
+    ----------
+    X : array-like
+    y : array-like, optional
+        As in ``fit``.
+    condition : optional
+        As in ``fit``; the rows are transformed with it too.
+    **fit_params : optional
+        Other arguments of ``fit``.
 
-        Parameters
-        ----------
-        X : array-like
-        y : array-like, optional
-            As in ``fit``.
-        condition : optional
-            As in ``fit``; the rows are transformed with it too.
-        **fit_params : optional
-            Other arguments of ``fit``.
-
-        Returns
-        -------
-        array
-            As ``transform`` returns.
-        """
-        if condition is None:
-            return super().fit_transform(X, y, **fit_params)
-        return self.fit(X, y, condition=condition, **fit_params).transform(X, condition=condition)  # type: ignore
+    Returns
+    -------
+    array
+        As ``transform`` returns.
+    """
+    if condition is None:
+        return TransformerMixin.fit_transform(self, X, y, **fit_params)
+    return self.fit(X, y, condition=condition, **fit_params).transform(X, condition=condition)
 
 
 def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset: bool, labels: bool = False) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, _fit_context
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_sample_weight, _num_samples
@@ -47,7 +47,7 @@ from ._base import (
     outside_inference_mode,
 )
 from ._calibrated import ASKED, Asked, Wanted, drop_calibration
-from ._conditions import ConditionedTransformerMixin, learn_condition, refuse_condition, with_condition
+from ._conditions import fit_transform, learn_condition, refuse_condition, with_condition
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
 from ._eval_times import check_t_eval, times_to_fit
@@ -74,9 +74,7 @@ def part_of_fit(name: str) -> Any:
     return property(get)
 
 
-class Hypersolver(
-    CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixin, ConditionedTransformerMixin, TorchEstimator
-):
+class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
     """A hypersolver of a Neural ODE: ``fitted_`` does the work, the rest is scikit-learn's conventions around it."""
 
     _model_parameters = ("neural_ode",)
@@ -355,6 +353,8 @@ class Hypersolver(
         return self._in_batches(lambda rows: solve(*apart(rows)), prepare_rows(self, X, condition))
 
     __metadata_request__transform = dict.fromkeys(ASKED)
+
+    fit_transform = fit_transform
 
     def transform(self, X: Any, *, condition: Any = None, **asked: Unpack[Asked]) -> Any:
         """Return the terminal state z_K of every sample.

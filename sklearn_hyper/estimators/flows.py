@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, _fit_context
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
@@ -49,9 +49,9 @@ from ._base import (
 )
 from ._conditions import (
     CATEGORY,
-    ConditionedTransformerMixin,
     ConditionError,
     count_entries,
+    fit_transform,
     learn_condition,
     refuse_condition,
     with_condition,
@@ -65,9 +65,7 @@ _AGREEMENT_NATS = 0.02
 _HIDDEN, _DEPTH = 128, 3
 
 
-class ContinuousNormalizingFlow(
-    ClassNamePrefixFeaturesOutMixin, DensityMixin, ConditionedTransformerMixin, TorchEstimator
-):
+class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, TorchEstimator):
     r"""A density model that a Neural ODE transports from a simple base distribution (CNF, FFJORD).
 
     .. math::
@@ -582,6 +580,8 @@ class ContinuousNormalizingFlow(
         float
         """
         return float(np.mean(self.score_samples(X, condition=condition)))
+
+    fit_transform = fit_transform
 
     def transform(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Carry data to the base space: return z(t_0).

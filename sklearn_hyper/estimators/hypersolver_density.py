@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, _fit_context
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..calibration import CalibrationRowsError
@@ -36,8 +36,8 @@ from ._base import (
 )
 from ._calibrated import Asked, Wanted, answer, drop_calibration
 from ._conditions import (
-    ConditionedTransformerMixin,
     count_entries,
+    fit_transform,
     learn_condition,
     take_condition,
     with_condition,
@@ -63,7 +63,7 @@ class HypersolverDensity(
     DensityDerivedMixin,
     ClassNamePrefixFeaturesOutMixin,
     DensityMixin,
-    ConditionedTransformerMixin,
+    TransformerMixin,
     TorchEstimator,
 ):
     r"""Make a fitted flow fast in both directions: samples, and log densities with their log-determinant.
@@ -543,6 +543,8 @@ class HypersolverDensity(
         float
         """
         return float(np.mean(self.score_samples(X, condition=condition)))
+
+    fit_transform = fit_transform
 
     def transform(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Carry data to the base space, by the density's solver.
