@@ -87,7 +87,7 @@ def from_velocity(
     return NeuralODE(field, t_span=t_span).eval()
 
 
-def _check_call(order: str, t: str, names: Any, time_scale: float) -> None:
+def _check_call(order: str, t: str, names: Any, time_scale: Any) -> None:
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, got {order!r}.")
     if t not in TIMES:
