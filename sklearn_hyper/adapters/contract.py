@@ -83,7 +83,7 @@ class Adapter(DeviceFreeModule):
         if given != set(self.conditions):
             raise ValueError(
                 f"condition must have the entries {sorted(self.conditions)}, got {sorted(given)}: pass "
-                f"condition={{name: one value a row}}, with names as the adapter was made for."
+                f"condition={{name: one value a row}}, with the names that the adapter was made for."
             )
 
     def extra_repr(self) -> str:
@@ -129,15 +129,21 @@ def split_condition(condition: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     """
     if condition is None:
         return (), {}
-    if isinstance(condition, str):
-        return (condition,), {}
     if isinstance(condition, dict):
         return (), dict(condition)
-    names = tuple(condition)
+    if isinstance(condition, str):
+        condition = (condition,)
+    names = tuple(condition) if isinstance(condition, Iterable) else (condition,)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"condition must be names, one or a list of them, or a dict of fixed values, got {condition!r}; pass the "
             "values themselves where the field is solved."
+        )
+    taken = sorted({"t", "z", "x"} & set(names))
+    if taken:
+        raise ValueError(
+            f"condition names {taken}, which the field's own arguments have (t, z, x). Wrap the model in a module "
+            "whose keyword has another name; values that stay fixed may keep theirs."
         )
     return names, {}
 

@@ -99,9 +99,12 @@ def _levels(schedule: Any) -> AlphaLevels | SigmaLevels:
     """Return the noise levels that a schedule stands for."""
     alphas = getattr(schedule, "alphas_cumprod", schedule)
     if isinstance(alphas, (tuple, list)) and len(alphas) == 2:
-        low, high = map(float, alphas)
+        try:
+            low, high = map(float, alphas)
+        except (TypeError, ValueError):
+            low = high = math.nan
         if not 0 < low < high < math.inf:
-            raise ValueError(f"schedule={schedule!r} must be (smallest sigma, largest sigma), both above 0.")
+            raise ValueError(f"schedule={schedule!r} must be (smallest sigma, largest sigma), numbers above 0.")
         return SigmaLevels(low, high)
     try:
         alphas = torch.as_tensor(alphas).detach().double().cpu()
@@ -111,10 +114,19 @@ def _levels(schedule: Any) -> AlphaLevels | SigmaLevels:
     if not (falls and float(alphas[-1]) >= 0 and float(alphas[0]) < 1):
         raise ValueError(
             "schedule must be (smallest sigma, largest sigma), or cumulative products of alpha that fall from below 1 "
-            f"to 0 or above, or an object with those as alphas_cumprod, got {type(schedule).__name__}. Schedulers of "
-            "rectified flow have none: their models are for from_velocity."
+            f"to 0 or above, or an object with those as alphas_cumprod, got {_describe(schedule, alphas)}. Schedulers "
+            "of rectified flow have none: their models are for from_velocity."
         )
     return AlphaLevels(alphas)
+
+
+def _describe(schedule: Any, alphas: Tensor) -> str:
+    kind = type(schedule).__name__
+    if alphas.ndim != 1 or len(alphas) < 3:
+        return kind
+    rises = bool((alphas.diff() > 0).all())
+    advice = ": of betas pass (1 - betas).cumprod(0), of alphas from noise to data their reverse" if rises else ""
+    return f"{kind} of {len(alphas)} numbers from {float(alphas[0]):.4g} to {float(alphas[-1]):.4g}{advice}"
 
 
 class SigmaLevels(DeviceFreeModule):

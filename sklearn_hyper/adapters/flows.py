@@ -20,9 +20,12 @@ from ..modules.flow import Flow
 from ..modules.neural_ode import NeuralODE
 from ..modules.seeding import own_generator
 from ..modules.vector_fields import Standardize
+from ..numerics.reference import ReferenceSolveError
 from .contract import Adapter
 
 _BASE_STATES, _EPOCH_STATES = 8000, 2000
+_GROUPS, _GROUP_DRAWS, _SPREAD_SHARE = 8, 32, 0.1
+"""Conditions and draws of each by which errors are compared with spreads, and the share that is warned of."""
 _DRAWS = 100
 """Rounds of drawing again what lies outside the support."""
 
@@ -138,7 +141,8 @@ class AdaptedFlow:
         Warns
         -----
         RuntimeWarning
-            If a direction falls back to its base solver, or ends with large errors.
+            If a direction falls back to its base solver, or ends with large errors; or if errors of samples are more
+            than a tenth of their spread for one condition.
         """
         x = self._check_rows(x)
         given = self._of_rows(condition, len(x), "fit")
@@ -149,7 +153,40 @@ class AdaptedFlow:
         of_base = {name: value[drawn] for name, value in given.items()}
         self.sampler_ = _fit(self.sampling(), base, of_base, options, self.flow.n_features, _EPOCH_STATES)
         self.density_ = _fit(self.density(), x, given, options, self.flow.n_features)
+        self._warn_of_spread(base, given)
         return self
+
+    def _warn_of_spread(self, base: Tensor, condition: dict[str, Tensor]) -> None:
+        """Warn where errors are no longer small beside the spread of one condition's samples.
+
+        A fit measures errors beside all conditions' states, among which a narrow conditional density is lost.
+        """
+        groups = _GROUPS if condition else 1
+        base = base[: groups * _GROUP_DRAWS]
+        given = {
+            name: value[:: max(1, len(value) // groups)][:groups].repeat_interleave(_GROUP_DRAWS, dim=0)
+            for name, value in condition.items()
+        }
+        base = base[: min((len(value) for value in given.values()), default=len(base))]
+        solver = self.sampler_
+        ode = solver.neural_ode
+        try:
+            with torch.no_grad():
+                ends = ode(base.to(ode.dtype or base.dtype), condition=given)
+        except ReferenceSolveError:  # of rows that the fit has left out as well
+            return
+        errors = (solver.predict(base, given) - ends).norm(dim=1).reshape(-1, _GROUP_DRAWS).mean(dim=1)
+        spreads = ends.reshape(-1, _GROUP_DRAWS, ends.shape[1]).std(dim=1).norm(dim=1)
+        share = float((errors / spreads).median())
+        if share > _SPREAD_SHARE:
+            warnings.warn(
+                f"errors of samples are {100 * share:.0f} % of their spread for one condition, with "
+                f"n_steps={solver.settings.n_steps}; below {100 * _SPREAD_SHARE:.0f} % they hardly count. Score "
+                f"models, whose fields are nearly singular at the end, need more steps: fit with n_steps="
+                f"{2 * solver.settings.n_steps}, or end their span earlier.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     # ------------------------------------------------------------------ inference
     def sample(

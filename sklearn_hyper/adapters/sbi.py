@@ -39,8 +39,8 @@ def from_sbi(posterior: Any) -> AdaptedFlow:
 
     Notes
     -----
-    A score model is nearly singular at ``t_min``. Fit it with more steps (``n_steps=8``), and look at
-    ``sampler_.errors`` before it is used.
+    A score model is nearly singular at ``t_min``. Fit it with more steps (``n_steps=8``); ``fit`` warns where errors
+    are not small beside the spread of one observation's samples.
 
     Examples
     --------

@@ -106,10 +106,16 @@ def load_schedule(source: str | os.PathLike[str] | Mapping[str, Any]) -> Nonstat
     found = source if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
     if not isinstance(found, Mapping) or found.get("format") != FORMAT:
         raise ValueError(f"source must be a schedule of export_schedule, of format {FORMAT!r}; this one is not.")
-    times = found["times"]
+    times, weights = found.get("times"), found.get("weights")
+    if not (isinstance(times, list) and isinstance(weights, list) and len(times) == len(weights) + 1 > 1):
+        raise ValueError(
+            "source must hold lists of times and weights, one more time than weights; export the schedule again."
+        )
     start, end = times[0], times[-1]
+    if start == end:
+        raise ValueError(f"source has times from {start} to {end}, whose ends must differ; export the schedule again.")
     shares = [0.0, *((time - start) / (end - start) for time in times[1:-1]), 1.0]
-    return Nonstationary(found["weights"], shares)
+    return Nonstationary(weights, shares)
 
 
 def _fitted_of(fast: Any) -> Any:

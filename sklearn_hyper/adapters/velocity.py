@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE
@@ -83,15 +87,17 @@ def from_velocity(
     return NeuralODE(field, t_span=t_span).eval()
 
 
-def _check_call(order: str, t: str, names: Any, time_scale: float) -> None:
+def _check_call(order: str, t: str, names: Any, time_scale: Any) -> None:
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, got {order!r}.")
     if t not in TIMES:
         raise ValueError(f"t must be one of {TIMES}, got {t!r}.")
     if order != "keywords" and tuple(names) != ("x", "t"):
         raise ValueError(f"names={names!r} with order={order!r}, which passes no names; pass order='keywords'.")
-    if not time_scale or time_scale != time_scale:
-        raise ValueError(f"time_scale must be a number other than 0, got {time_scale!r}.")
+    if order == "keywords" and not (isinstance(names, (tuple, list)) and len(names) == 2 and isinstance(names[1], str)):
+        raise ValueError(f"names must be a pair, of state and of time, such as ('x', 't'), got {names!r}.")
+    if not (isinstance(time_scale, Real) and math.isfinite(time_scale) and time_scale):
+        raise ValueError(f"time_scale must be a finite number other than 0, got {time_scale!r}.")
 
 
 class VelocityField(Adapter):
@@ -114,20 +120,42 @@ class VelocityField(Adapter):
         self.fixed = dict(fixed)
 
     def velocity(self, t: Tensor, z: Tensor, **condition: Any) -> Tensor:  # type: ignore[override]
-        time = t if self.time_scale == 1 else t * self.time_scale
-        time = batch_times(time, z) if self.t == "batch" else time.to(z.dtype)
         given = {**condition, **{name: fixed_for(value, z) for name, value in self.fixed.items()}}
-        if self.order == "tx":
-            output = self.model(time, z, **given)
-        elif self.order == "xt":
-            output = self.model(z, time, **given)
-        else:
-            of_state, of_time = self.names
-            named: dict[str, Any] = {of_time: time, **given}
-            if of_state is not None:
-                named[of_state] = z
-            output = self.model(**named) if of_state is not None else self.model(z, **named)
+        try:
+            output = self._call(self.order, self.t, t, z, given)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a model may raise anything
+            works = self._spelling_that_works(t, z, given)
+            if works is None:
+                raise
+            text = " ".join(str(error).split())
+            raise TypeError(
+                f"the model fails with order={self.order!r} and t={self.t!r} of from_velocity ({type(error).__name__}: "
+                f"{text}); pass order={works[0]!r}, t={works[1]!r}, with which it runs."
+            ) from error
         return tensor_of(output)
+
+    def _call(self, order: str, times: str, t: Tensor, z: Tensor, given: Mapping[str, Any]) -> Any:
+        time = t if self.time_scale == 1 else t * self.time_scale
+        time = batch_times(time, z) if times == "batch" else time.to(z.dtype)
+        if order == "tx":
+            return self.model(time, z, **given)
+        if order == "xt":
+            return self.model(z, time, **given)
+        of_state, of_time = self.names
+        named: dict[str, Any] = {of_time: time, **given}
+        return self.model(z, **named) if of_state is None else self.model(**named, **{of_state: z})
+
+    def _spelling_that_works(self, t: Tensor, z: Tensor, given: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Return another order and form of t with which the model returns a tensor like z."""
+        for order, times in itertools.product(ORDERS, TIMES):
+            try:
+                if tensor_of(self._call(order, times, t, z, given)).shape == z.shape:
+                    return order, times
+            except Exception:  # a model may raise anything
+                continue
+        return None
 
     def extra_repr(self) -> str:
         return f"order={self.order!r}, t={self.t!r}, conditions={list(self.conditions)}, fixed={sorted(self.fixed)}"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.base import TransformerMixin
 from torch import Tensor
 
 from ..training.given_rows import GivenRows, given
@@ -19,6 +20,7 @@ NAME = "condition"
 FLOAT, INTEGER, CATEGORY = "float", "integer", "category"
 _TAKEN = ("t", "z", "x")
 """Names that a field's positional arguments have."""
+_NUMBERS = (bool, int, float, np.number, np.bool_)
 _SHOWN = 5
 """Values that an error shows."""
 
@@ -36,6 +38,29 @@ class Condition(NamedTuple):
 
 class ConditionError(ValueError):
     """A condition is missing, has another name, length, shape or kind than the fit's, or a category is new."""
+
+
+def fit_transform(self: Any, X: Any, y: Any = None, *, condition: Any = None, **fit_params: Any) -> Any:
+    """Fit, and transform the same rows.
+
+    Parameters
+    ----------
+    X : array-like
+    y : array-like, optional
+        As in ``fit``.
+    condition : optional
+        As in ``fit``; the rows are transformed with it too.
+    **fit_params : optional
+        Other arguments of ``fit``.
+
+    Returns
+    -------
+    array
+        As ``transform`` returns.
+    """
+    if condition is None:
+        return TransformerMixin.fit_transform(self, X, y, **fit_params)
+    return self.fit(X, y, condition=condition, **fit_params).transform(X, condition=condition)
 
 
 def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset: bool, labels: bool = False) -> Any:
@@ -124,11 +149,16 @@ def _by_name(condition: Any) -> dict[str, Any]:
     elif isinstance(condition, Mapping):
         found = dict(condition)
     elif hasattr(condition, "columns"):
-        found = {name: condition[name] for name in condition.columns}
+        names = list(condition.columns)
+        if len(set(names)) < len(names):
+            raise ConditionError(f"condition has the columns {names}, some of them twice; rename them.")
+        found = {name: condition[name] for name in names}
     else:
         return {NAME: condition}
+    if not found:
+        raise ConditionError("condition is empty; pass {name: one entry a row}, or leave it out.")
     wrong = [name for name in found if not (isinstance(name, str) and name.isidentifier() and name not in _TAKEN)]
-    if wrong or not found:
+    if wrong:
         raise ConditionError(
             f"condition must name the field's keyword arguments, such as {{'label': y}}, got the names {list(found)}; "
             "rename them. t, z and x are taken by its positional arguments."
@@ -145,9 +175,10 @@ def _check_names(values: Mapping[str, Any], learned: Mapping[str, Condition], ki
         )
     if missing or unknown:
         got = f"got {_names(sorted(values))}" if values else "got None"
+        search = "" if values else " A search scores with it after set_score_request(condition=True)."
         raise ConditionError(
             f"condition must have {_names(learned)}, as in fit of this {kind}, {got}; pass condition= with these "
-            "names, one entry a row of X or one for all."
+            f"names, one entry a row of X or one for all.{search}"
         )
 
 
@@ -166,6 +197,14 @@ def _expand(name: str, value: Any, n_rows: int) -> tuple[NDArray[Any], NDArray[A
         array = np.asarray(value)
     except (ValueError, TypeError) as error:  # rows of several lengths
         raise ConditionError(f"condition[{name!r}] cannot be read as an array: {error}.") from error
+    if array.ndim == 0 and array.dtype == object:  # a set, a generator, a sparse matrix
+        raise ConditionError(
+            f"condition[{name!r}] is of type {type(value).__name__}, which is neither a number, a string nor an array "
+            "of them; pass a list or an array, such as matrix.toarray() of a sparse matrix."
+        )
+    if np.ma.is_masked(value):
+        raise ConditionError(f"condition[{name!r}] masks {np.ma.count_masked(value)} values; fill them in.")
+    array = _plain(array)
     if array.ndim == 0:
         array = array[None]
     if len(array) == 1 and n_rows != 1:
@@ -177,6 +216,13 @@ def _expand(name: str, value: Any, n_rows: int) -> tuple[NDArray[Any], NDArray[A
             "array: scikit-learn does not cut a dict."
         )
     return array, None if categories is None else np.asarray(categories)
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of objects that are all numbers as numbers: as categories, each would be a kind of its own."""
+    if array.dtype == object and all(isinstance(value, _NUMBERS) for value in array.ravel()):
+        return np.array(array.tolist()).reshape(array.shape)
+    return array
 
 
 def _learn(name: str, array: NDArray[Any], categories: NDArray[Any] | None, labels: bool) -> Condition:
@@ -229,6 +275,8 @@ def _encode(name: str, array: NDArray[Any], learned: Condition) -> NDArray[Any]:
             f"condition[{name!r}] has dtype {array.dtype}, and was of kind {learned.kind!r} in fit; pass the same kind."
         )
     if learned.kind == INTEGER:
+        if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+            raise ConditionError(f"condition[{name!r}] holds {array.max()}, too large for int64; use strings.")
         return array.astype(np.int64)
     if not np.isfinite(array).all():
         raise ConditionError(

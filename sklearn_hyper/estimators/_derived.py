@@ -151,6 +151,7 @@ class DerivedMixin:
 
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.fitted_ = read_fitted(described["fitted"], reader)
+        self.condition_ = {}  # files are of fits without one
         module = copy.deepcopy(self.fitted_.neural_ode)
         self.neural_ode = read_source(described["source"], module, self.preprocess_, reader)
         self._head = None  # of a skorch net, which a file does not hold
@@ -370,6 +371,7 @@ class DensityDerivedMixin:
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.flow_ = read_flow(described["flow"], reader).requires_grad_(False)
         self.sampler_ = read_fitted(described["sampler"], reader)
+        self.condition_ = {}
         density = described["density"]
         self.density_ = None if density is None else read_fitted(density, reader)
         flow = copy.deepcopy(self.flow_)

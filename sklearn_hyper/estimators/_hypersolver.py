@@ -47,7 +47,7 @@ from ._base import (
     outside_inference_mode,
 )
 from ._calibrated import ASKED, Asked, Wanted, drop_calibration
-from ._conditions import learn_condition, refuse_condition, with_condition
+from ._conditions import fit_transform, learn_condition, refuse_condition, with_condition
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
 from ._eval_times import check_t_eval, times_to_fit
@@ -356,6 +356,8 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         return self._in_batches(lambda rows: solve(*apart(rows)), prepare_rows(self, X, condition))
 
     __metadata_request__transform = dict.fromkeys(ASKED)
+
+    fit_transform = fit_transform
 
     def transform(self, X: Any, *, condition: Any = None, **asked: Unpack[Asked]) -> Any:
         """Return the terminal state z_K of every sample.

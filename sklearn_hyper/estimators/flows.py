@@ -47,7 +47,15 @@ from ._base import (
     module_dtype,
     store_parameters,
 )
-from ._conditions import CATEGORY, count_entries, learn_condition, refuse_condition, with_condition
+from ._conditions import (
+    CATEGORY,
+    ConditionError,
+    count_entries,
+    fit_transform,
+    learn_condition,
+    refuse_condition,
+    with_condition,
+)
 from ._saving import EstimatorReader
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
@@ -506,6 +514,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.flow_ = read_flow(described["flow"], reader)
         self.neural_ode_ = self.flow_.sampling().eval()
+        self.condition_ = {}  # files are of fits without one
         self._read_hypersolver(described, reader)
 
     # ------------------------------------------------------------------ inference
@@ -575,6 +584,8 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         float
         """
         return float(np.mean(self.score_samples(X, condition=condition)))
+
+    fit_transform = fit_transform
 
     def transform(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Carry data to the base space: return z(t_0).
@@ -648,6 +659,10 @@ def check_base_states(Z: Any, n_features: int) -> np.ndarray:
 def draw_base(flow: Flow, n_samples: Any, dtype: torch.dtype, random_state: Any) -> np.ndarray:
     """Draw base samples; refuse an ``n_samples`` that is no positive integer."""
     n_samples = check_n_steps(n_samples, "n_samples")
+    if isinstance(random_state, Mapping):
+        raise ConditionError(
+            f"random_state has the entries {list(random_state)}; pass a condition by its name, condition=."
+        )
     return flow.sample_base(n_samples, dtype, own_generator(draw_seed(random_state))).numpy()
 
 

@@ -36,7 +36,14 @@ from ._base import (
     store_parameters,
 )
 from ._calibrated import Asked, Wanted, answer, drop_calibration
-from ._conditions import count_entries, learn_condition, take_condition, with_condition, with_drawn_entries
+from ._conditions import (
+    count_entries,
+    fit_transform,
+    learn_condition,
+    take_condition,
+    with_condition,
+    with_drawn_entries,
+)
 from ._conformalizing import DensityCalibrationMixin
 from ._derived import DensityDerivedMixin
 from ._fitted_neural_ode import FittedFlow, resolve_flow
@@ -539,6 +546,8 @@ class HypersolverDensity(
         float
         """
         return float(np.mean(self.score_samples(X, condition=condition)))
+
+    fit_transform = fit_transform
 
     def transform(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Carry data to the base space, by the density's solver.

@@ -336,12 +336,21 @@ def call_part(neural_ode: NeuralODE, name: str, /, *arguments: Tensor, **conditi
         called += [f"{key} ({_describe(value)})" for key, value in condition.items()]
         kind = "an input" if name == "input_map" else "a state"
         state = arguments[1 if name == "vector_field" else 0]
-        text = " ".join(str(error).split()) or "(no message)"
+        text = " ".join(str(error).split()).rstrip(".") or "(no message)"
+        advice = _advise_of_condition(error, condition) or _advise(neural_ode, name, arguments)
         raise VectorFieldError(
             f"{name}{_signature(neural_ode) if name == 'vector_field' else ''} fails on {kind} of shape "
             f"{tuple(state.shape)} (batch first) and dtype {state.dtype}: {type(error).__name__}: {text}. It was "
-            f"called with {', '.join(called)}{_advise(neural_ode, name, arguments)}."
+            f"called with {', '.join(called)}{advice}."
         ) from error
+
+
+def _advise_of_condition(error: Exception, condition: Mapping[str, Any]) -> str:
+    """Return advice where keyword arguments are missing or unknown."""
+    if not isinstance(error, TypeError) or "keyword" not in str(error):
+        return ""
+    had = f"which had {', '.join(map(repr, condition))}" if condition else "which was left out"
+    return f"; keyword arguments of a field are passed as condition={{name: one entry a row}}, {had}"
 
 
 def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> str:

@@ -111,7 +111,9 @@ def test_four_evaluations_of_a_variance_exploding_model():
         ("v", (0.1, 1.0), "prediction='v' with a pair of sigmas"),
         ("x0", (1.0, 0.1), "must be .smallest sigma, largest sigma."),
         ("eps", torch.linspace(0.99, 0, 10), "whose last alpha is 0"),
-        ("eps", torch.linspace(0, 0.99, 10), "schedule must be"),
+        ("eps", torch.linspace(0, 0.99, 10), "10 numbers from 0 to 0.99: .*from noise to data their reverse"),
+        ("x0", torch.linspace(1e-4, 0.02, 20), r"of betas pass \(1 - betas\).cumprod\(0\)"),
+        ("x0", ("low", "high"), "must be .smallest sigma, largest sigma., numbers above 0"),
         ("eps", object(), "schedule must be .* got object"),
     ],
 )

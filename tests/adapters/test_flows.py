@@ -1,6 +1,7 @@
 """Flows of zuko and sbi, by stand-ins that keep their contracts: normal densities for any condition."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -194,3 +195,35 @@ def test_a_flow_has_one_condition_at_most():
 
     with pytest.raises(ValueError, match="at most one, so join them"):
         AdaptedFlow(Two(nn.Identity(), conditions=["a", "b"]), n_features=2, t_span=(0.0, 1.0))
+
+
+class Score(Adapter):
+    """The probability flow of N(condition, width ** 2) in noise of size t: nearly singular at a narrow one's end."""
+
+    def velocity(self, t, z, *, condition):
+        return t * (z - condition) / (t**2 + self.width**2)
+
+
+def score_flow(width):
+    field = Score(nn.Identity(), conditions=["condition"])
+    field.width = width
+    return AdaptedFlow(field, n_features=2, t_span=(1.0, 1e-4))
+
+
+@pytest.mark.filterwarnings("ignore:The reference's noise", "ignore:no epoch was better")
+def test_errors_as_large_as_a_posterior_is_narrow_are_warned_of():
+    """A fit's own errors are small beside the conditions' states, and so say nothing of it."""
+    c = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(
+        RuntimeWarning, match="% of their spread for one condition, with n_steps=4; .* fit with n_steps=8"
+    ):
+        narrow = score_flow(0.003).fit(c, c, n_steps=4, max_epochs=5, random_state=0)
+    assert narrow.sampler_.errors[4]["mean"] < 0.01
+    assert narrow.sample(500, c[:1]).std(dim=0).max() < 0.5 * 0.003
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        warnings.filterwarnings("ignore", "The reference's noise|no epoch was better")
+        wide = score_flow(0.3).fit(c, c, n_steps=4, max_epochs=5, random_state=0)
+        score_flow(0.3).fit(c[:5], c[:5], n_steps=4, max_epochs=2, random_state=0)  # fewer than are compared
+    width = 0.3 / (1 + 0.3**2) ** 0.5  # of the exact flow of standard normal draws
+    assert wide.sample(2000, c[:1]).std(dim=0).mean() == pytest.approx(width, rel=0.1)

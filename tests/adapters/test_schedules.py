@@ -78,3 +78,14 @@ def test_what_has_no_schedule_is_refused(fast):
         export_schedule(HypersolverRegressor(field))
     with pytest.raises(ValueError, match="source must be a schedule"):
         load_schedule({"times": [0, 1]})
+    kind = {"format": "sklearn_hyper.schedule/1"}
+    for wrong in (
+        {},
+        {"times": [0, 1]},
+        {"times": [0, 1], "weights": [[1.0], [0.5, 0.5]]},
+        {"times": [], "weights": []},
+    ):
+        with pytest.raises(ValueError, match="source must hold lists of times and weights"):
+            load_schedule(kind | wrong)
+    with pytest.raises(ValueError, match="times from 2 to 2, whose ends must differ"):
+        load_schedule(kind | {"times": [2, 2], "weights": [[1.0]]})

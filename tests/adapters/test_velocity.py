@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_hyper import HypersolverRegressor
-from sklearn_hyper.adapters import from_velocity
+from sklearn_hyper import HypersolverDensity, HypersolverRegressor
+from sklearn_hyper.adapters import from_denoiser, from_velocity
+from sklearn_hyper.modules import VectorFieldError
 
 
 def velocity(x, t):
@@ -83,7 +84,13 @@ def test_it_fits():
         ({"order": "zt"}, r"order must be one of .* got 'zt'"),
         ({"t": "row"}, r"t must be one of .* got 'row'"),
         ({"names": ("z", "t")}, r"names=\('z', 't'\) with order='tx', which passes no names"),
-        ({"time_scale": 0}, "time_scale must be a number other than 0, got 0"),
+        ({"time_scale": float("inf")}, "time_scale must be a finite number other than 0, got inf"),
+        ({"time_scale": "1000"}, "time_scale must be a finite number other than 0, got '1000'"),
+        ({"order": "keywords", "names": ("x",)}, r"names must be a pair, of state and of time.* got \('x',\)"),
+        ({"condition": "x"}, r"condition names \['x'\], which the field's own arguments have"),
+        ({"condition": ["label", "t"]}, r"condition names \['t'\], .*Wrap the model"),
+        ({"condition": ["z"]}, r"condition names \['z'\]"),
+        ({"time_scale": 0}, "time_scale must be a finite number other than 0, got 0"),
     ],
 )
 def test_wrong_options(wrong, message):
@@ -92,5 +99,95 @@ def test_wrong_options(wrong, message):
 
 
 def test_a_condition_is_names():
-    with pytest.raises(TypeError, match="condition must be names"):
-        from_velocity(StateFirst(), condition=[3])
+    for wrong in ([3], 3, 1.5):
+        with pytest.raises(TypeError, match="condition must be names"):
+            from_velocity(StateFirst(), condition=wrong)
+
+
+@pytest.mark.parametrize(
+    "model, wrong, right",
+    [
+        (StateFirst(), {"order": "tx"}, "order='xt', t='batch'"),
+        (TimeFirst(), {"order": "xt"}, "order='tx', t='scalar'"),
+        (TimeFirst(), {"order": "tx", "t": "batch"}, "order='tx', t='scalar'"),
+        (Named(), {"order": "xt"}, "order='keywords', t='batch'"),
+    ],
+)
+def test_another_order_of_call_is_named_where_it_runs(model, wrong, right):
+    ode = from_velocity(model, **wrong)
+    with pytest.raises(TypeError, match=f"the model fails with order='{wrong['order']}'.*; pass {right}, with which"):
+        ode(torch.ones(3, 2))
+    with pytest.raises(VectorFieldError, match=f"pass {right}"):
+        HypersolverRegressor(ode).fit(torch.ones(30, 2))
+
+
+def test_what_fails_in_every_order_fails_as_it_is():
+    def broken(*arguments, **named):
+        raise KeyError("weights")
+
+    with pytest.raises(KeyError, match="weights"):
+        from_velocity(broken)(torch.ones(3, 2))
+
+
+class Shifted(nn.Module):
+    """Moves states by the label's shift: flows of closed form, and of density N(shift, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, -3.0]]))
+
+    def forward(self, x, t, label):
+        return self.shift[label.long()] * 3 * t[:, None] ** 2 + 0 * x
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    model = Shifted().train()
+    rng = np.random.default_rng(0)
+    X, label = rng.normal(size=(120, 2)), rng.integers(3, size=120)
+    return model, X, label, model.shift.detach().numpy()[label]
+
+
+def test_a_regressor_takes_the_condition_of_an_adapter(shifted):
+    model, X, label, shift = shifted
+    ode = from_velocity(model, order="xt", condition="label")
+    fast = HypersolverRegressor(ode, base_solver="heun", n_steps=2, max_epochs=40, random_state=0)
+    fast.fit(X, condition={"label": label})
+    np.testing.assert_allclose(fast.predict(X, condition={"label": label}), X + shift, atol=1e-2)
+    np.testing.assert_allclose(fast.predict(X, condition={"label": 1}), X + np.array([2, 0]), atol=1e-2)
+    assert model.training and model.shift.requires_grad and model.shift.grad is None
+    with pytest.raises(
+        VectorFieldError, match=r"condition must have the entries \['label'\], got \[\]: pass condition="
+    ):
+        HypersolverRegressor(ode).fit(X)
+    with pytest.raises(VectorFieldError, match=r"entries \['label'\], got \['labels'\]"):
+        HypersolverRegressor(ode).fit(X, condition={"labels": label})
+
+
+@pytest.mark.parametrize("part", ["ode", "field"])
+def test_a_density_takes_the_condition_of_an_adapter(shifted, part):
+    model, X, label, shift = shifted
+    ode = from_velocity(model, order="xt", condition="label")
+    fast = HypersolverDensity(
+        ode if part == "ode" else ode.vector_field, n_features=2, base_solver="heun", n_steps=2, max_epochs=40,
+        random_state=0,
+    )  # fmt: skip
+    fast.fit(X + shift, condition={"label": label})
+    expected = -0.5 * (X**2).sum(axis=1) - np.log(2 * np.pi)
+    np.testing.assert_allclose(fast.score_samples(X + shift, condition={"label": label}), expected, atol=3e-2)
+    drawn = fast.sample(4000, random_state=0, condition={"label": 2})
+    np.testing.assert_allclose(drawn.mean(axis=0), [0, -3], atol=0.08)
+
+
+@pytest.mark.filterwarnings("ignore:The reference's noise")
+def test_a_denoiser_takes_a_condition_through_a_regressor():
+    def denoise(x, sigma, mean):  # the exact denoiser of N(mean, 1)
+        share = sigma[:, None] ** 2 / (1 + sigma[:, None] ** 2)
+        return x * (1 - share) + mean * share
+
+    ode = from_denoiser(denoise, "x0", schedule=(0.01, 20.0), condition="mean")
+    rng = np.random.default_rng(0)
+    noise, mean = 20 * rng.normal(size=(200, 2)), rng.uniform(-2, 2, (200, 2))
+    fast = HypersolverRegressor(ode, n_steps=4, max_epochs=30, random_state=0).fit(noise, condition={"mean": mean})
+    expected = mean + (noise - mean) * np.sqrt((1 + 0.01**2) / (1 + 20.0**2))
+    np.testing.assert_allclose(fast.predict(noise, condition={"mean": mean}), expected, atol=0.05)

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from sklearn.model_selection import KFold, cross_val_score
 from small_hypersolvers import ROUGH_FITS
 
-from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity
+from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity, load
 from sklearn_hyper.calibration import CalibrationRowsError
 from sklearn_hyper.estimators._conditions import ConditionError
 from sklearn_hyper.estimators.flows import append_noise
@@ -276,6 +276,26 @@ def test_bounds_of_samples_and_densities_hold_over_conditions(fast):
     assert (np.abs(scores - truth) > 0.021).mean() <= 0.05
     samples, bound = fast.sample(condition=given, random_state=5, return_bound=True, coverage=0.9)
     assert samples.shape == new.shape and np.isfinite(bound).mean() > 0.8
+
+
+def test_flows_and_densities_transform_with_the_condition_of_their_fit(tmp_path):
+    X, names = blobs(120)
+    given = {"blob": names}
+    flow = ContinuousNormalizingFlow(max_epochs=2, random_state=0)
+    states = flow.fit_transform(X, condition=given)
+    np.testing.assert_array_equal(states, flow.transform(X, condition=given))
+    hyper = HypersolverDensity(flow, n_steps=2, base_solver="heun", max_epochs=2, random_state=0)
+    np.testing.assert_array_equal(hyper.fit_transform(X, condition=given), hyper.transform(X, condition=given))
+    for one in (flow, hyper):
+        with pytest.raises(
+            ConditionError, match=r"random_state has the entries \['blob'\]; pass a condition by its name"
+        ):
+            one.sample(5, given)
+    plain = ContinuousNormalizingFlow(max_epochs=2, random_state=0).fit(X)
+    fast = HypersolverDensity(plain, n_steps=2, base_solver="heun", max_epochs=2, random_state=0).fit(X)
+    for one in (plain, fast):
+        one.save(tmp_path / "model")
+        assert load(tmp_path / "model").condition_ == one.condition_ == {}
 
 
 def test_rows_with_noise_and_a_condition_are_known_and_bounded():

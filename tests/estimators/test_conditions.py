@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import sklearn
 import torch
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
@@ -13,10 +14,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from small_hypersolvers import ROUGH_FITS, ToLogits
 
-from sklearn_hyper import HypersolverClassifier, HypersolverRegressor, NeuralODE
+from sklearn_hyper import HypersolverClassifier, HypersolverRegressor, NeuralODE, load
 from sklearn_hyper.calibration import CalibrationRowsError
 from sklearn_hyper.estimators._conditions import ConditionError
-from sklearn_hyper.modules import VectorFieldError
+from sklearn_hyper.modules import MLPVectorField, VectorFieldError
 
 pytestmark = ROUGH_FITS
 KINDS = np.array(["slow", "turning", "fast"])
@@ -356,12 +357,72 @@ def test_a_dict_is_not_cut_by_folds_and_the_error_says_so(routing, rows):
         ({"rate": np.full(20, 1j)}, r"condition\['rate'\] has dtype complex128, which no field takes"),
         ({"rate": [[1.0], [1.0, 2.0]]}, r"condition\['rate'\] cannot be read as an array"),
         ({3: np.ones(20)}, r"condition must name the field's keyword arguments.*got the names \[3\]"),
-        ({}, r"condition must name the field's keyword arguments.*got the names \[\]"),
+        ({}, "condition is empty; pass {name: one entry a row}, or leave it out"),
+        ({"rate": {1.0, 2.0}}, r"condition\['rate'\] is of type set, which is neither a number, a string nor an array"),
+        ({"rate": scipy.sparse.csr_array(np.ones((20, 1)))}, "is of type csr_array.*toarray"),
+        ({"rate": (1.0 for _ in range(20))}, "is of type generator"),
+        ({"rate": np.ma.masked_greater(np.arange(20.0), 9.5)}, r"condition\['rate'\] masks 10 values"),
+        (pd.DataFrame(np.ones((20, 2)), columns=["rate", "rate"]), r"has the columns \['rate', 'rate'\], some of them"),
     ],
 )
 def test_a_wrong_condition_is_named(fast, rows, condition, message):
     with pytest.raises(ConditionError, match=message):
         fast.predict(rows[0][:20], condition=condition)
+
+
+@pytest.mark.parametrize("values", [[0.5, 1.5], [1, 2], [True, False]], ids=["floats", "integers", "bools"])
+def test_objects_that_are_all_numbers_are_numbers_not_categories(rows, values):
+    """As categories, every number would be one, and the field would get its index."""
+    X, rate = rows[0][:40], np.array(values * 20)
+    plain, objects = (make(decay, max_epochs=1).fit(X, condition={"rate": one}) for one in (rate, rate.astype(object)))
+    assert objects.condition_ == plain.condition_
+    for given in (rate, rate.astype(object), list(rate)):
+        np.testing.assert_array_equal(
+            objects.predict(X, condition={"rate": given}), plain.predict(X, condition=({"rate": rate}))
+        )
+
+
+@pytest.mark.parametrize("condition", [{"label": np.full(20, 2**63, dtype="u8")}, {"label": np.uint64(2**64 - 1)}])
+def test_integers_beyond_int64_are_refused(rows, condition):
+    with pytest.raises(ConditionError, match=r"condition\['label'\] holds \d+, too large for int64; use strings"):
+        make(decay).fit(rows[0][:20], condition=condition)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "'rate'.*passed as condition={name: one entry a row}, which was left out"),
+        ({"y": {"rate": 1.0}}, "passed as condition={name: one entry a row}, which was left out"),  # by position
+        ({"condition": {"rte": 1.0}}, "unexpected keyword argument 'rte'.*which had 'rte'"),
+        ({"condition": 1.0}, "which had 'condition'"),
+    ],
+)
+def test_a_field_that_lacks_its_condition_says_how_it_is_passed(rows, given, said):
+    with pytest.raises(VectorFieldError, match=said):
+        make(decay).fit(rows[0][:20], **given)
+
+
+def test_fit_transform_passes_a_condition_to_both(rows):
+    X, rate = rows[0][:60], {"rate": rows[1][:60]}
+    states = make(decay, max_epochs=1).fit_transform(X, condition=rate)
+    np.testing.assert_array_equal(states, make(decay, max_epochs=1).fit(X, condition=rate).transform(X, condition=rate))
+    frame = make(decay, max_epochs=1).set_output(transform="pandas").fit_transform(X, condition=rate)
+    np.testing.assert_array_equal(frame.to_numpy(), states)
+    assert list(frame.columns) == ["hypersolverregressor0", "hypersolverregressor1"]
+    with pytest.raises(VectorFieldError, match="left out"):
+        make(decay).fit_transform(X)
+
+
+def test_a_loaded_estimator_has_no_condition(rows, tmp_path):
+    X = rows[0][:40]
+    fast = make(MLPVectorField(2).double(), max_epochs=1).fit(X)
+    fast.save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert loaded.condition_ == fast.condition_ == {}
+    with pytest.raises(ConditionError, match="condition has 'rate', but this HypersolverRegressor was fitted without"):
+        loaded.predict(X, condition={"rate": 1.0})
+    with pytest.raises(ConditionError, match="condition is empty"):
+        loaded.predict(X, condition={})
 
 
 def test_a_new_category_is_named(rows):
