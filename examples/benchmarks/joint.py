@@ -29,12 +29,11 @@ from typing import Any
 import torch
 from _results import Results, parser, spread
 from skorch.callbacks import Callback
-from training import N_TEST, TASKS, judge, load, measure_once
+from training import TASKS, judge, load, measure_once
 
 from sklearn_hyper.hypersolvers import FitSettings, Task, fit_hypersolver
 from sklearn_hyper.metrics import CountedField
-from sklearn_hyper.numerics import resolve_base_solver
-from sklearn_hyper.numerics.stepping import FixedMesh
+from sklearn_hyper.numerics import FixedMesh, resolve_base_solver
 
 DIGITS, MOONS = "digits", "moons likelihood"
 SEEDS = (10, 11, 12)
@@ -110,20 +109,21 @@ def contenders(task: str) -> dict[str, dict[str, Any]]:
 def measure(name: str, contender: str, seed: int) -> dict[str, Any]:
     """Train once, fit fast solvers of the result, and judge both."""
     task = TASKS[name]
-    X, y, given = load(name, seed)
-    rows, test = torch.from_numpy(X[:-N_TEST]), torch.from_numpy(X[-N_TEST:])
+    X, y, _, given = load(name, seed)
+    n_test = task.n_test
+    rows, test = torch.from_numpy(X[:-n_test]), torch.from_numpy(X[-n_test:])
     params = {**task.params, **given, "max_epochs": task.epochs, "random_state": seed}
     estimator = task.kind(**params, **contenders(name)[contender])
     begin = time.process_time()
-    estimator.fit(X[:-N_TEST], None if y is None else y[:-N_TEST])
+    estimator.fit(X[:-n_test], None if y is None else y[:-n_test])
     found: dict[str, Any] = {"cpu_seconds": time.process_time() - begin}
     # A flow's penalties are neither part of its density nor of what is judged.
     ode = estimator.flow_.density().eval() if name == MOONS else estimator.neural_ode_
     if name == MOONS:
-        found["loss"] = -estimator.score(X[-N_TEST:])
+        found["loss"] = -estimator.score(X[-n_test:])
     else:
-        found["loss"] = judge(estimator.net_.module_, test, torch.from_numpy(y[-N_TEST:]))
-        found["accuracy"] = estimator.score(X[-N_TEST:], y[-N_TEST:])
+        found["loss"] = judge(estimator.net_.module_, test, torch.from_numpy(y[-n_test:]))
+        found["accuracy"] = estimator.score(X[-n_test:], y[-n_test:])
     counted = CountedField(ode.vector_field)
     with torch.no_grad():
         ode.solve(test, rtol=1e-4, field=counted)
@@ -183,7 +183,7 @@ def main() -> None:
         arguments.out, "python examples/benchmarks/joint.py", fresh=arguments.fresh, measuring=not arguments.summary
     )
     for task in () if arguments.summary else arguments.tasks:
-        measure_once(task)
+        measure_once(task, None)
         for seed in arguments.seeds:
             for contender in contenders(task):
                 results.cell(f"{task}: {contender}: {seed}", lambda t=task, c=contender, seed=seed: measure(t, c, seed))

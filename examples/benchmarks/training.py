@@ -1,12 +1,12 @@
 """Seconds and evaluations of training by solver="auto", beside dopri5, its adjoint and fixed-step solvers.
 
-    python examples/benchmarks/training.py [--tasks NAME ...] [--seeds SEED ...]
+    python examples/benchmarks/training.py [--tasks NAME ...] [--seeds SEED ...] [--data FOLDER]
 
-Tasks are a classifier of scikit-learn's digits, a regression (states of Lotka-Volterra, by their states three time
-units earlier), trajectories of Lotka-Volterra at twelve irregular times of each row's own, and two densities by maximum
-likelihood. Each contender trains with the same rows, start, batches and
-number of optimizer steps, on one thread. Its weights are kept at ten epochs, and judged afterwards: by dopri5 at 1e-6,
-on rows held out from all fits. So no loss in here is one that a training solver tells of itself.
+Tasks are classifiers of scikit-learn's digits and, with --data, of 600 MNIST images at full resolution, a regression
+(states of Lotka-Volterra, by their states three time units earlier), trajectories of Lotka-Volterra at twelve irregular
+times of each row's own, and two densities by maximum likelihood. Each contender trains with the same rows, start,
+batches and number of optimizer steps, on one thread. Its weights are kept at ten epochs, and judged afterwards: by
+dopri5 at 1e-6, on rows held out from all fits. So no loss in here is one that a training solver tells of itself.
 
 - to the target: CPU seconds and evaluations of f until the judged loss is below one that was set beforehand;
 - whole: CPU seconds and evaluations of the whole fit, its loss, and its accuracy;
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from _results import Results, parser, spread
+from images import RECIPES, load_images
 from sklearn.datasets import load_digits
 from skorch.callbacks import Callback
 from torch import nn
@@ -50,7 +51,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "RNODE, dopri5 1e-4": {"solver": "dopri5", "rtol": 1e-4, "kinetic": 0.01, "jacobian": 0.01},
 }
 BASELINE, SLOW = "dopri5 1e-4", "adjoint 1e-4"
-N_JUDGED, N_TEST, N_TIMES = 10, 500, 12
+N_JUDGED, N_TIMES = 10, 12
 SEEDS = (10, 11, 12)
 
 
@@ -63,6 +64,7 @@ class Task:
     epochs: int
     n_samples: int
     params: dict[str, Any]
+    n_test: int = 500
 
 
 FLOW = {"objective": "likelihood"}
@@ -72,16 +74,27 @@ TASKS = {
     "lotka_volterra trajectories": Task(NeuralODERegressor, 0.2, 40, 1000, {"t_span": (0.0, 3.0)}),
     "moons likelihood": Task(ContinuousNormalizingFlow, 2.65, 30, 1000, FLOW),
     "checkerboard likelihood": Task(ContinuousNormalizingFlow, 4.05, 12, 2000, FLOW),
+    "mnist 28 x 28": Task(NeuralODEClassifier, 1.0, 4, 600, {}, n_test=100),
 }
+IMAGES, FEW = "mnist 28 x 28", ("auto", "dopri5 1e-4", "dopri5 1e-3", "euler, 4 steps", "rk4, 2 steps")
+"""Full resolution takes minutes a fit: one seed, and some of the contenders. It needs --data."""
 
 
-def load(name: str, seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, dict[str, Any]]:
+def load(
+    name: str, seed: int, folder: str | None = None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, dict[str, Any]]:
     """Rows, targets, their times if they have several, and what the estimator takes with this seed."""
-    n, rng = TASKS[name].n_samples + N_TEST, np.random.default_rng(seed)
+    n, rng = TASKS[name].n_samples + TASKS[name].n_test, np.random.default_rng(seed)
     if name == "digits":
         X, y = load_digits(return_X_y=True)
         order = rng.permutation(len(X))
         return X[order].astype(np.float32) / 16, y[order], None, {}
+    if name == IMAGES:
+        images = load_images("mnist", folder)
+        torch.manual_seed(seed)
+        params = RECIPES["mnist", "full"].build().get_params(deep=False)
+        parts = {part: params[part] for part in ("vector_field", "input_map", "output_map", "lr")}
+        return images.X_train[:n], images.y_train[:n], None, parts
     if name == "lotka_volterra trajectories":
         t_span = TASKS[name].params["t_span"]
         X = rng.uniform(0.5, 2.0, (n, 2)).astype(np.float32)
@@ -132,11 +145,11 @@ def fit(estimator: Any, X: np.ndarray, y: np.ndarray | None, times: np.ndarray |
     estimator.fit(X, y) if times is None else estimator.fit(X, y, times)
 
 
-def measure(name: str, contender: str, seed: int) -> dict[str, Any]:
+def measure(name: str, contender: str, seed: int, folder: str | None) -> dict[str, Any]:
     """Train once, and judge."""
     task = TASKS[name]
-    X, y, times, given = load(name, seed)
-    train, test = slice(0, len(X) - N_TEST), slice(len(X) - N_TEST, None)
+    X, y, times, given = load(name, seed, folder)
+    train, test = slice(0, len(X) - task.n_test), slice(len(X) - task.n_test, None)
     params = {**task.params, **given, **CONTENDERS[contender], "max_epochs": task.epochs, "random_state": seed}
     keeps = Keeps(max(1, task.epochs // N_JUDGED))
     estimator = task.kind(**params, callbacks=[("keeps", keeps)])
@@ -225,7 +238,8 @@ def _show(entry: dict[str, Any], key: str, form: str) -> str:
 
 def main() -> None:
     options = parser(__doc__, "training.json", cache=False)
-    options.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="NAME")
+    options.add_argument("--tasks", nargs="+", choices=list(TASKS), metavar="NAME", help="default: all that have data")
+    options.add_argument("--data", help=f"folder of mnist.npz, for {IMAGES!r}")
     options.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED")
     options.add_argument("--summary", action="store_true", help="make summary and tables from the cells")
     arguments = options.parse_args()
@@ -238,24 +252,29 @@ def main() -> None:
     if arguments.summary:
         write(results)
         return
-    for task in arguments.tasks:
-        measure_once(task)
+    tasks = arguments.tasks or [task for task in TASKS if task != IMAGES or arguments.data]
+    for task in tasks:
+        measure_once(task, arguments.data)
         for seed in arguments.seeds:
             for contender in CONTENDERS:
-                if _takes_part(contender, task) and (contender != SLOW or seed == arguments.seeds[0]):
+                if _takes_part(contender, task, is_first=seed == arguments.seeds[0]):
                     name = f"{task}: {contender}: {seed}"
-                    results.cell(name, lambda task=task, c=contender, seed=seed: measure(task, c, seed))
+                    results.cell(name, lambda task=task, c=contender, seed=seed: measure(task, c, seed, arguments.data))
             write(results)
 
 
-def _takes_part(contender: str, task: str) -> bool:
-    """Whether a contender is one for this task: RNODE's penalties are those of flows."""
-    return "kinetic" not in CONTENDERS[contender] or TASKS[task].kind is ContinuousNormalizingFlow
+def _takes_part(contender: str, task: str, is_first: bool) -> bool:
+    """Whether a contender is one for this task and seed: RNODE's penalties are those of flows."""
+    if task == IMAGES:
+        return contender in FEW and is_first
+    if "kinetic" in CONTENDERS[contender] and TASKS[task].kind is not ContinuousNormalizingFlow:
+        return False
+    return contender != SLOW or is_first
 
 
-def measure_once(task: str) -> None:
+def measure_once(task: str, folder: str | None) -> None:
     """Fit a moment, so that no contender pays for what the first fit in a process loads."""
-    X, y, times, given = load(task, 0)
+    X, y, times, given = load(task, 0, folder)
     params = {**TASKS[task].params, **given, "solver": "rk4", "n_steps": 1, "max_epochs": 1}
     fit(TASKS[task].kind(**params), *(None if part is None else part[:200] for part in (X, y, times)))
 

@@ -15,7 +15,6 @@ from ..hypersolvers import FitSettings, FittedHypersolver, Task, fit_hypersolver
 from ..hypersolvers.choose import auto_name, choose_correction
 from ..hypersolvers.prepare import prepare_neural_ode
 from ..modules.copies import frozen_copy
-from ..modules.divergence import LogDensityField
 from ..modules.field_probes import PROBED_ROWS
 from ..modules.flow import Flow
 from ..modules.neural_ode import NeuralODE
@@ -103,13 +102,7 @@ class AdaptedFlow:
 
     def density(self) -> NeuralODE:
         """Return the Neural ODE from data to (base, integral of the trace)."""
-        plain = self.flow.density()
-        ode = NeuralODE(
-            LogDensityField(self.field), input_map=plain.input_map, t_span=plain.t_span,
-            state_size=plain.state_size,
-        )  # fmt: skip
-        ode.n_unitless = plain.n_unitless
-        return ode.eval()
+        return self.flow.density().eval()
 
     # ------------------------------------------------------------------ fit
     def fit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..modules.described_modules import describe_flow, read_flow
 from ..modules.field_probes import check_start, settle_parts
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
-from ..modules.packed_conditions import Columns, packed
+from ..modules.packed_conditions import Columns, PackedODE, packed
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.row_errors import numbered_rows
@@ -366,6 +367,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             net.module_.generator = None  # no longer drawn from, so it need not be pickled with the estimator
         self.net_ = net
         self._keep_solver_records(net)
+        fitted = vars(self).get("hypersolver_")
+        if fitted is not None and isinstance(fitted.neural_ode, PackedODE):
+            self.hypersolver_ = replace(fitted, neural_ode=fitted.neural_ode.unpacked())
         self.flow_ = flow.eval()
         self.neural_ode_ = flow.sampling().eval()
         self._noise_seed = seed

@@ -105,6 +105,16 @@ class PackedODE(NeuralODE):
         own, packed = self.columns.apart(x)
         return super().inputs(own, packed)
 
+    def unpacked(self) -> NeuralODE:
+        """Return the Neural ODE that takes its condition beside the inputs. It shares the field and maps."""
+        packed_map: Any = self.input_map
+        ode = NeuralODE(
+            self.vector_field, input_map=packed_map.inner, output_map=self.output_map, t_span=self.t_span,
+            data_controlled=self.data_controlled, state_size=self.state_size,
+        )  # fmt: skip
+        ode.n_unitless = self.n_unitless
+        return ode.train(self.training)
+
 
 class _OwnColumns(nn.Module):
     """Apply a map to the columns that are no condition."""

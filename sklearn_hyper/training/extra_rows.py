@@ -60,8 +60,8 @@ def draw_extra_rows(task: Task, runs: Sequence[Run], settings: FitSettings, rng:
     if task.condition and how != "between":
         raise ValueError(
             f"extra_rows={how!r} with a condition: nothing says which condition a drawn row has. Pass 'between', whose "
-            "rows have that of the nearer row of their pair, or append rows and their conditions to the task, with "
-            "extra_rows=None."
+            "rows have that of the nearer row of their pair, or append rows and their conditions to those of the fit, "
+            "with extra_rows=None."
         )
     n_rows = max(1, round(extra_share(how) * len(task)))
     if how == "between":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..modules.divergence import without_noise
 from ..modules.neural_ode import NeuralODE
+from ..modules.packed_conditions import PackedODE
 from ..numerics.protection import FieldInputs
 
 
@@ -88,14 +89,16 @@ class Task:
 
 
 def row_digests(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] | None = None) -> NDArray[np.uint64]:
-    """Return a hash of every row, which tells later whether a row was fitted on, whatever noise it then got.
+    """Return a hash of every row and what its condition holds for it, which tells later whether it was fitted on.
 
-    What its condition holds for it is part of a row.
+    Whatever noise a row got is not part of it.
     """
+    if isinstance(neural_ode, PackedODE):
+        x, condition = neural_ode.columns.apart(x)
     beside = [value for value in (condition or {}).values() if isinstance(value, Tensor) and value.ndim]
-    read = [np.ascontiguousarray(part.detach().cpu().numpy()) for part in (without_noise(neural_ode, x), *beside)]
+    read = [np.ascontiguousarray(values.detach().cpu().numpy()) for values in (without_noise(neural_ode, x), *beside)]
     digests = (
-        hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=8).digest()
+        hashlib.blake2b(b"".join(values.tobytes() for values in row), digest_size=8).digest()
         for row in zip(*read, strict=True)
     )
     return np.frombuffer(b"".join(digests), dtype=np.uint64)

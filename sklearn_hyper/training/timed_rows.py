@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+__all__ = ["Rows", "TimedDataset", "TimedRows", "apart"]
+
 
 @dataclass(frozen=True)
 class TimedRows:

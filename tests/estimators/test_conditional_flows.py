@@ -13,11 +13,14 @@ from sklearn.model_selection import KFold, cross_val_score
 from small_hypersolvers import ROUGH_FITS
 
 from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity
+from sklearn_hyper.calibration import CalibrationRowsError
 from sklearn_hyper.estimators._conditions import ConditionError
+from sklearn_hyper.estimators.flows import append_noise
 from sklearn_hyper.modules import Flow, NeuralODE
 from sklearn_hyper.modules.conditioned_fields import ConditionedMLPField
 from sklearn_hyper.modules.packed_conditions import Columns, packed
 from sklearn_hyper.training.flow_fitting import FlowMatchingLoss
+from sklearn_hyper.training.tasks import row_digests
 
 pytestmark = ROUGH_FITS
 MEANS = {"left": (-2.0, 0.0), "right": (2.0, 1.0), "top": (0.0, 3.0)}
@@ -107,6 +110,25 @@ def test_likelihood_learns_conditions_by_every_solver():
         flow.fit(X, condition={"blob": names})
         wrong = np.roll(names, 1)
         assert flow.score(X, condition={"blob": names}) > flow.score(X, condition={"blob": wrong}) + 0.5
+
+
+@pytest.mark.parametrize("trace", ["exact", "rademacher"])
+def test_joint_and_hypersolved_trainings_learn_conditions(trace):
+    X, names = blobs(300)
+    shared = {"objective": "likelihood", "base_solver": "heun", "n_steps": 3, "max_epochs": 3, "lr": 2e-2}
+    for params in ({"joint": 1.0}, {"solver": "hypersolved"}):
+        flow = ContinuousNormalizingFlow(random_state=0, trace=trace, **shared, **params)
+        flow.fit(X, condition={"blob": names})
+        right, wrong = (flow.score(X, condition={"blob": given}) for given in (names, np.roll(names, 1)))
+        assert right > wrong + 0.5
+    # What the training leaves behind takes the condition beside the rows, as the flow does.
+    left = flow.hypersolver_
+    rows = torch.from_numpy(X if trace == "exact" else append_noise(X, trace, flow._noise_seed))
+    condition = {"blob": torch.from_numpy(np.unique(names, return_inverse=True)[1])}
+    ends = flow.flow_.log_prob(left.solve(rows, condition))
+    np.testing.assert_allclose(ends, flow.score_samples(X, condition={"blob": names}), atol=0.1)
+    digests = row_digests(left.neural_ode, rows, condition)
+    assert np.isin(left.fitted_rows, digests).all()
 
 
 def test_integers_and_floats_may_be_a_condition():
@@ -254,6 +276,26 @@ def test_bounds_of_samples_and_densities_hold_over_conditions(fast):
     assert (np.abs(scores - truth) > 0.021).mean() <= 0.05
     samples, bound = fast.sample(condition=given, random_state=5, return_bound=True, coverage=0.9)
     assert samples.shape == new.shape and np.isfinite(bound).mean() > 0.8
+
+
+def test_rows_with_noise_and_a_condition_are_known_and_bounded():
+    X, condition = affine_rows(700, seed=4)
+    hyper = HypersolverDensity(
+        affine, n_features=2, base_solver="heun", n_steps=3, max_epochs=10, max_samples=300, trace="rademacher",
+        random_state=0,
+    )  # fmt: skip
+    given = {name: values[:300] for name, values in condition.items()}
+    hyper.fit(X[:300], condition=given)
+    assert hyper.density_.settings.extra_rows == "between"
+    with pytest.raises(CalibrationRowsError, match="of 300 rows of X were fitted on"):
+        hyper.conformalize(X[:300], condition=given)
+    hyper.conformalize(X[300:500], condition={name: values[300:500] for name, values in condition.items()})
+    rest = {name: values[500:] for name, values in condition.items()}
+    scores, bound = hyper.score_samples(X[500:], condition=rest, return_bound=True, coverage=0.9)
+    # The trace of this field does not depend on the noise.
+    errors = np.abs(scores - affine_log_density(X[500:], **rest))
+    assert (errors <= bound + 1e-6).mean() > 0.85
+    assert np.isfinite(bound).mean() > 0.9
 
 
 def test_reports_and_modules_take_a_condition(fast):
