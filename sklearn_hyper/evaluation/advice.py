@@ -383,8 +383,10 @@ class _Choice:
         return [one for one in self.report if not self.candidates[one.solver].is_hypersolver]
 
     def _choose(self, rows: Sequence[SolverRow]) -> tuple[SolverRow, bool]:
-        """Return the solver to take, and whether it is within the target. Where an error is asked for, a tie in cost goes
-        to a solver without a fit: more accuracy was not asked for."""
+        """Return the solver to take, and whether it is within the target.
+
+        Where an error is asked for, a tie in cost goes to a solver without a fit: more accuracy was not asked for.
+        """
         row, reached = self.target.choose(rows)
         plain, plain_reaches = self.target.choose(self._without_fit)
         costs = self.target.costs([row, plain])
