@@ -42,11 +42,7 @@ for joint, model in models.items():
         model, base_solver="euler", n_steps=1, correction=WeightCorrection(), max_epochs=60, random_state=0
     ).fit(X_train)
     report = fast.solver_report(X_test, y_test)
-    dopri5, euler, corrected = (
-        report[0],
-        report[1],
-        report[-1],
-    )  # base and last are one where nothing is left to correct
+    dopri5, euler, corrected = report[0], report[1], report[-1]  # the last two are one if nothing was left to correct
     errors["Euler, one step"].append(euler.l2_mean)
     errors["hypersolver, one step"].append(corrected.l2_mean)
     print(
@@ -63,4 +59,5 @@ axes.legend()
 plt.show()
 
 # %%
-# The weight is a choice. Too large a one makes a field that is nearly a straight line, and costs accuracy in time.
+# The weight is a choice, and too large a one leaves the task behind. In the benchmark ``joint.py``, 30 had less error in a
+# step than 3, and a larger loss: .104 for .081.

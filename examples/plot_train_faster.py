@@ -45,8 +45,8 @@ for name, model in models.items():
     )
 
 # %%
-# Predictions are dopri5's in all three. The field that was trained by one Euler step is no Neural ODE: what it learned
-# holds for that step alone.
+# Predictions are dopri5's in all three. The field that was trained by one Euler step has learned that step's errors, too:
+# solved truly, its loss is the largest.
 #
 # What "auto" did, and why
 # ------------------------

@@ -7,6 +7,7 @@ ORDER = (
     "plot_bring_your_own_module.py",
     "plot_data_controlled.py",
     "plot_flow_densities.py",
+    "plot_conditions.py",
     "plot_digits_sampler.py",
     "plot_bounds_and_tolerances.py",
     "plot_train_faster.py",

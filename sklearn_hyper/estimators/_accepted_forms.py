@@ -57,7 +57,10 @@ def refusal(estimator: Any, is_accepted: Callable[[Any], bool], own: Any, expect
             "refit=True."
         )
     if isinstance(estimator, ContinuousNormalizingFlow):
-        return TypeError(f"neural_ode is a {name}, a flow, which HypersolverDensity takes. {expected}.")
+        return TypeError(
+            f"neural_ode is a {name}, a flow, which HypersolverDensity takes. For the sampler alone, in advise too, "
+            f"pass flow.flow_.sampling(), with base draws as X. {expected}."
+        )
     if isinstance(estimator, (NeuralODEClassifier, NeuralODERegressor)):
         return TypeError(
             f"neural_ode is a {name}, which HypersolverRegressor or HypersolverClassifier takes. {expected}."

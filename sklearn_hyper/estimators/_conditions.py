@@ -176,6 +176,8 @@ def _check_names(values: Mapping[str, Any], learned: Mapping[str, Condition], ki
     if missing or unknown:
         got = f"got {_names(sorted(values))}" if values else "got None"
         search = "" if values else " A search scores with it after set_score_request(condition=True)."
+        if unknown == [NAME]:
+            got += ", the name of a value that is passed without one"
         raise ConditionError(
             f"condition must have {_names(learned)}, as in fit of this {kind}, {got}; pass condition= with these "
             f"names, one entry a row of X or one for all.{search}"

@@ -77,8 +77,8 @@ class Advice:
     trials_ : dict of str to fitted hypersolver
         The trials, by name.
     shown : tuple of str
-        Names of the rows that are printed: hypersolvers, dopri5 at its tightest tolerance, and what nothing beats in
-        both cost and error.
+        Names of the rows that are printed: hypersolvers, dopri5 at its tightest tolerance, the best without a fit, and
+        what nothing beats in both cost and error.
     """
 
     report: SolverReport = field(repr=False)
@@ -135,7 +135,8 @@ def advise(
     X : array-like of shape (n_samples, ...)
         At least 20 rows like those of later predictions. A quarter of them, at most 256, is held out to measure on.
     error : float, optional
-        Target: the largest error, in terms of ``metric``. The cheapest solver within it is recommended.
+        Target: the largest error, in terms of ``metric``. The cheapest solver within it is recommended; of equally
+        cheap ones, one that needs no fit.
     milliseconds : float, optional
         Target: the most milliseconds a batch of ``batch_size`` rows may take. The most accurate solver within it is
         recommended. Give exactly one of the three targets.
@@ -360,10 +361,11 @@ class _Choice:
 
     def advice(self) -> Advice:
         rows = list(self.report)
-        row, reached = self.target.choose(rows)
+        row, reached = self._choose(rows)
         best = self.candidates[row.solver]
         on_front = pareto_front(self.target.costs(rows), self.target.errors(rows))
-        asked_for = {row.solver, dopri5_name(TIGHTEST)}
+        plain, _ = self.target.choose(self._without_fit)  # the words name it
+        asked_for = {row.solver, plain.solver, dopri5_name(TIGHTEST)}
         shown = [
             one.solver
             for one, keep in zip(rows, on_front, strict=True)
@@ -375,6 +377,22 @@ class _Choice:
             reached_=reached, trials_={n: c.estimator for n, c in self.candidates.items() if c.is_hypersolver},
             shown=tuple(shown),
         )  # fmt: skip
+
+    @property
+    def _without_fit(self) -> list[SolverRow]:
+        return [one for one in self.report if not self.candidates[one.solver].is_hypersolver]
+
+    def _choose(self, rows: Sequence[SolverRow]) -> tuple[SolverRow, bool]:
+        """Return the solver to take, and whether it is within the target.
+
+        Where an error is asked for, a tie in cost goes to a solver without a fit: more accuracy was not asked for.
+        """
+        row, reached = self.target.choose(rows)
+        plain, plain_reaches = self.target.choose(self._without_fit)
+        costs = self.target.costs([row, plain])
+        if reached and plain_reaches and not self.target.is_budget and costs[1] <= costs[0]:
+            return plain, True
+        return row, reached
 
     def _lines(self, row: SolverRow, reached: bool) -> Iterator[str]:
         if reached:
@@ -389,12 +407,11 @@ class _Choice:
     def _verdict(self, row: SolverRow, reached: bool) -> Iterator[str]:
         """Say whether a hypersolver pays, beside the best without one."""
         hypersolvers = [one for one in self.report if self.candidates[one.solver].is_hypersolver]
-        others = [one for one in self.report if not self.candidates[one.solver].is_hypersolver]
         if not hypersolvers:
             yield "A hypersolver does not pay here: no trial beat its base solver."
             return
         learned, learned_reaches = self.target.choose(hypersolvers)
-        plain, plain_reaches = self.target.choose(others)
+        plain, plain_reaches = self.target.choose(self._without_fit)
         if row is learned and reached:
             if plain_reaches:
                 yield f"A hypersolver pays: the best without one is {self._name(plain)}, {self._describe(plain)}."

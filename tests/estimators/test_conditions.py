@@ -349,7 +349,7 @@ def test_a_dict_is_not_cut_by_folds_and_the_error_says_so(routing, rows):
         (None, "condition must have 'rate', as in fit of this HypersolverRegressor, got None"),
         ({"rates": 1.0}, "condition must have 'rate'.*got 'rates'"),
         ({"rate": 1.0, "label": 2}, "condition must have 'rate'.*got 'label', 'rate'"),
-        (1.0, "condition must have 'rate'.*got 'condition'"),
+        (1.0, "condition must have 'rate'.*got 'condition', the name of a value that is passed without one; pass"),
         ({"rate": np.ones(7)}, r"condition\['rate'\] has 7 entries for 20 rows of X; pass one a row, or one for all"),
         ({"rate": np.ones((20, 2))}, r"condition\['rate'\] has entries of shape \(2,\), and had entries of shape \(\)"),
         ({"rate": "fast"}, r"condition\['rate'\] has dtype <U4, and was of kind 'float' in fit"),

@@ -94,6 +94,16 @@ def test_where_a_classical_method_wins_it_does_not_pay(X):
     assert advice.best_solver_ == f"{base} K={steps}"
 
 
+def test_a_tie_in_cost_goes_to_a_solver_without_a_fit(under_budget, X):
+    plain = min(row.mape for row in under_budget.report if row.nfe == 2 and not is_hyper(row))
+    advice = advise(Swirl(), X, error=1.01 * plain, cost="nfe", n_steps=[2], max_epochs=10, random_state=0)
+    rows = advice.report.to_dict()
+    assert rows[advice.best_solver_]["nfe"] == rows["hyper-nonstationary K=2"]["nfe"] == 2
+    assert rows["hyper-nonstationary K=2"]["mape"] < rows[advice.best_solver_]["mape"] <= 1.01 * plain
+    assert not advice.pays_ and "A hypersolver does not pay here: the best of them is" in advice.recommendation_
+    assert advice.best_solver_ in advice.shown
+
+
 def test_a_target_out_of_reach_is_said_and_the_closest_named(X):
     advice = advise(Swirl(), X, error=2e-6, **QUICK)
     assert not advice.reached_ and not advice.pays_
@@ -283,9 +293,12 @@ def test_adaptive_steps_are_refused(X):
         advise(make_regressor(base_solver="rk4", stepping="adaptive"), X, error=0.01)
 
 
-def test_a_flow_is_refused(X):
-    with pytest.raises(TypeError, match="neural_ode must be"):
-        advise(ContinuousNormalizingFlow(max_epochs=1, random_state=0).fit(X), X, error=0.01)
+def test_a_flow_is_refused_and_its_sampler_taken(X):
+    flow = ContinuousNormalizingFlow(max_epochs=1, random_state=0).fit(X)
+    with pytest.raises(TypeError, match=r"in advise too, pass flow.flow_.sampling\(\), with base draws as X"):
+        advise(flow, X, error=0.01)
+    draws = np.random.default_rng(0).normal(size=X.shape).astype(np.float32)
+    assert advise(flow.flow_.sampling(), draws, error=0.5, **QUICK).reached_
 
 
 def test_labels_of_a_module_are_a_classifiers(X):
