@@ -9,7 +9,7 @@ from skorch.callbacks import EarlyStopping, LRScheduler
 from torch import nn
 
 from sklearn_hyper import NeuralODEClassifier, NeuralODERegressor
-from sklearn_hyper.estimators.neural_ode import SolverAgreementWarning
+from sklearn_hyper.estimators import SolverAgreementWarning
 from sklearn_hyper.modules import MLPVectorField
 from sklearn_hyper.numerics import alpha_family
 
