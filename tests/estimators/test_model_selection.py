@@ -159,7 +159,7 @@ def test_metadata_routing_takes_sample_weight_to_score(X):
     weight = np.r_[np.ones(40), np.zeros(40)]
     with sklearn.config_context(enable_metadata_routing=True):
         hyper = make_regressor().set_score_request(sample_weight=True)
-        assert clone(hyper).get_metadata_routing().score.requests == {"sample_weight": True}
+        assert clone(hyper).get_metadata_routing().score.requests["sample_weight"] is True
         weighted = make_pipeline(StandardScaler(), hyper).fit(X).score(X, sample_weight=weight)
         search = GridSearchCV(hyper, {"n_steps": [1, 2]}, cv=FOLDS).fit(X, sample_weight=np.ones(80))
     assert np.isfinite(weighted) and np.isfinite(search.best_score_)
