@@ -284,7 +284,7 @@ def test_flows_and_densities_transform_with_the_condition_of_their_fit(tmp_path)
     flow = ContinuousNormalizingFlow(max_epochs=2, random_state=0)
     states = flow.fit_transform(X, condition=given)
     np.testing.assert_array_equal(states, flow.transform(X, condition=given))
-    hyper = HypersolverDensity(flow, n_steps=2, base_solver="heun", max_epochs=2, random_state=0)
+    hyper = HypersolverDensity(flow, n_steps=2, base_solver="heun", max_epochs=2, max_samples=60, random_state=0)
     np.testing.assert_array_equal(hyper.fit_transform(X, condition=given), hyper.transform(X, condition=given))
     for one in (flow, hyper):
         with pytest.raises(
@@ -292,7 +292,7 @@ def test_flows_and_densities_transform_with_the_condition_of_their_fit(tmp_path)
         ):
             one.sample(5, given)
     plain = ContinuousNormalizingFlow(max_epochs=2, random_state=0).fit(X)
-    fast = HypersolverDensity(plain, n_steps=2, base_solver="heun", max_epochs=2, random_state=0).fit(X)
+    fast = HypersolverDensity(plain, n_steps=2, base_solver="heun", max_epochs=2, max_samples=60, random_state=0).fit(X)
     for one in (plain, fast):
         one.save(tmp_path / "model")
         assert load(tmp_path / "model").condition_ == one.condition_ == {}
