@@ -38,7 +38,7 @@ from sklearn_hyper import ContinuousNormalizingFlow, NeuralODE, NeuralODEClassif
 from sklearn_hyper.datasets import LotkaVolterra, make_density
 from sklearn_hyper.metrics import CountedField
 from sklearn_hyper.modules import MLPVectorField
-from sklearn_hyper.training.timed_rows import Rows, TimedRows, apart
+from sklearn_hyper.training.timed_rows import Rows, TimedRows, rows_and_times
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "auto": {"solver": "auto"},
@@ -134,7 +134,7 @@ class Keeps(Callback):
 
 def judge(module: Any, rows: Rows, y: torch.Tensor | None) -> float:
     """The loss by dopri5 at 1e-6."""
-    x, times = apart(rows)
+    x, times = rows_and_times(rows)
     module.eval()
     with torch.no_grad():
         return float(module.row_losses(module.solver.ode.solve(x, rtol=1e-6, times=times), y).mean())
@@ -166,7 +166,7 @@ def measure(name: str, contender: str, seed: int, folder: str | None) -> dict[st
     with torch.no_grad():
         own = float(module.row_losses(module.solver(rows), target).mean())
         counted = CountedField(module.solver.ode.vector_field)
-        module.solver.ode.solve(x, rtol=1e-4, field=counted, times=apart(rows)[1])
+        module.solver.ode.solve(x, rtol=1e-4, field=counted, times=rows_and_times(rows)[1])
     found |= {"gap": abs(own - found["loss"]), "dopri5_after": counted.n_evaluations}
     if task.kind is NeuralODEClassifier:
         found["accuracy"] = estimator.score(X[test], y[test])

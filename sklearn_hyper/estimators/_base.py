@@ -35,7 +35,7 @@ from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 from ..training.refit_control import RefitControl
 from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
-from ..training.timed_rows import Rows, apart
+from ..training.timed_rows import Rows, rows_and_times
 from ._fit_html import add_fit
 from ._saving import EstimatorReader, save_estimator
 
@@ -200,7 +200,7 @@ class TorchEstimator(BaseEstimator):
 
     def _certify(self, module: nn.Module, x: Rows, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
         """Compare the last solver of a training with dopri5 as ``predict`` runs it; warn where they disagree."""
-        rows, times = apart(x)
+        rows, times = rows_and_times(x)
         exact = dopri5_states(module.solver.ode, rows, times=times)
         self.agreement_ = measure_agreement(module, x, y, exact, held_out)
         if not self.agreement_.certified:

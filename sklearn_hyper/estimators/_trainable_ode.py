@@ -31,7 +31,7 @@ from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import TrainingSettings, build_ode_net, train_net
 from ..training.solver_control import DOPRI5, check_training_solver, control_of, is_controlled, is_dopri5
 from ..training.splits import split_rows
-from ..training.timed_rows import Rows, TimedRows, apart
+from ..training.timed_rows import Rows, TimedRows, rows_and_times
 from ._base import (
     TRAINING_CONSTRAINTS,
     SolverAgreementWarning,
@@ -259,7 +259,7 @@ class TrainableODE(TorchEstimator):
     def _check_lone_rows(self, net: Any, x: Rows) -> None:
         if not net.learns_alone_:
             parts = "vector_field, input_map or output_map"
-            check_lone_rows(net.module_, lambda module: module(*apart(x[:1])), len(x), net.batch_size, parts)
+            check_lone_rows(net.module_, lambda module: module(*rows_and_times(x[:1])), len(x), net.batch_size, parts)
         net.learns_alone_ = net.learns_alone_ or len(x) == 1  # checked once, not in every partial_fit of one row
 
     def _check_monitors(self, has_valid: bool, partial: bool) -> None:
@@ -269,8 +269,8 @@ class TrainableODE(TorchEstimator):
 
     def _check_agreement(self, x: Rows, y: np.ndarray) -> None:
         with torch.no_grad():
-            trained = self._measure(self.net_.module_(*apart(x)).cpu().numpy(), y)
-            exact = self._measure(self._dopri5(*apart(x)).cpu().numpy(), y)
+            trained = self._measure(self.net_.module_(*rows_and_times(x)).cpu().numpy(), y)
+            exact = self._measure(self._dopri5(*rows_and_times(x)).cpu().numpy(), y)
         if abs(trained - exact) > _AGREEMENT:
             warnings.warn(
                 f"the validation score is {trained:.4f} with the training solver {self.solver!r} "

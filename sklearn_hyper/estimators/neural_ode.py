@@ -14,11 +14,7 @@ from torch import nn
 
 from ..modules.vector_fields import Rescale
 from ..training.losses import ObservedMSELoss, ScaledMSELoss
-from ._base import (
-    label_indices,
-    refuse_no_labels,
-    softmax,
-)
+from ._base import label_indices, refuse_no_labels, softmax
 from ._eval_times import check_row_times
 from ._observations import check_observations, observed_r2, standardize
 from ._trainable_ode import TrainableODE

@@ -20,3 +20,9 @@ def import_pyplot(display: str) -> Any:
             f'{display} draws with matplotlib, which is not installed: pip install "sklearn_hyper[plots]".'
         ) from error
     return pyplot
+
+
+def take_axes(display: str, ax: Any) -> Any:
+    """Return the axes to draw in: those that were given, or those of a new figure."""
+    pyplot = import_pyplot(display)
+    return pyplot.subplots(layout="constrained")[1] if ax is None else ax

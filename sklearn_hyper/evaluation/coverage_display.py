@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._plotting import import_pyplot
+from ._plotting import import_pyplot, take_axes
 from ._rows import reference_states, state_errors, task_of
 from .scorers import resolve_hypersolver
 
@@ -140,9 +140,7 @@ class CoverageDisplay:
         ImportError
             If matplotlib is missing.
         """
-        pyplot = import_pyplot("CoverageDisplay")
-        if ax is None:
-            _, ax = pyplot.subplots(layout="constrained")
+        ax = take_axes("CoverageDisplay", ax)
         order = np.argsort(self.coverages)
         line = np.linspace(0, 1, 101)
         deviation = np.sqrt(line * (1 - line) / self.n_samples)

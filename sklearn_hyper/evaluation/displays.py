@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import SolverReport, SolverRow
-from ._plotting import import_pyplot
+from ._plotting import import_pyplot, take_axes
 from .pareto import pareto_front
 from .scorers import resolve_hypersolver
 
@@ -210,9 +210,7 @@ class ParetoDisplay:
         """
         costs, errors = self.costs, self.errors
         drawn = self._drawable(costs, errors)
-        pyplot = import_pyplot("ParetoDisplay")
-        if ax is None:
-            _, ax = pyplot.subplots(layout="constrained")
+        ax = take_axes("ParetoDisplay", ax)
         front = np.flatnonzero(drawn)[pareto_front(costs[drawn], errors[drawn])]
         front = front[np.argsort(costs[front], kind="stable")]
         (self.front_,) = ax.step(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..metrics import relative_l2
-from ._plotting import import_pyplot
+from ._plotting import import_pyplot, take_axes
 from ._rows import reference_states, task_of
 from .scorers import resolve_hypersolver
 
@@ -127,9 +127,7 @@ class RowErrorDisplay:
         ImportError
             If matplotlib is missing.
         """
-        pyplot = import_pyplot("RowErrorDisplay")
-        if ax is None:
-            _, ax = pyplot.subplots(layout="constrained")
+        ax = take_axes("RowErrorDisplay", ax)
         self.lines_ = {}
         for name, errors in self.errors.items():
             ordered = np.sort(np.asarray(errors, dtype=float))

@@ -41,7 +41,7 @@ from .solver_control import (
     polished_schedule,
 )
 from .tasks import Task
-from .timed_rows import Rows, TimedDataset, TimedRows, apart
+from .timed_rows import Rows, TimedDataset, TimedRows, rows_and_times
 
 _VALID_CHUNK = 8
 """Validation keeps no graph, so that it can take this many times ``batch_size`` rows at a time."""
@@ -112,7 +112,7 @@ class TrainingForward(nn.Module):
 
     def solve_ends(self, rows: Rows) -> None:
         """Solve from all rows as training does; the error names the rows that dopri5 cannot solve."""
-        x, times = apart(rows)
+        x, times = rows_and_times(rows)
         ode = self.neural_ode if times is None else _until(self.neural_ode, times)
         if ode is not None:
             solve_ends(Task(ode, x), self.settings.solving(x.device))

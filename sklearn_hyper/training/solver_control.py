@@ -20,7 +20,7 @@ from ..numerics.protection import FieldInputs
 from ..numerics.reference import MAX_EVALUATIONS, ReferenceSolveError
 from ..numerics.stepping import FixedMesh
 from .nets import cosine_schedule
-from .timed_rows import Rows, apart
+from .timed_rows import Rows, rows_and_times
 
 AUTO, DOPRI5, HYPERSOLVED = "auto", "dopri5", "hypersolved"
 CERTIFIED_GAP = 0.005
@@ -149,7 +149,7 @@ class TrainingSolver:
         """Return the states by dopri5 at the tolerances of the training."""
         before, settings = self.n_evaluations, self.settings
         params = [p for p in self.ode.parameters() if p.requires_grad] if settings.adjoint else None
-        rows, times = apart(x)
+        rows, times = rows_and_times(x)
         states = self.ode.solve(
             rows, rtol=settings.rtol, atol=settings.atol, adjoint_params=params, times=times,
             field=self._counted, max_evaluations=max_evaluations or self.max_evaluations,
@@ -161,7 +161,7 @@ class TrainingSolver:
     def by_mesh(self, mesh: FixedMesh, x: Rows) -> Tensor:
         """Return the states by a fixed-step solver whose mesh is known."""
         before = self.n_evaluations
-        rows, times = apart(x)
+        rows, times = rows_and_times(x)
         z0, inputs = self.ode.input_map(rows), self.ode.inputs(rows)
         if times is not None:
             states = self._at_times(mesh, z0, times, inputs)

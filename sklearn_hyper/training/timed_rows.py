@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["Rows", "TimedDataset", "TimedRows", "apart"]
+__all__ = ["Rows", "TimedDataset", "TimedRows", "rows_and_times"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ Rows: TypeAlias = Tensor | TimedRows
 """Rows to train on: their outputs are asked for at the end of the span, or at times of their own."""
 
 
-def apart(rows: Rows) -> tuple[Tensor, Tensor | None]:
+def rows_and_times(rows: Rows) -> tuple[Tensor, Tensor | None]:
     """Return the inputs, and their times if they have any."""
     return (rows.x, rows.times) if isinstance(rows, TimedRows) else (rows, None)
 
@@ -63,6 +63,6 @@ class TimedDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
         index = torch.as_tensor(indices, device=self.X.device)
-        x, times = apart(self.X[index])
+        x, times = rows_and_times(self.X[index])
         named = {"x": x} if times is None else {"x": x, "times": times}
         return named, torch.zeros(len(index)) if self.y is None else self.y[index]

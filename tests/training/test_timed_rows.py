@@ -2,7 +2,7 @@
 
 import torch
 
-from sklearn_hyper.training.timed_rows import TimedDataset, TimedRows, apart
+from sklearn_hyper.training.timed_rows import TimedDataset, TimedRows, rows_and_times
 
 X, TIMES = torch.arange(10.0).reshape(5, 2), torch.arange(15.0).reshape(5, 3).double()
 ROWS = TimedRows(X, TIMES)
@@ -25,4 +25,4 @@ def test_the_module_gets_them_by_name():
 
 
 def test_rows_without_times_are_tensors():
-    assert apart(X) == (X, None) and apart(ROWS) == (X, TIMES)
+    assert rows_and_times(X) == (X, None) and rows_and_times(ROWS) == (X, TIMES)
