@@ -1,53 +1,61 @@
-"""What the regressor and the classifier share: fit, refit and transform; ``fitted_`` does the numerics."""
+"""What the regressor and the classifier share: fit, inference, reports, solver swaps; ``fitted_`` does the numerics."""
 
 from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
 import numpy as np
+import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._set_output import _get_output_config
-from sklearn.utils.validation import _num_samples
+from sklearn.utils.validation import _check_sample_weight, _num_samples
 from torch import Tensor
 
-from ..calibration.measuring import STATE
+from ..calibration.measuring import STATE, TRAJECTORY
 from ..hypersolvers import (
     FitSettings,
     FittedHypersolver,
+    SolveSettings,
     Task,
     choose_base_solver,
     fit_hypersolver,
     fit_hypersolvers,
 )
+from ..hypersolvers.fitted import UNDEFINED
 from ..hypersolvers.prepare import prepare_neural_ode
 from ..hypersolvers.refitting import check_same_architecture
+from ..metrics import mape_floor, mean_absolute_percentage_error
 from ..modules.copies import frozen_copy
 from ..modules.field_probes import PROBED_ROWS
 from ..modules.neural_ode import NeuralODE
+from ..numerics.row_errors import list_rows, refuse_undefined
+from ..reports import SolverReport
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.given_rows import Inputs, apart
+from ..training.references import lost_rows
 from ._base import (
     TorchEstimator,
+    UnsolvedRowsWarning,
     check_device,
     check_output_map,
     module_dtype,
+    outside_inference_mode,
 )
 from ._calibrated import ASKED, Asked, Wanted, drop_calibration
 from ._conditions import fit_transform, learn_condition, refuse_condition, with_condition
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
-from ._eval_times import times_to_fit
+from ._eval_times import check_t_eval, times_to_fit
 from ._fitted_neural_ode import FittedNeuralODE, resolve_neural_ode
 from ._given_targets import spread
 from ._hypersolver_parameters import HYPERSOLVER_CONSTRAINTS, STEPPING_CONSTRAINTS, fit_settings
 from ._inputs import prepare_rows, take_X
-from ._measured import MeasuredMixin
 from ._refitting import describe_refit, errors_of_refit, refit_changes, require_correction
-from ._trajectories import TrajectoryMixin
 
 _CHECKED_ROWS = 32
 _ROUGH = 1e-3
@@ -66,15 +74,7 @@ def part_of_fit(name: str) -> Any:
     return property(get)
 
 
-class Hypersolver(
-    CalibrationMixin,
-    DerivedMixin,
-    TrajectoryMixin,
-    MeasuredMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    TorchEstimator,
-):
+class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
     """A hypersolver of a Neural ODE: ``fitted_`` does the work, the rest is scikit-learn's conventions around it."""
 
     _model_parameters = ("neural_ode",)
@@ -396,6 +396,333 @@ class Hypersolver(
                 f"{z.shape[1:]}; use set_output(transform='default') and reshape the array."
             )
         return (z, *beside) if beside else z
+
+    def trajectory(
+        self,
+        X: Any,
+        output: bool = False,
+        *,
+        condition: Any = None,
+        t_eval: Any = None,
+        return_bound: bool = False,
+        coverage: float = 0.99,
+    ) -> Any:
+        r"""Return the states at given times, or at every step of the solve.
+
+        States at ``t_eval`` are interpolated between the steps, through whose states the result passes. It is Hermite's
+        formula, which reads f there: the corrected solver's steps have evaluated it, so it costs at most one evaluation
+        beyond the solve, which ends at the last step that is needed. (Where ``correction`` changes the weights of f,
+        and with "abm2_pec", it is one a step.) Between equal steps its error is :math:`O(\epsilon^6)`, with a single
+        step and with adaptive ones :math:`O(\epsilon^4)`, so the solver's order is kept: that of a tableau of your own
+        up to order 5.
+
+        With a "nonstationary" base solver, which "auto" may stand for, only the last state approximates one of the
+        Neural ODE, and times between the ends are refused. Where the states between matter, fit with
+        ``finetune="trajectory"``, and ``t_eval`` if need be.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        output : bool, default False
+            Map each state through the output map. The last step then holds what ``predict`` gives, or a classifier's
+            logits.
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Times of the states, for all rows or for each its own: in the order of ``t_span``, and within it. They may
+            lie at any distances. Rows with fewer times than others are padded with nan at their ends. A single column
+            gives each row a span of its own. By default the times of the steps; with adaptive steps, ``n_steps`` + 1
+            equal ones.
+        return_bound : bool, default False
+            Return ``(states, bound)``: for each row a bound on the largest 2-norm of the error over all K + 1 states.
+            Needs :meth:`conformalize`. Bounds are of states, not of outputs.
+        coverage : float, default 0.99
+            The share of rows whose bound is to hold; see :meth:`HypersolverRegressor.predict`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, K + 1, ...) or (n_samples, n_times, ...)
+            nan where ``t_eval`` is.
+
+        Raises
+        ------
+        NotCalibratedError
+            If a bound is asked for without a calibration of this solver.
+        ValueError
+            If ``t_eval`` has another shape, is out of order, repeats a time, lies outside of the span, or holds nan
+            before a time. If it holds times between the ends, and the base solver is "nonstationary". If a bound is
+            asked for with ``output=True`` or ``t_eval``, or a value is out of its range or has no effect.
+
+        Warns
+        -----
+        UnusualRowsWarning
+            If more than 2 % of rows are unlike those of the calibration, so that their bound is infinite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_hyper import HypersolverRegressor
+        >>> X = np.random.default_rng(0).uniform(0.5, 1.5, (200, 1))
+        >>> decay = HypersolverRegressor(
+        ...     lambda t, z: -z, base_solver="heun", n_steps=4, finetune="trajectory", max_epochs=20, random_state=0
+        ... ).fit(X)
+        >>> times = [0.1, 0.55, 1.0]
+        >>> states = decay.trajectory(X, t_eval=times)
+        >>> states.shape
+        (200, 3, 1)
+        >>> bool(np.abs(states[..., 0] - X * np.exp(times)[None] ** -1).max() < 1e-3)
+        True
+        >>> own = np.array([[0.2, 0.3], [0.9, np.nan]])  # the second row has a single time
+        >>> np.isnan(decay.trajectory(X[:2], t_eval=own)[..., 0])
+        array([[False, False],
+               [False,  True]])
+        """
+        wanted = Wanted(return_bound=return_bound, coverage=coverage)
+        if t_eval is not None:
+            if return_bound:
+                raise ValueError(
+                    "return_bound=True bounds errors at the solver's own steps, not those at t_eval; leave one out."
+                )
+            return self._states_at(X, t_eval, output, condition)
+        module = self._require_product().module
+        if return_bound and output:
+            raise ValueError("return_bound=True bounds errors of states; leave output=False.")
+        if return_bound:
+            parts: list[Tensor] = []
+            _, beside = self._answer(X, TRAJECTORY, wanted, condition=condition, watch=parts.append)
+            return torch.cat(parts, dim=1).transpose(0, 1).numpy(), *beside
+        output_map = module.neural_ode.output_map
+
+        def states(rows: Inputs) -> Tensor:
+            z = module.trajectory(*apart(rows))
+            return torch.stack([output_map(step) if output else step for step in z], dim=1)
+
+        result = self._in_batches(states, prepare_rows(self, X, condition))
+        return result[..., 0] if output and self._squeeze_output else result
+
+    def _states_at(self, X: Any, t_eval: Any, output: bool, condition: Any) -> np.ndarray:
+        """Return states or outputs at times, of shape (n_samples, n_times, ...); nan where there is no time."""
+        fitted = self._require_product()
+        rows = prepare_rows(self, X, condition)
+        times = self._check_times(rows, t_eval)
+        lacks, output_map = np.isnan(times), fitted.neural_ode.output_map
+
+        def states(rows: Inputs, at: Tensor) -> Tensor:
+            x, beside = apart(rows)
+            z = fitted.module.states_at(x, at, beside)
+            return torch.stack([output_map(one) if output else one for one in z], dim=1)
+
+        # The output map may refuse nan, so that a time which is there stands in for one that is not.
+        result = self._in_batches(states, rows, np.where(lacks, times[..., :1], times))
+        if lacks.any():
+            result[lacks] = np.nan
+        return result[..., 0] if output and self._squeeze_output else result
+
+    def _check_times(self, X: Any, t_eval: Any) -> np.ndarray:
+        times = check_t_eval(t_eval, len(X), self.fitted_.neural_ode.t_span)
+        self.fitted_.check_times(times)
+        return times
+
+    def reference(self, X: Any, *, condition: Any = None) -> np.ndarray:
+        """Return the output h_y(z(S)) of dopri5 at ``rtol`` and ``atol``, which the hypersolver approximates.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, ...)
+            For a classifier's Neural ODE these are logits; for a skorch net's what its module gives, logits or
+            probabilities. They are nan for rows that dopri5 cannot solve.
+
+        Raises
+        ------
+        ReferenceSolveError
+            If dopri5 can solve none of the rows.
+
+        Warns
+        -----
+        UnsolvedRowsWarning
+            If dopri5 cannot solve some of the rows; the warning names them.
+        """
+        fitted = self._require_product()
+        states = self._reference_states(prepare_rows(self, X, condition), keep_lost=True)
+        lost = lost_rows(states[None])
+        if lost:
+            solved = np.setdiff1d(np.arange(len(states)), lost)
+            states[lost] = states[solved[0]].clone()  # a stand-in, since the output map may refuse nan
+            warnings.warn(
+                f"dopri5 cannot solve the Neural ODE from {len(lost)} of {len(states)} rows of X ({list_rows(lost)}), "
+                "whose references are nan: the field is stiff or its solution grows without bound from there. Leave "
+                "those rows out of score and solver_report.",
+                UnsolvedRowsWarning,
+                stacklevel=2,
+            )
+        output = fitted.map_output(states)
+        if lost:
+            output[lost] = np.nan
+        return output[:, 0] if self._squeeze_output else output
+
+    def _reference_states(self, X: Any, keep_lost: bool = False) -> Tensor:
+        with outside_inference_mode():
+            solving = SolveSettings.of(self.get_params(deep=False) | {"device": self.device_})
+            rows = self._to_tensor(X, self.dtype_, "cpu")
+            return self.fitted_.reference(*apart(rows), solving=solving, keep_lost=keep_lost)
+
+    def neg_mape(self, X: Any, sample_weight: Any = None, *, condition: Any = None) -> float:
+        """Return minus the MAPE of the outputs against dopri5's; for a classifier the outputs are logits.
+
+        No labels are needed.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        sample_weight : array-like of shape (n_samples,), optional
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
+
+        Returns
+        -------
+        float
+            Greater is better, 0 is perfect.
+
+        Raises
+        ------
+        ReferenceSolveError, ValueError
+            As :meth:`solver_report`.
+        """
+        fitted = self._require_product()
+        X = prepare_rows(self, X, condition)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, apart(X)[0], ensure_non_negative=True)
+        reference = fitted.map_output(self._reference_states(X))
+        refuse_undefined(torch.from_numpy(reference), UNDEFINED)
+        outputs = self._in_batches(lambda rows: fitted.module(*apart(rows)), X)
+        return -mean_absolute_percentage_error(
+            reference, outputs, floor=mape_floor(self.mape_floor, reference, sample_weight),
+            sample_weight=sample_weight,
+        )  # fmt: skip
+
+    def count_macs(self, X: Any, *, condition: Any = None) -> float:
+        """Count the multiply-accumulates of f and g in a solve, for one sample: the first of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
+
+        Returns
+        -------
+        float
+            nan if f has none, that is, no matrix product or convolution.
+        """
+        fitted = self._require_product()
+        first = self._to_tensor(prepare_rows(self, X, condition)[:1], self.dtype_, self.device_)
+        return fitted.module.count_macs(*apart(first))
+
+    def count_evaluations(self, X: Any = None, *, condition: Any = None, t_eval: Any = None) -> float:
+        """Count the evaluations of f in a solve.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), optional
+            Needed with adaptive steps, which depend on it, and with ``t_eval``.
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Count those of :meth:`trajectory` or ``predict`` at these times, for all rows of X in one batch.
+
+        Returns
+        -------
+        int or float
+            With adaptive steps or ``t_eval``, the mean over the rows of X.
+        """
+        module = self._require_product().module
+        if t_eval is None and module.stepping.n_evaluations is not None:
+            return module.stepping.n_evaluations
+        if X is None:
+            what = "with stepping='adaptive' evaluations" if t_eval is None else "with t_eval evaluations"
+            raise ValueError(f"X=None: {what} depend on the rows; pass X.")
+        X = prepare_rows(self, X, condition)
+        times = None
+        if t_eval is not None:
+            at = self._check_times(X, t_eval)
+            times = torch.from_numpy(np.where(np.isnan(at), at[..., :1], at))
+        return module.count_evaluations(*apart(self._to_tensor(X, self.dtype_, self.device_)), times)
+
+    def solver_report(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        condition: Any = None,
+        tolerance: float = 1e-4,
+        batch_size: int = 256,
+        tol: float | Sequence[float] | None = None,
+        alpha: float = 0.01,
+        route: bool = False,
+        bound: str = "learned",
+    ) -> SolverReport:
+        """Compare accuracy and cost of this hypersolver with its base solver and dopri5.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Errors are measured on all rows, milliseconds on one batch of them.
+        y : array-like of shape (n_samples,), optional
+            Labels, which add a classifier's accuracy. A regressor ignores them.
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds.
+        tolerance : float, default 1e-4
+            Tolerance of the dopri5 that is timed and listed, relative to the states' size. Errors are measured against
+            ``reference(X)``, at the tolerance ``rtol``.
+        batch_size : int, default 256
+            Number of rows in the batch that is timed.
+        tol : float or list of float, optional
+            Relative tolerances of the output, each of which adds a row: what ``predict(X, tol=)`` makes of it. NFE is
+            its mean over rows, and MACs are those of f. Its name tells where ``route=True`` gave way to one solver for
+            all rows. Needs :meth:`conformalize`.
+        alpha, route, bound : optional
+            As in :meth:`HypersolverRegressor.predict`, for ``tol``.
+
+        Returns
+        -------
+        SolverReport
+            One row a solver: MAPE of the outputs, relative L2 error of the terminal states (mean, median, p99, max),
+            NFE, MACs a sample, milliseconds a batch, speed-up over dopri5, and the relative overhead O_r of g (section
+            6).
+
+        Raises
+        ------
+        ReferenceSolveError
+            If dopri5 cannot solve some rows of X; the error names them.
+        ValueError
+            If the output map is not finite at dopri5's states for some rows of X; the error names them. If ``alpha``,
+            ``route``, ``bound`` or an entry of ``tol`` is out of its range, or one of the first three is given without
+            ``tol``.
+        NotCalibratedError
+            If ``tol`` is given without a calibration of this solver.
+        """
+        fitted = self._require_product()
+        answers = self._answers_to(tol, alpha=alpha, route=route, bound=bound)
+        X = prepare_rows(self, X, condition)
+        states = self._reference_states(X)
+        labels = None if y is None else self._label_indices(y, len(X))
+        to_labels = None if labels is None else self._indices
+        with outside_inference_mode():
+            x, beside = apart(self._to_tensor(X, self.dtype_, self.device_))
+            return fitted.report(
+                x, states.clone(), beside, labels=labels, to_labels=to_labels,
+                tolerance=tolerance, mape_floor=self.mape_floor, batch_size=batch_size, answers=answers,
+            )  # fmt: skip
+
+    def _label_indices(self, y: Any, n_samples: int) -> np.ndarray | None:
+        """Return labels as indices of the outputs; None for a regressor."""
+        return None
 
 
 def warn_of_problems(fitted: FittedHypersolver) -> None:
