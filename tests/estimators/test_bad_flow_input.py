@@ -267,7 +267,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("neural_ode, error, message", FORMS, ids=lambda value: str(value)[:40].replace("\n", ""))
+@pytest.mark.parametrize("neural_ode, error, message", FORMS, ids=[message[:60] for *_, message in FORMS])
 def test_forms_of_a_flow(blobs, solves, neural_ode, error, message):
     fast = make_fast(neural_ode)
     with pytest.raises(error, match=f"(?s){message}"):

@@ -137,7 +137,6 @@ def test_spans(X, t_span, message):
         ),
         (Locked(), TypeError, r"neural_ode cannot be copied.*Drop locks"),
     ],
-    ids=str,
 )
 def test_neural_odes(X, solves, neural_ode, error, message):
     with pytest.raises(error, match=message):

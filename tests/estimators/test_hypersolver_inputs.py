@@ -81,7 +81,9 @@ def test_a_later_refit_of_the_pipeline_does_not_reach_the_hypersolver(vectors):
     np.testing.assert_array_equal(hyper.predict(X), before)
 
 
-@pytest.mark.parametrize("wrap", [lambda field: field, NeuralODE, lambda field: field.forward], ids=str)
+@pytest.mark.parametrize(
+    "wrap", [lambda field: field, NeuralODE, lambda field: field.forward], ids=["field", "NeuralODE", "method"]
+)
 def test_bare_fields_and_modules_are_taken(X, wrap):
     hyper = HypersolverRegressor(wrap(Swirl()), base_solver="euler", n_steps=2, max_epochs=2, random_state=0).fit(X)
     assert hyper.predict(X).shape == X.shape
