@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..modules.neural_ode import NeuralODE
 from ..numerics.correction import Correction
-from ..numerics.methods import resolve_base_solver
+from ..numerics.methods import NAMES, resolve_base_solver
 from ..numerics.protection import FieldInputs
 from ..numerics.reference import MAX_EVALUATIONS, ReferenceSolveError
 from ..numerics.stepping import FixedMesh
@@ -221,8 +221,8 @@ def check_training_solver(solver: Any, between: bool = False) -> None:
             method = resolve_base_solver(solver)
         except (TypeError, ValueError) as error:
             raise type(error)(
-                f"solver={solver!r} is none that training knows: pass 'dopri5', 'auto', 'hypersolved', or a fixed-step "
-                f"solver. {error}"
+                f"solver={solver!r} is none that training knows: pass 'dopri5', 'auto', 'hypersolved', a "
+                f"ButcherTableau, or the name of a fixed-step solver ({', '.join(NAMES)})."
             ) from error
         if between and not method.follows_trajectory:
             raise ValueError(

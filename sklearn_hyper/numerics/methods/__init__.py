@@ -3,12 +3,13 @@
 from .adams_bashforth import AdamsBashforth, adams_bashforth_weights
 from .method import Field, Method, Step, StepKind, StepPlan
 from .nonstationary import NONSTATIONARY, Nonstationary, compose_predictor_corrector, compose_tableaus
-from .resolve import CANONICAL, DEFAULT, resolve_base_solver
+from .resolve import CANONICAL, DEFAULT, NAMES, resolve_base_solver
 from .runge_kutta import RungeKutta, leading_error
 
 __all__ = [
     "CANONICAL",
     "DEFAULT",
+    "NAMES",
     "NONSTATIONARY",
     "AdamsBashforth",
     "Field",

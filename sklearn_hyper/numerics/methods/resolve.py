@@ -22,7 +22,8 @@ MULTISTEP: dict[str, Method] = {
 }
 """Methods that have no tableau, by name."""
 
-_NAMES = (*sorted(TABLEAUS), *MULTISTEP)
+NAMES = (*sorted(TABLEAUS), *MULTISTEP)
+"""Of every method that has one."""
 
 
 def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> Method:
@@ -65,7 +66,7 @@ def resolve_base_solver(base_solver: Any = "auto", order: int | None = None) -> 
         method = base_solver
     else:
         raise TypeError(
-            f"base_solver must be a name ({', '.join(_NAMES)}, auto), a ButcherTableau or a numerics.Method, "
+            f"base_solver must be a name ({', '.join(NAMES)}, auto), a ButcherTableau or a numerics.Method, "
             f"got {type(base_solver).__name__}."
         )
     if order is not None and order != method.order:
@@ -91,7 +92,7 @@ def _named_tableau(name: str, order: int | None) -> ButcherTableau:
         )
     if name not in TABLEAUS:
         raise ValueError(
-            f"base_solver={name!r} is unknown; valid names are {', '.join(_NAMES)}, 'auto' and, for estimators, "
+            f"base_solver={name!r} is unknown; valid names are {', '.join(NAMES)}, 'auto' and, for estimators, "
             f"{NONSTATIONARY!r}; or pass a ButcherTableau (alpha_family(0.7), say)."
         )
     return TABLEAUS[name]
