@@ -30,12 +30,11 @@ from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
 from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
-from ..training.given_rows import GivenRows
+from ..training.given_rows import GivenRows, Inputs, apart, times_of
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 from ..training.refit_control import RefitControl
 from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
-from ..training.timed_rows import Rows, rows_and_times
 from ._fit_html import add_fit
 from ._saving import EstimatorReader, save_estimator
 
@@ -198,10 +197,9 @@ class TorchEstimator(BaseEstimator):
         if isinstance(control, RefitControl):
             self.hypersolver_ = control.fitted_
 
-    def _certify(self, module: nn.Module, x: Rows, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
+    def _certify(self, module: nn.Module, x: Inputs, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
         """Compare the last solver of a training with dopri5 as ``predict`` runs it; warn where they disagree."""
-        rows, times = rows_and_times(x)
-        exact = dopri5_states(module.solver.ode, rows, times=times)
+        exact = dopri5_states(module.solver.ode, *apart(x), times=times_of(x))
         self.agreement_ = measure_agreement(module, x, y, exact, held_out)
         if not self.agreement_.certified:
             last = self.solver_history_[-1]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 from torch import Tensor
 
-from ..training.given_rows import GivenRows, given
+from ..training.given_rows import GivenRows, apart, given
 from ._base import TorchEstimator
 
 NAME = "condition"
@@ -63,7 +63,15 @@ def fit_transform(self: Any, X: Any, y: Any = None, *, condition: Any = None, **
     return self.fit(X, y, condition=condition, **fit_params).transform(X, condition=condition)
 
 
-def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset: bool, labels: bool = False) -> Any:
+def learn_condition(
+    estimator: TorchEstimator,
+    condition: Any,
+    X: Any,
+    *,
+    reset: bool,
+    labels: bool = False,
+    fitted: TorchEstimator | None = None,
+) -> Any:
     """Check the condition of a fit, remember it as ``condition_``, and return X with it; X alone where there is none.
 
     Parameters
@@ -75,11 +83,17 @@ def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset:
         Whether to forget the condition of an earlier fit. A warm start requires the same again.
     labels : bool, default False
         Whether integers are categories too, so that later calls refuse new ones.
+    fitted : TorchEstimator, optional
+        The estimator of the Neural ODE that is fitted for. Where there is one, its condition is required: the field
+        has learned its categories.
 
     Raises
     ------
     ConditionError
     """
+    if fitted is not None and "condition_" in vars(fitted):
+        estimator.condition_ = vars(fitted)["condition_"]
+        return with_condition(fitted, condition, X)
     if not reset and "condition_" in vars(estimator):
         return with_condition(estimator, condition, X)
     values = {name: _expand(name, value, len(X)) for name, value in _by_name(condition).items()}
@@ -102,6 +116,15 @@ def with_condition(estimator: TorchEstimator, condition: Any, X: Any) -> Any:
     return _encoded(estimator, {name: _expand(name, value, len(X)) for name, value in values.items()}, X)
 
 
+def raw_condition(estimator: TorchEstimator, rows: Any) -> dict[str, Any]:
+    """Return the condition of encoded rows as a user passes it, with categories in place of their codes."""
+    learned: Mapping[str, Condition] = vars(estimator).get("condition_") or {}
+    return {
+        name: np.asarray(value) if learned[name].categories is None else learned[name].categories[np.asarray(value)]
+        for name, value in apart(rows)[1].items()
+    }
+
+
 def refuse_condition(estimator: TorchEstimator, what: str, instead: str) -> None:
     """Refuse what does not take the condition that a fit had.
 
@@ -122,13 +145,6 @@ def count_entries(condition: Any, n_samples: Any) -> Any:
     if condition is None or isinstance(n_samples, bool) or not isinstance(n_samples, Integral) or n_samples != 1:
         return n_samples  # checked by what draws
     return max((np.shape(value)[0] for value in _by_name(condition).values() if np.ndim(value)), default=1)
-
-
-def take_condition(estimator: TorchEstimator, fitted: TorchEstimator | None) -> None:
-    """Require the condition that the estimator of a flow was fitted with; nothing yet for a bare field."""
-    vars(estimator).pop("condition_", None)
-    if fitted is not None and "condition_" in vars(fitted):
-        estimator.condition_ = vars(fitted)["condition_"]
 
 
 def with_drawn_entries(base: NDArray[Any], rows: Any, seed: int) -> Any:

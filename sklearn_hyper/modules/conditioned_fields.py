@@ -1,4 +1,4 @@
-"""The field of a conditional flow that a user passes none for."""
+"""The field of a conditional flow or Neural ODE that a user passes none for."""
 
 from __future__ import annotations
 
