@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,26 +14,11 @@ from torch import Tensor
 
 from ..training.given_rows import GivenRows, apart, given
 from ._base import TorchEstimator
+from ._learned_conditions import CATEGORY, FLOAT, INTEGER, NAME, Condition, is_name
 
-NAME = "condition"
-"""The field's keyword for a condition that has no name."""
-FLOAT, INTEGER, CATEGORY = "float", "integer", "category"
-_TAKEN = ("t", "z", "x")
-"""Names that a field's positional arguments have."""
 _NUMBERS = (bool, int, float, np.number, np.bool_)
 _SHOWN = 5
 """Values that an error shows."""
-
-
-class Condition(NamedTuple):
-    """What a fit has learned of one condition."""
-
-    kind: str
-    """"float", "integer" or "category"."""
-    shape: tuple[int, ...]
-    """Of a row's entry."""
-    categories: NDArray[Any] | None = None
-    """Values of a category: an entry is passed to the field as its index in them."""
 
 
 class ConditionError(ValueError):
@@ -173,8 +158,7 @@ def _by_name(condition: Any) -> dict[str, Any]:
         return {NAME: condition}
     if not found:
         raise ConditionError("condition is empty; pass {name: one entry a row}, or leave it out.")
-    wrong = [name for name in found if not (isinstance(name, str) and name.isidentifier() and name not in _TAKEN)]
-    if wrong:
+    if not all(map(is_name, found)):
         raise ConditionError(
             f"condition must name the field's keyword arguments, such as {{'label': y}}, got the names {list(found)}; "
             "rename them. t, z and x are taken by its positional arguments."

@@ -51,7 +51,6 @@ from ._conditions import (
     count_entries,
     fit_transform,
     learn_condition,
-    refuse_condition,
     with_condition,
 )
 from ._saving import EstimatorReader
@@ -501,13 +500,11 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     # ------------------------------------------------------------------ saving
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
         flow = self._require_fitted("flow_")
-        refuse_condition(self, "a model file", "use pickle")
         return {"flow": describe_flow(flow, writer)} | self._describe_hypersolver(writer)
 
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.flow_ = read_flow(described["flow"], reader)
         self.neural_ode_ = self.flow_.sampling().eval()
-        self.condition_ = {}  # files are of fits without one
         self._read_hypersolver(described, reader)
 
     # ------------------------------------------------------------------ inference
