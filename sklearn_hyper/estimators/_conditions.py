@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -23,6 +24,32 @@ _SHOWN = 5
 
 class ConditionError(ValueError):
     """A condition is missing, has another name, length, shape or kind than the fit's, or a category is new."""
+
+
+@dataclass(frozen=True)
+class LearnedCondition:
+    """The condition of some rows as a fit has learned it: one that is passed to fits of parts of them.
+
+    All of these then have the same categories, whatever rows they get.
+    """
+
+    learned: Mapping[str, Condition]
+    entries: Mapping[str, NDArray[Any]]
+
+    def rows(self, rows: Any) -> LearnedCondition:
+        """Return the condition of some of the rows."""
+        return LearnedCondition(self.learned, {name: entries[rows] for name, entries in self.entries.items()})
+
+    @classmethod
+    def of(cls, condition: Any, n_rows: int, owner: TorchEstimator, fitted: TorchEstimator | None) -> LearnedCondition:
+        """Learn a condition of as many rows; ``owner`` remembers it, and ``fitted`` is as in `learn_condition`.
+
+        Raises
+        ------
+        ConditionError
+        """
+        rows = learn_condition(owner, condition, np.empty((n_rows, 0)), reset=True, fitted=fitted)
+        return cls(owner.condition_, apart(rows)[1])
 
 
 def fit_transform(self: Any, X: Any, y: Any = None, *, condition: Any = None, **fit_params: Any) -> Any:
@@ -76,6 +103,9 @@ def learn_condition(
     ------
     ConditionError
     """
+    if isinstance(condition, LearnedCondition):
+        estimator.condition_ = dict(condition.learned)
+        return given(X, condition.entries)
     if fitted is not None and "condition_" in vars(fitted):
         estimator.condition_ = vars(fitted)["condition_"]
         return with_condition(fitted, condition, X)
@@ -94,6 +124,8 @@ def with_condition(estimator: TorchEstimator, condition: Any, X: Any) -> Any:
     ConditionError
     """
     learned = vars(estimator).get("condition_") or {}
+    if isinstance(condition, LearnedCondition):
+        return given(X, condition.entries)
     if condition is None and not learned:
         return X
     values = _by_name(condition)

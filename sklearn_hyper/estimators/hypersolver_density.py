@@ -640,12 +640,12 @@ class HypersolverDensity(
         row = self._to_tensor(self._rows(X, condition)[:1], self.dtype_, self.device_)
         return self.density_.module.count_macs(*apart(row))
 
-    def count_evaluations(self, X: Any = None) -> int:
+    def count_evaluations(self, X: Any = None, *, condition: Any = None) -> int:
         """Count the evaluations of (f, trace) in a density solve.
 
         Parameters
         ----------
-        X : ignored
+        X, condition : ignored
             They are the same from everywhere.
 
         Returns
