@@ -65,6 +65,11 @@ def _are_usual(kind: str, categories: NDArray[Any] | None) -> bool:
     return len(values) > 0 and len(set(values)) == len(values) and all(value == value for value in values)
 
 
+def count_labels(learned: Mapping[str, Condition]) -> dict[str, int]:
+    """Return the number of categories of each condition that has some."""
+    return {name: len(one.categories) for name, one in learned.items() if one.categories is not None}
+
+
 def draw_conditions(learned: Mapping[str, Condition], n_rows: int) -> dict[str, NDArray[Any]]:
     """Return encoded entries to try a solver on: draws of a standard normal, zeros for integers, all categories."""
     generator, drawn = np.random.default_rng(1), {}

@@ -42,9 +42,10 @@ from ._base import (
     module_dtype,
     store_parameters,
 )
-from ._conditions import CATEGORY, learn_condition, with_condition
+from ._conditions import learn_condition, with_condition
 from ._default_parts import default_field, default_input_map, default_output_map, no_field
 from ._eval_times import check_row_times
+from ._learned_conditions import count_labels
 from ._observations import check_held_out
 from ._saving import EstimatorReader
 
@@ -227,7 +228,7 @@ class TrainableODE(TorchEstimator):
         input_map = made(default_input_map, x) if input_map is None else input_map
         # In eval mode, a check moves no running statistics, and BatchNorm takes a single row.
         z = check_neural_ode(NeuralODE(no_field, input_map=input_map).eval(), x[:2])
-        field = made(default_field, z, self.t_span, beside, self._count_labels()) if field is None else field
+        field = made(default_field, z, self.t_span, beside, count_labels(self.condition_)) if field is None else field
         output_map = made(default_output_map, z, self._n_outputs()) if output_map is None else output_map
         module = NeuralODE(field, input_map=input_map, output_map=self._scaled(output_map, dtype), t_span=self.t_span)
         module = module.to(device).eval()
@@ -245,10 +246,6 @@ class TrainableODE(TorchEstimator):
                 "vector_field, input_map and output_map hold no trainable parameters: there is nothing to fit."
             )
         self._module = module
-
-    def _count_labels(self) -> dict[str, int]:
-        """Return the number of categories of each part of the condition that has some."""
-        return {name: len(one.categories) for name, one in self.condition_.items() if one.kind == CATEGORY}
 
     def _net(self, n_rows: int, valid: tuple[Inputs, Tensor] | None, partial: bool, timed: bool) -> Any:
         """Return the net to train on ``n_rows`` rows, which may have times of their own."""

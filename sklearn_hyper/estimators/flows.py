@@ -46,13 +46,13 @@ from ._base import (
     store_parameters,
 )
 from ._conditions import (
-    CATEGORY,
     ConditionError,
     count_entries,
     fit_transform,
     learn_condition,
     with_condition,
 )
+from ._learned_conditions import count_labels
 from ._saving import EstimatorReader
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
@@ -441,8 +441,7 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     def _build(self, x: Tensor, condition: Mapping[str, Tensor]) -> Flow:
         shape: dict[str, Any] = {"hidden": _HIDDEN, "depth": _DEPTH, "t_span": self.t_span}
         if self.vector_field is None and condition:
-            labels = {name: len(one.categories) for name, one in self.condition_.items() if one.kind == CATEGORY}
-            field: Any = ConditionedMLPField(x.shape[1], condition, labels, **shape)
+            field: Any = ConditionedMLPField(x.shape[1], condition, count_labels(self.condition_), **shape)
         elif self.vector_field is None:
             field = MLPVectorField(x.shape[1], **shape)
         else:
