@@ -10,6 +10,7 @@ from small_hypersolvers import Swirl, ToLogits, make_classifier, make_regressor
 from torch import nn
 
 from sklearn_hyper import (
+    ContinuousNormalizingFlow,
     ConvCorrection,
     HypersolverClassifier,
     HypersolverRegressor,
@@ -22,6 +23,7 @@ from sklearn_hyper import (
     alpha_family,
 )
 from sklearn_hyper.modules import ConvVectorField
+from sklearn_hyper.modules.conditioned_fields import ConditionedMLPField
 from sklearn_hyper.numerics import Method, Step, StepKind
 
 X = np.random.default_rng(0).normal(size=(40, 2))
@@ -56,6 +58,15 @@ def controlled(t, z, x):
     return torch.sin(x) - z
 
 
+def by_condition(t, z, *, rate, kind, step):
+    """A field with floats, a category and an integer as its condition."""
+    return -rate.mean(dim=1, keepdim=True) * z * (1 + kind[:, None]) + step[:, None]
+
+
+CONDITION = {"rate": X**2, "kind": np.array(["a", "b", "c"])[np.arange(40) % 3], "step": np.arange(40) % 2}
+LABELLED = {"label": np.array(["left", "right"])[np.arange(40) % 2], "size": X[:, 0]}
+
+
 def make_image_field():
     torch.manual_seed(0)
     return ConvVectorField(2, hidden=4)
@@ -71,6 +82,13 @@ NET = MLPCorrection(hidden=4, depth=1)
 
 def _classifier(**params):
     return NeuralODEClassifier(max_epochs=1, random_state=0, **params)
+
+
+def make_conditional_flow():
+    torch.manual_seed(0)
+    given = {"label": torch.zeros(1, dtype=torch.int64), "size": torch.zeros(1)}
+    field = ConditionedMLPField(2, given, {"label": 2}, hidden=4).double()
+    return ContinuousNormalizingFlow(field, max_epochs=1, random_state=0)
 
 
 RECIPES = {
@@ -144,6 +162,24 @@ RECIPES = {
     ),
     "flow": (lambda: make_flow(max_epochs=1).fit(two_blobs(40)), two_blobs(40), {}),
     "density, flow": (lambda: make_fast(make_flow(max_epochs=1).fit(two_blobs(40))).fit(two_blobs(40)), two_blobs(40), {}),
+    "regressor, condition": (
+        lambda: make_regressor(by_condition, correction=NET).fit(X, condition=CONDITION), X,
+        {"vector_field": lambda: by_condition},
+    ),
+    "Neural ODE, condition": (
+        lambda: NeuralODERegressor(max_epochs=1, random_state=0).fit(X, X[:, 0], condition=LABELLED), X, {},
+    ),
+    "classifier, condition": (
+        lambda: HypersolverClassifier(
+            _classifier(solver="hypersolved", n_steps=1).fit(X, X[:, 0] > 0, condition=LABELLED), n_steps=2,
+            max_epochs=2, random_state=0,
+        ).fit(X, condition=LABELLED), X, {},
+    ),
+    "density, condition": (
+        lambda: make_fast(make_conditional_flow().fit(two_blobs(40), condition=LABELLED)).fit(
+            two_blobs(40), condition=LABELLED
+        ), two_blobs(40), {},
+    ),
     "density, field": (
         lambda: make_fast(Swirl(), base_distribution=far_normal(), trace="rademacher").fit(X), X,
         {"vector_field": Swirl, "base_distribution": far_normal},
@@ -168,15 +204,23 @@ def templates_of(name):
     return {argument: make() for argument, make in RECIPES[name][2].items()}
 
 
+def beside(estimator, n_rows):
+    """Keyword arguments of its methods for some rows: their condition, where its fit had one."""
+    names = getattr(estimator, "condition_", {})
+    known = CONDITION | LABELLED
+    return {"condition": {name: known[name][:n_rows] for name in names}} if names else {}
+
+
 def answers(estimator, X):
     """Everything that an estimator computes from X, by method."""
-    found = {method: getattr(estimator, method)(X) for method in METHODS if hasattr(estimator, method)}
+    given = beside(estimator, len(X))
+    found = {method: getattr(estimator, method)(X, **given) for method in METHODS if hasattr(estimator, method)}
     if hasattr(estimator, "sample"):
-        found["sample"] = estimator.sample(5, random_state=0)
+        found["sample"] = estimator.sample(5, random_state=0, **beside(estimator, 5))
     if hasattr(estimator, "neg_mape"):
-        found["neg_mape"] = np.array(estimator.neg_mape(X))
+        found["neg_mape"] = np.array(estimator.neg_mape(X, **given))
     if hasattr(estimator, "score_samples"):
-        found["score"] = np.array(estimator.score(X))
+        found["score"] = np.array(estimator.score(X, **given))
     return found
 
 

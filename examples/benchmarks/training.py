@@ -38,7 +38,7 @@ from sklearn_hyper import ContinuousNormalizingFlow, NeuralODE, NeuralODEClassif
 from sklearn_hyper.datasets import LotkaVolterra, make_density
 from sklearn_hyper.metrics import CountedField
 from sklearn_hyper.modules import MLPVectorField
-from sklearn_hyper.training.timed_rows import Rows, TimedRows, rows_and_times
+from sklearn_hyper.training.given_rows import GivenRows, Inputs, apart, times_of
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "auto": {"solver": "auto"},
@@ -132,9 +132,9 @@ class Keeps(Callback):
         self.begin += time.process_time() - now
 
 
-def judge(module: Any, rows: Rows, y: torch.Tensor | None) -> float:
+def judge(module: Any, rows: Inputs, y: torch.Tensor | None) -> float:
     """The loss by dopri5 at 1e-6."""
-    x, times = rows_and_times(rows)
+    (x, _), times = apart(rows), times_of(rows)
     module.eval()
     with torch.no_grad():
         return float(module.row_losses(module.solver.ode.solve(x, rtol=1e-6, times=times), y).mean())
@@ -158,7 +158,7 @@ def measure(name: str, contender: str, seed: int, folder: str | None) -> dict[st
     seconds = time.process_time() - begin
     module, x = estimator.net_.module_, torch.from_numpy(X[test])
     target = None if y is None else torch.from_numpy(y[test])
-    rows = x if times is None else TimedRows(x, torch.from_numpy(times[test]))
+    rows = x if times is None else GivenRows(x, times=torch.from_numpy(times[test]))
     found: dict[str, Any] = {
         "cpu_seconds": seconds, "evaluations": estimator.n_evaluations_, "loss": judge(module, rows, target),
         "reached": None, "epochs": [],
@@ -166,7 +166,7 @@ def measure(name: str, contender: str, seed: int, folder: str | None) -> dict[st
     with torch.no_grad():
         own = float(module.row_losses(module.solver(rows), target).mean())
         counted = CountedField(module.solver.ode.vector_field)
-        module.solver.ode.solve(x, rtol=1e-4, field=counted, times=rows_and_times(rows)[1])
+        module.solver.ode.solve(x, rtol=1e-4, field=counted, times=times_of(rows))
     found |= {"gap": abs(own - found["loss"]), "dopri5_after": counted.n_evaluations}
     if task.kind is NeuralODEClassifier:
         found["accuracy"] = estimator.score(X[test], y[test])

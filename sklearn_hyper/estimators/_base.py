@@ -30,17 +30,17 @@ from ..modules.serialization import DeviceFree, copy_user_code, pack, unpack
 from ..numerics.adaptive_solve import StepLimitError
 from ..numerics.reference import ReferenceSolveError
 from ..numerics.row_errors import UndefinedOutputError
-from ..training.given_rows import GivenRows
+from ..training.given_rows import GivenRows, Inputs, apart, given, times_of
 from ..training.nets import move_net
 from ..training.references import FAILED_ROWS, lost_rows, solve_rows
 from ..training.refit_control import RefitControl
 from ..training.solver_control import CERTIFIED_GAP, control_of, measure_agreement
-from ..training.timed_rows import Rows, rows_and_times
 from ._fit_html import add_fit
+from ._learned_conditions import draw_conditions
 from ._saving import EstimatorReader, save_estimator
 
 _COMPARED_ROWS = 16
-"""Rows in a model file, whose states are compared when it is loaded."""
+"""Rows in a model file, whose states are compared when it is loaded, and on which an export is compared."""
 _INFERENCE_FACTOR = 8
 """Inference keeps no graph, so that this many times ``batch_size`` rows fit in the memory of training."""
 
@@ -125,6 +125,12 @@ class TorchEstimator(BaseEstimator):
         # refuses negative strides.
         return torch.from_numpy(array.copy()).to(device=device, dtype=dtype)
 
+    def _drawn_rows(self, shape: tuple[int, ...], n_rows: int = _COMPARED_ROWS) -> Any:
+        """Return random rows of a shape, with entries of the condition that the fit has learned, on the CPU."""
+        rows = np.random.default_rng(0).normal(size=(n_rows, *shape))
+        condition = draw_conditions(vars(self).get("condition_") or {}, n_rows)
+        return self._to_tensor(given(rows, condition), self.dtype_, "cpu")
+
     def _in_batches(
         self, function: Callable[..., Tensor], X: np.ndarray, times: np.ndarray | None = None
     ) -> np.ndarray:
@@ -198,10 +204,9 @@ class TorchEstimator(BaseEstimator):
         if isinstance(control, RefitControl):
             self.hypersolver_ = control.fitted_
 
-    def _certify(self, module: nn.Module, x: Rows, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
+    def _certify(self, module: nn.Module, x: Inputs, y: Tensor | None, held_out: bool, stacklevel: int) -> None:
         """Compare the last solver of a training with dopri5 as ``predict`` runs it; warn where they disagree."""
-        rows, times = rows_and_times(x)
-        exact = dopri5_states(module.solver.ode, rows, times=times)
+        exact = dopri5_states(module.solver.ode, *apart(x), times=times_of(x))
         self.agreement_ = measure_agreement(module, x, y, exact, held_out)
         if not self.agreement_.certified:
             last = self.solver_history_[-1]
@@ -353,8 +358,7 @@ class TorchEstimator(BaseEstimator):
         shape = self._input_shape
         if fitted.neural_ode.n_unitless and fitted.neural_ode.data_controlled:
             shape = (2 * shape[0],)  # a density's rows with Hutchinson's noise beside them
-        drawn = np.random.default_rng(0).normal(size=(_COMPARED_ROWS, *shape))
-        return {"hypersolver": describe_fitted(fitted, writer, torch.as_tensor(drawn, dtype=self.dtype_))}
+        return {"hypersolver": describe_fitted(fitted, writer, *apart(self._drawn_rows(shape)))}
 
     def _read_hypersolver(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         if "hypersolver" in described:

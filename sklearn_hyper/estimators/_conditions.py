@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,32 +13,43 @@ from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 from torch import Tensor
 
-from ..training.given_rows import GivenRows, given
+from ..training.given_rows import GivenRows, apart, given
 from ._base import TorchEstimator
+from ._learned_conditions import CATEGORY, FLOAT, INTEGER, NAME, Condition, is_name
 
-NAME = "condition"
-"""The field's keyword for a condition that has no name."""
-FLOAT, INTEGER, CATEGORY = "float", "integer", "category"
-_TAKEN = ("t", "z", "x")
-"""Names that a field's positional arguments have."""
 _NUMBERS = (bool, int, float, np.number, np.bool_)
 _SHOWN = 5
 """Values that an error shows."""
 
 
-class Condition(NamedTuple):
-    """What a fit has learned of one condition."""
-
-    kind: str
-    """"float", "integer" or "category"."""
-    shape: tuple[int, ...]
-    """Of a row's entry."""
-    categories: NDArray[Any] | None = None
-    """Values of a category: an entry is passed to the field as its index in them."""
-
-
 class ConditionError(ValueError):
     """A condition is missing, has another name, length, shape or kind than the fit's, or a category is new."""
+
+
+@dataclass(frozen=True)
+class LearnedCondition:
+    """The condition of some rows as a fit has learned it: one that is passed to fits of parts of them.
+
+    All of these then have the same categories, whatever rows they get.
+    """
+
+    learned: Mapping[str, Condition]
+    entries: Mapping[str, NDArray[Any]]
+
+    def rows(self, rows: Any) -> LearnedCondition:
+        """Return the condition of some of the rows."""
+        return LearnedCondition(self.learned, {name: entries[rows] for name, entries in self.entries.items()})
+
+    @classmethod
+    def of(cls, condition: Any, n_rows: int, owner: TorchEstimator, fitted: TorchEstimator | None) -> LearnedCondition:
+        """Learn a condition of as many rows; ``owner`` remembers it, and ``fitted`` is as in `learn_condition`.
+
+        Raises
+        ------
+        ConditionError
+        """
+        rows = learn_condition(owner, condition, np.empty((n_rows, 0)), reset=True, fitted=fitted)
+        return cls(owner.condition_, apart(rows)[1])
 
 
 def fit_transform(self: Any, X: Any, y: Any = None, *, condition: Any = None, **fit_params: Any) -> Any:
@@ -63,7 +75,15 @@ def fit_transform(self: Any, X: Any, y: Any = None, *, condition: Any = None, **
     return self.fit(X, y, condition=condition, **fit_params).transform(X, condition=condition)
 
 
-def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset: bool, labels: bool = False) -> Any:
+def learn_condition(
+    estimator: TorchEstimator,
+    condition: Any,
+    X: Any,
+    *,
+    reset: bool,
+    labels: bool = False,
+    fitted: TorchEstimator | None = None,
+) -> Any:
     """Check the condition of a fit, remember it as ``condition_``, and return X with it; X alone where there is none.
 
     Parameters
@@ -75,11 +95,20 @@ def learn_condition(estimator: TorchEstimator, condition: Any, X: Any, *, reset:
         Whether to forget the condition of an earlier fit. A warm start requires the same again.
     labels : bool, default False
         Whether integers are categories too, so that later calls refuse new ones.
+    fitted : TorchEstimator, optional
+        The estimator of the Neural ODE that is fitted for. Where there is one, its condition is required: the field
+        has learned its categories.
 
     Raises
     ------
     ConditionError
     """
+    if isinstance(condition, LearnedCondition):
+        estimator.condition_ = dict(condition.learned)
+        return given(X, condition.entries)
+    if fitted is not None and "condition_" in vars(fitted):
+        estimator.condition_ = vars(fitted)["condition_"]
+        return with_condition(fitted, condition, X)
     if not reset and "condition_" in vars(estimator):
         return with_condition(estimator, condition, X)
     values = {name: _expand(name, value, len(X)) for name, value in _by_name(condition).items()}
@@ -95,11 +124,22 @@ def with_condition(estimator: TorchEstimator, condition: Any, X: Any) -> Any:
     ConditionError
     """
     learned = vars(estimator).get("condition_") or {}
+    if isinstance(condition, LearnedCondition):
+        return given(X, condition.entries)
     if condition is None and not learned:
         return X
     values = _by_name(condition)
     _check_names(values, learned, type(estimator).__name__)
     return _encoded(estimator, {name: _expand(name, value, len(X)) for name, value in values.items()}, X)
+
+
+def raw_condition(estimator: TorchEstimator, rows: Any) -> dict[str, Any]:
+    """Return the condition of encoded rows as a user passes it, with categories in place of their codes."""
+    learned: Mapping[str, Condition] = vars(estimator).get("condition_") or {}
+    return {
+        name: np.asarray(value) if learned[name].categories is None else learned[name].categories[np.asarray(value)]
+        for name, value in apart(rows)[1].items()
+    }
 
 
 def refuse_condition(estimator: TorchEstimator, what: str, instead: str) -> None:
@@ -122,13 +162,6 @@ def count_entries(condition: Any, n_samples: Any) -> Any:
     if condition is None or isinstance(n_samples, bool) or not isinstance(n_samples, Integral) or n_samples != 1:
         return n_samples  # checked by what draws
     return max((np.shape(value)[0] for value in _by_name(condition).values() if np.ndim(value)), default=1)
-
-
-def take_condition(estimator: TorchEstimator, fitted: TorchEstimator | None) -> None:
-    """Require the condition that the estimator of a flow was fitted with; nothing yet for a bare field."""
-    vars(estimator).pop("condition_", None)
-    if fitted is not None and "condition_" in vars(fitted):
-        estimator.condition_ = vars(fitted)["condition_"]
 
 
 def with_drawn_entries(base: NDArray[Any], rows: Any, seed: int) -> Any:
@@ -157,8 +190,7 @@ def _by_name(condition: Any) -> dict[str, Any]:
         return {NAME: condition}
     if not found:
         raise ConditionError("condition is empty; pass {name: one entry a row}, or leave it out.")
-    wrong = [name for name in found if not (isinstance(name, str) and name.isidentifier() and name not in _TAKEN)]
-    if wrong:
+    if not all(map(is_name, found)):
         raise ConditionError(
             f"condition must name the field's keyword arguments, such as {{'label': y}}, got the names {list(found)}; "
             "rename them. t, z and x are taken by its positional arguments."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..modules.conditioned_fields import ConditionedMLPField
 from ..modules.vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Standardize
 
 _ADDED_CHANNELS, _ADDED_FEATURES = 7, 8
@@ -30,8 +32,15 @@ def default_input_map(x: Tensor) -> nn.Module:
     )
 
 
-def default_field(z: Tensor, t_span: Any) -> nn.Module:
-    """Make a field for states like z."""
+def default_field(z: Tensor, t_span: Any, condition: Mapping[str, Tensor], n_labels: Mapping[str, int]) -> nn.Module:
+    """Make a field for states like z, which embeds as many labels as there are and appends other conditions."""
+    if condition:
+        if z.ndim == 2:
+            return ConditionedMLPField(z.shape[1], condition, n_labels, t_span=t_span)
+        raise ValueError(
+            f"there is no default vector_field that takes a condition ({', '.join(map(repr, condition))}) for states "
+            f"of shape {tuple(z.shape[1:])}; pass one, called as f(t, z, {next(iter(condition))}=...)."
+        )
     if z.ndim == 4:
         return ConvVectorField(z.shape[1], t_span=t_span)
     if z.ndim == 2:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from .. import __version__
 from ..hypersolvers import FittedHypersolver
@@ -21,16 +21,15 @@ from ..modules.flow import Flow, LogDensity
 from ..modules.hypersolved_ode import HypersolvedODE, OutputsAt
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import FirstOutput, check_target, require_onnx
+from ..training.given_rows import Inputs, apart
 from ._calibrated import drop_calibration
-from ._conditions import refuse_condition
+from ._conditions import count_entries, with_condition
 from ._eval_times import check_one_grid
-from ._inputs import prepare_X
+from ._inputs import prepare_rows
+from ._learned_conditions import list_conditions
 from ._saving import EstimatorReader
 from ._sources import describe_source, read_source
 from .flows import append_noise
-
-_PARITY_ROWS = 16
-"""Rows on which what leaves is compared with the estimator."""
 
 
 class DerivedMixin:
@@ -143,25 +142,25 @@ class DerivedMixin:
 
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
         fitted = self._require_product()
-        refuse_condition(self, "a model file", "use pickle")
         return {
-            "fitted": describe_fitted(fitted, writer, self._drawn_rows()),
+            "fitted": describe_fitted(fitted, writer, *apart(self._drawn_rows(self._input_shape))),
             "source": describe_source(self.neural_ode, writer),
         }
 
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.fitted_ = read_fitted(described["fitted"], reader)
-        self.condition_ = {}  # files are of fits without one
         module = copy.deepcopy(self.fitted_.neural_ode)
         self.neural_ode = read_source(described["source"], module, self.preprocess_, reader)
         self._head = None  # of a skorch net, which a file does not hold
 
-    def _drawn_rows(self) -> Tensor:
-        rows = np.random.default_rng(0).normal(size=(_PARITY_ROWS, *self._input_shape))
-        return self._to_tensor(rows, self.dtype_, "cpu")
-
     def export_onnx(
-        self, path: str | os.PathLike[str], *, X: Any = None, preprocessed: bool = False, t_eval: Any = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        X: Any = None,
+        condition: Any = None,
+        preprocessed: bool = False,
+        t_eval: Any = None,
     ) -> Path:
         """Write the fitted solver as an ONNX file, which runs without torch and without this package.
 
@@ -170,6 +169,9 @@ class DerivedMixin:
         ``classes`` as a JSON list, in the order of the columns, and the ``threshold`` of a binary skorch net. Needs the
         ``onnx`` extra: ``pip install "sklearn-hyper[onnx]"``.
 
+        A condition called ``label`` is an input ``condition_label``, with one entry a row: floats in ``dtype_``,
+        integers and the indices of categories in int64. Metadata ``condition`` list name, kind, shape and categories.
+
         Parameters
         ----------
         path : str or path
@@ -177,6 +179,9 @@ class DerivedMixin:
         X : array-like of shape (n_samples, ...), optional
             Rows on which ONNX Runtime is compared with torch before the file is written. They may differ by 1e-4
             (float32) or 1e-7 (float64) of the largest output. By default, draws of a standard normal.
+        condition : optional
+            As in ``fit``, for rows to compare on. By default, without X: draws of a standard normal, zeros for
+            integers, and all categories. Pass some where the field takes no such values.
         preprocessed : bool, default False
             Steps of a Pipeline that were passed with the Neural ODE are not part of the file. True confirms that you
             know: the file then takes what ``preprocess_.transform(X)`` returns.
@@ -193,6 +198,8 @@ class DerivedMixin:
         ------
         ImportError
             If the extra is not installed.
+        ConditionError
+            If the fit had a condition, and X comes without one, or it is another: see ``predict``.
         ValueError
             If the field, a map or the correction cannot be traced by torch or run by ONNX Runtime. If there are frozen
             steps and ``preprocessed`` is False. If the path's folder does not exist. If ``t_eval`` is wrong, see
@@ -208,10 +215,9 @@ class DerivedMixin:
                 f"the steps before the Neural ODE, {self.preprocess_!r}, cannot become part of the file, which would "
                 "take their output. Pass preprocessed=True to say that you feed it preprocess_.transform(X)."
             )
-        refuse_condition(self, "an ONNX file", "use to_module(), which takes (x, condition), or bind it in the field")
-        x = self._drawn_rows() if X is None else self._to_tensor(prepare_X(self, X), self.dtype_, "cpu")
+        x, beside = apart(rows_to_compare(self, X, condition, self._input_shape))
         outputs, metadata = self._onnx_outputs()
-        metadata = {"sklearn_hyper_version": __version__, **metadata}
+        metadata = {"sklearn_hyper_version": __version__, **metadata, **list_conditions(self.condition_)}
         wrap = self._wrap_for_onnx
         if t_eval is not None:
             times = self._times_to_export(t_eval)
@@ -220,7 +226,7 @@ class DerivedMixin:
             def wrap(module: nn.Module) -> nn.Module:
                 return self._wrap_for_onnx(OutputsAt(module, times))
 
-        return fitted.export_onnx(path, x, wrap=wrap, outputs=outputs, metadata=metadata)
+        return fitted.export_onnx(path, x, beside, wrap=wrap, outputs=outputs, metadata=metadata)
 
     def _times_to_export(self, t_eval: Any) -> tuple[float, ...]:
         fitted = self._require_product()
@@ -239,6 +245,19 @@ class DerivedMixin:
     def _onnx_outputs(self) -> tuple[list[str], dict[str, str]]:
         """Return the names of a file's outputs, and its metadata."""
         return ["output"], {}
+
+
+def rows_to_compare(estimator: Any, X: Any, condition: Any, shape: tuple[int, ...]) -> Inputs:
+    """Return the rows on which an export is compared with torch: those given, and drawn ones for what is not."""
+    if X is not None:
+        rows = prepare_rows(estimator, X, condition)
+    elif condition is None:
+        return estimator._drawn_rows(shape)
+    else:
+        n_entries = count_entries(condition, 1)
+        drawn = estimator._drawn_rows(shape, *([n_entries] if n_entries > 1 else []))
+        rows = with_condition(estimator, condition, apart(drawn)[0].numpy())
+    return estimator._to_tensor(rows, estimator.dtype_, "cpu")
 
 
 class DensityDerivedMixin:
@@ -316,17 +335,20 @@ class DensityDerivedMixin:
         self._require_density()
         return LogDensity(self.density_.to_module(), copy.deepcopy(self.flow_)).eval()
 
-    def export_onnx(self, path: str | os.PathLike[str], *, preprocessed: bool = False) -> Path:
+    def export_onnx(self, path: str | os.PathLike[str], *, condition: Any = None, preprocessed: bool = False) -> Path:
         """Write the sampler as an ONNX file, which runs without torch and without this package.
 
         The file takes base states ``X`` of shape (n_samples, n_features): draws of the base distribution in ``dtype_``.
-        Its ``output`` are samples. Densities are not exported, because they differentiate the field. Needs the ``onnx``
-        extra: ``pip install "sklearn-hyper[onnx]"``.
+        A condition is a further input, as in :meth:`HypersolverRegressor.export_onnx`. Its ``output`` are samples.
+        Densities are not exported, because they differentiate the field. Needs the ``onnx`` extra: ``pip install
+        "sklearn-hyper[onnx]"``.
 
         Parameters
         ----------
         path : str or path
             The file to write. An older file is replaced only when the new one is complete.
+        condition : optional
+            As in ``fit``, to compare on. By default drawn, as :meth:`HypersolverRegressor.export_onnx` does.
         preprocessed : bool, default False
             Steps of a Pipeline that were passed with the flow are not part of the file. True confirms that you know:
             the file's samples are then inputs of ``preprocess_.inverse_transform``.
@@ -342,28 +364,26 @@ class DensityDerivedMixin:
             As :meth:`HypersolverRegressor.export_onnx`.
         """
         self._require_fitted("sampler_")
-        refuse_condition(self, "an ONNX file", "use to_module(), which takes (x, condition), or bind it in the field")
         if self.preprocess_ is not None and not preprocessed:
             raise ValueError(
                 f"the steps before the flow, {self.preprocess_!r}, cannot become part of the file, whose samples would "
                 "be in their output's coordinates. Pass preprocessed=True to say that you apply "
                 "preprocess_.inverse_transform."
             )
-        rows = np.random.default_rng(0).normal(size=(_PARITY_ROWS, self.flow_.n_features))
-        return self.sampler_.export_onnx(
-            path, self._to_tensor(rows, self.dtype_, "cpu"), metadata={"sklearn_hyper_version": __version__}
-        )
+        metadata = {"sklearn_hyper_version": __version__, **list_conditions(self.condition_)}
+        rows = rows_to_compare(self, None, condition, (self.flow_.n_features,))
+        return self.sampler_.export_onnx(path, *apart(rows), metadata=metadata)
 
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
         sampler = self._require_fitted("sampler_")
-        refuse_condition(self, "a model file", "use pickle")
         width, density = self.flow_.n_features, self.density_
-        rows = append_noise(np.random.default_rng(0).normal(size=(_PARITY_ROWS, width)), self._noise, self._noise_seed)
+        base, beside = apart(self._drawn_rows((width,)))
+        rows = append_noise(np.random.default_rng(0).normal(size=base.shape), self._noise, self._noise_seed)
         x = self._to_tensor(rows, self.dtype_, "cpu")
         return {
             "flow": describe_flow(self.flow_, writer),
-            "sampler": describe_fitted(sampler, writer, x[:, :width].contiguous()),
-            "density": None if density is None else describe_fitted(density, writer, x),
+            "sampler": describe_fitted(sampler, writer, base, beside),
+            "density": None if density is None else describe_fitted(density, writer, x, beside),
             "source": describe_source(self.neural_ode, writer),
             "is_flow": isinstance(self.neural_ode, Flow),
         }
@@ -371,7 +391,6 @@ class DensityDerivedMixin:
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.flow_ = read_flow(described["flow"], reader).requires_grad_(False)
         self.sampler_ = read_fitted(described["sampler"], reader)
-        self.condition_ = {}
         density = described["density"]
         self.density_ = None if density is None else read_fitted(density, reader)
         flow = copy.deepcopy(self.flow_)

@@ -36,8 +36,9 @@ from ..modules.neural_ode import NeuralODE
 from ..numerics.row_errors import list_rows, refuse_undefined
 from ..reports import SolverReport
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
-from ..training.given_rows import Inputs, apart
+from ..training.given_rows import Inputs, apart, given
 from ..training.references import lost_rows
+from ..training.skorch_nets import predictions
 from ._base import (
     TorchEstimator,
     UnsolvedRowsWarning,
@@ -47,7 +48,7 @@ from ._base import (
     outside_inference_mode,
 )
 from ._calibrated import ASKED, Asked, Wanted, drop_calibration
-from ._conditions import fit_transform, learn_condition, refuse_condition, with_condition
+from ._conditions import fit_transform, learn_condition, raw_condition, refuse_condition
 from ._conformalizing import CalibrationMixin
 from ._derived import DerivedMixin
 from ._eval_times import check_t_eval, times_to_fit
@@ -179,7 +180,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         settings = replace(settings, t_eval=times_to_fit(t_eval, resolved.module.t_span))
         previous = self._previous()
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=previous is None)
-        X = learn_condition(self, condition, X, reset=previous is None)
+        X = learn_condition(self, condition, X, reset=previous is None, fitted=resolved.estimator)
         neural_ode, n_state = self._take_neural_ode(resolved, X, y, settings)
         task = Task(neural_ode, *apart(self._to_tensor(X, self.dtype_, "cpu")))
         fitted = fit_hypersolver(task, settings, previous, copy=False)
@@ -263,7 +264,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         except ValueError as error:
             raise ValueError(f"{error} These are the times of the fit before: call fit with others.") from error
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=False)
-        X = with_condition(self, condition, X)
+        X = learn_condition(self, condition, X, reset=False, fitted=resolved.estimator)
         dtype = self.dtype_
         neural_ode, n_state = self._take_neural_ode(resolved, X, None, settings)
         few_rows, _ = apart(self._to_tensor(X[:PROBED_ROWS], dtype, settings.device))
@@ -294,10 +295,11 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
             neural_ode, few_rows, settings, lambda z: self._check_output(neural_ode, z, resolved), beside
         )
         if resolved.checked is not None:
-            refuse_condition(self, f"predict of {type(resolved.checked).__name__}", "pass its NeuralODE as neural_ode")
+            if resolved.net is not None:
+                refuse_condition(self, f"predict of {type(resolved.net).__name__}", "pass its NeuralODE as neural_ode")
             # A few rows, in the dtype that a net's module takes.
-            rows = self._to_tensor(X[spread(len(X), _CHECKED_ROWS)], self.dtype_, "cpu").numpy()
-            self._check_predictions(neural_ode, rows, resolved)
+            x, beside = apart(self._to_tensor(X[spread(len(X), _CHECKED_ROWS)], self.dtype_, "cpu"))
+            self._check_predictions(neural_ode, given(x.numpy(), beside), resolved)
         if y is not None:
             self._check_y(neural_ode, X, y)
         return neural_ode, z[0].numel()
@@ -311,8 +313,12 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         """Apply to outputs what a skorch net does to those of its module."""
 
     @abstractmethod
-    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+    def _check_predictions(self, neural_ode: NeuralODE, rows: Any, resolved: FittedNeuralODE) -> None:
         """Refuse a net, or an estimator that overrides ``predict``, whose predictions the copy does not reproduce."""
+
+    def _predictions(self, model: Any, name: str, rows: Any) -> np.ndarray:
+        """Return what a method of the Neural ODE's estimator or net gives, such as ``predict``."""
+        return predictions(model, name, apart(rows)[0], raw_condition(self, rows))
 
     @abstractmethod
     def _check_y(self, neural_ode: NeuralODE, X: Any, y: Any) -> None:
@@ -320,11 +326,14 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
 
     def _rough_outputs(self, neural_ode: NeuralODE, X: Any) -> np.ndarray:
         """Return the Neural ODE's own outputs, at a loose tolerance that is enough to compare them with y."""
-        rtol = max(self.rtol, _ROUGH)
+        return self._own_outputs(neural_ode, X, rtol=max(self.rtol, _ROUGH), atol=self.atol)
+
+    def _own_outputs(self, neural_ode: NeuralODE, X: Any, **tolerances: Any) -> np.ndarray:
+        """Return the Neural ODE's own outputs."""
 
         def outputs(rows: Inputs) -> Tensor:
             x, condition = apart(rows)
-            return neural_ode(x, rtol=rtol, atol=self.atol, condition=condition)
+            return neural_ode(x, condition=condition, **tolerances)
 
         return self._in_batches(outputs, X)
 

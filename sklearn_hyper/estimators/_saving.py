@@ -17,6 +17,7 @@ from ..modules.closed_list import TEMPLATES, Reader, Writer, is_of
 from ..modules.copies import PersistenceWarning
 from ..modules.described_modules import describe_module, describe_state, read_module, read_state
 from ..modules.model_file import ModelFileError, TensorReader, write_model
+from ._learned_conditions import DESCRIBED, read_conditions
 
 _PARTS = ("vector_field", "input_map", "output_map")
 _NOT_WRITTEN = ("memory", "neural_ode")
@@ -42,6 +43,7 @@ _LEARNED: dict[str, Any] = {
     "_noise": str | None,
     "_noise_seed": int,
     "_sklearn_output_config": dict[str, str],
+    "condition_": DESCRIBED,
 }
 """Attributes that hold numbers and text, and their types. An estimator has some of them."""
 
@@ -106,6 +108,7 @@ def read_estimator(described: Mapping[str, Any], reader: EstimatorReader) -> Any
     estimator._validate_params()
     for name, value in described["learned"].items():
         setattr(estimator, name, reader.read(value, _LEARNED[name], name))
+    estimator.condition_ = read_conditions(vars(estimator).get("condition_", {}))
     if vars(estimator).get("agreement_") is not None:
         estimator.agreement_ = Bunch(**estimator.agreement_)
     if "contract" in described:

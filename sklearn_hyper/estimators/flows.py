@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,7 +23,6 @@ from ..modules.described_modules import describe_flow, read_flow
 from ..modules.field_probes import check_start, settle_parts
 from ..modules.flow import Flow, check_base_distribution, check_divergence
 from ..modules.neural_ode import NeuralODE, check_neural_ode
-from ..modules.packed_conditions import Columns, PackedODE, packed
 from ..modules.seeding import own_generator, seeded
 from ..modules.vector_fields import MLPVectorField, Standardize
 from ..numerics.row_errors import numbered_rows
@@ -32,7 +30,7 @@ from ..numerics.times import check_n_steps
 from ..numerics.units import is_constant
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
 from ..training.flow_fitting import FlowSettings, build_flow_net, check_matching, check_rows_apart, row_noise
-from ..training.given_rows import apart, given
+from ..training.given_rows import Inputs, apart, given
 from ..training.joint import check_joint
 from ..training.nets import draw_seed
 from ..training.neural_ode_fitting import train_net
@@ -48,14 +46,13 @@ from ._base import (
     store_parameters,
 )
 from ._conditions import (
-    CATEGORY,
     ConditionError,
     count_entries,
     fit_transform,
     learn_condition,
-    refuse_condition,
     with_condition,
 )
+from ._learned_conditions import count_labels
 from ._saving import EstimatorReader
 
 TRACES = ("auto", "exact", "rademacher", "gaussian")
@@ -358,28 +355,24 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             if warm is None:
                 self.dtype_ = module_dtype(_dtype_of(self.vector_field), X)
             self.device_ = str(device)
-            x, beside = apart(self._to_tensor(rows, self.dtype_, device))
-            columns = Columns.of(beside)
+            rows = self._to_tensor(rows, self.dtype_, device)
+            x, beside = apart(rows)
             self._check_unused()
             _check_varies(x)
             flow = (self._build(x, beside) if warm is None else warm.to(device)).train()
             row_times = self._check(flow, x, beside)
             data_end = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span[::-1])
             check_start(data_end.eval(), x, condition=beside)
-            x = columns.pack(x, beside)
             flow.train()
             generator = own_generator(seed)
-            held_out = None if valid is None else x[valid]
+            held_out = None if valid is None else rows[valid]
             settings = self._settings(flow.n_features, row_times)
-            net = build_flow_net(flow, settings, held_out, len(train), generator, columns)
+            net = build_flow_net(flow, settings, held_out, len(train), generator)
             with numbered_rows(train.tolist(), len(X)):
-                train_net(net, x[train], None, generator)
+                train_net(net, rows[train], None, generator)
             net.module_.generator = None  # no longer drawn from, so it need not be pickled with the estimator
         self.net_ = net
         self._keep_solver_records(net)
-        fitted = vars(self).get("hypersolver_")
-        if fitted is not None and isinstance(fitted.neural_ode, PackedODE):
-            self.hypersolver_ = replace(fitted, neural_ode=fitted.neural_ode.unpacked())
         self.flow_ = flow.eval()
         self.neural_ode_ = flow.sampling().eval()
         self._noise_seed = seed
@@ -388,9 +381,9 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         self.history_ = [
             {"epoch": row["epoch"], **{key: float(row[key]) for key in keys if key in row}} for row in net.history
         ]
-        return net.interrupted_ or self._compare_solvers(net, x, train, valid)
+        return net.interrupted_ or self._compare_solvers(net, rows, train, valid)
 
-    def _compare_solvers(self, net: Any, x: Tensor, train: np.ndarray, valid: np.ndarray | None) -> bool:
+    def _compare_solvers(self, net: Any, x: Inputs, train: np.ndarray, valid: np.ndarray | None) -> bool:
         """Compare the training solver with dopri5, where it is another; return whether Ctrl-C cut that short."""
         controlled = control_of(net) is not None
         if not controlled and (valid is None or self.objective != "likelihood" or is_dopri5(self.solver)):
@@ -439,17 +432,16 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
             )
         return X
 
-    def _solver_rows(self, x: Tensor) -> np.ndarray:
+    def _solver_rows(self, x: Inputs) -> Any:
         """Return rows of a training as its solver takes them: with noise, where the trace is estimated."""
-        own, condition = np.split(x.cpu().numpy(), [self.n_features_in_], axis=1)
-        noisy = append_noise(own, resolve_trace(self.trace, self.n_features_in_), self._noise_seed)
-        return np.hstack([noisy, condition])
+        own, condition = apart(x)
+        noisy = append_noise(own.cpu().numpy(), resolve_trace(self.trace, self.n_features_in_), self._noise_seed)
+        return given(noisy, condition)
 
     def _build(self, x: Tensor, condition: Mapping[str, Tensor]) -> Flow:
         shape: dict[str, Any] = {"hidden": _HIDDEN, "depth": _DEPTH, "t_span": self.t_span}
         if self.vector_field is None and condition:
-            labels = {name: len(one.categories) for name, one in self.condition_.items() if one.kind == CATEGORY}
-            field: Any = ConditionedMLPField(x.shape[1], condition, labels, **shape)
+            field: Any = ConditionedMLPField(x.shape[1], condition, count_labels(self.condition_), **shape)
         elif self.vector_field is None:
             field = MLPVectorField(x.shape[1], **shape)
         else:
@@ -472,10 +464,10 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         check_base_distribution(flow)
         check_rows_apart(flow)
         ode = NeuralODE(flow.vector_field, input_map=flow.scaler, t_span=flow.t_span)
-        columns, few = Columns.of(condition), given(x, condition)[:_CHECKED_ROWS]
+        few = given(x, condition)[:_CHECKED_ROWS]
         check_neural_ode(ode, *apart(few[:2]))
         check_divergence(flow, *apart(few))
-        row_times = self.objective != "flow_matching" or check_matching(flow, columns.pack(*apart(few[:2])), columns)
+        row_times = self.objective != "flow_matching" or check_matching(flow, few[:2])
         settle_parts(ode, x, condition, differentiates=self.objective == "likelihood")
         flow.vector_field = ode.vector_field
         check_saveable(ode, stacklevel=6)
@@ -491,12 +483,11 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
         }
         return FlowSettings.of(self.get_params(deep=False) | resolved)
 
-    def _check_agreement(self, x: Tensor) -> None:
+    def _check_agreement(self, x: Inputs) -> None:
         rows = self._solver_rows(x)
+        ode = self.flow_.density(hutchinson=self.net_.module_.settings.noise is not None)
         trained = float(np.mean(self._in_batches(self.net_.module_.log_prob, rows)))
-        loss = self.net_.module_
-        ode = packed(self.flow_.density(hutchinson=loss.settings.noise is not None), loss.columns)
-        exact = float(np.mean(self._in_batches(lambda x: self.flow_.log_prob(dopri5_states(ode, x)), rows)))
+        exact = float(np.mean(self._in_batches(lambda x: self.flow_.log_prob(dopri5_states(ode, *apart(x))), rows)))
         if not abs(trained - exact) <= _AGREEMENT_NATS:
             warnings.warn(
                 f"the held-out log likelihood is {trained:.3f} nats with the training solver {self.solver!r} "
@@ -508,13 +499,11 @@ class ContinuousNormalizingFlow(ClassNamePrefixFeaturesOutMixin, DensityMixin, T
     # ------------------------------------------------------------------ saving
     def _describe_models(self, writer: Writer) -> dict[str, Any]:
         flow = self._require_fitted("flow_")
-        refuse_condition(self, "a model file", "use pickle")
         return {"flow": describe_flow(flow, writer)} | self._describe_hypersolver(writer)
 
     def _read_models(self, described: Mapping[str, Any], reader: EstimatorReader) -> None:
         self.flow_ = read_flow(described["flow"], reader)
         self.neural_ode_ = self.flow_.sampling().eval()
-        self.condition_ = {}  # files are of fits without one
         self._read_hypersolver(described, reader)
 
     # ------------------------------------------------------------------ inference

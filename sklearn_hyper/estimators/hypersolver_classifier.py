@@ -17,7 +17,7 @@ from ..calibration.measuring import OUTPUT, outputs_of
 from ..modules.neural_ode import NeuralODE
 from ..modules.onnx_export import WithProbabilities
 from ..numerics.reference import DEFAULT_TOLERANCE
-from ..training.skorch_nets import NetHead, check_predictions, net_labels, predictions, predicts_labels
+from ..training.skorch_nets import NetHead, check_predictions, net_labels, predicts_labels
 from ._base import check_output_map, label_indices, refuse_no_labels, softmax, store_parameters
 from ._calibrated import ASKED, Asked, Wanted
 from ._fitted_neural_ode import FittedNeuralODE
@@ -131,17 +131,17 @@ class HypersolverClassifier(ClassifierMixin, Hypersolver):
         self._head = None if net is None else NetHead(net).to(self.device_)
         return neural_ode
 
-    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
-        model, outputs = resolved.checked, self._in_batches(neural_ode, rows)
+    def _check_predictions(self, neural_ode: NeuralODE, rows: Any, resolved: FittedNeuralODE) -> None:
+        model, outputs = resolved.checked, self._own_outputs(neural_ode, rows)
         # Where its probabilities are nan, the model's own predict gives the first class: argmax of nan is 0.
         probabilities, indices = self._probabilities(outputs), np.maximum(self._indices(outputs), 0)
-        check_predictions(model, "predict_proba", predictions(model, "predict_proba", rows), probabilities)
+        check_predictions(model, "predict_proba", self._predictions(model, "predict_proba", rows), probabilities)
         if self.classes is not None:
             return
         if resolved.net is not None:
             self.classes_ = net_labels(model, rows, indices, probabilities.shape[1])
         else:
-            check_predictions(model, "predict", predictions(model, "predict", rows), self.classes_[indices])
+            check_predictions(model, "predict", self._predictions(model, "predict", rows), self.classes_[indices])
 
     def _check_y(self, neural_ode: NeuralODE, X: Any, y: Any) -> None:
         y = check_given_labels(y, self.classes_, len(X))

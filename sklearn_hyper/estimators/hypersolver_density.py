@@ -40,7 +40,6 @@ from ._conditions import (
     count_entries,
     fit_transform,
     learn_condition,
-    take_condition,
     with_condition,
     with_drawn_entries,
 )
@@ -321,11 +320,11 @@ class HypersolverDensity(
         refuse_scoring(self.callbacks, "a hypersolver")
         check_monitors(self.callbacks, LOSS_NET_RECORDS, "Monitor one of those.")
         settings, seed = fit_settings(self, check_device(self.device)), draw_seed(self.random_state)
-        X = self._set_flow(X, seed)
+        X, fitted_flow = self._set_flow(X, seed)
         flow = self.flow_
         dtype = flow.dtype or (torch.float64 if X is None else module_dtype(None, X))
         rows = None if X is None else append_noise(X, self._noise, self._noise_seed)
-        entries = self._entries(rows, condition)
+        entries = self._entries(rows, condition, fitted_flow)
         rows = None if rows is None else entries
         if rows is not None:  # before the sampling direction is trained
             count_held_out(settings.validation_fraction, len(rows), at_least=1)
@@ -360,8 +359,8 @@ class HypersolverDensity(
         self._n_features_out = flow.n_features
         return interrupted
 
-    def _set_flow(self, X: Any, seed: int) -> np.ndarray | None:
-        """Store the flow, the steps before it and its noise; return X as the flow takes it."""
+    def _set_flow(self, X: Any, seed: int) -> tuple[np.ndarray | None, TorchEstimator | None]:
+        """Store the flow, the steps before it and its noise; return X as the flow takes it, and its estimator."""
         resolved = resolve_flow(self.neural_ode)
         if X is None:
             self._take_no_X(resolved)
@@ -371,7 +370,7 @@ class HypersolverDensity(
                 raise ValueError(
                     f"X must be 2-dimensional, (n_samples, n_features), got shape {X.shape}; flatten images first."
                 )
-        take_condition(self, resolved.estimator)
+        vars(self).pop("condition_", None)
         self.flow_ = take_flow(resolved.flow, X, self.n_features, self.base_distribution)
         if X is None and "n_features_in_" not in vars(self):
             self.n_features_in_ = self.flow_.n_features
@@ -380,7 +379,7 @@ class HypersolverDensity(
         self._noise_seed = seed if resolved.noise_seed is None else resolved.noise_seed
         if self.flow_.data_size is None and X is not None:
             self.flow_.data_size = tuple(feature_sizes(self._to_tensor(X, torch.float64, "cpu")).flatten().tolist())
-        return X
+        return X, resolved.estimator
 
     def _take_no_X(self, resolved: FittedFlow) -> None:
         """Without data, expect of X what the fitted flow, or the steps before it, were fitted on."""
@@ -393,12 +392,10 @@ class HypersolverDensity(
             if hasattr(self.preprocess_, name):
                 setattr(self, name, getattr(self.preprocess_, name))
 
-    def _entries(self, rows: np.ndarray | None, condition: Any) -> Any:
+    def _entries(self, rows: np.ndarray | None, condition: Any, fitted: TorchEstimator | None = None) -> Any:
         """Return rows with their condition, as the flow's fit has learned it; without data, an entry a row of it."""
         rows = np.empty((count_entries(condition, 1), 0)) if rows is None else rows
-        if "condition_" in vars(self):
-            return with_condition(self, condition, rows)
-        return learn_condition(self, condition, rows, reset=True)
+        return learn_condition(self, condition, rows, reset=False, fitted=fitted)
 
     def _density_ode(self) -> NeuralODE:
         return self.flow_.density(hutchinson=self._noise is not None)
@@ -643,12 +640,12 @@ class HypersolverDensity(
         row = self._to_tensor(self._rows(X, condition)[:1], self.dtype_, self.device_)
         return self.density_.module.count_macs(*apart(row))
 
-    def count_evaluations(self, X: Any = None) -> int:
+    def count_evaluations(self, X: Any = None, *, condition: Any = None) -> int:
         """Count the evaluations of (f, trace) in a density solve.
 
         Parameters
         ----------
-        X : ignored
+        X, condition : ignored
             They are the same from everywhere.
 
         Returns

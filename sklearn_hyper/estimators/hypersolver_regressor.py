@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from sklearn.base import is_classifier
 from sklearn.utils import RegressorTags
 
@@ -12,7 +11,7 @@ from ..calibration.measuring import OUTPUT, outputs_of
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import DEFAULT_TOLERANCE
 from ..training.given_rows import apart
-from ..training.skorch_nets import NetOutput, check_predictions, predictions, predicts_labels
+from ..training.skorch_nets import NetOutput, check_predictions, predicts_labels
 from ._base import store_parameters
 from ._calibrated import Wanted
 from ._fitted_neural_ode import FittedNeuralODE
@@ -285,13 +284,13 @@ class HypersolverRegressor(Hypersolver):
             neural_ode.output_map = NetOutput(neural_ode.output_map, net)
         return neural_ode
 
-    def _check_predictions(self, neural_ode: NeuralODE, rows: np.ndarray, resolved: FittedNeuralODE) -> None:
+    def _check_predictions(self, neural_ode: NeuralODE, rows: Any, resolved: FittedNeuralODE) -> None:
         model = resolved.checked
         if is_classifier(model):  # predict gives logits here, which its own predict does not
             return
-        outputs = self._in_batches(neural_ode, rows)
+        outputs = self._own_outputs(neural_ode, rows)
         check_predictions(
-            model, "predict", predictions(model, "predict", rows), outputs[:, 0] if resolved.squeeze else outputs
+            model, "predict", self._predictions(model, "predict", rows), outputs[:, 0] if resolved.squeeze else outputs
         )
 
     def _check_y(self, neural_ode: NeuralODE, X: Any, y: Any) -> None:

@@ -31,7 +31,7 @@ class NeuralODEClassifier(ClassifierMixin, TrainableODE):
     ----------
     vector_field : nn.Module, optional
         The field ``f(t, z)``. By default an :class:`MLPVectorField` for vector states and a :class:`ConvVectorField`
-        for images.
+        for images. A field that takes a condition is called ``f(t, z, name=...)``: see :meth:`fit`.
     input_map : nn.Module, optional
         Map from X to the initial state. By default it standardises X and adds eight learned features (or seven
         channels).
@@ -131,6 +131,9 @@ class NeuralODEClassifier(ClassifierMixin, TrainableODE):
         - ``n_evaluations``: of dopri5 at ``rtol``, a solve; ``n_rows``, ``held_out``: the rows it was measured on.
 
         None after Ctrl-C.
+    condition_ : dict
+        What the fit has learned of its condition, by name: ``kind`` ("float", "integer" or "category"), ``shape`` of a
+        row's entry, and ``categories``. Empty without one.
     n_features_in_ : int
         Number of features of X; of images, the number of channels.
 
@@ -153,9 +156,18 @@ class NeuralODEClassifier(ClassifierMixin, TrainableODE):
     >>> fast = NeuralODEClassifier(solver="auto", max_epochs=10, random_state=0).fit(X, y)
     >>> fast.solver_history_[-1]["solver"], fast.agreement_.certified
     ('dopri5', True)
+
+    The default field embeds labels that are passed as a condition:
+
+    >>> import numpy as np
+    >>> group = np.arange(len(X)) % 2
+    >>> flipped = np.where(group == 1, 2 - y, y)  # one group has its labels in reverse
+    >>> by_group = NeuralODEClassifier(max_epochs=20, random_state=0).fit(X, flipped, condition={"group": group})
+    >>> by_group.score(X, flipped, condition={"group": group}) > 0.9
+    True
     """
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> NeuralODEClassifier:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, *, condition: Any = None) -> NeuralODEClassifier:
         """Train for one more epoch on a batch of rows.
 
         With ``solver="auto"`` or "hypersolved" it trains through dopri5, because there is no end at which dopri5 could
@@ -167,12 +179,14 @@ class NeuralODEClassifier(ClassifierMixin, TrainableODE):
         y : array-like of shape (n_samples,)
         classes : array-like, optional
             All labels, needed on the first call unless y holds them all.
+        condition : optional
+            As in :meth:`fit`. The first batch sets its categories: a pandas Categorical names those that it lacks.
 
         Returns
         -------
         self
         """
-        return self._partial_fit(X, y, classes)
+        return self._partial_fit(X, y, classes=classes, condition=condition)
 
     def _encode_y(self, y: Any, classes: Any, times: None, *, reset: bool) -> np.ndarray:
         y = column_or_1d(y, warn=True)
@@ -206,12 +220,14 @@ class NeuralODEClassifier(ClassifierMixin, TrainableODE):
     def _measure(self, output: np.ndarray, y: np.ndarray) -> float:
         return float(accuracy_score(y, output.argmax(axis=1)))
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Return the label with the largest logit.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds, one entry a row or one for all.
 
         Returns
         -------
@@ -221,22 +237,43 @@ class NeuralODEClassifier(ClassifierMixin, TrainableODE):
         ------
         ValueError
             If probabilities of some rows are nan. The error names these rows and holds them in its attribute ``rows``.
+            If ``condition`` is missing or differs in names, length, shape or kind from that of the fit, or holds a new
+            category.
         """
-        labels = refuse_no_labels(label_indices(self._output(X)))
+        labels = refuse_no_labels(label_indices(self._output(X, condition)))
         return self.classes_[labels]
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any, *, condition: Any = None) -> np.ndarray:
         """Return the softmax of the logits.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds, one entry a row or one for all.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        return softmax(self._output(X))
+        return softmax(self._output(X, condition))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None, *, condition: Any = None) -> float:
+        """Return the accuracy: the share of labels that are right.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), optional
+        condition : optional
+            As in :meth:`fit`. Searches pass it to ``score`` after ``set_score_request(condition=True)``.
+
+        Returns
+        -------
+        float
+        """
+        return float(accuracy_score(y, self.predict(X, condition=condition), sample_weight=sample_weight))
 
 
 class NeuralODERegressor(RegressorMixin, TrainableODE):
@@ -256,7 +293,7 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
     ----------
     vector_field : nn.Module, optional
         The field ``f(t, z)``. By default an :class:`MLPVectorField` for vector states and a :class:`ConvVectorField`
-        for images.
+        for images. A field that takes a condition is called ``f(t, z, name=...)``: see :meth:`fit`.
     input_map : nn.Module, optional
         Map from X to the initial state. By default it standardises X and adds eight learned features (or seven
         channels).
@@ -337,6 +374,9 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
     hypersolver_ : FittedHypersolver or None
     agreement_ : Bunch
         As those of :class:`NeuralODEClassifier`; with ``t_eval``, errors are those of a row's states at all its times.
+    condition_ : dict
+        What the fit has learned of its condition, by name: ``kind`` ("float", "integer" or "category"), ``shape`` of a
+        row's entry, and ``categories``. Empty without one.
     n_features_in_ : int
         Number of features of X; of images, the number of channels.
 
@@ -373,7 +413,7 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
     """
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, t_eval: Any = None) -> NeuralODERegressor:
+    def fit(self, X: Any, y: Any, t_eval: Any = None, *, condition: Any = None) -> NeuralODERegressor:
         """Train the Neural ODE.
 
         Parameters
@@ -390,6 +430,10 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
             Times of the targets: the same for all rows, or times of their own for each. They lie within ``t_span``, in
             its order; the start may be among them. A row with fewer times than others is padded with nan at its end.
+        condition : dict, frame, structured array, array-like or number, optional
+            What the field takes beside X, ``f(t, z, name=...)``, in the forms of :meth:`HypersolverRegressor.fit`: one
+            entry a row, or one for all, at all of a row's times. Later calls need it too. A default field embeds
+            strings and integers, which are labels then, and appends floats; it has vector states.
 
         Returns
         -------
@@ -400,7 +444,8 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         ValueError
             If ``t_eval`` is of another shape, out of order, or outside ``t_span``; if y does not have a target for each
             of its times. If a layer that takes statistics over a batch (BatchNorm) would have to learn from a single
-            row, by ``batch_size=1`` or for lack of rows. If a callback monitors what no epoch records.
+            row, by ``batch_size=1`` or for lack of rows. If a callback monitors what no epoch records. If ``condition``
+            has another length than X or missing values, or there is no default field that takes it.
         VectorFieldError
             If the field's signature, or the shape, dtype or device of its output, is wrong. If the field or a map is
             not finite for some rows of X; the error names them.
@@ -413,9 +458,9 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
             (``train_loss`` where nothing is held out; with ``solver="auto"``, dopri5's loss on about a hundred training
             rows). If no epoch was finished, the estimator stays as it was.
         """
-        return self._run_fit(X, y, None, t_eval, partial=False)
+        return self._run_fit(X, y, t_eval=t_eval, condition=condition)
 
-    def partial_fit(self, X: Any, y: Any, t_eval: Any = None) -> NeuralODERegressor:
+    def partial_fit(self, X: Any, y: Any, t_eval: Any = None, *, condition: Any = None) -> NeuralODERegressor:
         """Train for one more epoch on a batch of rows; the first batch sets the scaling of X and y.
 
         With ``solver="auto"`` or "hypersolved" it trains through dopri5, because there is no end at which dopri5 could
@@ -429,12 +474,14 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
             As in ``fit``. Batches may have different times, and as many of them as they like. Where a batch with times
             follows one without, or the other way round, the optimizer and ``history_`` begin anew.
+        condition : optional
+            As in ``fit``. The first batch sets its categories: a pandas Categorical names those that it lacks.
 
         Returns
         -------
         self
         """
-        return self._partial_fit(X, y, t_eval=t_eval)
+        return self._partial_fit(X, y, t_eval=t_eval, condition=condition)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -495,7 +542,7 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
             return observed_r2(y, output)
         return float(r2_score(y, output)) if len(y) > 1 else 1.0
 
-    def predict(self, X: Any, t_eval: Any = None) -> np.ndarray:
+    def predict(self, X: Any, t_eval: Any = None, *, condition: Any = None) -> np.ndarray:
         """Return the predicted targets: at the end of ``t_span``, or at other times.
 
         Parameters
@@ -503,6 +550,8 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         X : array-like of shape (n_samples, ...)
         t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
             Times within ``t_span``, as in ``fit``; they need not be those of the fit, which need not have had any.
+        condition : optional
+            As in :meth:`fit`: of the same names, shapes and kinds, one entry a row or one for all.
 
         Returns
         -------
@@ -512,12 +561,13 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         Raises
         ------
         ValueError
-            If ``t_eval`` is of another shape, out of order, or outside ``t_span``.
+            If ``t_eval`` is of another shape, out of order, or outside ``t_span``. If ``condition`` is missing or
+            differs in names, length, shape or kind from that of the fit, or holds a new category.
         """
-        output = self._output(X, t_eval)
+        output = self._output(X, condition, t_eval)
         return output[..., 0] if self._squeeze_output else output
 
-    def score(self, X: Any, y: Any, t_eval: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any, t_eval: Any = None, sample_weight: Any = None, *, condition: Any = None) -> float:
         """Return R2: 1 for exact predictions, 0 for those of a constant.
 
         Parameters
@@ -530,6 +580,8 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
             Times of the targets, as in ``fit``.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the rows, and so of all that was observed of them.
+        condition : optional
+            As in ``fit``. Searches pass it to ``score`` after ``set_score_request(condition=True)``.
 
         Returns
         -------
@@ -539,8 +591,8 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         """
         if t_eval is None:
             self._refuse_trajectories(y)
-            return super().score(X, y, sample_weight=sample_weight)
-        prediction = self.predict(X, t_eval)
+            return float(r2_score(y, self.predict(X, condition=condition), sample_weight=sample_weight))
+        prediction = self.predict(X, t_eval, condition=condition)
         times = check_row_times(t_eval, len(prediction), self.neural_ode_.t_span)
         observed, _ = check_observations(y, times)
         self._check_n_outputs(observed)

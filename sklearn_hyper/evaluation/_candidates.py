@@ -25,6 +25,7 @@ from ..metrics import CountedField, relative_l2
 from ..numerics.methods import NONSTATIONARY, resolve_base_solver
 from ..numerics.reference import ReferenceSolveError
 from ..reports import SolverReport
+from ..training.given_rows import Inputs, apart, given
 from .pareto import pareto_front
 
 _CLASSICAL = ("euler", "midpoint", "ab2", "rk4")
@@ -88,14 +89,14 @@ class Candidate:
         return self.estimator.fitted_
 
 
-def fit_trials(template: Any, X: Any, steps: Sequence[int]) -> tuple[dict[int, Any], float]:
+def fit_trials(template: Any, X: Any, condition: Any, steps: Sequence[int]) -> tuple[dict[int, Any], float]:
     """Fit a hypersolver for each number of steps; return them, and the mean seconds of a fit."""
     start, trials = time.perf_counter(), {}
     for k in steps:
         with warnings.catch_warnings():
             # A trial that beats nothing, or whose errors are large, says so in the table.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            trials[k] = clone(template).set_params(n_steps=k).fit(X)
+            trials[k] = clone(template).set_params(n_steps=k).fit(X, condition=condition)
     return trials, (time.perf_counter() - start) / len(steps)
 
 
@@ -120,7 +121,7 @@ def find_candidates(
     for tolerance in (*_LOOSE, TIGHTEST):
         answer = partial(_dopri5, task.neural_ode, tolerance)
         try:
-            answer(task.x)
+            answer(given(task.x, task.condition))
         except ReferenceSolveError:
             notes.append(f"dopri5 fails at a tolerance of {tolerance:g}.")
             continue
@@ -157,7 +158,7 @@ def _classical(
 def _quick_error(fitted: FittedHypersolver, task: Task, reference: Tensor) -> float:
     """Return the mean relative error of the states; infinite where the field or the output map refuses them."""
     try:
-        states = fitted.solve(task.x)
+        states = fitted.solve(task.x, task.condition)
         outputs = fitted.map_output(states)
     except Exception:  # far off the trajectory, a user's field or map may raise anything
         return math.inf
@@ -171,10 +172,10 @@ def dopri5_name(tolerance: float) -> str:
     return f"dopri5 {tolerance:g}"
 
 
-def _dopri5(ode: Any, tolerance: float, x: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
-    counted = CountedField(ode.vector_field)
+def _dopri5(ode: Any, tolerance: float, rows: Inputs) -> tuple[Tensor, NDArray[np.float64]]:
+    counted, (x, condition) = CountedField(ode.vector_field), apart(rows)
     with torch.no_grad():
-        states = ode.solve(x, rtol=tolerance, field=counted)
+        states = ode.solve(x, rtol=tolerance, field=counted, condition=condition)
     return states, np.full(len(x), float(counted.n_evaluations))
 
 

@@ -8,14 +8,17 @@ import numpy as np
 from torch import Tensor
 
 from ..estimators._base import outside_inference_mode
-from ..estimators._inputs import prepare_X
+from ..estimators._inputs import prepare_rows
 from ..hypersolvers import Task
+from ..training.given_rows import apart
 
 
-def task_of(hypersolver: Any, X: Any) -> Task:
+def task_of(hypersolver: Any, X: Any, condition: Any = None) -> Task:
     """Return rows of X as a task of a fitted hypersolver: its Neural ODE, and tensors on its device."""
-    x = hypersolver._to_tensor(prepare_X(hypersolver, X), hypersolver.dtype_, hypersolver.device_)
-    return Task(hypersolver.fitted_.neural_ode, x)
+    rows = prepare_rows(hypersolver, X, condition)
+    return Task(
+        hypersolver.fitted_.neural_ode, *apart(hypersolver._to_tensor(rows, hypersolver.dtype_, hypersolver.device_))
+    )
 
 
 def reference_states(hypersolver: Any, task: Task) -> Tensor:
@@ -27,7 +30,8 @@ def reference_states(hypersolver: Any, task: Task) -> Tensor:
         If dopri5 cannot solve some rows; the error names them.
     """
     with outside_inference_mode():
-        return hypersolver.fitted_.reference(task.x.cpu()).to(task.x.device)
+        on_cpu = task.to("cpu")
+        return hypersolver.fitted_.reference(on_cpu.x, on_cpu.condition).to(task.x.device)
 
 
 def state_errors(reference: Tensor, states: Any) -> np.ndarray:

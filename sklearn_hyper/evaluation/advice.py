@@ -20,6 +20,7 @@ from sklearn.utils.validation import _num_samples
 
 from ..estimators import HypersolverClassifier, HypersolverRegressor
 from ..estimators._base import outside_inference_mode
+from ..estimators._conditions import LearnedCondition
 from ..estimators._fitted_neural_ode import resolve_neural_ode
 from ..hypersolvers.fitted import UNDEFINED
 from ..numerics.row_errors import numbered_rows, refuse_undefined
@@ -111,6 +112,7 @@ def advise(
     neural_ode: Any,
     X: Any,
     *,
+    condition: Any = None,
     error: float | None = None,
     milliseconds: float | None = None,
     evaluations: int | None = None,
@@ -134,6 +136,9 @@ def advise(
         HypersolverClassifier, fitted or not, whose parameters the trials take; it is left as it is.
     X : array-like of shape (n_samples, ...)
         At least 20 rows like those of later predictions. A quarter of them, at most 256, is held out to measure on.
+    condition : optional
+        Where the field takes one: as in :meth:`HypersolverRegressor.fit`, one entry a row or one for all. Of a fitted
+        estimator it is the condition of its fit.
     error : float, optional
         Target: the largest error, in terms of ``metric``. The cheapest solver within it is recommended; of equally
         cheap ones, one that needs no fit.
@@ -172,7 +177,8 @@ def advise(
     ValueError
         If not exactly one target is given, a parameter is out of its range or has no effect, or X has too few rows. If
         ``error`` is below the tolerance of the reference. If ``metric="disagreement"`` and there are no labels, or
-        ``cost="macs"`` and f has no MACs.
+        ``cost="macs"`` and f has no MACs. If ``condition`` has another length than X, values that are missing, or
+        differs from that of a fitted estimator.
     ReferenceSolveError, VectorFieldError, TrainingDivergedError
         As :meth:`HypersolverRegressor.fit`. Rows are numbered as in X.
 
@@ -199,15 +205,16 @@ def advise(
     _check_settings(n_steps, max_epochs, batch_size)
     template = _as_hypersolver(neural_ode, metric)
     _check_measurable(error, metric, template.rtol)
+    learned = _learn_condition(template, condition, _num_samples(X))
     fit_rows, held_out, seed = _split(X, random_state)
     full_epochs = template.max_epochs
     template.set_params(max_epochs=max_epochs or trial_epochs(template, len(fit_rows)), random_state=seed)
     steps = default_steps(template, evaluations) if n_steps is None else sorted({int(k) for k in n_steps})
     n_rows = _num_samples(X)
     with numbered_rows(fit_rows, n_rows):
-        trials, seconds = fit_trials(template, _safe_indexing(X, fit_rows), steps)
+        trials, seconds = fit_trials(template, _safe_indexing(X, fit_rows), learned.rows(fit_rows), steps)
     any_trial = trials[steps[0]]
-    task = task_of(any_trial, _safe_indexing(X, held_out))
+    task = task_of(any_trial, _safe_indexing(X, held_out), learned.rows(held_out))
     with numbered_rows(held_out, n_rows):
         reference = reference_states(any_trial, task)
         refuse_undefined(torch.from_numpy(any_trial.fitted_.map_output(reference)), UNDEFINED)
@@ -326,6 +333,11 @@ def _as_hypersolver(neural_ode: Any, metric: str) -> Any:
             "HypersolverClassifier, or take metric='mape'."
         )
     return template
+
+
+def _learn_condition(template: Any, condition: Any, n_rows: int) -> LearnedCondition:
+    """Return the condition of all rows, so that a category of held-out rows alone is known to the trials."""
+    return LearnedCondition.of(condition, n_rows, clone(template), resolve_neural_ode(template.neural_ode).estimator)
 
 
 def _check_measurable(error: float | None, metric: str, rtol: float) -> None:

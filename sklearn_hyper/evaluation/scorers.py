@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 from sklearn.pipeline import Pipeline
+from sklearn.utils.metadata_routing import MetadataRequest
 
 from ..estimators import HypersolverClassifier, HypersolverDensity, HypersolverRegressor
 
@@ -44,7 +46,56 @@ def resolve_hypersolver(estimator: Any, X: Any, kinds: tuple[type, ...] = _PREDI
     )
 
 
-def neg_mape_scorer(estimator: Any, X: Any, y: Any = None) -> float:
+class ConditionScorer:
+    """A scorer that searches and cross validation pass a condition to, by metadata routing.
+
+    Parameters
+    ----------
+    scorer : callable
+        ``scorer(estimator, X, y, condition=...)``.
+    condition : bool, str or None
+        As in ``set_score_request`` of any estimator: whether to ask for it, or its name among the metadata.
+    """
+
+    def __init__(self, scorer: Callable[..., float], condition: bool | str | None):
+        self.scorer = scorer
+        self.request = MetadataRequest(owner=scorer.__name__)
+        self.request.score.add_request(param="condition", alias=condition)
+
+    def __call__(self, estimator: Any, X: Any, y: Any = None, *, condition: Any = None) -> float:
+        return self.scorer(estimator, X, y, condition=condition)
+
+    def __repr__(self) -> str:
+        return f"{self.scorer.__name__}.set_score_request(condition={self.request.score.requests['condition']!r})"
+
+    def get_metadata_routing(self) -> Any:
+        """Return what the scorer asks for, as scikit-learn's routers read it."""
+        return self.request
+
+
+class _Scorer(Protocol):
+    """A scorer, which as it is asks for nothing."""
+
+    __name__: str
+
+    def __call__(self, estimator: Any, X: Any, y: Any = None, *, condition: Any = None) -> float: ...
+
+    def set_score_request(self, *, condition: bool | str | None) -> ConditionScorer:
+        """Return this scorer with a request for a condition."""
+
+
+def asks_for_conditions(scorer: Callable[..., float]) -> _Scorer:
+    """Give a scorer ``set_score_request(condition=...)``, which returns one that asks for a condition."""
+
+    def set_score_request(*, condition: bool | str | None) -> ConditionScorer:
+        return ConditionScorer(scorer, condition)
+
+    scorer.set_score_request = set_score_request  # type: ignore[attr-defined]
+    return cast(_Scorer, scorer)
+
+
+@asks_for_conditions
+def neg_mape_scorer(estimator: Any, X: Any, y: Any = None, *, condition: Any = None) -> float:
     """Return minus the MAPE of a hypersolver's outputs against dopri5's; greater is better, 0 is perfect.
 
     For a regressor this is its ``score``. For a classifier the outputs are logits, so the score also tells apart
@@ -58,6 +109,9 @@ def neg_mape_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         Rows to compare on.
     y : ignored
         The reference is dopri5, not labels.
+    condition : optional
+        As in the hypersolver's ``fit``, where that had one. A search passes it to
+        ``SCORER.set_score_request(condition=True)``.
 
     Returns
     -------
@@ -79,12 +133,29 @@ def neg_mape_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     >>> search = GridSearchCV(hypersolver, {"n_steps": [1, 5]}, cv=2, scoring=neg_mape_scorer).fit(X)
     >>> search.best_params_
     {'n_steps': 5}
+
+    A field with a condition, which a search carries to fits and scores:
+
+    >>> import pandas as pd
+    >>> import sklearn
+    >>> def decay(t, z, *, rate):
+    ...     return -rate[:, None] * z
+    >>> rates = pd.DataFrame({"rate": np.linspace(0.5, 1.5, 60)})
+    >>> with sklearn.config_context(enable_metadata_routing=True):
+    ...     asking = HypersolverRegressor(decay, base_solver="euler", max_epochs=5, random_state=0)
+    ...     search = GridSearchCV(
+    ...         asking.set_fit_request(condition=True), {"n_steps": [1, 5]}, cv=2,
+    ...         scoring=neg_mape_scorer.set_score_request(condition=True),
+    ...     ).fit(X, condition=rates)
+    >>> search.best_params_
+    {'n_steps': 5}
     """
     hypersolver, X = resolve_hypersolver(estimator, X)
-    return float(hypersolver.neg_mape(X))
+    return float(hypersolver.neg_mape(X, condition=condition))
 
 
-def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
+@asks_for_conditions
+def agreement_scorer(estimator: Any, X: Any, y: Any = None, *, condition: Any = None) -> float:
     """Return the share of labels on which a hypersolver and its dopri5 reference agree.
 
     Parameters
@@ -95,6 +166,9 @@ def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         Rows to compare on.
     y : ignored
         The reference is dopri5, not labels.
+    condition : optional
+        As in the hypersolver's ``fit``, where that had one. A search passes it to
+        ``SCORER.set_score_request(condition=True)``.
 
     Returns
     -------
@@ -126,10 +200,11 @@ def agreement_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         raise TypeError(
             f"agreement_scorer compares labels and {type(hypersolver).__name__} predicts none; use neg_mape_scorer."
         )
-    return float(hypersolver.agreement(X))
+    return float(hypersolver.agreement(X, condition=condition))
 
 
-def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
+@asks_for_conditions
+def neg_macs_scorer(estimator: Any, X: Any, y: Any = None, *, condition: Any = None) -> float:
     """Return minus the multiply-accumulates of a hypersolver's solve for one sample; greater is cheaper.
 
     Every evaluation of f and g counts, as in ``solver_report``. The input and output maps do not count, because every
@@ -141,6 +216,8 @@ def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
         Fitted. For a HypersolverDensity the density solve is counted, which its ``score`` runs.
     X : array-like of shape (n_samples, ...)
     y : ignored
+    condition : optional
+        As in :func:`neg_mape_scorer`.
 
     Returns
     -------
@@ -170,7 +247,7 @@ def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     True
     """
     hypersolver, X = resolve_hypersolver(estimator, X, _ALL)
-    macs = hypersolver.count_macs(X)
+    macs = hypersolver.count_macs(X, condition=condition)
     if math.isnan(macs):
         raise ValueError(
             "the vector field has no MACs, for it holds no matrix product or convolution: score cost by "
@@ -179,7 +256,8 @@ def neg_macs_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     return -macs
 
 
-def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
+@asks_for_conditions
+def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None, *, condition: Any = None) -> float:
     """Return minus the evaluations of f that a hypersolver makes for a prediction; greater is cheaper.
 
     The correction is not counted. Use this cost for fields without MACs; for others, :func:`neg_macs_scorer` counts the
@@ -192,6 +270,8 @@ def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     X : array-like of shape (n_samples, ...)
         Only adaptive steps depend on it: the score is then the mean over its rows.
     y : ignored
+    condition : optional
+        As in :func:`neg_mape_scorer`; needed with adaptive steps alone.
 
     Returns
     -------
@@ -213,4 +293,4 @@ def neg_nfe_scorer(estimator: Any, X: Any, y: Any = None) -> float:
     -6.0
     """
     hypersolver, rows = resolve_hypersolver(estimator, X, _ALL)
-    return -float(hypersolver.count_evaluations(rows))
+    return -float(hypersolver.count_evaluations(rows, condition=condition))

@@ -49,7 +49,9 @@ _PLAIN: dict[str, Any] = {
 """Fields that are numbers and text, and their types."""
 
 
-def describe_fitted(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dict[str, Any]:
+def describe_fitted(
+    fitted: FittedHypersolver, writer: Writer, x: Tensor, condition: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
     """Describe a fitted hypersolver with its tensors.
 
     Parameters
@@ -58,6 +60,8 @@ def describe_fitted(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dic
     writer : Writer
     x : Tensor of shape (n, ...)
         Some rows, such as random ones. Their states and outputs are written, and compared when the file is loaded.
+    condition : mapping of str to Tensor, optional
+        Keyword arguments of the field for these rows.
     """
     correction = fitted.correction
     _check_size(fitted.neural_ode, fitted.method, correction, int(fitted.n_steps))
@@ -71,7 +75,7 @@ def describe_fitted(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dic
         "n_steps": int(fitted.n_steps),
         "settings": describe_settings(fitted.settings, writer),
         "plain": {name: writer.describe(getattr(fitted, name), name) for name in _PLAIN},
-        "probe": _describe_probe(fitted, writer, x),
+        "probe": _describe_probe(fitted, writer, x, condition or {}),
     }
 
 
@@ -149,31 +153,39 @@ _SETTINGS: dict[str, Any] = {
 
 
 # ---------------------------------------------------------------------- the probe
-def _finite(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+def _finite(compute: Callable[..., Tensor], x: Tensor, condition: Mapping[str, Tensor]) -> Tensor | None:
     """Return floats on the CPU; None if they are not finite, as they may be for rows unlike the data."""
     try:
-        found = compute(x).cpu()
+        found = compute(x, condition).cpu()
     except Exception:  # a user's field or map may refuse such rows in any way
         return None
     return found if found.is_floating_point() and bool(torch.isfinite(found).all()) else None
 
 
-def _describe_probe(fitted: FittedHypersolver, writer: Writer, x: Tensor) -> dict[str, str]:
-    rows = x.to(fitted.device)
-    found = {"states": _finite(fitted.solve, rows), "outputs": _finite(fitted.predict, rows)}
-    return {"x": writer.add(x, "rows")} | {
-        what: writer.add(one, what) for what, one in found.items() if one is not None
-    }
+def _describe_probe(
+    fitted: FittedHypersolver, writer: Writer, x: Tensor, condition: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    rows = x.to(fitted.device), {name: value.to(fitted.device) for name, value in condition.items()}
+    found = {"states": _finite(fitted.solve, *rows), "outputs": _finite(fitted.predict, *rows)}
+    beside = {name: writer.add(value, f"condition[{name!r}]") for name, value in condition.items()}
+    return (
+        {"x": writer.add(x, "rows")}
+        | ({"condition": beside} if beside else {})
+        | {what: writer.add(one, what) for what, one in found.items() if one is not None}
+    )
 
 
 def _check_probe(fitted: FittedHypersolver, described: Any, reader: Reader) -> None:
     """Refuse a solver that computes something else than the saved one, as with a field or a map of other code."""
     x = reader.take(described["x"])
+    condition = {name: reader.take(value) for name, value in described.get("condition", {}).items()}
+    if any(not value.ndim or len(value) != len(x) for value in condition.values()):
+        raise ModelFileError("its description of rows to compare has a condition of another length")
     if len(x) > _MOST_ROWS:
         raise ModelFileError(f"it asks to solve from {len(x)} rows, and {_MOST_ROWS} are enough to compare")
     for what, compute in (("states", fitted.solve), ("outputs", fitted.predict)):
         if what in described:
-            _check_alike(compute(x), reader.take(described[what]), what)
+            _check_alike(compute(x, condition), reader.take(described[what]), what)
 
 
 def _check_alike(found: Tensor, expected: Tensor, what: str) -> None:

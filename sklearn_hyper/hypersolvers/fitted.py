@@ -376,6 +376,7 @@ class FittedHypersolver(DeviceFree):
         self,
         path: str | os.PathLike[str],
         x: Tensor,
+        condition: Mapping[str, Any] | None = None,
         *,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         outputs: Sequence[str] = ("output",),
@@ -389,6 +390,8 @@ class FittedHypersolver(DeviceFree):
             The file to write.
         x : Tensor of shape (n, ...)
             Rows to compare on.
+        condition : mapping of str to Tensor, optional
+            Keyword arguments of the field for these rows. The file takes them as inputs ``condition_NAME``.
         wrap : callable, optional
             ``wrap(module)`` returns the module to export, for other outputs than the folded module's own.
         outputs : sequence of str
@@ -410,7 +413,8 @@ class FittedHypersolver(DeviceFree):
         require_onnx()
         module: nn.Module = copy.deepcopy(self.module)
         module = module if wrap is None else wrap(module)
-        write_onnx(module.cpu().eval(), x.cpu(), target, outputs=outputs, metadata=metadata)
+        beside = {name: value.cpu() for name, value in (condition or {}).items()}
+        write_onnx(module.cpu().eval(), x.cpu(), target, condition=beside, outputs=outputs, metadata=metadata)
         return target
 
     def save(self, path: str | os.PathLike[str]) -> Path:

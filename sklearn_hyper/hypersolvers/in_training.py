@@ -6,10 +6,9 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from ..modules.neural_ode import NeuralODE
 from ..numerics.residuals import ConditioningWarning
+from ..training.given_rows import Inputs, apart
 from ..training.settings import FitSettings
 from ..training.tasks import Task
 from .fit import fit_hypersolver
@@ -23,7 +22,7 @@ _BATCH_SIZE = 64
 
 def correct_in_training(
     neural_ode: NeuralODE,
-    x: Tensor,
+    x: Inputs,
     settings: Any,
     previous: FittedHypersolver | None,
     *,
@@ -36,7 +35,7 @@ def correct_in_training(
     ----------
     neural_ode : NeuralODE
         As it is now, in eval mode. A frozen copy is fitted for.
-    x : Tensor of shape (n, ...)
+    x : Tensor of shape (n, ...), or GivenRows
         Rows to fit on.
     settings : TrainingSettings
         Of the training: base solver, steps and device. References have the tolerance of every fit.
@@ -60,9 +59,9 @@ def correct_in_training(
         base_solver=settings.base_solver, n_steps=settings.n_steps, device=settings.device, max_epochs=_FIRST,
         batch_size=_BATCH_SIZE, max_samples=len(x), random_state=seed,
     )  # fmt: skip
-    epochs = _LAST if last else _AGAIN
+    epochs, (rows, condition) = _LAST if last else _AGAIN, apart(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConditioningWarning)  # of residuals that are solved for again, in every refit
         if previous is None or previous.correction is None:
-            return fit_hypersolver(Task(neural_ode, x), replace(fit, max_epochs=_LAST) if last else fit)
-        return refit_hypersolver(previous, x, neural_ode, max_epochs=epochs)
+            return fit_hypersolver(Task(neural_ode, rows, condition), replace(fit, max_epochs=_LAST) if last else fit)
+        return refit_hypersolver(previous, rows, neural_ode, condition, max_epochs=epochs)

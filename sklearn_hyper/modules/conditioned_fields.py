@@ -1,4 +1,4 @@
-"""The field of a conditional flow that a user passes none for."""
+"""The field of a conditional flow or Neural ODE that a user passes none for."""
 
 from __future__ import annotations
 
@@ -49,11 +49,13 @@ class ConditionedMLPField(MLPVectorField):
         t_span: tuple[float, float] = (0.0, 1.0),
     ):
         super().__init__(n_features, hidden, depth, t_span)
+        self.n_labels = {name: n for name, n in n_labels.items() if name in condition}
+        self.widths = {name: math.prod(values.shape[1:]) for name, values in condition.items()}
+        """Numbers or labels of a row, by name."""
         self.encoders = nn.ModuleDict()
         for name, values in condition.items():
             if name in n_labels:
-                per_row = math.prod(values.shape[1:])
-                self.encoders[f"of_{name}"] = _Labels(n_labels[name], per_row, hidden)
+                self.encoders[f"of_{name}"] = _Labels(n_labels[name], self.widths[name], hidden)
             else:
                 self.encoders[f"of_{name}"] = _Numbers(values, hidden)
 
@@ -80,7 +82,7 @@ class _Labels(nn.Module):
         self.register_buffer("offsets", n_labels * torch.arange(per_row))
 
     def forward(self, labels: Tensor) -> Tensor:
-        return self.table(labels.reshape(len(labels), -1) + self.offsets).sum(dim=1)
+        return self.table(labels.reshape(labels.shape[0], -1) + self.offsets).sum(dim=1)
 
 
 class _Numbers(nn.Module):
@@ -99,4 +101,4 @@ class _Numbers(nn.Module):
         self.weight = nn.Linear(flat.shape[1], width, bias=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        return self.weight((values.reshape(len(values), -1) - self.shift) / self.scale)
+        return self.weight((values.reshape(values.shape[0], -1) - self.shift) / self.scale)

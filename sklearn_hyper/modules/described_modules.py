@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .closed_list import Reader, Writer, is_of
+from .conditioned_fields import ConditionedMLPField
 from .copies import freeze
 from .divergence import AppendLogDensity, LogDensityField
 from .flow import Flow
@@ -77,6 +78,16 @@ _LISTED: dict[str, _Listed] = {
                 "n_features": m.last.out_features, "hidden": m.first.out_features, "depth": len(m.middle) + 1,
                 "t_span": m.t_span,
             },
+        ),
+        _Listed(
+            ConditionedMLPField,
+            lambda m: {
+                "n_features": m.last.out_features, "hidden": m.first.out_features, "depth": len(m.middle) + 1,
+                "t_span": m.t_span, "widths": m.widths, "n_labels": m.n_labels,
+            },
+            lambda widths, **values: ConditionedMLPField(
+                condition={name: _empty((1, width)) for name, width in widths.items()}, **values
+            ),
         ),
         _Listed(
             ConvVectorField,

@@ -25,6 +25,11 @@ _TRACED_ROWS = 3
 _EXTRA = 'pip install "sklearn-hyper[onnx]"'
 
 
+def _arguments(x: Tensor, condition: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    """Return what a module is called with: rows, and their condition where there is one."""
+    return (x, dict(condition)) if condition else (x,)
+
+
 class WithProbabilities(nn.Module):
     """Return a module's outputs and their probabilities: their softmax, or ``head(outputs)`` if a head is given."""
 
@@ -33,8 +38,8 @@ class WithProbabilities(nn.Module):
         self.module = module
         self.head = nn.Softmax(dim=-1) if head is None else head
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.module(x)
+    def forward(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+        logits = self.module(*_arguments(x, condition))
         return logits, self.head(logits)
 
 
@@ -45,8 +50,8 @@ class FirstOutput(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x)[..., 0]
+    def forward(self, x: Tensor, condition: Mapping[str, Any] | None = None) -> Tensor:
+        return self.module(*_arguments(x, condition))[..., 0]
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -69,20 +74,29 @@ def require_onnx() -> None:
 
 
 def write_onnx(
-    module: nn.Module, x: Tensor, path: Path, *, outputs: Sequence[str], metadata: Mapping[str, str] | None = None
+    module: nn.Module,
+    x: Tensor,
+    path: Path,
+    *,
+    outputs: Sequence[str],
+    condition: Mapping[str, Tensor] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Export a module that is on the CPU in eval mode, compare it with torch on the rows of x, and write the file.
 
     Parameters
     ----------
     module : nn.Module
-        Takes one tensor and returns one tensor or a tuple of tensors. The batch axis comes first in all.
+        Takes one tensor, and a condition where there is one; returns one tensor or a tuple of tensors. The batch axis
+        comes first in all.
     x : Tensor of shape (n_samples, ...)
         Rows to compare on. The file's input is named ``X`` and takes any number of rows.
     path : Path
         An existing file is replaced only after the comparison has passed.
     outputs : sequence of str
         Names of the outputs.
+    condition : mapping of str to Tensor of shape (n_samples, ...), optional
+        Entries of the rows of x, which become inputs ``condition_NAME``.
     metadata : mapping of str to str, optional
         Stored in the file.
 
@@ -93,21 +107,26 @@ def write_onnx(
     RuntimeError
         If ONNX Runtime's outputs deviate from torch's by more than ``PARITY``.
     """
-    content = _export(module, x, outputs, metadata or {})
-    for rows in (x[:1], x):
-        _compare(module, content, rows)
+    condition = dict(condition or {})
+    content = _export(module, x, condition, outputs, metadata or {})
+    for rows in (slice(0, 1), slice(None)):
+        _compare(module, content, x[rows], {name: value[rows] for name, value in condition.items()})
     replace_file(path, content)
 
 
-def _export(module: nn.Module, x: Tensor, outputs: Sequence[str], metadata: Mapping[str, str]) -> bytes:
+def _export(
+    module: nn.Module, x: Tensor, condition: dict[str, Tensor], outputs: Sequence[str], metadata: Mapping[str, str]
+) -> bytes:
     # More than one row, because torch.export treats an axis of length 1 as a constant.
-    example = x[torch.arange(_TRACED_ROWS) % len(x)]
+    rows, batch = torch.arange(_TRACED_ROWS) % len(x), {0: torch.export.Dim("batch")}
+    example = _arguments(x[rows], {name: value[rows] for name, value in condition.items()})
+    shapes: Any = (batch, dict.fromkeys(condition, batch)) if condition else (batch,)
     try:
         with _known_noise_removed(), torch.no_grad():
-            traced = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            traced = torch.export.export(module, example, dynamic_shapes=shapes)
             program = torch.onnx.export(
-                traced, (example,), dynamo=True, verbose=False, input_names=["X"], output_names=list(outputs),
-                custom_translation_table=_exact_translations(),
+                traced, example, dynamo=True, verbose=False, input_names=[*_feeds(x, condition)],
+                output_names=list(outputs), custom_translation_table=_exact_translations(),
             )  # fmt: skip
     except Exception as error:
         raise ValueError(
@@ -185,17 +204,22 @@ def _known_noise_removed() -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-def _compare(module: nn.Module, content: bytes, x: Tensor) -> None:
+def _feeds(x: Tensor, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inputs of a file by name. Names of conditions have a prefix, for those of the graph are taken."""
+    return {"X": x} | {f"condition_{name}": value for name, value in condition.items()}
+
+
+def _compare(module: nn.Module, content: bytes, x: Tensor, condition: dict[str, Tensor]) -> None:
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(content, _one_thread(), providers=["CPUExecutionProvider"])
-        found = session.run(None, {"X": x.numpy()})
+        found = session.run(None, {name: value.numpy() for name, value in _feeds(x, condition).items()})
     except Exception as error:  # ONNX Runtime's exceptions have no public base class in common
         hint = " It lacks some float64 operators, convolutions among them: fit in float32." * (x.dtype == torch.float64)
         raise ValueError(f"ONNX Runtime cannot run the exported hypersolver: {error}.{hint}") from error
     with torch.no_grad():
-        result = module(x)
+        result = module(*_arguments(x, condition))
     expected = [tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,))]
     for found_output, expected_output in zip(found, expected, strict=True):
         _check_parity(found_output, expected_output, PARITY[x.dtype])

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ..modules.flow import Flow
 from ..modules.neural_ode import VectorFieldError
-from ..modules.packed_conditions import NO_COLUMNS, Columns, packed
 from ..modules.seeding import own_generator
 from ..numerics.times import time_dtype
 from .batches import Batches
+from .given_rows import Inputs, apart, given
 from .joint import make_joint_loss
 from .nets import TENSOR_ROWS, BestWeights, LossNet, build_net, cosine_schedule
 from .neural_ode_fitting import TrainingSettings, schedule_and_control
@@ -118,12 +118,9 @@ class FlowMatchingLoss(nn.Module):
     Lipman et al. (2023), *Flow Matching for Generative Modeling*, ICLR.
     """
 
-    def __init__(
-        self, flow: Flow, generator: torch.Generator | None = None, row_times: bool = True,
-        columns: Columns = NO_COLUMNS,
-    ):  # fmt: skip
+    def __init__(self, flow: Flow, generator: torch.Generator | None = None, row_times: bool = True):
         super().__init__()
-        self.flow, self.generator, self.row_times, self.columns = flow, generator, row_times, columns
+        self.flow, self.generator, self.row_times = flow, generator, row_times
 
     def draw(self, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Draw shares s of the span and base states; s is stratified, one in each n-th of the span, for less noise.
@@ -135,9 +132,9 @@ class FlowMatchingLoss(nn.Module):
         s = ((order + torch.rand(n_times, generator=self.generator)) / n_times).repeat(-(-n // n_times))[:n]
         return s.to(like), self.flow.sample_base(n, like.dtype, self.generator).to(like)
 
-    def forward(self, x: Tensor, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, rows: Inputs, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
         start, end = self.flow.t_span
-        x, condition = self.columns.apart(x)
+        x, condition = apart(rows)
         z1 = x if self.flow.scaler is None else self.flow.scaler(x)
         s, z0 = self.draw(len(x), z1) if drawn is None else drawn
         z = torch.lerp(z0, z1, s[:, None])
@@ -148,9 +145,9 @@ class FlowMatchingLoss(nn.Module):
         else:
             velocity = torch.empty_like(z)
             for t in times.unique():
-                rows = (times == t).nonzero()[:, 0]
-                own = {name: value[rows] for name, value in condition.items()}
-                velocity = velocity.index_copy(0, rows, self.flow.vector_field(t, z[rows], **own))
+                same = (times == t).nonzero()[:, 0]
+                own = {name: value[same] for name, value in condition.items()}
+                velocity = velocity.index_copy(0, same, self.flow.vector_field(t, z[same], **own))
         # Multiply the velocity by the span, so that the loss has no units of time.
         return ((end - start) * velocity - (z1 - z0)).pow(2).mean()
 
@@ -161,32 +158,30 @@ class FlowMatchingLoss(nn.Module):
 class LikelihoodLoss(nn.Module):
     """Negative mean log likelihood in nats, through the solver, plus RNODE's penalties where they have a weight."""
 
-    def __init__(
-        self, flow: Flow, settings: FlowSettings, generator: torch.Generator | None = None,
-        columns: Columns = NO_COLUMNS,
-    ):  # fmt: skip
+    def __init__(self, flow: Flow, settings: FlowSettings, generator: torch.Generator | None = None):
         super().__init__()
-        self.flow, self.settings, self.generator, self.columns = flow, settings, generator, columns
+        self.flow, self.settings, self.generator = flow, settings, generator
         self.penalties = settings.kinetic > 0 or settings.jacobian > 0
         ode = flow.density(hutchinson=settings.noise is not None, penalties=self.penalties)
         # Not a module, so that the flow's parameters are not registered twice.
-        self.solver = TrainingSolver(packed(ode, columns), settings, _MAX_EVALUATIONS)
+        self.solver = TrainingSolver(ode, settings, _MAX_EVALUATIONS)
         self.joint = make_joint_loss(self.solver, settings)
         self.n_evaluations = self.n_solves = 0
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Any:
+    def forward(self, x: Inputs, noise: Tensor | None = None) -> Any:
         x = self.solver_inputs(x, noise)
         states = self._solve(x)
         loss = self.row_losses(states).mean()
         return loss if self.joint is None or not self.training else self.joint.beside(loss, x, states)
 
-    def solver_inputs(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+    def solver_inputs(self, x: Inputs, noise: Tensor | None = None) -> Inputs:
         """Return what the solver takes for these rows: x, and the noise of Hutchinson's trace, drawn if not given."""
         if self.settings.noise is None:
             return x
-        own, condition = x.tensor_split([self.flow.n_features], dim=1)
+        own, condition = apart(x)
         noise = draw_noise(self.settings.noise, own, self.generator) if noise is None else noise
-        return torch.cat([own, noise, condition], dim=1)
+        rows: Inputs = given(torch.cat([own, noise], dim=1), condition)
+        return rows
 
     def row_losses(self, states: Tensor, y: Any = None) -> Tensor:
         """Return the loss of every row from its terminal state."""
@@ -199,15 +194,15 @@ class LikelihoodLoss(nn.Module):
         span = abs(self.flow.t_span[1] - self.flow.t_span[0])
         return losses + span * (self.settings.kinetic * energy + self.settings.jacobian * jacobian)
 
-    def solve_ends(self, x: Tensor) -> None:
+    def solve_ends(self, x: Inputs) -> None:
         """Solve from all rows as training does; the error names the rows that dopri5 cannot solve."""
-        solve_ends(Task(self.solver.ode, self.solver_inputs(x)), self.settings.solving(x.device))
+        solve_ends(Task(self.solver.ode, *apart(self.solver_inputs(x))), self.settings.solving(x.device))
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Inputs) -> Tensor:
         """Return log densities by the training solver; for Hutchinson's trace x has the noise in further columns."""
         return self.flow.log_prob(self._solve(x))
 
-    def _solve(self, x: Tensor) -> Tensor:
+    def _solve(self, x: Inputs) -> Tensor:
         states = self.solver(x, self.training)
         if self.training:
             self.n_evaluations += self.solver.last_evaluations
@@ -242,27 +237,24 @@ class _EvaluationWatch(Callback):
 
 
 def build_flow_net(
-    flow: Flow, settings: FlowSettings, valid: Tensor | None, n_rows: int, generator: torch.Generator,
-    columns: Columns = NO_COLUMNS,
-) -> LossNet:  # fmt: skip
+    flow: Flow, settings: FlowSettings, valid: Inputs | None, n_rows: int, generator: torch.Generator
+) -> LossNet:
     """Make a skorch net whose module computes the flow's loss.
 
     Parameters
     ----------
-    valid : Tensor or None
+    valid : Tensor, GivenRows or None
         Held-out rows. Every epoch's loss on them is computed with the same draws.
     n_rows : int
         Number of rows trained on, which sets the length of the learning rate's schedule.
     generator : torch.Generator
         Generator of every draw.
-    columns : Columns, optional
-        Where the condition lies in rows, held-out ones included.
     """
     likelihood = settings.objective == "likelihood"
     loss = (
-        LikelihoodLoss(flow, settings, generator, columns)
+        LikelihoodLoss(flow, settings, generator)
         if likelihood
-        else FlowMatchingLoss(flow, generator, settings.row_times, columns)
+        else FlowMatchingLoss(flow, generator, settings.row_times)
     )
     best = BestWeights(None if valid is None else _validation(flow, settings, valid, generator))
     n_batches = len(Batches(n_rows, settings.batch_size))
@@ -278,15 +270,14 @@ def build_flow_net(
     )  # fmt: skip
 
 
-def _validation(flow: Flow, settings: FlowSettings, valid: Tensor, generator: torch.Generator) -> Any:
+def _validation(flow: Flow, settings: FlowSettings, valid: Inputs, generator: torch.Generator) -> Any:
     """Return a function that computes a module's loss on held-out rows, with the same draws in every epoch."""
     drawn: Any
     if settings.objective == "likelihood":
-        own = valid[:, : flow.n_features]
-        drawn = None if settings.noise is None else draw_noise(settings.noise, own, generator)
+        drawn = None if settings.noise is None else draw_noise(settings.noise, apart(valid)[0], generator)
     else:
-        valid = valid.repeat(-(-_VALID_DRAWS // len(valid)), 1)
-        drawn = FlowMatchingLoss(flow, generator, settings.row_times).draw(len(valid), valid)
+        valid = valid[torch.arange(len(valid)).repeat(-(-_VALID_DRAWS // len(valid)))]
+        drawn = FlowMatchingLoss(flow, generator, settings.row_times).draw(len(valid), apart(valid)[0])
 
     def validate(module: nn.Module) -> float:
         size, total = _VALID_CHUNK * settings.batch_size, 0.0
@@ -312,7 +303,7 @@ def check_rows_apart(flow: Flow) -> None:
             )
 
 
-def check_matching(flow: Flow, x: Tensor, columns: Columns = NO_COLUMNS) -> bool:
+def check_matching(flow: Flow, x: Inputs) -> bool:
     """Compute the loss of flow matching once; return whether every row may have its own time.
 
     ``torch.func.vmap`` cannot call a field that differentiates inside, branches on values or keeps a buffer. Rows then
@@ -321,10 +312,10 @@ def check_matching(flow: Flow, x: Tensor, columns: Columns = NO_COLUMNS) -> bool
     with torch.no_grad():
         try:
             # On a copy, because vmap may leave a buffer in the field that is useless outside of it.
-            by_row = FlowMatchingLoss(copy.deepcopy(flow), own_generator(0), columns=columns)
+            by_row = FlowMatchingLoss(copy.deepcopy(flow), own_generator(0))
             for n_rows in (4, 3):  # a buffer fails where the number of rows changes
-                by_row(torch.cat([x, x])[:n_rows])
+                by_row(x[torch.arange(n_rows) % len(x)])
         except Exception:  # try without vmap; errors of the field itself are raised there
-            FlowMatchingLoss(flow, own_generator(0), False, columns)(x)
+            FlowMatchingLoss(flow, own_generator(0), False)(x)
             return False
     return True

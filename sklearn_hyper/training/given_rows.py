@@ -1,26 +1,30 @@
-"""Rows with what the field takes beside them: one value that is cut, moved and hashed as a whole."""
+"""Rows with what goes beside them, a condition and times of their own: one value that is cut and moved as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+__all__ = ["GivenRows", "Inputs", "apart", "given", "named", "times_of"]
+
 
 @dataclass(frozen=True, eq=False)
 class GivenRows:
-    """Rows of inputs, and a condition with one entry for each of them.
+    """Rows of inputs, and for each of them an entry of a condition, and times at which outputs are asked for.
 
     It may stand where plain rows do: it has a length, is indexed by rows, and moves to devices. What solves it takes it
-    apart by :func:`apart`.
+    apart by :func:`apart` and :func:`times_of`.
 
     Parameters
     ----------
     x : Tensor or array of shape (n, ...)
     condition : mapping of str to Tensor or array of shape (n, ...)
+    times : Tensor or array of shape (n, n_times), optional
+        In float64, whatever the dtype of x; nan where a row has no further time.
 
     Examples
     --------
@@ -32,12 +36,21 @@ class GivenRows:
 
     x: Any
     condition: Mapping[str, Any] = field(default_factory=dict)
+    times: Any = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, rows: Any) -> GivenRows:
-        return GivenRows(self.x[rows], {name: value[rows] for name, value in self.condition.items()})
+        return self._each(lambda value: value[rows])
+
+    def _each(self, change: Callable[[Any], Any]) -> GivenRows:
+        condition = {name: change(value) for name, value in self.condition.items()}
+        return GivenRows(change(self.x), condition, None if self.times is None else change(self.times))
+
+    def split(self, size: int) -> list[GivenRows]:
+        """Return parts of at most ``size`` rows."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,15 +67,22 @@ class GivenRows:
         """The dtype of x."""
         return self.x.dtype
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None, *, copy: bool = False) -> GivenRows:
-        """Return the rows as tensors on a device, floating-point ones in a dtype."""
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return torch.device(self.x.device)
 
-        def move(value: Any) -> Tensor:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None, *, copy: bool = False) -> GivenRows:
+        """Return the rows as tensors on a device, floating-point ones in a dtype; times stay in float64."""
+
+        def move(value: Any, dtype: torch.dtype | None) -> Tensor:
             # Arrays are copied: torch warns of read-only memory and refuses negative strides.
             tensor = value if isinstance(value, Tensor) else torch.from_numpy(value.copy())
             return tensor.to(device, dtype if tensor.is_floating_point() else None, copy=copy)
 
-        return GivenRows(move(self.x), {name: move(value) for name, value in self.condition.items()})
+        condition = {name: move(value, dtype) for name, value in self.condition.items()}
+        times = None if self.times is None else move(self.times, torch.float64)
+        return GivenRows(move(self.x, dtype), condition, times)
 
     def cpu(self) -> GivenRows:
         """Return the rows on the CPU."""
@@ -70,14 +90,26 @@ class GivenRows:
 
 
 Inputs: TypeAlias = Tensor | GivenRows
-"""Rows with or without a condition."""
+"""Rows with or without something beside them."""
 
 
-def given(x: Any, condition: Mapping[str, Any]) -> Any:
-    """Return rows with their condition; rows alone where there is none."""
-    return GivenRows(x, condition) if condition else x
+def given(x: Any, condition: Mapping[str, Any], times: Any = None) -> Any:
+    """Return rows with what goes beside them; rows alone where nothing does."""
+    return GivenRows(x, condition, times) if condition or times is not None else x
 
 
 def apart(rows: Inputs) -> tuple[Tensor, dict[str, Any]]:
     """Return rows and their condition, which is empty for rows alone."""
     return (rows.x, dict(rows.condition)) if isinstance(rows, GivenRows) else (rows, {})
+
+
+def times_of(rows: Inputs) -> Tensor | None:
+    """Return the times of rows, if they have any."""
+    return rows.times if isinstance(rows, GivenRows) else None
+
+
+def named(rows: Inputs) -> dict[str, Any]:
+    """Return x by name, and the condition and the times that there are: arguments of a training's forward pass."""
+    x, condition = apart(rows)
+    beside = {"condition": condition or None, "times": times_of(rows)}
+    return {"x": x} | {name: value for name, value in beside.items() if value is not None}

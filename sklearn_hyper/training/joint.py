@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..numerics.methods import resolve_base_solver
 from ..numerics.units import state_units
+from .given_rows import Inputs
 from .nets import JointOutput
 from .solver_control import Rung, TrainingSolver, is_auto, is_dopri5, is_hypersolved
 
@@ -47,12 +48,12 @@ class JointLoss:
         self.solver, self.weight = solver, float(settings.joint)
         self.mesh = solver.mesh_of(joint_rung(settings))
 
-    def __call__(self, x: Tensor, states: Tensor) -> Tensor:
+    def __call__(self, x: Inputs, states: Tensor) -> Tensor:
         """Return the loss, without its weight.
 
         Parameters
         ----------
-        x : Tensor
+        x : Tensor or GivenRows
             Rows, as the solver takes them.
         states : Tensor
             Their terminal states by the training's solver.
@@ -62,7 +63,7 @@ class JointLoss:
         # The size is measured by batch and has no gradient. Divided first: squares of small states underflow.
         return ((found - states) / state_units(states, ode.n_unitless)).square().mean()
 
-    def beside(self, output: Tensor, x: Tensor, states: Tensor) -> JointOutput:
+    def beside(self, output: Tensor, x: Inputs, states: Tensor) -> JointOutput:
         """Return an output of the module with this loss beside it, for the net to add."""
         return JointOutput(output, self(x, states), self.weight)
 

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ..modules.serialization import DeviceFree
 from .batches import Batches
 from .callback_checks import each_callback
+from .given_rows import named
 
 
 class TrainingDivergedError(RuntimeError):
@@ -240,10 +241,19 @@ class RegressorNet(TrainingNet, NeuralNetRegressor):
 
 
 class TensorRows(Dataset):
-    """Rows of a tensor, fetched a batch at a time: skorch's row by row takes a large share of a small net's time."""
+    """Rows and targets, fetched a batch at a time: skorch's row by row takes a large share of a small net's time."""
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.X[torch.as_tensor(indices, device=self.X.device)], torch.zeros(len(indices))
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Any, Tensor]:
+        index = torch.as_tensor(indices, device=self.X.device)
+        return self.X[index], torch.zeros(len(index)) if self.y is None else self.y[index]
+
+
+class NamedRows(TensorRows):
+    """Rows of which skorch hands x, a condition and times to the module by name."""
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Any, Tensor]:
+        rows, y = super().__getitems__(indices)
+        return named(rows), y
 
 
 def collated(batch: Any) -> Any:
@@ -357,7 +367,9 @@ TENSOR_ROWS: dict[str, Any] = {
     "iterator_train__shuffle": True,
     "iterator_train__collate_fn": collated,
 }
-"""Arguments of a net that trains on rows of one tensor."""
+"""Arguments of a net that trains on rows, as its module takes them."""
+NAMED_ROWS: dict[str, Any] = {**TENSOR_ROWS, "dataset": NamedRows, "iterator_valid__collate_fn": collated}
+"""Those of a net whose module takes what is in them by name, and is validated on others."""
 
 
 def assemble_callbacks(

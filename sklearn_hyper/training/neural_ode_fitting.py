@@ -9,23 +9,24 @@ from typing import Any, Self
 
 import torch
 from skorch.callbacks import Callback, LRScheduler
-from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 
 from ..modules.neural_ode import NeuralODE
 from ..numerics.reference import ReferenceSolveError, gave_up
 from .batches import Batches
+from .given_rows import Inputs, apart, given, times_of
 from .joint import count_fewest, joint_callbacks, make_joint_loss
 from .losses import ObservedMSELoss
 from .nets import (
+    NAMED_ROWS,
     BestWeights,
     ClassifierNet,
+    NamedRows,
     RegressorNet,
     TrainingDivergedError,
     TrainingNet,
     build_net,
-    collated,
     cosine_schedule,
 )
 from .references import solve_ends
@@ -41,7 +42,6 @@ from .solver_control import (
     polished_schedule,
 )
 from .tasks import Task
-from .timed_rows import Rows, TimedDataset, TimedRows, rows_and_times
 
 _VALID_CHUNK = 8
 """Validation keeps no graph, so that it can take this many times ``batch_size`` rows at a time."""
@@ -92,15 +92,16 @@ class TrainingForward(nn.Module):
         by_row.reduction = "none"
         self._by_row = (by_row,)  # a tuple hides it from nn.Module, for the criterion is the net's
 
-    def forward(self, x: Tensor, times: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, condition: Mapping[str, Tensor] | None = None, times: Tensor | None = None) -> Any:
         """Return outputs, or those (batch, n_times, ...) at these times, which are nan where the time is."""
+        rows = given(x, condition or {}, times)
+        states = self.solver(rows, self.training)
         if times is not None:
-            return self.neural_ode.outputs(self.solver(TimedRows(x, times), self.training), ~times.isnan())
-        states = self.solver(x, self.training)
+            return self.neural_ode.outputs(states, ~times.isnan())
         output = self.neural_ode.output_map(states)
-        return output if self.joint is None or not self.training else self.joint.beside(output, x, states)
+        return output if self.joint is None or not self.training else self.joint.beside(output, rows, states)
 
-    def solver_inputs(self, x: Rows) -> Rows:
+    def solver_inputs(self, x: Inputs) -> Inputs:
         """Return what the solver takes for these rows: the rows themselves."""
         return x
 
@@ -110,12 +111,12 @@ class TrainingForward(nn.Module):
         losses: Tensor = self._by_row[0](self.neural_ode.outputs(states, observed), y)
         return losses.reshape(len(y), -1).mean(dim=1)
 
-    def solve_ends(self, rows: Rows) -> None:
+    def solve_ends(self, rows: Inputs) -> None:
         """Solve from all rows as training does; the error names the rows that dopri5 cannot solve."""
-        x, times = rows_and_times(rows)
+        times = times_of(rows)
         ode = self.neural_ode if times is None else _until(self.neural_ode, times)
         if ode is not None:
-            solve_ends(Task(ode, x), self.settings.solving(x.device))
+            solve_ends(Task(ode, *apart(rows)), self.settings.solving(rows.device))
 
 
 def _until(ode: NeuralODE, times: Tensor) -> NeuralODE | None:
@@ -130,11 +131,10 @@ def build_ode_net(
     neural_ode: NeuralODE,
     criterion: nn.Module,
     settings: TrainingSettings,
-    valid: tuple[Rows, Tensor] | None,
+    valid: tuple[Inputs, Tensor] | None,
     n_rows: int,
     scheduled: bool,
     n_classes: int | None = None,
-    timed: bool = False,
 ) -> TrainingNet:
     """Make a skorch net around the module, to be trained.
 
@@ -145,8 +145,6 @@ def build_ode_net(
         epoch.
     n_classes : int, optional
         Number of classes of a classifier, whose net predicts encoded labels. None makes a regressor.
-    timed : bool, default False
-        Whether rows have times of their own.
     """
     n_batches, chunked = len(Batches(n_rows, settings.batch_size)), is_controlled(settings.solver)
     schedule, first = schedule_and_control(settings, n_batches) if scheduled else (None, joint_callbacks(settings))
@@ -154,19 +152,14 @@ def build_ode_net(
     kind: type[TrainingNet]
     classes: Any
     kind, classes = (RegressorNet, {}) if n_classes is None else (ClassifierNet, {"classes": list(range(n_classes))})
-    dataset, fetching = Dataset, dict[str, Any]()
-    if timed:
-        dataset = TimedDataset
-        fetching = {"dataset": dataset, "iterator_train__collate_fn": collated, "iterator_valid__collate_fn": collated}
     return build_net(
         kind, TrainingForward(neural_ode, settings, criterion), settings, BestWeights(), "training Neural ODE",
         schedule=schedule, first=first, criterion=criterion,
-        train_split=None if valid is None else predefined_split(dataset(*valid)),
+        train_split=None if valid is None else predefined_split(NamedRows(*valid)),
         batch_size=settings.batch_size,
-        iterator_train__shuffle=True,
         # dopri5's time goes with the solves and hardly with their rows, and held-out rows need no graph.
         **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if chunked else {}),
-        **classes, **fetching,
+        **classes, **NAMED_ROWS,
     )  # fmt: skip
 
 
@@ -183,7 +176,7 @@ def schedule_and_control(settings: TrainingSettings, n_batches: int) -> tuple[LR
 
 
 def train_net(
-    net: TrainingNet, x: Rows, y: Tensor | None, generator: torch.Generator, epochs: int | None = None
+    net: TrainingNet, x: Inputs, y: Tensor | None, generator: torch.Generator, epochs: int | None = None
 ) -> TrainingNet:
     """Train for some epochs; after Ctrl-C set ``net.interrupted_``, or raise it if no epoch was finished.
 
@@ -221,7 +214,7 @@ def train_net(
     return net
 
 
-def _name_rows(net: TrainingNet, x: Rows) -> None:
+def _name_rows(net: TrainingNet, x: Inputs) -> None:
     """Raise an error that names the rows of x that dopri5 cannot solve, if these are some but not all."""
     try:
         net.module_.eval().solve_ends(x)

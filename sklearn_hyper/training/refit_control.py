@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..modules.corrections import ModuleCorrection
 from ..numerics.times import time_tensor
+from .given_rows import Inputs, apart, times_of
 from .solver_control import DOPRI5_RUNG, HYPERSOLVED, SolverControl
-from .timed_rows import Rows
 
 _FIT_ROWS = 256
 _MOVED_ROWS = 64
@@ -70,10 +70,10 @@ class RefitControl(SolverControl):
         super().__init__(n_steps)
         self.settings = settings
 
-    def watch(self, x: Rows, y: Tensor | None, generator: torch.Generator) -> None:
+    def watch(self, x: Inputs, y: Tensor | None, generator: torch.Generator) -> None:
         """Draw the rows that corrections are fitted on, from those that training is about to begin with."""
         super().watch(x, y, generator)
-        assert isinstance(x, Tensor)  # rows with times are refused
+        assert times_of(x) is None  # rows with times are refused
         if len(x) < 2:
             raise ValueError(
                 f"solver='hypersolved' has {len(x)} row to train on, and needs 2 or more: fits of its correction hold "
@@ -129,19 +129,24 @@ class RefitControl(SolverControl):
 
     def _look(self, solver: Any) -> None:
         """Keep states of the present solve, and the field there."""
-        ode, x = solver.ode, self.rows_[:_MOVED_ROWS]
+        ode, (x, condition) = solver.ode, apart(self.rows_[:_MOVED_ROWS])
         with torch.no_grad():
-            states = solver.mesh.trajectory(ode.vector_field, ode.input_map(x), solver.correction, ode.inputs(x))
+            states = solver.mesh.trajectory(
+                ode.vector_field, ode.input_map(x), solver.correction, ode.inputs(x, condition)
+            )
         solver.n_evaluations += solver.mesh.n_evaluations
         self.seen_ = (states, self._field_at(solver, states))
 
     def _field_at(self, solver: Any, states: Tensor) -> Tensor:
-        ode, inputs = solver.ode, solver.ode.inputs(self.rows_[:_MOVED_ROWS])
+        ode, inputs = solver.ode, solver.ode.inputs(*apart(self.rows_[:_MOVED_ROWS]))
         solver.n_evaluations += len(states)
         with torch.no_grad():
             times = time_tensor(solver.mesh.grid, states[0], ode.t_span)
             return torch.stack(
-                [ode.vector_field(t, z, *inputs.arguments) for t, z in zip(times.unbind(), states, strict=True)]
+                [
+                    ode.vector_field(t, z, *inputs.arguments, **inputs.condition)
+                    for t, z in zip(times.unbind(), states, strict=True)
+                ]
             )
 
     def _change_of_field(self, solver: Any) -> float:

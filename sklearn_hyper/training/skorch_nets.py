@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,12 @@ def _nonlinearity(net: NeuralNet) -> Callable[[Tensor], Tensor]:
     return nonlinearity.eval().requires_grad_(False) if isinstance(nonlinearity, nn.Module) else nonlinearity
 
 
-def predictions(model: Any, name: str, rows: np.ndarray) -> np.ndarray:
+def predictions(model: Any, name: str, rows: np.ndarray, condition: Mapping[str, Any] | None = None) -> np.ndarray:
     """Call a method of a model, such as ``predict``; do not warn that the rows have no feature names."""
+    beside = {"condition": condition} if condition else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="X does not have valid feature names", category=UserWarning)
-        return np.asarray(getattr(model, name)(rows))
+        return np.asarray(getattr(model, name)(rows, **beside))
 
 
 def net_labels(net: NeuralNet, rows: np.ndarray, indices: np.ndarray, n_classes: int) -> np.ndarray:

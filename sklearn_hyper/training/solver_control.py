@@ -19,8 +19,8 @@ from ..numerics.methods import NAMES, resolve_base_solver
 from ..numerics.protection import FieldInputs
 from ..numerics.reference import MAX_EVALUATIONS, ReferenceSolveError
 from ..numerics.stepping import FixedMesh
+from .given_rows import Inputs, apart, times_of
 from .nets import cosine_schedule
-from .timed_rows import Rows, rows_and_times
 
 AUTO, DOPRI5, HYPERSOLVED = "auto", "dopri5", "hypersolved"
 CERTIFIED_GAP = 0.005
@@ -135,34 +135,34 @@ class TrainingSolver:
             return None
         return FixedMesh.of(resolve_base_solver(rung.solver), self.ode.t_span, rung.n_steps)
 
-    def __call__(self, x: Rows, training: bool = True) -> Tensor:
+    def __call__(self, x: Inputs, training: bool = True) -> Tensor:
         """Return terminal states, or states (batch, n_times, ...) at the times of timed rows; differentiable."""
         if self.mesh is None or (self.controlled and not training):
             return self.by_dopri5(x)
         return self.by_mesh(self.mesh, x)
 
-    def by_rung(self, rung: Rung, x: Rows) -> Tensor:
+    def by_rung(self, rung: Rung, x: Inputs) -> Tensor:
         """Return the states by a fixed-step solver."""
         return self.by_mesh(self.mesh_of(rung), x)
 
-    def by_dopri5(self, x: Rows, max_evaluations: int | None = None) -> Tensor:
+    def by_dopri5(self, x: Inputs, max_evaluations: int | None = None) -> Tensor:
         """Return the states by dopri5 at the tolerances of the training."""
         before, settings = self.n_evaluations, self.settings
         params = [p for p in self.ode.parameters() if p.requires_grad] if settings.adjoint else None
-        rows, times = rows_and_times(x)
+        rows, condition = apart(x)
         states = self.ode.solve(
-            rows, rtol=settings.rtol, atol=settings.atol, adjoint_params=params, times=times,
-            field=self._counted, max_evaluations=max_evaluations or self.max_evaluations,
+            rows, rtol=settings.rtol, atol=settings.atol, adjoint_params=params, times=times_of(x),
+            field=self._counted, max_evaluations=max_evaluations or self.max_evaluations, condition=condition,
         )  # fmt: skip
         # Read now, before the adjoint's own solve adds to the count.
         self.last_evaluations = self.n_evaluations - before
         return states
 
-    def by_mesh(self, mesh: FixedMesh, x: Rows) -> Tensor:
+    def by_mesh(self, mesh: FixedMesh, x: Inputs) -> Tensor:
         """Return the states by a fixed-step solver whose mesh is known."""
         before = self.n_evaluations
-        rows, times = rows_and_times(x)
-        z0, inputs = self.ode.input_map(rows), self.ode.inputs(rows)
+        (rows, condition), times = apart(x), times_of(x)
+        z0, inputs = self.ode.input_map(rows), self.ode.inputs(rows, condition)
         if times is not None:
             states = self._at_times(mesh, z0, times, inputs)
         elif mesh is self.mesh and self.correction is not None:
@@ -267,12 +267,12 @@ class SolverControl(Callback):
         self.polish_from, self.fewest = n_steps - count_polish(n_steps), fewest
         self.history_: list[dict[str, Any]] = []
 
-    def watch(self, x: Rows, y: Tensor | None, generator: torch.Generator) -> None:
+    def watch(self, x: Inputs, y: Tensor | None, generator: torch.Generator) -> None:
         """Draw the rows to compare on, about a hundred, from those that training is about to begin with."""
         rows = torch.randperm(len(x), generator=generator)[:_PROBE_ROWS].to(x.device)
-        self.probe_: tuple[Rows, Any] | None = (x[rows], None if y is None else y[rows])
+        self.probe_: tuple[Inputs, Any] | None = (x[rows], None if y is None else y[rows])
 
-    def _probe(self) -> tuple[Rows, Any]:
+    def _probe(self) -> tuple[Inputs, Any]:
         assert self.probe_ is not None
         return self.probe_
 
@@ -425,7 +425,7 @@ def _validates(net: NeuralNet) -> bool:
     return dict(net.callbacks_)["best_weights"].validate is not None
 
 
-def measure_agreement(module: Any, x: Rows, y: Tensor | None, exact: Tensor, held_out: bool) -> Bunch:
+def measure_agreement(module: Any, x: Inputs, y: Tensor | None, exact: Tensor, held_out: bool) -> Bunch:
     """Compare the solver that a training ended with, and dopri5 at a tight tolerance.
 
     Parameters
@@ -433,7 +433,7 @@ def measure_agreement(module: Any, x: Rows, y: Tensor | None, exact: Tensor, hel
     module : nn.Module
         With a ``solver`` and ``row_losses``.
     x, y : Tensor
-        Rows, which may be timed, and their targets.
+        Inputs, which may be timed, and their targets.
     exact : Tensor
         Their states by dopri5.
     held_out : bool

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..modules.divergence import without_noise
 from ..modules.neural_ode import NeuralODE
-from ..modules.packed_conditions import PackedODE
 from ..numerics.protection import FieldInputs
 
 
@@ -93,8 +92,6 @@ def row_digests(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, Any] |
 
     Whatever noise a row got is not part of it.
     """
-    if isinstance(neural_ode, PackedODE):
-        x, condition = neural_ode.columns.apart(x)
     beside = [value for value in (condition or {}).values() if isinstance(value, Tensor) and value.ndim]
     read = [np.ascontiguousarray(values.detach().cpu().numpy()) for values in (without_noise(neural_ode, x), *beside)]
     digests = (

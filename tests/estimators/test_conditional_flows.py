@@ -16,10 +16,10 @@ from sklearn_hyper import ContinuousNormalizingFlow, HypersolverDensity, load
 from sklearn_hyper.calibration import CalibrationRowsError
 from sklearn_hyper.estimators._conditions import ConditionError
 from sklearn_hyper.estimators.flows import append_noise
-from sklearn_hyper.modules import Flow, NeuralODE
+from sklearn_hyper.modules import Flow
 from sklearn_hyper.modules.conditioned_fields import ConditionedMLPField
-from sklearn_hyper.modules.packed_conditions import Columns, packed
 from sklearn_hyper.training.flow_fitting import FlowMatchingLoss
+from sklearn_hyper.training.given_rows import GivenRows
 from sklearn_hyper.training.tasks import row_digests
 
 pytestmark = ROUGH_FITS
@@ -161,34 +161,17 @@ def test_a_field_of_ones_own_takes_the_condition():
 
 
 # ---------------------------------------------------------------------- its training
-def test_the_loss_of_packed_rows_is_that_of_a_field_with_the_condition_built_in():
+def test_the_loss_of_rows_is_that_of_a_field_with_their_condition_built_in():
     x, condition = affine_rows(20)
     given = {name: torch.from_numpy(value) for name, value in condition.items()}
-    columns = Columns.of(given)
-    rows = columns.pack(torch.from_numpy(x), given)
+    rows = GivenRows(torch.from_numpy(x), given)
     bound = Flow(functools.partial(affine, **given), n_features=2)
-    drawn = FlowMatchingLoss(bound).draw(20, rows)
+    drawn = FlowMatchingLoss(bound).draw(20, rows.x)
     for row_times in (True, False):
-        loss = FlowMatchingLoss(Flow(affine, n_features=2), None, row_times, columns)(rows, drawn)
-        start, end = drawn[1], torch.from_numpy(x)
+        loss = FlowMatchingLoss(Flow(affine, n_features=2), None, row_times)(rows, drawn)
+        start, end = drawn[1], rows.x
         velocity = affine(None, torch.lerp(start, end, drawn[0][:, None]), **given)
         torch.testing.assert_close(loss, (velocity - (end - start)).pow(2).mean())
-
-
-def test_packed_rows_are_solved_as_rows_with_a_condition_are():
-    x, condition = affine_rows(20)
-    x, given = torch.from_numpy(x), {name: torch.from_numpy(value) for name, value in condition.items()}
-    columns = Columns.of(given)
-    ode = NeuralODE(affine)
-    torch.testing.assert_close(packed(ode, columns)(columns.pack(x, given)), ode(x, condition=given))
-    back, again = columns.apart(columns.pack(x, given))
-    assert torch.equal(back, x) and all(torch.equal(again[name], value) for name, value in given.items())
-
-
-def test_integers_that_a_column_does_not_resolve_are_refused():
-    label = {"label": torch.tensor([2**24 + 1])}
-    with pytest.raises(ValueError, match=r"holds integers that torch\.float32 does not resolve"):
-        Columns.of(label).pack(torch.zeros(1, 2), label)
 
 
 def test_the_default_field_takes_a_time_for_all_rows_or_one_a_row():

@@ -458,11 +458,6 @@ def test_a_name_that_the_field_does_not_take_is_an_error_of_the_field(rows):
         make(decay).fit(rows[0][:40])
 
 
-def test_files_refuse_what_they_do_not_hold(fast, tmp_path):
-    with pytest.raises(ConditionError, match=r"a model file takes X alone, .* with the condition 'rate'; use pickle"):
-        fast.save(tmp_path / "model.safetensors")
-
-
 def test_extra_rows_have_the_condition_of_a_row_or_none(rows):
     with pytest.raises(ValueError, match="with a condition: nothing says which condition a drawn row has"):
         make(decay, extra_rows="box").fit(rows[0][:40], condition={"rate": 1.0})

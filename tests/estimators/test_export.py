@@ -12,6 +12,8 @@ import torch
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_hypersolvers import Swirl, make_regressor
+from small_saved import X as X_OF_FILES
+from small_saved import beside, fit_saved
 from torch import nn
 
 from sklearn_hyper import (
@@ -22,6 +24,7 @@ from sklearn_hyper import (
     NeuralODERegressor,
     __version__,
 )
+from sklearn_hyper.estimators import ConditionError
 from sklearn_hyper.modules import HypersolvedODE, MLPVectorField
 from sklearn_hyper.modules.onnx_export import PARITY, write_onnx
 from sklearn_hyper.numerics import resolve_base_solver
@@ -204,3 +207,78 @@ def test_a_path_without_a_folder(swirl, tmp_path):
 def test_rows_to_compare_on_are_checked(swirl, tmp_path):
     with pytest.raises(ValueError, match="X has 3 features"):
         swirl.export_onnx(tmp_path / "fast.onnx", X=np.zeros((4, 3)))
+
+
+# ---------------------------------------------------------------------- conditions
+def run_with_condition(path, X, condition, learned, output=0):
+    """Run a file on rows and their condition, whose categories are indices in those of the metadata."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    listed = json.loads(session.get_modelmeta().custom_metadata_map["condition"])
+    assert [(one["name"], one["kind"], tuple(one["shape"])) for one in listed] == [
+        (name, one.kind, one.shape) for name, one in learned.items()
+    ]
+    codes = {one["name"]: {value: code for code, value in enumerate(one.get("categories", []))} for one in listed}
+    feeds = {
+        f"condition_{name}": np.array([codes[name][one] for one in value]) if codes[name] else np.asarray(value)
+        for name, value in condition.items()
+    }
+    return session.run(None, {"X": X, **feeds})[output]
+
+
+@pytest.mark.parametrize("name", ["classifier, condition", "density, condition"])
+def test_a_condition_is_an_input_with_an_entry_for_each_row(name, tmp_path):
+    fast, rows = fit_saved(name)
+    path = fast.export_onnx(tmp_path / "fast.onnx")
+    given = beside(fast, 40)["condition"]
+    predict = next(
+        getattr(fast, one) for one in ("inverse_transform", "predict_proba", "predict") if hasattr(fast, one)
+    )
+    for first, n_rows in ((0, 1), (1, 2), (0, 37)):
+        part = slice(first, first + n_rows)
+        few = {name: value[part] for name, value in given.items()}
+        found = run_with_condition(path, rows[part], few, fast.condition_, name.startswith("classifier"))
+        np.testing.assert_allclose(found, predict(rows[part], condition=few), rtol=0, atol=1e-12)
+
+
+def roots(t, z, *, rate):
+    return -rate.sqrt()[:, None] * z
+
+
+def test_a_condition_to_compare_on_may_be_given(X, tmp_path):
+    rate, times = np.linspace(1, 2, len(X)), [0.5, 1.0]
+    fast = make_regressor(roots, base_solver="heun").fit(X, condition={"rate": rate})
+    path = fast.export_onnx(tmp_path / "fast.onnx", condition={"rate": [1, 2, 3.0]}, t_eval=times)
+    expected = fast.trajectory(X, condition={"rate": rate}, t_eval=times)
+    found = run_with_condition(path, X, {"rate": rate}, fast.condition_)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"X": X_OF_FILES}, "condition must have 'rate', 'kind', 'step'.*got None"),
+        ({"condition": {"rate": X_OF_FILES[:5], "kind": "a"}}, "condition must have .*got 'kind', 'rate'"),
+        (
+            {"condition": {"rate": X_OF_FILES, "kind": "z", "step": 0}},
+            r"\['kind'\] holds 'z', not among the 3 categories",
+        ),
+        (
+            {"condition": {"rate": X_OF_FILES * np.nan, "kind": "a", "step": 0}},
+            r"\['rate'\] holds nan or infinity in 80",
+        ),
+        (
+            {"X": X_OF_FILES, "condition": {"rate": X_OF_FILES[:7], "kind": "a", "step": 0}},
+            "has 7 entries for 40 rows of X",
+        ),
+    ],
+    ids=["missing", "other names", "new category", "nan", "length"],
+)
+def test_a_wrong_condition_to_compare_on_is_named(given, message, tmp_path):
+    with pytest.raises(ConditionError, match=message):
+        fit_saved("regressor, condition")[0].export_onnx(tmp_path / "fast.onnx", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_condition_that_the_fit_had_not_is_refused(swirl, tmp_path):
+    with pytest.raises(ConditionError, match="was fitted without a condition"):
+        swirl.export_onnx(tmp_path / "fast.onnx", condition={"rate": 1.0})

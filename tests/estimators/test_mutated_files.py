@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 from model_file_mutations import mutations, sign
 from small_hypersolvers import ROUGH_FITS
-from small_saved import fit_saved, templates_of
+from small_saved import beside, fit_saved, templates_of
 
 from sklearn_hyper import ModelFileError, load
 
@@ -23,11 +23,12 @@ MODELS = (
     "classifier, estimator",
     "density, field",
     "regressor, learned coefficients",
+    "density, condition",
 )
 _MOST_BYTES = 256 * 2**20
 
 
-def outcome(path, name, expected, rows):
+def outcome(path, name, expected, rows, given):
     """What loading a file comes to: "refused", "equal" or "another" model. Any other exception fails the test."""
     try:
         loaded = load(path, **templates_of(name))
@@ -35,26 +36,27 @@ def outcome(path, name, expected, rows):
         assert str(path) in str(error) and len(str(error)) < 3000
         return "refused"
     try:
-        answer = _answer(loaded, rows)
+        answer = _answer(loaded, rows, given)
     except Exception:  # a forged model need not make sense, as long as it does no harm
         return "another"
     return "equal" if np.array_equal(answer, expected) else "another"
 
 
-def _answer(estimator, rows):
-    return estimator.transform(rows[:5])
+def _answer(estimator, rows, given):
+    return estimator.transform(rows[:5], **given)
 
 
 def count_outcomes(name, n, seed, path):
     estimator, rows = fit_saved(name)
-    expected = _answer(estimator, rows)
+    given = beside(estimator, 5)
+    expected = _answer(estimator, rows, given)
     content = estimator.save(path).read_bytes()
     counts = collections.Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of versions and devices, which a forged file may state as it likes
         for signed, damaged in mutations(content, n, seed):
             path.write_bytes(damaged)
-            found = outcome(path, name, expected, rows)
+            found = outcome(path, name, expected, rows, given)
             counts[signed, found] += 1
             assert signed or found != "another", "a damaged file was loaded as another model"
     return counts
@@ -172,3 +174,57 @@ def test_a_forged_file_gets_neither_memory_nor_code(change, tmp_path):
     with pytest.raises(ModelFileError):
         load(path, **templates_of(name))
     assert _peak_bytes() - before < _MOST_BYTES
+
+
+# ---------------------------------------------------------------------- conditions that no fit has learned
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, "time"),
+        (0, "integer"),
+        (1, {"tuple": [-1]}),
+        (1, {"tuple": [2**12, 2**13]}),
+        (1, {"tuple": [True]}),
+        (2, None),
+        (2, {"array": [], "dtype": "O"}),
+        (2, {"array": ["a", "a", "b"], "dtype": "<U1"}),
+        (2, {"array": ["a", float("nan"), "b"], "dtype": "O"}),
+    ],
+    ids=["kind", "integer with categories", "negative size", "huge", "bool", "no categories", "none", "twice", "nan"],
+)
+def test_a_condition_that_no_fit_has_learned_is_refused(place, value, tmp_path):
+    def change(model):
+        dict(model["learned"]["condition_"]["dict"])["kind"]["tuple"][place] = value
+
+    with pytest.raises(ModelFileError, match=r"description of (the condition 'kind'|condition_) is wrong"):
+        _load_changed("regressor, condition", change, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["t", "not a name", 3])
+def test_a_condition_that_no_field_takes_is_refused(name, tmp_path):
+    def change(model):
+        model["learned"]["condition_"]["dict"][0][0] = name
+
+    with pytest.raises(ModelFileError, match=r"description of (the condition .*|condition_) is wrong"):
+        _load_changed("regressor, condition", change, tmp_path / "model.safetensors")
+
+
+def test_rows_to_compare_have_one_entry_of_the_condition_each(tmp_path):
+    def change(model):
+        probe = model["models"]["fitted"]["probe"]
+        probe["condition"]["rate"] = probe["condition"]["step"]
+        probe["x"] = model["models"]["fitted"]["correction"]["net"]["state"]["weights.values"]
+
+    with pytest.raises(ModelFileError, match="rows to compare has a condition of another length"):
+        _load_changed("regressor, condition", change, tmp_path / "model.safetensors")
+
+
+def _load_changed(name, change, path):
+    """Load what somebody has made of a file, signed again."""
+    content = fit_saved(name)[0].save(path).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    description = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["sklearn_hyper"])
+    del description["sha256"]
+    change(description["model"])
+    path.write_bytes(sign(description, safetensors.torch.load(content)))
+    return load(path, **templates_of(name))

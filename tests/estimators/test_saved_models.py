@@ -15,8 +15,9 @@ import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors
+import safetensors.torch
 import torch
+from model_file_mutations import sign
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
@@ -24,7 +25,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import EarlyStopping
 from small_hypersolvers import ROUGH_FITS, Swirl, make_classifier, make_regressor
-from small_saved import NET, RECIPES, OwnEuler, OwnNet, X, answers, assert_same_answers, fit_saved, templates_of
+from small_saved import (
+    NET,
+    RECIPES,
+    OwnEuler,
+    OwnNet,
+    X,
+    answers,
+    assert_same_answers,
+    beside,
+    by_condition,
+    fit_saved,
+    templates_of,
+)
 from torch import nn
 
 import sklearn_hyper.modules.model_file as model_file
@@ -36,7 +49,7 @@ from sklearn_hyper import (
     NeuralODERegressor,
     load,
 )
-from sklearn_hyper.estimators import PersistenceWarning, VersionMismatchWarning
+from sklearn_hyper.estimators import ConditionError, PersistenceWarning, VersionMismatchWarning
 from sklearn_hyper.modules import ConvVectorField
 
 pytestmark = ROUGH_FITS
@@ -68,7 +81,7 @@ def test_loaded_is_fitted_again_to_the_same_bits(name, path):
     loaded = load(path, **templates_of(name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded.fit(rows)
+        loaded.fit(rows, **beside(estimator, len(rows)))
     assert_same_answers(estimator, loaded, rows)
 
 
@@ -199,6 +212,74 @@ def test_loading_moves_no_global_generator(path):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     load(path)
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+
+
+# ---------------------------------------------------------------------- conditions
+def test_what_the_fit_has_learned_of_its_condition_comes_back(path):
+    for name in ("regressor, condition", "Neural ODE, condition", "classifier, condition", "density, condition"):
+        estimator, _ = fit_saved(name)
+        estimator.save(path)
+        loaded = load(path, **templates_of(name))
+        assert loaded.condition_.keys() == estimator.condition_.keys()
+        for one, other in zip(loaded.condition_.values(), estimator.condition_.values(), strict=True):
+            assert type(one) is type(other) and one[:2] == other[:2]
+            np.testing.assert_array_equal(one.categories, other.categories)
+
+
+def test_a_loaded_estimator_names_what_is_wrong_with_a_condition(path):
+    places = {"regressor, condition": "kind", "Neural ODE, condition": "label", "density, condition": "label"}
+    for name, kind in places.items():
+        estimator, rows = fit_saved(name)
+        given = beside(estimator, len(rows))["condition"]
+        estimator.save(path)
+        loaded = load(path, **templates_of(name))
+        call = getattr(loaded, "predict", None) or loaded.score_samples
+        for wrong, message in (
+            (None, "condition must have"),
+            (given | {kind: given[kind][:3]}, r"has 3 entries for 40 rows"),
+            (given | {kind: np.full(40, "new")}, r"holds 'new', not among the \d categories"),
+        ):
+            with pytest.raises(ConditionError, match=message):
+                call(rows, condition=wrong)
+
+
+def test_the_hypersolver_that_a_training_leaves_behind_is_compared_with_its_condition(path):
+    estimator, rows = fit_saved("classifier, condition")
+    slow = estimator.neural_ode
+    slow.save(path)
+    given = beside(slow, len(rows))["condition"]
+    codes = torch.from_numpy(np.unique(given["label"], return_inverse=True)[1])
+    x, of = torch.from_numpy(rows), {"label": codes, "size": torch.from_numpy(given["size"])}
+    assert torch.equal(load(path).hypersolver_.solve(x, of), slow.hypersolver_.solve(x, of))
+
+
+def test_other_code_of_a_conditional_field_is_refused(path):
+    estimator, _ = fit_saved("regressor, condition")
+    estimator.save(path)
+    with pytest.raises(ModelFileError, match="computes other states than when it was saved"):
+        load(path, lambda t, z, *, rate, kind, step: by_condition(t, z, rate=rate, kind=1 + kind, step=step))
+
+
+def test_files_from_before_there_were_conditions_are_of_fits_without_one(path):
+    estimator, rows = fit_saved("classifier, estimator")
+    content = estimator.save(path).read_bytes()
+    description = json.loads(
+        json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["sklearn_hyper"]
+    )
+    del description["sha256"]
+    for part in (description["model"], description["model"]["models"]["source"]):
+        del part["learned"]["condition_"]
+    path.write_bytes(sign(description, safetensors.torch.load(content)))
+    loaded = load(path)
+    assert loaded.condition_ == {} and loaded.neural_ode.condition_ == {}
+    assert_same_answers(estimator, loaded, rows)
+
+
+def test_categories_that_no_file_holds_are_refused(path):
+    kinds = {"rate": X, "kind": np.array([b"a", b"b"])[np.arange(40) % 2], "step": 0}
+    estimator = make_regressor(by_condition, correction=NET).fit(X, condition=kinds)
+    with pytest.raises(ModelFileError, match=r"condition_ is an array of dtype .*, which a model file cannot hold"):
+        estimator.save(path)
 
 
 # ---------------------------------------------------------------------- what users bring

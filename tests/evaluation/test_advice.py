@@ -18,6 +18,7 @@ from sklearn_hyper import (
     NeuralODE,
     NeuralODERegressor,
 )
+from sklearn_hyper.estimators import ConditionError
 from sklearn_hyper.evaluation import Advice, ParetoDisplay, advise
 from sklearn_hyper.evaluation._candidates import default_steps, trial_epochs
 from sklearn_hyper.numerics import ReferenceSolveError
@@ -304,3 +305,54 @@ def test_a_flow_is_refused_and_its_sampler_taken(X):
 def test_labels_of_a_module_are_a_classifiers(X):
     advice = advise(make_classifier(), X, error=0.2, metric="disagreement", **QUICK)
     assert all(isinstance(trial, HypersolverClassifier) for trial in advice.trials_.values())
+
+
+# ---------------------------------------------------------------------- conditions
+def damped(t, z, *, rate, kind):
+    return -rate[:, None] * z * (1 + kind[:, None])
+
+
+def condition_of(X):
+    """The last row alone is of a rare kind: the trials know it, whether they are fitted on that row or not."""
+    kinds = pd.Categorical(["common"] * (len(X) - 1) + ["rare"], categories=["rare", "common"])
+    return {"rate": np.linspace(0.5, 1, len(X)), "kind": pd.Series(kinds)}
+
+
+def test_a_condition_goes_with_its_rows(X):
+    condition = condition_of(X)
+    for seed in (0, 1):
+        advice = advise(damped, X, condition=condition, evaluations=4, n_steps=[4], max_epochs=3, random_state=seed)
+        best = advice.best_estimator_
+        assert best.condition_["kind"].categories.tolist() == ["rare", "common"]
+        exact = X * np.exp(-condition["rate"] * np.where(condition["kind"] == "common", 2, 1))[:, None]
+        np.testing.assert_allclose(best.reference(X, condition=condition), exact, rtol=1e-4)
+        row = next(row for row in advice.report if row.solver == advice.best_solver_)
+        assert row.mape < 0.2
+        assert next(row for row in advice.report if row.solver.startswith("dopri5")).mape < 1e-2
+
+
+def test_the_condition_of_a_fitted_estimator_is_its_own(X):
+    kind = np.where(np.arange(len(X)) % 2, "up", "down")
+    shared = {"solver": "euler", "n_steps": 1, "validation_fraction": None, "max_epochs": 1, "random_state": 0}
+    ode = NeuralODERegressor(**shared).fit(X, X[:, 0], condition={"kind": kind})
+    advice = advise(ode, X, condition={"kind": "up"}, evaluations=2, n_steps=[1], max_epochs=1, random_state=0)
+    up = advice.best_estimator_.reference(X, condition={"kind": "up"})
+    np.testing.assert_allclose(up, ode.predict(X, condition={"kind": "up"}), rtol=1e-3)
+    with pytest.raises(ConditionError, match="must have 'kind', as in fit of this NeuralODERegressor, got None"):
+        advise(ode, X, evaluations=2)
+    with pytest.raises(ConditionError, match="'left', not among the 2 categories"):
+        advise(HypersolverRegressor(ode), X, condition={"kind": "left"}, evaluations=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rate": [1.0, 2.0]}, "has 2 entries for"),
+        ({"rate": np.nan}, "holds nan or infinity"),
+        ({"kind": {"a", "b"}}, "which is neither a number, a string nor an array"),
+        ({"z": 1.0}, "must name the field's keyword arguments"),
+    ],
+)
+def test_a_wrong_condition_is_named_before_any_fit(X, changes, message):
+    with pytest.raises(ConditionError, match=message):
+        advise(damped, X, condition=condition_of(X) | changes, evaluations=2)

@@ -1,6 +1,9 @@
 """Label-free scorers compare a hypersolver with its own dopri5 reference, wherever scikit-learn takes a scorer."""
 
+import pickle
+
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn
 import torch
@@ -10,10 +13,11 @@ from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from small_hypersolvers import Swirl, make_classifier, make_regressor
+from small_hypersolvers import Swirl, ToLogits, make_classifier, make_regressor
 from torch import nn
 
-from sklearn_hyper import HypersolverDensity, HypersolverRegressor, NeuralODE
+from sklearn_hyper import HypersolverClassifier, HypersolverDensity, HypersolverRegressor, NeuralODE
+from sklearn_hyper.estimators import ConditionError
 from sklearn_hyper.evaluation import agreement_scorer, neg_macs_scorer, neg_mape_scorer, neg_nfe_scorer
 from sklearn_hyper.metrics import mean_absolute_percentage_error
 from sklearn_hyper.modules import ConvVectorField
@@ -198,3 +202,87 @@ def test_a_search_counts_costs_beside_errors(X):
     assert search.cv_results_["mean_test_neg_nfe_scorer"].tolist() == [-1, -4]
     cheap, dear = search.cv_results_["mean_test_neg_macs_scorer"]
     assert dear == 4 * cheap == neg_macs_scorer(search, X)
+
+
+# ---------------------------------------------------------------------- conditions
+def damped(t, z, *, rate):
+    return -rate[:, None] * z
+
+
+@pytest.fixture(scope="module")
+def rates(X):
+    return np.linspace(0.5, 1.5, len(X))
+
+
+@pytest.fixture(scope="module")
+def conditioned(X, rates):
+    return make_regressor(damped, base_solver="heun").fit(X, condition={"rate": rates})
+
+
+@pytest.mark.parametrize("scorer", [neg_mape_scorer, neg_nfe_scorer], ids=lambda scorer: scorer.__name__)
+def test_a_scorer_passes_a_condition_on(scorer, conditioned, X, rates):
+    expected = {"neg_mape_scorer": conditioned.score(X, condition={"rate": rates}), "neg_nfe_scorer": -4.0}
+    for one in (scorer, scorer.set_score_request(condition=True)):
+        assert one(conditioned, X, condition={"rate": rates}) == expected[scorer.__name__]
+    assert scorer(FrozenEstimator(conditioned), X, condition={"rate": rates}) == expected[scorer.__name__]
+
+
+def test_labels_and_multiplications_are_scored_with_a_condition(X, rates):
+    class Damped(nn.Linear):
+        def forward(self, t, z, *, rate):
+            return rate[:, None] * super().forward(z)
+
+    torch.manual_seed(0)
+    ode, short = (
+        NeuralODE(Damped(2, 2).double(), output_map=ToLogits()),
+        {"n_steps": 2, "max_epochs": 1, "random_state": 0},
+    )
+    classifier = HypersolverClassifier(ode, classes=["a", "b", "c"], **short).fit(X, condition={"rate": rates})
+    assert agreement_scorer(classifier, X, condition={"rate": rates}) == classifier.agreement(
+        X, condition={"rate": rates}
+    )
+    assert neg_macs_scorer(classifier, X, condition={"rate": 1.0}) == -classifier.count_macs(X, condition={"rate": 1.0})
+    flow = HypersolverDensity(
+        damped, n_features=2, base_solver="heun", n_steps=2, max_epochs=1, max_samples=40, random_state=0
+    )
+    assert neg_nfe_scorer(flow.fit(X, condition={"rate": rates}), X, condition={"rate": rates}) == -4
+
+
+@pytest.fixture
+def routing():
+    with sklearn.config_context(enable_metadata_routing=True):
+        yield
+
+
+def test_searches_and_cross_validation_pass_a_condition_to_a_scorer_that_asks_for_it(routing, X, rates):
+    fast = make_regressor(damped, base_solver="heun").set_fit_request(condition=True)
+    asking, frame = neg_mape_scorer.set_score_request(condition=True), pd.DataFrame({"rate": rates})
+    scoring = {"mape": asking, "nfe": neg_nfe_scorer}
+    search = GridSearchCV(fast, {"n_steps": [1, 4]}, cv=2, scoring=scoring, refit="mape", error_score="raise")
+    search.fit(X, condition=frame)
+    assert search.best_params_ == {"n_steps": 4}
+    np.testing.assert_array_equal(search.cv_results_["mean_test_nfe"], [-2, -8])
+    best = sklearn.clone(fast).set_params(n_steps=4)
+    found = cross_val_score(best, X, scoring=pickle.loads(pickle.dumps(asking)), cv=2, params={"condition": frame})
+    assert found.mean() == pytest.approx(search.best_score_, rel=1e-9)
+    named = cross_val_score(
+        best.set_fit_request(condition="beside"), X, cv=2, params={"beside": frame},
+        scoring=neg_mape_scorer.set_score_request(condition="beside"), error_score="raise",
+    )  # fmt: skip
+    np.testing.assert_array_equal(named, found)
+    assert repr(asking) == "neg_mape_scorer.set_score_request(condition=True)"
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (None, "condition must have 'rate'.*got None"),
+        ({"rate": [1.0, 2.0]}, "has 2 entries for"),
+        ({"rate": np.nan}, "holds nan or infinity"),
+        ({"speed": 1.0}, "must have 'rate'.*got 'speed'"),
+    ],
+)
+def test_a_wrong_condition_is_named(conditioned, X, condition, message):
+    for scorer in (neg_mape_scorer, neg_mape_scorer.set_score_request(condition=True), neg_macs_scorer):
+        with pytest.raises(ConditionError, match=message):
+            scorer(conditioned, X, condition=condition)

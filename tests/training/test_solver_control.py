@@ -9,6 +9,7 @@ from torch import nn
 
 from sklearn_hyper import NeuralODE
 from sklearn_hyper.numerics import CountedField, hypersolve, resolve_base_solver
+from sklearn_hyper.training.given_rows import GivenRows
 from sklearn_hyper.training.solver_control import (
     CERTIFIED_GAP,
     DOPRI5_RUNG,
@@ -20,7 +21,6 @@ from sklearn_hyper.training.solver_control import (
     count_polish,
     polished_schedule,
 )
-from sklearn_hyper.training.timed_rows import TimedRows
 
 
 class Settings:
@@ -51,14 +51,14 @@ def test_rows_with_times_get_states_at_them(rung):
     times = torch.tensor([[0.0, 0.4, 2.0], [1.0, math.nan, math.nan]]).double()
     solver = TrainingSolver(ode, Settings("auto"))
     solver.use(rung)
-    states = solver(TimedRows(x, times))
+    states = solver(GivenRows(x, times=times))
     exact = (x[:, None] * torch.sin(times).exp()[..., None]).nan_to_num()
     allowed = 1e-4 if rung is DOPRI5_RUNG else 5 * rung.n_steps ** -resolve_base_solver(rung.solver).order
     assert (states - exact).abs().max() < allowed
     torch.testing.assert_close(states[0, 2], solver(x)[0], rtol=1e-6, atol=0)
     if rung is not DOPRI5_RUNG:
         before = solver.n_evaluations
-        solver(TimedRows(x, times))
+        solver(GivenRows(x, times=times))
         # One more where f at the end is needed, to interpolate in the last steps.
         assert solver.n_evaluations - before == solver.last_evaluations
         assert solver.last_evaluations - rung.n_evaluations == (rung.n_steps < 3)
