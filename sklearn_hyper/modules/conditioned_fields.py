@@ -80,7 +80,8 @@ class _Labels(nn.Module):
         self.register_buffer("offsets", n_labels * torch.arange(per_row))
 
     def forward(self, labels: Tensor) -> Tensor:
-        return self.table(labels.reshape(len(labels), -1) + self.offsets).sum(dim=1)
+        # shape[0] instead of len, which an export would treat as a constant: here and below.
+        return self.table(labels.reshape(labels.shape[0], -1) + self.offsets).sum(dim=1)
 
 
 class _Numbers(nn.Module):
@@ -99,4 +100,4 @@ class _Numbers(nn.Module):
         self.weight = nn.Linear(flat.shape[1], width, bias=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        return self.weight((values.reshape(len(values), -1) - self.shift) / self.scale)
+        return self.weight((values.reshape(values.shape[0], -1) - self.shift) / self.scale)

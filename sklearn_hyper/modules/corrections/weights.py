@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
@@ -99,7 +100,9 @@ class FieldWeights(ModuleCorrection):
         self._check_names(dict(FieldModule(f).named_parameters()))
 
     def field(self, f: ProtectedField, plan: StepPlan) -> Field:
-        last, nodes = self._last, iter(range(len(plan.kind.nodes)))
+        nodes = iter(range(len(plan.kind.nodes)))
+        # While torch.export traces, f holds tensors of the trace. A module of them must not outlive it.
+        last = _LastField() if is_exporting() else self._last
         if not last.is_of(f.given):
             last.take(f.given)
             self._check_names(last.theta)
