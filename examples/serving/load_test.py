@@ -1,6 +1,6 @@
 """Rows a second and waiting times of service.py on one core: hypersolvers, dopri5, and no solver at all.
 
-    pip install starlette uvicorn onnxruntime
+    pip install starlette "uvicorn[standard]" onnxruntime
     python examples/serving/load_test.py [--passes 3] [--seconds 1] [--out serving_load.json]
 
 The models of ``examples/benchmarks/serving.py`` are served one after another, each by a process of its own on core 0

@@ -1,6 +1,6 @@
 """An ONNX file of a hypersolver as an HTTP service, which solves the rows of waiting requests as one batch.
 
-    pip install starlette uvicorn onnxruntime
+    pip install starlette "uvicorn[standard]" onnxruntime
     python examples/serving/service.py fast.onnx 8000
 
 ``POST /`` takes the bytes of float32 rows, and answers with those of their outputs. In Python:
