@@ -92,7 +92,8 @@ class Adapter(DeviceFreeModule):
 
 def batch_times(t: Tensor, z: Tensor) -> Tensor:
     """Return the time of every row, of shape (n,) and in z's dtype: many models embed times row by row."""
-    return t.to(z.dtype).expand(len(z))
+    # z.shape[0] instead of len(z), which an export would treat as a constant: here and below.
+    return t.to(z.dtype).expand(z.shape[0])
 
 
 def tensor_of(output: Any) -> Tensor:
@@ -153,4 +154,4 @@ def fixed_for(value: Any, z: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
     value = value.to(z.device)
-    return value.expand(len(z), *value.shape[1:]) if value.ndim and len(value) == 1 else value
+    return value.expand(z.shape[0], *value.shape[1:]) if value.ndim and len(value) == 1 else value

@@ -82,6 +82,7 @@ class _Labels(nn.Module):
         self.register_buffer("offsets", n_labels * torch.arange(per_row))
 
     def forward(self, labels: Tensor) -> Tensor:
+        # shape[0] instead of len, which an export would treat as a constant: here and below.
         return self.table(labels.reshape(labels.shape[0], -1) + self.offsets).sum(dim=1)
 
 

@@ -1,6 +1,7 @@
-"""The benchmarks' folder on the path, at its end: scripts there have plain names."""
+"""The folders of benchmarks on the path, at its end: scripts there have plain names."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "examples" / "benchmarks"))
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path += [str(EXAMPLES / "benchmarks"), str(EXAMPLES / "serving")]

@@ -33,15 +33,25 @@ class _LastField(threading.local):
     field: Any = None
     module: FieldModule
     theta: Mapping[str, Tensor]
+    tensors: Sequence[tuple[Mapping[str, Tensor | None], str, Tensor | None]]
 
     def is_of(self, f: Callable[..., Tensor]) -> bool:
-        """Return whether the module is that of this field, in its present mode."""
-        return self.field is f and _is_training(f) == _is_training(self.module.field)
+        """Return whether the module is that of this field, in its present mode and with its present tensors.
+
+        While ``torch.export`` traces, or ``torch.func.functional_call`` runs, a field holds other tensors than before
+        and after.
+        """
+        if self.field is not f or _is_training(f) != _is_training(self.module.field):
+            return False
+        return all(holder.get(name) is tensor for holder, name, tensor in self.tensors)
 
     def take(self, f: Callable[..., Tensor]) -> None:
         """Make the module of another field."""
-        self.field, self.module = f, share_tensors(FieldModule(f))
+        given = FieldModule(f)
+        self.field, self.module = f, share_tensors(given)
         self.theta = dict(self.module.named_parameters())
+        holders = [holder for part in given.modules() for holder in (part._parameters, part._buffers)]
+        self.tensors = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
 
     def __reduce__(self) -> Any:
         return _LastField, ()

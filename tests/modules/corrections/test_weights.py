@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from small_weights import DOUBLE, SPAN, Growth, Plain, Tied, Wave, each_field, made, own, smooth, solve, states
+from small_weights import DOUBLE, FIELDS, SPAN, Growth, Plain, Tied, Wave, each_field, made, own, smooth, solve, states
 from torch import nn
+from torch.func import functional_call
 
 from sklearn_hyper import NeuralODE
 from sklearn_hyper.modules import HypersolvedODE
@@ -207,3 +208,39 @@ def test_evaluating_again_gives_the_same_gradients_and_keeps_less():
         gradients[recomputes] = torch.autograd.grad(end.pow(2).sum(), list(correction.parameters()))
     torch.testing.assert_close(gradients[True], gradients[False])
     assert kept[True] < 0.2 * kept[False]
+
+
+# ---------------------------------------------------------------------- tensors of the field that others put in place
+def replaced_weight(field, call):
+    """Assign a parameter, and put the first one back."""
+    old, field.layers[0].weight = field.layers[0].weight, nn.Parameter(2 * field.layers[0].weight, requires_grad=False)
+    found = call()
+    field.layers[0].weight = old
+    return found
+
+
+def called_with(name):
+    def replaced(field, call):
+        tensors = {**dict(field.named_parameters()), **dict(field.named_buffers())}
+        caller = nn.Module()
+        caller.field, caller.forward = field, call
+        return functional_call(caller, {f"field.{name}": 2 * tensors[name]}, ())
+
+    return replaced
+
+
+@pytest.mark.parametrize(
+    "replace", [replaced_weight, called_with("layers.0.weight"), called_with("layers.1.running_var")],
+    ids=["assigned", "called with a weight", "called with a buffer"],
+)  # fmt: skip
+@pytest.mark.parametrize("has_run", [False, True], ids=["fresh", "used"])
+def test_a_solve_takes_the_tensors_that_a_field_has_at_the_time(replace, has_run):
+    field, z = made(FIELDS["batch norm"]).vector_field, states()
+    correction = own(field, std=0.1)
+    fresh, before = copy.deepcopy(correction), solve(field, z, copy.deepcopy(correction))
+    if has_run:
+        solve(field, z, correction)
+    expected = replace(field, lambda: solve(field, z, fresh))
+    assert not torch.allclose(expected, before)
+    assert torch.equal(replace(field, lambda: solve(field, z, correction)), expected)
+    assert torch.equal(solve(field, z, correction), before)
