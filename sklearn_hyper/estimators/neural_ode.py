@@ -408,7 +408,7 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
     >>> ode = NeuralODERegressor(t_span=(0, 3), max_epochs=20, batch_size=8, random_state=0).fit(X, y, times)
     >>> ode.predict([[1.5]], [0.0, 1.0, 2.0]).shape
     (1, 3)
-    >>> ode.score(X, y, times) > 0.9
+    >>> ode.score(X, y, t_eval=times) > 0.9
     True
     """
 
@@ -567,7 +567,7 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         output = self._output(X, condition, t_eval)
         return output[..., 0] if self._squeeze_output else output
 
-    def score(self, X: Any, y: Any, t_eval: Any = None, sample_weight: Any = None, *, condition: Any = None) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None, *, t_eval: Any = None, condition: Any = None) -> float:
         """Return R2: 1 for exact predictions, 0 for those of a constant.
 
         Parameters
@@ -576,10 +576,10 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             With ``t_eval``: of shape (n_samples, n_times) or (n_samples, n_times, n_outputs), nan where nothing was
             observed.
-        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
-            Times of the targets, as in ``fit``.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the rows, and so of all that was observed of them.
+        t_eval : array-like of shape (n_times,) or (n_samples, n_times), optional
+            Times of the targets, as in ``fit``.
         condition : optional
             As in ``fit``. Searches pass it to ``score`` after ``set_score_request(condition=True)``.
 

@@ -80,7 +80,7 @@ def test_the_matrix_is_recovered_and_times_never_seen_are_predicted(data, params
     np.testing.assert_allclose(fitted.neural_ode_.vector_field.matrix.detach(), SPIRAL, atol=0.02)
     fresh = np.linspace(*SPAN, 7)
     np.testing.assert_allclose(fitted.predict(X, fresh), spiral(X, np.tile(fresh, (60, 1))), atol=0.1)
-    assert fitted.score(X, Y, times) > 0.999
+    assert fitted.score(X, Y, t_eval=times) > 0.999
     if params.get("solver") == "auto":
         assert fitted.agreement_.certified and fitted.solver_history_[-1]["solver"] == "dopri5"
 
@@ -146,7 +146,7 @@ def test_padding_changes_nothing(data, solver):
     assert [row["train_loss"] for row in one.history_] == pytest.approx([row["train_loss"] for row in other.history_])
     np.testing.assert_allclose(other.predict(X, wide)[:, :5], one.predict(X, times), atol=1e-7)
     assert np.isnan(one.predict(X, wide)[:, 5:]).all()
-    assert one.score(X, Y, times) == pytest.approx(one.score(X, junk, wide))
+    assert one.score(X, Y, t_eval=times) == pytest.approx(one.score(X, junk, t_eval=wide))
 
 
 def test_predictions_do_not_depend_on_the_rows_they_come_with(data):
@@ -175,7 +175,7 @@ def test_missing_values_count_for_nothing(data):
     holes[3] = NAN  # a row of which nothing was observed
     fitted = make_linear(solver="rk4", n_steps=8).fit(X, holes, times)
     np.testing.assert_allclose(fitted.neural_ode_.vector_field.matrix.detach(), SPIRAL, atol=0.05)
-    assert fitted.score(X, holes, times) > 0.999
+    assert fitted.score(X, holes, t_eval=times) > 0.999
     seen = ~np.isnan(holes) & ~np.isnan(times)[:, :, None]
     np.testing.assert_allclose(fitted._y_shift, [holes[..., j][seen[..., j]].mean() for j in range(2)])
     np.testing.assert_allclose(fitted._y_scale, [holes[..., j][seen[..., j]].std() for j in range(2)])
@@ -196,10 +196,10 @@ def test_scores_are_those_of_scikit_learn_on_what_was_observed(data):
     fitted = make_small().fit(X, Y, times)
     seen, weight = ~np.isnan(times), np.arange(60.0)
     truth, prediction = Y[seen], fitted.predict(X, times)[seen]
-    assert fitted.score(X, Y, times) == pytest.approx(r2_score(truth, prediction))
+    assert fitted.score(X, Y, t_eval=times) == pytest.approx(r2_score(truth, prediction))
     own = np.repeat(weight, seen.sum(axis=1))
     expected = r2_score(truth, prediction, sample_weight=own)
-    assert fitted.score(X, Y, times, sample_weight=weight) == pytest.approx(expected)
+    assert fitted.score(X, Y, weight, t_eval=times) == pytest.approx(expected)
     plain = make_small(max_epochs=1).fit(X, Y[:, 0])
     assert plain.score(X, Y[:, 0]) == pytest.approx(r2_score(Y[:, 0], plain.predict(X)))
 
@@ -209,12 +209,12 @@ def test_what_was_hardly_observed_has_no_score(data):
     fitted = make_small(max_epochs=1).fit(X, Y, times)
     once = np.full_like(Y, NAN)
     once[0, 0, 1] = Y[0, 0, 1]
-    assert np.isnan(fitted.score(X, once, times))
+    assert np.isnan(fitted.score(X, once, t_eval=times))
     once[..., 0] = Y[..., 0]
     seen = ~np.isnan(times)
-    assert fitted.score(X, once, times) == pytest.approx(r2_score(Y[seen][:, 0], fitted.predict(X, times)[seen][:, 0]))
+    assert fitted.score(X, once, t_eval=times) == pytest.approx(r2_score(Y[seen][:, 0], fitted.predict(X, times)[seen][:, 0]))
     with pytest.raises(ValueError, match="y has 1 outputs, the first fit had 2"):
-        fitted.score(X, Y[..., 0], times)
+        fitted.score(X, Y[..., 0], t_eval=times)
     # After the first batch, a batch need not hold all outputs.
     assert np.isfinite(fitted.partial_fit(X, once, times).predict(X)).all()
 
@@ -378,7 +378,7 @@ def test_bad_times_are_refused(data, t_eval, message):
         with pytest.raises(ValueError, match=message):
             fitted.predict(X, t_eval)
     with pytest.raises(ValueError, match=message):
-        fitted.score(X, Y, t_eval)
+        fitted.score(X, Y, t_eval=t_eval)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_times_are_routed_with_their_rows(data):
     np.testing.assert_array_equal(search.cv_results_["mean_test_score"][0], scores.mean())
     train, test = next(cv.split(X))
     own = make_small(max_epochs=1).fit(X[train], Y[train], times[train])
-    assert scores[0] == pytest.approx(own.score(X[test], Y[test], times[test]))
+    assert scores[0] == pytest.approx(own.score(X[test], Y[test], t_eval=times[test]))
     np.testing.assert_allclose(predicted[test], own.predict(X[test]))
     assert routed.shape == Y.shape
 
