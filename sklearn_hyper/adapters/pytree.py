@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,7 +98,7 @@ class PytreeField(Adapter):
 
     def velocity(self, t: Tensor, z: Tensor, *inputs: Tensor, **condition: Any) -> Tensor:
         state = self.unpack(z)
-        return self._pack(self.model(t, state, *inputs, **condition), "the field's output", len(z))
+        return self._pack(self.model(t, state, *inputs, **condition), "the field's output", z.shape[0])
 
     def _pack(self, state: Any, what: str, n: int | None) -> Tensor:
         rows: list[Tensor] = []
@@ -109,8 +108,8 @@ class PytreeField(Adapter):
                     f"{what}{place} has shape {tuple(value.shape)}; like the example's it must be (n, "
                     f"{', '.join(map(str, leaf.shape))}), samples first."
                 )
-            n = len(value) if n is None else n
-            if len(value) != n or (rows and value.dtype != rows[0].dtype):
+            n = value.shape[0] if n is None else n  # len() would fix the batch of an exported file
+            if value.shape[0] != n or (rows and value.dtype != rows[0].dtype):
                 raise ValueError(
                     f"{what}{place} has {len(value)} samples of {value.dtype}; all leaves must have the same number "
                     f"and dtype, here {n} of {rows[0].dtype if rows else value.dtype}."
@@ -134,6 +133,11 @@ class Leaf:
         return f"({', '.join(map(str, self.shape))})"
 
 
+def _is_array(value: Any) -> bool:
+    """Return whether a value is a tensor or a NumPy array."""
+    return isinstance(value, Tensor) or hasattr(value, "__array_interface__")
+
+
 def _structure_of(example: Any) -> tuple[Any, int]:
     """Return an example with leaves in the place of tensors, and the number of columns of all."""
     end, n_samples = 0, set()
@@ -148,14 +152,14 @@ def _structure_of(example: Any) -> tuple[Any, int]:
     def visit(value: Any, place: str) -> Any:
         if isinstance(value, (tuple, list, dict)):
             return _rebuilt(value, [visit(part, place + key) for key, part in _parts(value)])
-        if not isinstance(value, (Tensor, np.ndarray)):
+        if not _is_array(value):
             raise TypeError(
                 f"example{place} is {value!r}; a state is a tuple, list or dict of tensors, nested, or a tensor. What "
                 "does not change in time goes into the field, or is a condition."
             )
         if value.ndim == 0:
             raise ValueError(f"example{place} has no axis of samples: every leaf must have shape (n, ...).")
-        return leaf_of(value)  # type: ignore[arg-type]
+        return leaf_of(value)
 
     structure = visit(example, "")
     if len(n_samples) != 1:
@@ -189,7 +193,7 @@ def _map(function: Callable[[Leaf], Any], structure: Any) -> Any:
 def _pairs(structure: Any, state: Any, what: str, place: str) -> Iterator[tuple[str, Leaf, Tensor]]:
     """Yield the place, the leaf and the tensor of every leaf of a state; refuse another structure."""
     if isinstance(structure, Leaf):
-        if not isinstance(state, (Tensor, np.ndarray)):
+        if not _is_array(state):
             raise TypeError(f"{what}{place} is a {type(state).__name__}; where the example has a tensor, pass one.")
         yield place, structure, torch.as_tensor(state)
         return

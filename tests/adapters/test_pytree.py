@@ -112,6 +112,13 @@ def test_a_hypersolver_changes_the_weights_inside():
     assert q.shape == (60, 3, 2) and total.shape == (60, 3)
 
 
+def test_an_exported_field_takes_any_number_of_rows():
+    field = PytreeField(Pair(), example=(Q, V, TOTAL))
+    t, X = torch.tensor(0.3, dtype=torch.float64), field.pack((Q, V, TOTAL))
+    free = torch.export.export(field, (t, X), dynamic_shapes=({}, {0: torch.export.Dim("n")})).module()
+    torch.testing.assert_close(free(t, X[:3]), field(t, X[:3]))
+
+
 class Driven(nn.Module):
     def forward(self, t, state, x=None, *, rate):
         (q,) = state
