@@ -6,6 +6,7 @@ ORDER = (
     "plot_quickstart.py",
     "plot_bring_your_own_module.py",
     "plot_data_controlled.py",
+    "plot_energy.py",
     "plot_flow_densities.py",
     "plot_conditions.py",
     "plot_digits_sampler.py",

@@ -12,6 +12,7 @@ from typing import Any
 _EXPORTS = {
     "Adapter": "contract",
     "AdaptedFlow": "flows",
+    "PytreeField": "pytree",
     "from_denoiser": "denoiser",
     "from_sbi": "sbi",
     "from_torchcde": "torchcde",

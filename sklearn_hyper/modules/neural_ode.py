@@ -297,9 +297,11 @@ def check_neural_ode(neural_ode: NeuralODE, x: Tensor, condition: Mapping[str, A
         t = time_tensor(neural_ode.t_span[0], z, neural_ode.t_span)
         dz = call_field(neural_ode, t, z, neural_ode.inputs(x, condition))
         if not _is_like(dz, z):
+            structured = "; states that are tuples or dicts go through adapters.PytreeField"
+            hint = structured if isinstance(dz, (tuple, list, Mapping)) else _time_hint(neural_ode, t, z)
             raise VectorFieldError(
                 f"vector_field{_signature(neural_ode)} must return a tensor like z ({_describe(z)}), got "
-                f"{_describe(dz)}{_time_hint(neural_ode, t, z)}."
+                f"{_describe(dz)}{hint}."
             )
         _check_argument_order(neural_ode, t, z)
     return z
@@ -360,6 +362,13 @@ def _advise(neural_ode: NeuralODE, name: str, arguments: tuple[Tensor, ...]) -> 
     if name != "vector_field":
         return ""
     t, z = arguments[:2]
+    if not torch.is_grad_enabled():
+        with torch.enable_grad():
+            if _works(neural_ode.vector_field, t, z, like=z):
+                return (
+                    "; with gradients switched on it works: a field that differentiates inside does so within "
+                    "torch.enable_grad(), on z as it is where z.requires_grad, or by torch.func.grad"
+                )
     if _works(neural_ode.vector_field, z, t, like=z):
         return "; called the other way round, with (z, t), it works: a field takes the time first, so wrap it"
     if t.dtype != z.dtype:

@@ -77,8 +77,8 @@ class TrainingStep(NamedTuple):
 
     def past(self, times: Sequence[float]) -> list[int]:
         """Return the mesh indices of the previous nodes that the method remembers, oldest first."""
-        if self.method.n_steps is not None:  # this mesh is the method's own, and it remembers all nodes
-            return list(range(self.start))
+        if self.method.n_steps is not None:  # this mesh is the method's own: its nodes are those of the solve
+            return list(range(max(0, self.start - self.method.memory), self.start))
         return past_nodes(times, self.start, self.end, self.method.memory)
 
 

@@ -276,9 +276,15 @@ def _refuses(t, z):
     return z
 
 
+def _slope_without_enable_grad(t, z):
+    z = z if z.requires_grad else z.detach().requires_grad_(True)
+    return torch.autograd.grad(_potential(z), z, create_graph=True)[0]
+
+
 @pytest.mark.parametrize(
     "field, message",
     [
+        (_slope_without_enable_grad, r"with gradients switched on it works: .* torch.enable_grad\(\), on z as it is"),
         (_swapped, r"vector_field takes \(x, t\), a time second.*Wrap it"),
         (Swapped(), r"vector_field takes \(state, time\), a time second"),
         (_needs_rows, r"with \(z, t\), it works: a field takes the time first"),

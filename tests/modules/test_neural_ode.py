@@ -223,6 +223,7 @@ def test_check_returns_the_initial_state():
 @pytest.mark.parametrize(
     ("neural_ode", "message"),
     [
+        (NeuralODE(lambda t, z: (z, z)), r"must return a tensor like z .*, got tuple; states that are .*PytreeField"),
         (NeuralODE(lambda z: z), r"vector_field\(t, z\) fails on a state of shape \(2, 3\).*with z alone it works"),
         (NeuralODE(lambda t, z, x: z), r"vector_field\(t, z\) fails .*data_controlled=True"),
         (NeuralODE(lambda t, z: z, data_controlled=True), r"vector_field\(t, z, x\) fails"),
