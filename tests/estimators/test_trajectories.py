@@ -212,7 +212,9 @@ def test_what_was_hardly_observed_has_no_score(data):
     assert np.isnan(fitted.score(X, once, t_eval=times))
     once[..., 0] = Y[..., 0]
     seen = ~np.isnan(times)
-    assert fitted.score(X, once, t_eval=times) == pytest.approx(r2_score(Y[seen][:, 0], fitted.predict(X, times)[seen][:, 0]))
+    assert fitted.score(X, once, t_eval=times) == pytest.approx(
+        r2_score(Y[seen][:, 0], fitted.predict(X, times)[seen][:, 0])
+    )
     with pytest.raises(ValueError, match="y has 1 outputs, the first fit had 2"):
         fitted.score(X, Y[..., 0], t_eval=times)
     # After the first batch, a batch need not hold all outputs.
