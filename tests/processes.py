@@ -3,7 +3,11 @@
 import os
 import signal
 import time
+import traceback
 import warnings
+
+import torch
+import torch.distributed as dist
 
 
 def fork():
@@ -23,3 +27,27 @@ def wait(pid, seconds=120):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise TimeoutError(f"a child did not end within {seconds} seconds")
+
+
+def in_two_processes(compute, folder):
+    """Return what compute() is in each of two processes that torch.distributed joins."""
+
+    def run(rank):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+        torch.save(compute(), folder / f"{rank}.pt")
+
+    children = []
+    for rank in range(2):
+        pid = fork()
+        if pid == 0:
+            try:
+                run(rank)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        children.append(pid)
+    assert [wait(pid) for pid in children] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]

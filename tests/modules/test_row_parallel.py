@@ -5,8 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from processes import fork, wait
+from processes import in_two_processes
 from small_hypersolvers import ROUGH_FITS
 from torch import nn
 
@@ -16,28 +15,6 @@ from sklearn_hyper.modules import MLPVectorField, RowParallel
 pytestmark = [*ROUGH_FITS, pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")]
 
 X = np.random.default_rng(0).normal(size=(41, 2))
-
-
-def in_two_processes(compute, folder):
-    """Return what compute() is in each of two processes that torch.distributed joins."""
-
-    def run(rank):
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-        torch.save(compute(), folder / f"{rank}.pt")
-
-    children = []
-    for rank in range(2):
-        pid = fork()
-        if pid == 0:
-            code = 1
-            try:
-                run(rank)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(pid)
-    assert [wait(pid) for pid in children] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def field(*, parallel):
