@@ -29,6 +29,20 @@ def wait(pid, seconds=120):
     raise TimeoutError(f"a child did not end within {seconds} seconds")
 
 
+def in_child(action, log):
+    """Run an action in a process of its own; return 0 if it ended well, 1 after an exception, minus a signal that killed it."""
+    pid = fork()
+    if pid == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            log.write_text(traceback.format_exc())
+        finally:
+            os._exit(1)
+    return wait(pid)
+
+
 def in_two_processes(compute, folder):
     """Return what compute() is in each of two processes that torch.distributed joins."""
 
