@@ -96,9 +96,10 @@ class RowParallel(nn.Module):
     >>> import torch
     >>> from sklearn_hyper import HypersolverRegressor
     >>> from sklearn_hyper.modules import MLPVectorField, RowParallel
+    >>> _ = torch.manual_seed(0)
     >>> field = RowParallel(MLPVectorField(2))
     >>> X = torch.linspace(-1, 1, 40).reshape(20, 2)
-    >>> fast = HypersolverRegressor(field, base_solver="heun", n_steps=2, max_epochs=2, random_state=0).fit(X)
+    >>> fast = HypersolverRegressor(field, n_steps=2, max_epochs=10, random_state=0).fit(X)
     >>> fast.predict(X).shape
     (20, 2)
     """
