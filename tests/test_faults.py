@@ -9,14 +9,13 @@ import shutil
 import signal
 import tempfile
 import time
-import traceback
-import warnings
 
 import joblib
 import numpy as np
 import pytest
 from joblib import _store_backends
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from processes import fork, in_child
 from sklearn.model_selection import GridSearchCV, KFold
 from skorch.callbacks import Callback
 from small_hypersolvers import ROUGH_FITS, Swirl, make_regressor
@@ -28,39 +27,6 @@ from sklearn_hyper.modules import neural_ode
 from sklearn_hyper.training import references
 
 pytestmark = [*ROUGH_FITS, pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked to be killed")]
-
-
-def fork():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks in a process with threads, from Python 3.12 on
-        return os.fork()
-
-
-def in_child(action, log):
-    """Run an action in a process of its own; return 0 if it ended well, 1 after an exception, minus a signal that killed it."""
-    pid = fork()
-    if pid == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException:
-            log.write_text(traceback.format_exc())
-        finally:
-            os._exit(1)
-    return wait(pid)
-
-
-def wait(pid, seconds=120):
-    """Return how a child has ended. One that hangs is killed, and fails the test."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise TimeoutError(f"a child did not end within {seconds} seconds")
 
 
 def kill(*args, **kwargs):

@@ -17,6 +17,7 @@ ORDER = (
     "plot_pipeline_grid_search.py",
     "plot_solver_under_budget.py",
     "plot_dask_search.py",
+    "ray_search.py",
     "plot_onnx_export.py",
     "plot_accuracy_against_nfe.py",
     "plot_wall_clock.py",

@@ -148,12 +148,15 @@ class TorchEstimator(BaseEstimator):
                 x = self._to_tensor(X, self.dtype_, self.device_)
                 given = () if times is None else (self._to_tensor(times, torch.float64, self.device_),)
                 return function(x, *given).cpu().numpy()
-            parts: list[np.ndarray] = []
+            result = np.empty(0)
             lost, failed, kind = [], "", ReferenceSolveError
             for i in range(0, len(X), limit):
                 own = times[i : i + limit] if times is not None and times.ndim > 1 else times
                 try:
-                    parts.append(self._in_batches(function, X[i : i + limit], own))
+                    part = self._in_batches(function, X[i : i + limit], own)
+                    if not len(result):  # all parts beside their concatenation would take twice the memory
+                        result = np.empty((len(X), *part.shape[1:]), part.dtype)
+                    result[i : i + limit] = part
                 except (ReferenceSolveError, StepLimitError) as error:
                     lost, failed, kind = [*lost, *(i + row for row in error.rows)], error.what, type(error)
                     if len(lost) == i + error.n_rows >= FAILED_ROWS:  # the field is at fault: do not try the other rows
@@ -161,7 +164,7 @@ class TorchEstimator(BaseEstimator):
                         break
             if failed:
                 raise kind.of(failed, lost, len(X))
-            return np.concatenate(parts)
+            return result
 
     # ------------------------------------------------------------------ fitting
     @contextmanager

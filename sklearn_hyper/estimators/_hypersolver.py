@@ -36,7 +36,7 @@ from ..modules.neural_ode import NeuralODE
 from ..numerics.row_errors import list_rows, refuse_undefined
 from ..reports import SolverReport
 from ..training.callback_checks import LOSS_NET_RECORDS, check_monitors, refuse_scoring
-from ..training.given_rows import Inputs, apart, given
+from ..training.given_rows import Inputs, apart, given, rows_of_array
 from ..training.references import lost_rows
 from ..training.skorch_nets import predictions
 from ._base import (
@@ -182,7 +182,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         X = take_X(self, X, resolved.estimator, resolved.preprocess, reset=previous is None)
         X = learn_condition(self, condition, X, reset=previous is None, fitted=resolved.estimator)
         neural_ode, n_state = self._take_neural_ode(resolved, X, y, settings)
-        task = Task(neural_ode, *apart(self._to_tensor(X, self.dtype_, "cpu")))
+        task = Task(neural_ode, *rows_of_array(X, self.dtype_))
         fitted = fit_hypersolver(task, settings, previous, copy=False)
         warn_of_problems(fitted)
         self.fitted_, self._n_features_out = fitted, n_state
@@ -270,7 +270,7 @@ class Hypersolver(CalibrationMixin, DerivedMixin, ClassNamePrefixFeaturesOutMixi
         few_rows, _ = apart(self._to_tensor(X[:PROBED_ROWS], dtype, settings.device))
         check_same_architecture(previous.neural_ode, neural_ode, few_rows)
         self.dtype_ = dtype
-        task = Task(neural_ode, *apart(self._to_tensor(X, dtype, "cpu")))
+        task = Task(neural_ode, *rows_of_array(X, dtype))
         (fitted,) = fit_hypersolvers([task], settings, [previous], refit_units=True, copy=False)
         warn_of_problems(fitted)
         self.fitted_, self._n_features_out = fitted, n_state

@@ -252,10 +252,10 @@ def _draw_rows(task: Task, z: Tensor, method: Method, settings: FitSettings) -> 
 
 def _checked(task: Task, z: Tensor, chosen: np.ndarray, method: Method, settings: FitSettings) -> Task:
     """Check the task of the chosen rows with the field and the correction, measure its states' size, and return it."""
-    n_rows, rows = len(task), torch.from_numpy(chosen)
+    n_rows = len(task)
     n_fitted = len(chosen) - count_held_out(settings.validation_fraction, len(chosen), at_least=1)
     first_rows = task.rows(slice(0, len(z))).to(settings.device)
-    task = task if len(chosen) == n_rows else task.rows(rows)
+    task = task.rows(torch.from_numpy(chosen))
     check_start(task.neural_ode, task.x, chosen, task.condition)
     with numbered_rows(range(len(z)), n_rows):
         check_correction(first_rows, method, settings, n_fitted)

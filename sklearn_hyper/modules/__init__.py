@@ -16,6 +16,7 @@ from .divergence import LogDensityField
 from .flow import Flow, LogDensity
 from .hypersolved_ode import FoldedODE, HypersolvedODE
 from .neural_ode import NeuralODE, VectorFieldError
+from .row_parallel import RowParallel
 from .vector_fields import AugmentedInput, ConvVectorField, MLPVectorField, Rescale, Standardize
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "NeuralODE",
     "ReachCorrection",
     "Rescale",
+    "RowParallel",
     "ScaleSample",
     "Standardize",
     "Units",

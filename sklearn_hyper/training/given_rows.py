@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["GivenRows", "Inputs", "apart", "given", "named", "times_of"]
+__all__ = ["ArrayRows", "GivenRows", "Inputs", "apart", "given", "named", "rows_of_array", "times_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,3 +114,44 @@ def named(rows: Inputs) -> dict[str, Any]:
     x, condition = apart(rows)
     beside = {"condition": condition or None, "times": times_of(rows)}
     return {"x": x} | {name: value for name, value in beside.items() if value is not None}
+
+
+class ArrayRows:
+    """Rows of an array, which may be larger than memory: rows become a tensor as they are taken, and no others.
+
+    Parameters
+    ----------
+    array : array of shape (n, ...)
+    dtype : torch.dtype
+        Dtype of the tensors.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> rows = ArrayRows(np.arange(6.0).reshape(3, 2), torch.float32)
+    >>> len(rows), rows[1:]
+    (3, tensor([[2., 3.],
+            [4., 5.]]))
+    """
+
+    def __init__(self, array: Any, dtype: torch.dtype):
+        self.array, self.dtype = array, dtype
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        index = rows.numpy() if isinstance(rows, Tensor) else rows
+        # Copied: torch warns of read-only memory, and a map may change its input in place.
+        return torch.from_numpy(np.array(self.array[index], order="C")).to(self.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return tuple(self.array.shape)
+
+
+def rows_of_array(rows: Any, dtype: torch.dtype) -> tuple[ArrayRows, dict[str, Any]]:
+    """Return rows of an array with their condition, as :func:`apart` does: the condition in tensors, x where it is."""
+    x, condition = apart(rows)
+    return ArrayRows(x, dtype), {name: GivenRows(value).to("cpu", dtype).x for name, value in condition.items()}

@@ -141,6 +141,15 @@ def _solve_chunk(
     return states.cpu().numpy(), failed
 
 
+def _parallel(n_jobs: int | None) -> Parallel:
+    """Return joblib's loop on the backend of the user."""
+    try:
+        # A generator gives results as they come, so that the bar moves and none are held twice.
+        return Parallel(n_jobs=n_jobs, return_as="generator")
+    except ValueError:  # joblib has none on its backends "multiprocessing" and "ray"
+        return Parallel(n_jobs=n_jobs)
+
+
 def _solve_chunks(
     key: str,
     neural_ode: NeuralODE,
@@ -158,8 +167,7 @@ def _solve_chunks(
         z0 = neural_ode.input_map(rows[:1].to(device))
     size = chunk_rows(z0.numel())
     chunks = [slice(i, i + size) for i in range(0, len(x), size)]
-    # A generator gives results as they come, so that the bar moves and none are held twice.
-    jobs = Parallel(n_jobs=n_jobs, return_as="generator")(
+    jobs = _parallel(n_jobs)(
         delayed(_solve_chunk)(neural_ode, rows[chunk], given.rows(chunk).condition, times, rtol, atol, device)
         for chunk in chunks
     )
@@ -168,9 +176,10 @@ def _solve_chunks(
     for i, (part, what) in enumerate(bar):
         if i == 0:
             states = np.empty((len(times), len(x), *part.shape[2:]), dtype=part.dtype)
-        states[:, i * size : i * size + part.shape[1]] = part
+        solved = states[:, i * size : i * size + part.shape[1]]
+        solved[:] = part
         failed = failed or what
-        n_solved += part.shape[1] - len(lost_rows(part))
+        n_solved += part.shape[1] - len(lost_rows(solved))
         n_seen = min(len(x), (i + 1) * size)
         if n_solved == 0 and (n_seen >= FAILED_ROWS or n_seen == len(x)):
             # No row could be solved, so the field is at fault. Other chunks would take as long and fail too.

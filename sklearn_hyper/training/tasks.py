@@ -26,7 +26,8 @@ class Task:
     neural_ode : NeuralODE
         In eval mode, with frozen parameters, on the device of the fit.
     x : Tensor of shape (n, ...)
-        Inputs. A correction learns from the reference trajectories that start from them.
+        Inputs. A correction learns from the reference trajectories that start from them. A fit, which draws its rows
+        first, also takes :class:`ArrayRows`.
     condition : mapping of str to Tensor, optional
         Keyword arguments of the field, with one entry for each row of x.
     epoch_rows : int, optional

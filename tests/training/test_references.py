@@ -7,7 +7,8 @@ import pytest
 import torch
 from bad_rows import cubic, spoiled, stiff, undefined
 from bad_rows import exact as exact_cubic
-from joblib import parallel_config
+from joblib import parallel_config, register_parallel_backend
+from joblib.parallel import ThreadingBackend
 from problems import LOGISTIC
 from small_tasks import fit_settings, rows
 
@@ -79,6 +80,26 @@ def test_chunks_and_jobs_change_nothing_but_rounding(monkeypatch, n_jobs):
     with parallel_config("threading"):
         parts = solve_references(task, TIMES, SolveSettings(n_jobs=n_jobs))
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+class WithoutGenerators(ThreadingBackend):
+    """A backend like Ray's: it gives results all at once, in memory that is not to be written to."""
+
+    supports_return_generator = False
+
+    def retrieve_result_callback(self, out):
+        results = super().retrieve_result_callback(out)
+        for states, _ in results:
+            states.flags.writeable = False
+        return results
+
+
+def test_a_backend_may_give_results_all_at_once(monkeypatch):
+    monkeypatch.setattr(references, "chunk_rows", lambda numel: 7)
+    register_parallel_backend("without generators", WithoutGenerators)
+    with parallel_config("without generators", n_jobs=2):
+        found = solve_references(logistic_task(), TIMES, SolveSettings())
+    assert torch.equal(found, solve_references(logistic_task(), TIMES, SolveSettings()))
 
 
 def test_chunks_are_by_the_size_of_a_state_alone():
