@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ArrayRows", "GivenRows", "Inputs", "apart", "given", "named", "rows_of_array", "times_of"]
+__all__ = ["ArrayRows", "GivenRows", "Inputs", "apart", "given", "named", "rows_of_array", "times_of", "unnamed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +114,12 @@ def named(rows: Inputs) -> dict[str, Any]:
     x, condition = apart(rows)
     beside = {"condition": condition or None, "times": times_of(rows)}
     return {"x": x} | {name: value for name, value in beside.items() if value is not None}
+
+
+def unnamed(values: Mapping[str, Any]) -> Inputs:
+    """Return the rows whose parts :func:`named` gave."""
+    rows: Inputs = given(values["x"], values.get("condition", {}), values.get("times"))
+    return rows
 
 
 class ArrayRows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..modules.serialization import DeviceFree
 from .batches import Batches
 from .callback_checks import each_callback
-from .given_rows import named
+from .given_rows import GivenRows, named, unnamed
 
 
 class TrainingDivergedError(RuntimeError):
@@ -249,11 +249,15 @@ class TensorRows(Dataset):
 
 
 class NamedRows(TensorRows):
-    """Rows of which skorch hands x, a condition and times to the module by name."""
+    """Rows of which skorch hands x, a condition and times to the module by name; rows alone stay a tensor."""
+
+    def __init__(self, X: Any, y: Any = None, length: int | None = None):
+        # A callback that scores batches passes them to predict as it gets them.
+        super().__init__(unnamed(X) if isinstance(X, Mapping) else X, y, length)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Any, Tensor]:
         rows, y = super().__getitems__(indices)
-        return named(rows), y
+        return named(rows) if isinstance(rows, GivenRows) else rows, y
 
 
 def collated(batch: Any) -> Any:

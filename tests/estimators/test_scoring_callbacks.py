@@ -92,6 +92,16 @@ def test_scores_on_the_rows_trained_on(X, labels, scoring, use_caching):
     np.testing.assert_allclose(scores * 120, np.round(scores * 120), atol=1e-9)  # a whole number of rows
 
 
+@pytest.mark.parametrize("scoring", [EpochScoring, BatchScoring])
+def test_scores_of_rows_with_a_condition_are_the_same_with_and_without_a_cache(X, labels, scoring):
+    found = []
+    for use_caching in (True, False):
+        callback = scoring("accuracy", lower_is_better=False, use_caching=use_caching, name="acc")
+        net = NeuralODEClassifier(**PARAMS | {"max_epochs": 2}, callbacks=[callback])
+        found.append(recorded(net.fit(X, labels, condition={"side": X[:, 0] > 0}), "acc"))
+    np.testing.assert_array_equal(*found)
+
+
 def test_scoring_changes_nothing_of_the_training(X, labels):
     plain = NeuralODEClassifier(**PARAMS).fit(X, labels)
     for use_caching in (True, False):

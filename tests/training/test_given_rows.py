@@ -34,9 +34,14 @@ def test_the_module_gets_them_by_name():
     batch, y = NamedRows(ROWS, X[:, 0]).__getitems__([3, 1])
     assert batch.keys() == {"x", "condition", "times"} and torch.equal(batch["times"], TIMES[[3, 1]])
     assert torch.equal(batch["condition"]["label"], LABEL[[3, 1]]) and torch.equal(y, X[[3, 1], 0])
-    batch, y = NamedRows(X).__getitems__([3])
-    assert batch.keys() == {"x"} and len(y) == 1
+    again, _ = NamedRows(batch).__getitems__([1])  # as a callback that scores batches passes it on
+    assert torch.equal(again["times"], TIMES[[1]]) and torch.equal(again["condition"]["rate"], RATE[[1]])
     assert named(given(X, {}, TIMES)).keys() == {"x", "times"}
+
+
+def test_rows_alone_stay_a_tensor():
+    batch, y = NamedRows(X).__getitems__([3])
+    assert torch.equal(batch, X[[3]]) and len(y) == 1
 
 
 def test_rows_with_nothing_beside_them_are_tensors():
