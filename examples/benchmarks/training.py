@@ -88,7 +88,7 @@ TASKS = {
     "digits": Task(NeuralODEClassifier, 0.25, 15, 1297, {}),
     "lotka_volterra": Task(NeuralODERegressor, 0.006, 40, 1000, {}),
     "lotka_volterra trajectories": Task(NeuralODERegressor, 0.2, 40, 1000, {"t_span": (0.0, 3.0)}),
-    "latent ODE": Task(NeuralODERegressor, 0.1, 30, 1000, {"t_span": (0.0, 4.0)}),
+    "latent ODE": Task(NeuralODERegressor, 0.25, 20, 1000, {"t_span": (0.0, 4.0)}),
     "moons likelihood": Task(ContinuousNormalizingFlow, 2.65, 30, 1000, FLOW),
     "checkerboard likelihood": Task(ContinuousNormalizingFlow, 4.05, 12, 2000, FLOW),
     "mnist 28 x 28": Task(NeuralODEClassifier, 1.0, 4, 600, {}, n_test=100),
