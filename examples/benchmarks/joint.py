@@ -2,8 +2,9 @@
 
     python examples/benchmarks/joint.py [--tasks NAME ...] [--seeds SEED ...]
 
-Tasks are a classifier of scikit-learn's digits and, if asked for, a density by maximum likelihood ("moons likelihood",
-whose figures are not kept). They are trained as in training.py: the same rows, start, batches and number of optimizer steps, on one thread. All but the last solve by dopri5 at 1e-4 in training.
+Tasks are a classifier of scikit-learn's digits and, if asked for, a density by maximum likelihood ("moons likelihood").
+They are trained as in training.py: the same rows, start, batches and number of optimizer steps, on one thread. All but
+the last solve by dopri5 at 1e-4 in training.
 
 - "joint w": `joint=w`, with Euler's method in one step;
 - "kinetic + jacobian w": RNODE's penalties (Finlay et al., 2020), both with this weight;

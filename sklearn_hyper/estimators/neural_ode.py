@@ -296,7 +296,8 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         for images. A field that takes a condition is called ``f(t, z, name=...)``: see :meth:`fit`.
     input_map : nn.Module, optional
         Map from X to the initial state. By default it standardises X and adds eight learned features (or seven
-        channels).
+        channels). A recurrent net that reads observations backwards, with ``t_eval``, makes a latent ODE (Rubanova et
+        al., 2019), without its variational part.
     output_map : nn.Module, optional
         Map from the terminal state to the standardised targets. By default one linear layer.
     t_span : pair of float, default (0.0, 1.0)
@@ -389,6 +390,8 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
     ----------
     Chen et al. (2018), *Neural Ordinary Differential Equations*, NeurIPS 31.
 
+    Rubanova et al. (2019), *Latent ODEs for Irregularly-Sampled Time Series*, NeurIPS 32.
+
     Examples
     --------
     >>> from sklearn.datasets import load_diabetes
@@ -421,7 +424,8 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Inputs, cast to the dtype of the modules that are passed. Where none is passed, modules are built in X's
             dtype for features and in float32 for images: float64 convolutions are several times slower and no more
-            accurate.
+            accurate. An ``input_map`` of yours may take any other shape, such as sequences (n_samples, length,
+            channels). They have one length: pad them, and mark in a channel what is padding.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets at the end of ``t_span``. With ``t_eval``: targets at several times, of shape (n_samples, n_times)
             or (n_samples, n_times, n_outputs). They may be nan where nothing was observed, also of some outputs only,

@@ -481,6 +481,18 @@ def test_images_have_trajectories_too():
     assert fitted.predict(X, times).shape == (24, 3) and fitted.predict(X, times).dtype == np.float32
 
 
+def test_an_input_map_of_ones_own_takes_sequences(data):
+    X, times, Y = data
+
+    class Last(nn.Module):
+        def forward(self, x):
+            return x[:, -1]
+
+    sequences = np.stack([X[::-1], X], axis=1)
+    plain, of_sequences = make_small().fit(X, Y, times), make_small(input_map=Last()).fit(sequences, Y, times)
+    np.testing.assert_array_equal(of_sequences.predict(sequences, times), plain.predict(X, times))
+
+
 @pytest.mark.parametrize(
     ("params", "named"), [({"joint": 1.0}, "joint=1.0"), ({"solver": "hypersolved"}, "solver='hypersolved'")]
 )
