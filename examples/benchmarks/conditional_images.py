@@ -5,8 +5,9 @@
     python examples/benchmarks/conditional_images.py --size 28 --data FOLDER --seeds 0 --out FILE
 
 The field is a `UNet2DModel` with 160,000 weights, trained here on scikit-learn's digits of 8 x 8 pixels, or on MNIST of
-28 x 28. It gets 1000 t as its timestep, noise being at t = 1, and a label for each row. A fit sees noise and labels,
-with the default settings but for references at 1e-4. The errors are of fresh noise and labels:
+28 x 28. It gets 1000 t as its timestep, noise being at t = 1, and a label for each row. A fit sees noise and labels.
+Noise is free and a fit with so many weights soon knows its rows, so it takes 4,000 of them in 10 passes instead of 2,000
+in 120. References are solved at 1e-4. All else is as by default. The errors are of fresh noise and labels:
 
 - the 2-norm of the end's error against dopri5 at 1e-6, relative to that end: mean and median over rows;
 - the Frechet distance to held-out images, of 20 principal components of the training images. "frechet_ratio" is ours
@@ -51,7 +52,7 @@ class Sizes(NamedTuple):
     max_epochs: int
 
 
-FULL, SMOKE = Sizes(2500, 1000, 1000, 120), Sizes(10, 40, 30, 2)
+FULL, SMOKE = Sizes(2000, 4000, 1000, 10), Sizes(10, 40, 30, 2)
 
 
 def load(size: int, seed: int, folder: str | None) -> Images:
@@ -149,8 +150,9 @@ class Bench:
         """A default fit, its rivals of as many evaluations, and milliseconds."""
         noise, condition = draws(self.sizes.n_fit, self.size, 2000 + self.seed)
         fast = HypersolverRegressor(
-            self.ode, n_steps=evaluations, rtol=1e-4, max_epochs=self.sizes.max_epochs, random_state=self.seed
-        )
+            self.ode, n_steps=evaluations, rtol=1e-4, max_samples=self.sizes.n_fit, max_epochs=self.sizes.max_epochs,
+            random_state=self.seed,
+        )  # fmt: skip
         start = time.process_time()
         fast.fit(noise, condition=condition)
         seconds = time.process_time() - start
