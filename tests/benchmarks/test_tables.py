@@ -9,7 +9,7 @@ BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 @pytest.mark.skipif(not BENCHMARKS.exists(), reason="the benchmark's files are not part of an installation")
-@pytest.mark.parametrize("name", ["joint", "training", "trust"])
+@pytest.mark.parametrize("name", ["conditional_images", "joint", "training", "trust"])
 def test_tables_are_those_of_the_cells(name, tmp_path):
     from _results import Results, raw_path
 
