@@ -38,7 +38,7 @@ from sklearn_hyper.adapters import from_velocity
 from sklearn_hyper.metrics import CountedField, relative_l2
 from sklearn_hyper.numerics import time_interleaved
 
-SEEDS, EVALUATIONS = (0,), (2, 4)
+SEEDS, EVALUATIONS = (0, 1), (2, 4)
 CLASSICAL = {"euler": 1, "ab2": 1, "midpoint": 2, "heun": 2, "rk4": 4}
 N_COMPONENTS, BATCH, LR, N_TIMED = 20, 128, 2e-3, 256
 CHANNELS = {8: (16, 32), 28: (16, 32, 64)}
