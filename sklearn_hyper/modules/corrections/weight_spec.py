@@ -15,9 +15,11 @@ from .contract import ModuleCorrection, ScaleSample
 from .field_module import FieldModule, changeable_weights
 from .weights import FieldWeights, WeightsAndTerm
 
-_FULL_WEIGHTS = 2**16
+_FULL_WEIGHTS = 2**18
 """Fields of up to this many weights get full changes by default. Larger ones would overfit, and fill the memory."""
 _RANK = 4
+_MANY_WEIGHTS, _CAREFUL_SHARE = 2**16, 0.2
+"""More free changes than this take a smaller share of the unit: together they would fit the rows, not the solver."""
 _WRAPPERS = ("field.", "part.", "vector_field.")
 """Attributes under which wrappers hold a field: for calls with other weights, for copies, and for densities."""
 
@@ -42,7 +44,7 @@ class WeightCorrection(CorrectionSpec):
     rank : int, optional
         Rank of the change of each weight matrix; a kernel counts as a matrix of its outputs by the rest. Vectors, such
         as biases, change freely, and so do matrices that have no more entries than their two factors would. None: free
-        changes for fields of up to 65,536 weights, and rank 4 for larger ones, where free ones overfit.
+        changes for fields of up to 262,144 weights, and rank 4 for larger ones, where free ones overfit.
     layers : "all" or list of str, default "all"
         Names of the parameters that change, or beginnings of names, as in ``field.named_parameters()``.
     beside : CorrectionSpec, optional
@@ -126,7 +128,9 @@ class WeightCorrection(CorrectionSpec):
             rank = _RANK
         low = {} if rank is None else {name: t for name, t in tensors.items() if _takes_rank(t, rank)}
         full = {name: tensor for name, tensor in tensors.items() if name not in low}
-        changes: list[nn.Module] = [FullChanges(full, n_parts, unit)] if full else []
+        is_many = sum(tensor.numel() for tensor in full.values()) > _MANY_WEIGHTS
+        free_unit = _CAREFUL_SHARE * unit if is_many else unit
+        changes: list[nn.Module] = [FullChanges(full, n_parts, free_unit)] if full else []
         return [*changes, LowRankChanges(low, n_parts, int(rank), unit)] if low and rank else changes
 
     def chosen_weights(self, f: Callable[..., Tensor]) -> dict[str, Tensor]:

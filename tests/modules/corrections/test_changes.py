@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from problems import log_slope
-from small_weights import DOUBLE, SPAN, Growth, Wave, made, own, smooth, solve, states
+from small_weights import DOUBLE, SPAN, Growth, Plain, Wave, made, own, smooth, solve, states
+from torch import nn
 
+from sklearn_hyper import WeightCorrection
 from sklearn_hyper.modules import HypersolvedODE
-from sklearn_hyper.modules.corrections.field_module import FieldModule
+from sklearn_hyper.modules.corrections import NetInputs
+from sklearn_hyper.modules.corrections.changes import FullChanges, LowRankChanges, learning_unit
+from sklearn_hyper.modules.corrections.field_module import FieldModule, typical_size
 from sklearn_hyper.numerics import FixedMesh, reference_solution, resolve_base_solver
 
 
@@ -54,6 +58,22 @@ def test_a_low_rank_change_has_this_rank():
     assert sorted(merged) == ["field.first.weight", "field.last.weight"]
     for name, weight in merged.items():
         assert torch.linalg.matrix_rank(weight - module.get_parameter(name), atol=1e-10) == 1
+
+
+@pytest.mark.parametrize(
+    ("side", "kind", "share"), [(250, FullChanges, 1), (260, FullChanges, 0.2), (520, LowRankChanges, 1)]
+)
+def test_the_more_weights_change_freely_the_more_carefully(side, kind, share):
+    """Above 65,536 weights a fifth of the unit; above 262,144 a low rank, with all of it."""
+    ode = made(lambda: Plain(nn.Linear(side, side, bias=False)))
+    method = resolve_base_solver("euler")
+    plans = tuple(FixedMesh.of(method, SPAN, 1).plans)
+    inputs = NetInputs(torch.zeros(1, side), None, method.kinds, math.nan, plans, base_error=0.1)
+    (correction,) = WeightCorrection().corrections([ode], inputs, [])
+    (change,) = correction.changes
+    (weight,) = ode.parameters()
+    assert type(change) is kind
+    assert change.units.item() == pytest.approx(share * learning_unit(0.1) * typical_size(weight).item())
 
 
 def test_own_weights_serve_their_own_steps_alone():
