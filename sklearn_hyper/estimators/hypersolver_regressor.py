@@ -182,7 +182,8 @@ class HypersolverRegressor(Hypersolver):
         :meth:`to_module` gives a module that can be trained further.
     correction_ : ModuleCorrection or None
         g, scaled and bounded. None where the fit fell back to the base solver, with a warning. It does so if no epoch
-        beat the base solver on held-out rows without exceeding its largest error there.
+        beat the base solver on held-out rows. Epochs whose largest error there exceeds the base solver's count if no
+        other is better, with a mean of at most half its mean and a largest error of at most twice its largest.
     base_solver_ : Method
         The base solver of the fit, with its coefficients learned.
     order_ : int
@@ -196,13 +197,14 @@ class HypersolverRegressor(Hypersolver):
         residuals. It is the base solver's where the fit fell back to it.
     errors_ : dict
         Mean ("mean") and largest ("max") :math:`\|z_K - z(S)\|_2` on held-out rows, by fitted K, and the base solver's
-        ("base_mean", "base_max"). At ``n_steps`` the largest error never exceeds the base solver's.
+        ("base_mean", "base_max"). At ``n_steps`` a fit warns where the largest error exceeds the base solver's.
     refit_ : dict
         After :meth:`refit`: ``errors_`` of the correction as it was ("before") and as it is ("after"), for the Neural
         ODE as it is now, on the same held-out rows.
     history_ : list of dict
         One row an epoch, with "epoch", "train_loss", "valid_loss", "dur" in seconds, and "stage", the loss of its
-        phase. ``valid_loss`` is infinite where the largest error on held-out rows exceeded the base solver's.
+        phase. ``valid_loss`` is infinite, or between 0.999 and 1, where the largest error on held-out rows
+        exceeded the base solver's: see ``correction_``.
     net_ : skorch net
         The net that trained g.
     condition_ : dict

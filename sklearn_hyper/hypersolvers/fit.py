@@ -315,7 +315,7 @@ def _problems(fitted: FittedCorrection, method: Method, settings: FitSettings) -
     found = []
     if fitted.correction is None:
         found.append(
-            "no epoch was better than the base solver on held-out rows without exceeding its largest error there (best "
+            "no epoch was better than the base solver on held-out rows, in the mean and in the largest error (best "
             f"valid_loss {fitted.valid_loss:.3g}; 1 is the base solver), so this fit falls back to it: correction_ is "
             "None. Lower lr, raise max_epochs, or give more rows."
         )
@@ -324,6 +324,13 @@ def _problems(fitted: FittedCorrection, method: Method, settings: FitSettings) -
                 f"base_solver={method.name!r} estimates no error without a correction, so this fit takes "
                 f"n_steps={settings.n_steps} equal steps instead of adaptive ones."
             )
+    at_steps = fitted.errors[settings.n_steps]
+    if fitted.correction is not None and at_steps["max"] > at_steps["base_max"]:
+        found.append(
+            f"the largest error on held-out rows is {at_steps['max'] / at_steps['base_max']:.3g} times the base "
+            f"solver's, though the mean is {at_steps['mean'] / at_steps['base_mean']:.3g} times: no epoch was better "
+            "that keeps it below. Some rows are worse than without a correction. Give more rows, or raise n_steps."
+        )
     large = [
         f"{share:.3g} times the size of {what}" for what, share in fitted.relative_errors.items() if not share <= 1
     ]

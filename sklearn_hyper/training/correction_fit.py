@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -51,7 +52,7 @@ class FittedCorrection:
     """The result of a fit for one task."""
 
     correction: ModuleCorrection | None
-    """None if the base solver alone is better on held-out rows, or has a smaller largest error there."""
+    """None if the base solver alone is better on held-out rows, in the mean or by far in the largest error."""
     net: TrainingNet
     history: list[dict[str, Any]]
     delta: dict[int, dict[str, float]]
@@ -252,7 +253,8 @@ class CorrectionFit:
     ) -> FittedCorrection:
         assert self.net is not None  # run has been called
         valid_loss, sizes = best_loss(self.net), self.sizes
-        keeps = not errors.guarded_share(trained).isinf() and (valid_loss < 1 - _ROUNDING or self.warm is not None)
+        may_keep = not math.isinf(errors.guard(trained)[1])
+        keeps = may_keep and (valid_loss < 1 - _ROUNDING or self.warm is not None)
         correction = trained if keeps else None
         method = self.method if self._learning is None else self._learning.freeze()
         learns_steps = self.settings.is_adaptive and self.settings.step_controller == "learned"

@@ -25,6 +25,12 @@ from .tasks import Task
 _TINY = 1e-20
 """An error of this share of the states is below rounding in every dtype."""
 _UNIT_ROWS = 256
+_LAST_CHOICE_MEAN, _LAST_CHOICE_EXCESS = 0.5, 2.0
+"""Weights that raise the largest error are kept, if no others are good, while the mean and the largest error are at
+most these shares of the base solver's. In samplers of many modes a row in a hundred may end in another mode, whatever
+the weights, and one such row would else undo a fit."""
+_LAST_CHOICE = 0.999
+"""Loss from which on such weights count; the base solver has 1."""
 
 
 @dataclass
@@ -261,12 +267,20 @@ class TerminalErrors:
             shares["the outputs"] = float(error / size.clamp(min=_TINY))
         return shares
 
-    def guarded_share(self, correction: Correction) -> Tensor:
-        """Return the mean error as a share of the base solver's; infinite if the largest exceeds the base solver's."""
+    def guard(self, correction: Correction) -> tuple[Tensor, float]:
+        """Return the mean error as a share of the base solver's, and the least loss that such weights count with.
+
+        That is 0 where the largest error is not above the base solver's. Where it is, but at most twice as large, and
+        the mean at most half the base solver's, it is just below 1: better than the base solver, and worse than all
+        weights that bend no row too far. Else it is infinite.
+        """
         errors = self._norms(*self._ends(self.guarded, correction))
-        if not (errors.amax(dim=0) <= self._base.amax(dim=0)).all():
-            return errors.new_tensor(math.inf)
-        return (errors[:, 0].mean() / self._base[:, 0].mean().clamp(min=_TINY)).to(self._references.states.dtype)
+        mean = errors[:, 0].mean() / self._base[:, 0].mean().clamp(min=_TINY)
+        share, largest, base = mean.to(self._references.states.dtype), errors.amax(dim=0), self._base.amax(dim=0)
+        if (largest <= base).all():
+            return share, 0.0
+        is_last_choice = share <= _LAST_CHOICE_MEAN and (largest <= _LAST_CHOICE_EXCESS * base).all()
+        return share, _LAST_CHOICE if is_last_choice else math.inf
 
     def table(self, correction: Correction | None, steps: Sequence[int]) -> dict[int, dict[str, float]]:
         """Return mean and largest errors of the hypersolver and of its base solver, by number of steps."""

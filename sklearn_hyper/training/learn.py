@@ -59,27 +59,26 @@ class TaskLosses:
             terms.append(self.unrolled[batch.loss].share(self.data.train, batch.rows, batch.run, correction))
         return torch.stack(terms).sum()
 
-    def held_out(self, correction: ModuleCorrection, loss: str) -> Tensor:
-        """Compute losses on held-out rows, one for each step or run.
+    def held_out(self, correction: ModuleCorrection, loss: str) -> tuple[Tensor, float]:
+        """Compute losses on held-out rows, one for each step or run, and the least loss that they count with.
 
-        The loss is infinite if the largest error exceeds the base solver's, because such weights must not be kept.
+        The latter is that of :meth:`TerminalErrors.guard`; infinite if the weights must not be kept.
         """
-        share = self.errors.guarded_share(correction)
-        if share.isinf():
-            return share[None]
+        share, least = self.errors.guard(correction)
+        if math.isinf(least):
+            return share[None], least
         valid = self.data.valid
         with torch.no_grad():
             if loss == "residual":
                 targets = self.data.valid_targets[:: max(1, len(self.data.valid_targets) // _VALID_STEPS)]
-                return torch.stack([target.loss(correction, valid.inputs, slice(None)) for target in targets])
-            return torch.stack(
-                [
-                    share
-                    if (loss, run) == ("terminal", self.errors.guarded)  # computed above
-                    else self.unrolled[loss].share(valid, slice(None), run, correction)
-                    for run in _spread(self.data.plan.runs, _VALID_RUNS)
-                ]
-            )
+                return torch.stack([target.loss(correction, valid.inputs, slice(None)) for target in targets]), least
+            losses = [
+                share
+                if (loss, run) == ("terminal", self.errors.guarded)  # computed above
+                else self.unrolled[loss].share(valid, slice(None), run, correction)
+                for run in _spread(self.data.plan.runs, _VALID_RUNS)
+            ]
+            return torch.stack(losses), least
 
 
 class Objective(nn.Module):
@@ -110,14 +109,19 @@ class Objective(nn.Module):
     def held_out_loss(self, loss: str) -> float:
         """Return the geometric mean of the losses over steps, runs and tasks; 1 is the base solver.
 
-        It is infinite if one of the losses is.
+        With weights that bend a row too far, it is from their least loss to 1, or infinite, whatever the mean.
         """
-        losses = [
-            task_losses.held_out(correction, loss)
-            for correction, task_losses in zip(self.corrections, self._frozen[0], strict=True)
-        ]
-        all_losses = torch.cat(losses)
-        return math.inf if all_losses.isinf().any() else float((all_losses + _TINY).log().mean().exp())
+        losses, least = zip(
+            *(
+                task_losses.held_out(correction, loss)
+                for correction, task_losses in zip(self.corrections, self._frozen[0], strict=True)
+            ),
+            strict=True,
+        )
+        if math.isinf(max(least)):
+            return math.inf
+        mean = float((torch.cat(losses) + _TINY).log().mean().exp())
+        return max(least) + (1 - max(least)) * mean
 
     def release(self) -> list[ModuleCorrection]:
         """Drop the training data, which must not be pickled with a fitted estimator; return the corrections."""

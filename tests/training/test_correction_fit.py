@@ -45,7 +45,7 @@ def test_a_fit_is_better_than_its_base_method_on_held_out_rows():
 
 def test_before_it_runs_a_correction_is_the_base_method():
     fit = CorrectionFit([turn_task()], EULER, fit_settings()).prepare()
-    assert float(fit.errors[0].guarded_share(fit.corrections[0])) == pytest.approx(1, rel=1e-12)
+    assert float(fit.errors[0].guard(fit.corrections[0])[0]) == pytest.approx(1, rel=1e-12)
     assert len(fit.sets[0].train) == 54 and len(fit.sets[0].valid) == 6
 
 
@@ -70,7 +70,7 @@ def test_the_method_may_be_prepared_anew_with_what_it_has_made():
     fit.tasks, fit.warm, fit.refit_units = [moved], fit.corrections, True
     fit.prepare()
     assert not same(weights(fit.corrections[0].units), weights(first.correction.units))
-    assert float(fit.errors[0].guarded_share(fit.corrections[0])) < 0.9  # before any training
+    assert float(fit.errors[0].guard(fit.corrections[0])[0]) < 0.9  # before any training
     (second,) = fit.run().product()
     assert second.errors[2]["mean"] < second.errors[2]["base_mean"]
 

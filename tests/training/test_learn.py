@@ -51,7 +51,8 @@ def test_every_loss_of_no_correction_is_one(loss):
     parts = [TargetPart(target, rows) for target in data.targets[:3]] if loss == "residual" else ()
     run = None if loss == "residual" else data.plan.runs[0]
     assert float(losses.of_batch(zero, Batch(loss, 0, rows, parts, run))) == pytest.approx(1, rel=1e-9)
-    assert losses.held_out(zero, loss).tolist() == pytest.approx([1.0] * len(losses.held_out(zero, loss)), rel=1e-9)
+    held_out, least = losses.held_out(zero, loss)
+    assert held_out.tolist() == pytest.approx([1.0] * len(held_out), rel=1e-9) and least == 0
 
 
 def test_two_losses_add_up():
@@ -83,22 +84,26 @@ def test_a_residual_loss_is_the_mean_norm_of_what_is_missed_in_a_unit():
 
 # ---------------------------------------------------------------------- on held-out rows
 class Overshoots(Scaled):
-    """Better than the base solver for most rows, and far off where the state is small."""
+    """Better than the base solver for most rows, and off by ``by`` where the state is small."""
+
+    def __init__(self, size, by=-100.0):
+        super().__init__(size)
+        self.by = by
 
     def forward(self, eps, s, z, stages, x, kind):
         g = super().forward(eps, s, z, stages, x, kind)
-        return torch.where(z < 0.16, -100 * torch.ones_like(g), g)
+        return torch.where(z < 0.16, self.by * torch.ones_like(g), g)
 
 
 @pytest.mark.parametrize("loss", ["residual", "terminal"])
-def test_the_held_out_loss_is_infinite_where_the_largest_error_exceeds_the_base_solvers(loss):
+def test_the_held_out_loss_is_infinite_where_the_largest_error_far_exceeds_the_base_solvers(loss):
     data = logistic_set()
     losses, units = losses_of(data), fit_units([target.residual for target in data.targets])
     bad, good = (BoundedCorrection(net(2.0), units) for net in (Overshoots, Scaled))
     table = losses.errors.table(bad, [])[3]
     assert table["max"] > table["base_max"]
     objective = Objective([bad], [losses])
-    assert losses.held_out(bad, loss).tolist() == [math.inf] and objective.held_out_loss(loss) == math.inf
+    assert losses.held_out(bad, loss)[1] == math.inf and objective.held_out_loss(loss) == math.inf
     assert Objective([good], [losses]).held_out_loss(loss) < 1
 
 
@@ -114,8 +119,8 @@ def test_one_task_that_is_worse_is_enough():
 def test_the_held_out_loss_is_a_geometric_mean():
     data = logistic_set()
     losses, g = losses_of(data), scaled_correction(data.targets, 0.05)
-    each = losses.held_out(g, "residual")
-    assert 1 < len(each) <= 16 and each.isfinite().all()
+    each, least = losses.held_out(g, "residual")
+    assert least == 0 and 1 < len(each) <= 16 and each.isfinite().all()
     expected = math.exp(float(each.log().mean()))
     assert Objective([g], [losses]).held_out_loss("residual") == pytest.approx(expected, rel=1e-9)
 
@@ -142,7 +147,8 @@ def test_training_makes_corrections_better_than_the_base_solver(base_solver, fin
     net = train_corrections([correction], [data], [errors], settings, seed=0)
     assert data.targets == []  # stacked, and so not twice in memory
     assert best_loss(net) < 0.99 and len(net.history) == 30
-    assert float(errors.guarded_share(correction)) < 1
+    share, least = errors.guard(correction)
+    assert share < 1 and least == 0
 
 
 def test_the_same_seed_gives_the_same_weights():
