@@ -62,9 +62,6 @@ class Rung(NamedTuple):
 
 
 DOPRI5_RUNG = Rung(DOPRI5, 0)
-_FEWEST_BETWEEN = 8
-"""Fewest evaluations where states between the ends are learned. A step or two draw no curve: they agree with dopri5
-for as long as neither learns anything."""
 RUNGS = (
     Rung("euler", 1), Rung("midpoint", 1), Rung("rk4", 1), Rung("rk3", 2), Rung("rk4", 2), Rung("rk4", 3),
     Rung("rk4", 4), Rung("rk4", 6), Rung("rk4", 8),
@@ -258,7 +255,7 @@ class SolverControl(Callback):
     n_steps : int
         Optimizer steps of the whole training.
     fewest : int, default 0
-        Fewest evaluations of f in a solve by a solver to choose; eight or more for rows with times of their own.
+        Fewest evaluations of f in a solve by a solver to choose.
 
     Attributes
     ----------
@@ -274,8 +271,6 @@ class SolverControl(Callback):
         """Draw the rows to compare on, about a hundred, from those that training is about to begin with."""
         rows = torch.randperm(len(x), generator=generator)[:_PROBE_ROWS].to(x.device)
         self.probe_: tuple[Inputs, Any] | None = (x[rows], None if y is None else y[rows])
-        if times_of(x) is not None:
-            self.fewest = max(self.fewest, _FEWEST_BETWEEN)
 
     def _probe(self) -> tuple[Inputs, Any]:
         assert self.probe_ is not None

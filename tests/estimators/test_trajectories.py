@@ -345,16 +345,6 @@ def test_a_hypersolver_of_enough_steps_agrees_with_it_at_all_times(data, span, s
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale)
 
 
-def test_auto_takes_no_fewer_than_two_steps_where_states_lie_between_the_ends(data):
-    """One step of Euler's method draws a line, which agrees with dopri5 for as long as nothing is learned."""
-    X, times, Y = data
-    timed = make_small(solver="auto", max_epochs=8).fit(X, Y, times)
-    first = timed.solver_history_[0]
-    assert (first["solver"], first["n_steps"]) == ("rk4", 2)
-    plain = make_small(solver="auto", max_epochs=8).fit(X, Y[:, 0])
-    assert plain.solver_history_[0]["solver"] == "euler"
-
-
 # ---------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
     ("targets", "shape"),

@@ -99,6 +99,39 @@ def test_what_a_fit_has_to_say_is_part_of_the_product():
     assert fit_hypersolver(turn_task(), fit_settings()).problems == ()
 
 
+class BadInFewRows(nn.Module):
+    """Euler's leading residual, and something else where the state is small."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, eps, s, z, stages, x=None):
+        return torch.where(z < 0.12, -0.16, self.size * 0.5 * stages[0] * (1 - 2 * z))
+
+
+@pytest.mark.parametrize(("at_most", "is_kept"), [(1.0, True), (0.5, False)])
+def test_a_correction_that_is_worse_in_few_rows_is_a_last_choice(at_most, is_kept, monkeypatch):
+    """This one hardly acts, since its bound begins at nothing: it leaves .97 of the mean, and 1.04 of the largest."""
+    monkeypatch.setattr("sklearn_hyper.training.errors._LAST_CHOICE_MEAN", at_most)
+    x = torch.linspace(0.1, 0.9, 100, dtype=torch.float64)[:, None]
+    ode = NeuralODE(LOGISTIC.f, t_span=LOGISTIC.t_span).eval()
+    settings = fit_settings(
+        correction=BadInFewRows(), base_solver="euler", n_steps=3, lr=1e-9, max_epochs=1, finetune=None,
+        validation_fraction=0.5, random_state=0,
+    )  # fmt: skip
+    fast = fit_hypersolver(Task(ode, x), settings)
+    (problem,) = fast.problems
+    row = fast.errors[3]
+    assert (fast.correction is not None) == is_kept
+    if is_kept:
+        assert row["max"] > row["base_max"] and row["mean"] < row["base_mean"]
+        assert f"the largest error on held-out rows is {row['max'] / row['base_max']:.3g} times" in problem
+        assert 0.999 < fast.history[-1]["valid_loss"] < 1
+    else:
+        assert "no epoch was better" in problem and row["max"] == row["base_max"]
+
+
 def test_errors_larger_than_the_states_are_a_problem():
     x = rows(60) * 7
     fast = fit_hypersolver(Task(NeuralODE(lambda t, z: -(z**3)).eval(), x), fit_settings(n_steps=4, max_epochs=1))
