@@ -216,7 +216,7 @@ def test_methods_before_fit(X, method):
 @pytest.mark.parametrize(
     "params, message",
     [
-        ({"solver": "rk5"}, r"'rk5' is unknown; valid names are"),
+        ({"solver": "rk5"}, r"solver='rk5' is none that training knows: pass 'dopri5', .*rk4"),
         ({"validation_fraction": 0.99}, r"validation_fraction=0.99 of n_samples=5 leaves no row to train on"),
         ({"device": "cuda:7"}, r"device='cuda:7' is not available"),
         ({"rtol": 0.0}, r"'rtol' parameter"),
