@@ -183,7 +183,7 @@ class HypersolverRegressor(Hypersolver):
     correction_ : ModuleCorrection or None
         g, scaled and bounded. None where the fit fell back to the base solver, with a warning. It does so if no epoch
         beat the base solver on held-out rows. Epochs whose largest error there exceeds the base solver's count if no
-        other is better, with a mean of at most half its mean and a largest error of at most twice its largest.
+        other is better, with a mean of at most half its mean, and of the worst twentieth of rows at most twice its.
     base_solver_ : Method
         The base solver of the fit, with its coefficients learned.
     order_ : int

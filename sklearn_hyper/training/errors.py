@@ -25,10 +25,11 @@ from .tasks import Task
 _TINY = 1e-20
 """An error of this share of the states is below rounding in every dtype."""
 _UNIT_ROWS = 256
-_LAST_CHOICE_MEAN, _LAST_CHOICE_EXCESS = 0.5, 2.0
-"""Weights that raise the largest error are kept, if no others are good, while the mean and the largest error are at
-most these shares of the base solver's. In samplers of many modes a row in a hundred may end in another mode, whatever
-the weights, and one such row would else undo a fit."""
+_LAST_CHOICE_MEAN, _LAST_CHOICE_TAIL = 0.5, 2.0
+"""Weights that raise the largest error are kept, if no others are good, while the mean error, and that of the largest
+twentieth, are at most these shares of the base solver's. In samplers of many modes a row in a hundred may end in
+another mode, whatever the weights, and one such row would else undo a fit."""
+_TAIL = 20
 _LAST_CHOICE = 0.999
 """Loss from which on such weights count; the base solver has 1."""
 
@@ -206,6 +207,11 @@ def _base_errors(neural_ode: NeuralODE, references: References, run: Run, output
     return torch.cat(errors)
 
 
+def _mean_of_largest(errors: Tensor) -> Tensor:
+    """Return the mean of the largest twentieth of each column, of one row at least."""
+    return errors.topk(max(1, len(errors) // _TAIL), dim=0).values.mean(dim=0)
+
+
 class TerminalErrors:
     r"""Errors :math:`\|z(S) - z_K\|_2` on held-out rows, compared with the base solver's to guard a fit.
 
@@ -270,16 +276,17 @@ class TerminalErrors:
     def guard(self, correction: Correction) -> tuple[Tensor, float]:
         """Return the mean error as a share of the base solver's, and the least loss that such weights count with.
 
-        That is 0 where the largest error is not above the base solver's. Where it is, but at most twice as large, and
-        the mean at most half the base solver's, it is just below 1: better than the base solver, and worse than all
-        weights that bend no row too far. Else it is infinite.
+        That is 0 where the largest error is not above the base solver's. Where it is, but the mean is at most half the
+        base solver's, and that of the largest twentieth at most twice, it is just below 1: better than the base solver,
+        and worse than all weights that bend no row too far. Else it is infinite.
         """
         errors = self._norms(*self._ends(self.guarded, correction))
         mean = errors[:, 0].mean() / self._base[:, 0].mean().clamp(min=_TINY)
-        share, largest, base = mean.to(self._references.states.dtype), errors.amax(dim=0), self._base.amax(dim=0)
-        if (largest <= base).all():
+        share = mean.to(self._references.states.dtype)
+        if (errors.amax(dim=0) <= self._base.amax(dim=0)).all():
             return share, 0.0
-        is_last_choice = share <= _LAST_CHOICE_MEAN and (largest <= _LAST_CHOICE_EXCESS * base).all()
+        tail, base_tail = (_mean_of_largest(one) for one in (errors, self._base))
+        is_last_choice = share <= _LAST_CHOICE_MEAN and (tail <= _LAST_CHOICE_TAIL * base_tail).all()
         return share, _LAST_CHOICE if is_last_choice else math.inf
 
     def table(self, correction: Correction | None, steps: Sequence[int]) -> dict[int, dict[str, float]]:

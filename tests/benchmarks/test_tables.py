@@ -11,8 +11,7 @@ SCRIPTS = {"serving_load": "load_test"}
 
 
 @pytest.mark.skipif(not BENCHMARKS.exists(), reason="the benchmark's files are not part of an installation")
-@pytest.mark.parametrize("name", ["joint", "training", "trust", "serving", "serving_load"])
-@pytest.mark.parametrize("name", ["conditional_images", "joint", "training", "trust"])
+@pytest.mark.parametrize("name", ["conditional_images", "joint", "training", "trust", "serving", "serving_load"])
 def test_tables_are_those_of_the_cells(name, tmp_path):
     from _results import Results, raw_path
 

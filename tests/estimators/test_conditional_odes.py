@@ -100,7 +100,7 @@ def test_times_of_its_own_go_with_a_rows_condition(solver):
     times[::3, 1] = np.nan
     y = X * np.exp(-RATE[:, None] * times)
     ode = make(y[~np.isnan(y)], solver=solver).fit(X, y, times, condition=GIVEN)
-    assert ode.score(X, y, times, condition=GIVEN) > 0.9
+    assert ode.score(X, y, t_eval=times, condition=GIVEN) > 0.9
     ode.neural_ode_.vector_field.speed.data.fill_(1.0)
     grid = [0.25, 0.5, 1.0]
     np.testing.assert_allclose(ode.predict(X, grid, condition=GIVEN), truth(RATE, grid), atol=1e-5)
