@@ -516,7 +516,7 @@ class NeuralODERegressor(RegressorMixin, TrainableODE):
         if len(shape) > 2 or (len(shape) == 2 and shape[1] != n_outputs):
             raise ValueError(
                 f"y of shape {shape} without t_eval, for an estimator of {n_outputs} outputs at the end of t_span. If "
-                "y holds targets at several times, pass these times: score(X, y, t_eval). Searches and cross "
+                "y holds targets at several times, pass these times: score(X, y, t_eval=t_eval). Searches and cross "
                 "validation pass them on with metadata routing enabled and set_fit_request(t_eval=True)"
                 ".set_score_request(t_eval=True)."
             )

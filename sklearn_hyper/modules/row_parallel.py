@@ -43,17 +43,22 @@ class _JoinRows(torch.autograd.Function):
 
 
 class _SumGradients(torch.autograd.Function):
-    """A weight, whose gradient is summed over the rows of all processes."""
+    """What all rows share, weights and the time, whose gradients are summed over the rows of all processes.
+
+    It is one function of all of them, so that every process sums all gradients, in one order: of a tensor that no row
+    of its own used, it sums zeros.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return weight.view_as(weight)
+    def forward(ctx: Any, *shared: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in shared)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        totals = tuple(gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients)
+        for total in totals:
+            dist.all_reduce(total)
+        return totals
 
 
 def _sizes(n_rows: int) -> list[int]:
@@ -116,18 +121,25 @@ class RowParallel(nn.Module):
         if not dist.is_initialized() or not 1 < dist.get_world_size() <= n_rows:
             return self.vector_field(t, z, *arguments, **condition)
 
-        def own(value: Any) -> Any:
-            is_by_row = isinstance(value, Tensor) and value.ndim > 0 and len(value) == n_rows
-            return _TakeRows.apply(value) if is_by_row else value
+        def is_by_row(value: Any) -> bool:
+            return isinstance(value, Tensor) and value.ndim > 0 and len(value) == n_rows
 
-        given = tuple(own(value) for value in (t, z, *arguments))
-        part = self._call(given, {name: own(value) for name, value in condition.items()})
-        return _JoinRows.apply(part, n_rows)
-
-    def _call(self, arguments: tuple[Any, ...], condition: dict[str, Any]) -> Tensor:
-        """Call the field on some rows; gradients of its weights will be those of all."""
+        given = {str(place): value for place, value in enumerate((t, z, *arguments))} | condition
+        weights = dict(self.vector_field.named_parameters()) if isinstance(self.vector_field, nn.Module) else {}
+        shared = {
+            (kind, name): value
+            for kind, values in (("given", given), ("weight", weights))
+            for name, value in values.items()
+            if isinstance(value, Tensor) and value.requires_grad and (kind == "weight" or not is_by_row(value))
+        }
+        if shared and torch.is_grad_enabled():
+            shared = dict(zip(shared, _SumGradients.apply(*shared.values()), strict=True))
+        own = {
+            name: _TakeRows.apply(value) if is_by_row(value) else shared.get(("given", name), value)
+            for name, value in given.items()
+        }
+        called = tuple(own.pop(str(place)) for place in range(2 + len(arguments)))
+        summed = {name: value for (kind, name), value in shared.items() if kind == "weight"}
         field = self.vector_field
-        if not isinstance(field, nn.Module) or not torch.is_grad_enabled():
-            return field(*arguments, **condition)
-        weights = {name: _SumGradients.apply(p) for name, p in field.named_parameters() if p.requires_grad}
-        return functional_call(field, weights, arguments, condition) if weights else field(*arguments, **condition)
+        part = functional_call(field, summed, called, own) if summed else field(*called, **own)  # type: ignore[arg-type]
+        return _JoinRows.apply(part, n_rows)

@@ -281,12 +281,14 @@ class TerminalErrors:
         and worse than all weights that bend no row too far. Else it is infinite.
         """
         errors = self._norms(*self._ends(self.guarded, correction))
-        mean = errors[:, 0].mean() / self._base[:, 0].mean().clamp(min=_TINY)
+        means, base_means = errors.mean(dim=0), self._base.mean(dim=0)
+        mean = means[0] / base_means[0].clamp(min=_TINY)
         share = mean.to(self._references.states.dtype)
         if (errors.amax(dim=0) <= self._base.amax(dim=0)).all():
             return share, 0.0
         tail, base_tail = (_mean_of_largest(one) for one in (errors, self._base))
-        is_last_choice = share <= _LAST_CHOICE_MEAN and (tail <= _LAST_CHOICE_TAIL * base_tail).all()
+        halves = (means <= _LAST_CHOICE_MEAN * base_means).all()
+        is_last_choice = halves and (tail <= _LAST_CHOICE_TAIL * base_tail).all()
         return share, _LAST_CHOICE if is_last_choice else math.inf
 
     def table(self, correction: Correction | None, steps: Sequence[int]) -> dict[int, dict[str, float]]:

@@ -44,6 +44,29 @@ def test_values_and_gradients_are_those_of_one_process(n_rows, tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
+class Parts(nn.Module):
+    """Rows of one sign need one weight, those of the other another, and all the time."""
+
+    def __init__(self):
+        super().__init__()
+        self.above, self.below = (nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (2.0, 3.0))
+
+    def forward(self, t, z):
+        parts = [weight * z[rows] for weight, rows in ((self.above, z > 0), (self.below, z <= 0)) if rows.any()]
+        return torch.sin(t) * torch.cat(parts)[:, None]
+
+
+def test_gradients_of_the_time_and_of_weights_that_one_process_lacks_are_whole(tmp_path):
+    def gradients(wrap):
+        f, t = wrap(Parts()), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        f(t, torch.tensor([[1.0], [2.0], [-1.0], [-3.0]], dtype=torch.float64)).square().sum().backward()
+        return [t.grad, *(p.grad for p in f.parameters())]
+
+    expected = gradients(lambda f: f)
+    for found in in_two_processes(lambda: gradients(RowParallel), tmp_path):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
 def test_each_process_evaluates_its_rows_and_takes_what_belongs_to_them(tmp_path):
     t, z, x, rate = (torch.from_numpy(X[:, i % 2]) + i for i in range(4))
     z, x, seen = z[:, None], x[:, None], []
