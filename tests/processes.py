@@ -43,6 +43,19 @@ def in_child(action, log):
     return wait(pid)
 
 
+class DiesOnce:
+    """A field that kills the first process, other than this one, that evaluates it."""
+
+    def __init__(self, flag):
+        self.flag, self.here = flag, os.getpid()
+
+    def __call__(self, t, z):
+        if os.getpid() != self.here and not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return -z * (1 + z.square())
+
+
 def in_two_processes(compute, folder):
     """Return what compute() is in each of two processes that torch.distributed joins."""
 

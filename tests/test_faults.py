@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from joblib import _store_backends
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from processes import fork, in_child
+from processes import DiesOnce, fork, in_child
 from sklearn.model_selection import GridSearchCV, KFold
 from skorch.callbacks import Callback
 from small_hypersolvers import ROUGH_FITS, Swirl, make_regressor
@@ -349,13 +349,8 @@ def test_a_read_only_cache_is_read_and_a_new_one_refused(public_folder, log):
 # ---------------------------------------------------------------------- workers
 @pytest.mark.slow
 def test_after_a_worker_has_died_the_next_run_works(tmp_path):
-    flag, here = tmp_path / "died", os.getpid()
-
-    def deadly(t, z):
-        if os.getpid() != here and not flag.exists():
-            flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return -z * (1 + z.square())
+    flag = tmp_path / "died"
+    deadly = DiesOnce(flag)
 
     def run(n_jobs):
         return make_regressor(deadly, correction=NET, n_jobs=n_jobs, memory=str(tmp_path / "cache")).fit(X)
@@ -365,19 +360,6 @@ def test_after_a_worker_has_died_the_next_run_works(tmp_path):
     assert flag.exists()
     found = run(2)
     np.testing.assert_array_equal(found.predict(X), make_regressor(deadly, correction=NET).fit(X).predict(X))
-
-
-class DiesOnce:
-    """A field that kills the first process, other than this one, that evaluates it."""
-
-    def __init__(self, flag):
-        self.flag, self.here = flag, os.getpid()
-
-    def __call__(self, t, z):
-        if os.getpid() != self.here and not self.flag.exists():
-            self.flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return -z * (1 + z.square())
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ class PytreeField(Adapter):
     ----------
     field : nn.Module or callable
         ``field(t, state)`` returns derivatives in the structure of the state. Conditions, and the input of a
-        data-controlled Neural ODE, go to it as they are. It is copied and frozen.
+        data-controlled Neural ODE, go to it as they are, and dicts of any kind as ``dict``. It is copied and frozen.
     example : tuple, list or dict of Tensor or ndarray, nested
         A state, of one sample or more: every leaf has shape (n, ...), samples first. Only structure and shapes are
         kept.
@@ -114,7 +114,7 @@ class PytreeField(Adapter):
                     f"{what}{place} has {len(value)} samples of {value.dtype}; all leaves must have the same number "
                     f"and dtype, here {n} of {rows[0].dtype if rows else value.dtype}."
                 )
-            rows.append(value.reshape(n, -1))
+            rows.append(value.reshape(n, math.prod(leaf.shape)))
         return torch.cat(rows, dim=1)
 
     def extra_repr(self) -> str:
@@ -195,7 +195,8 @@ def _pairs(structure: Any, state: Any, what: str, place: str) -> Iterator[tuple[
     if isinstance(structure, Leaf):
         if not _is_array(state):
             raise TypeError(f"{what}{place} is a {type(state).__name__}; where the example has a tensor, pass one.")
-        yield place, structure, torch.as_tensor(state)
+        # Copied, since torch takes no arrays with negative strides, and warns of read-only ones.
+        yield place, structure, state if isinstance(state, Tensor) else torch.as_tensor(state.copy())
         return
     keys = list(structure) if isinstance(structure, dict) else len(structure)
     if isinstance(structure, dict):

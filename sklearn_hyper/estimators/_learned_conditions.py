@@ -17,6 +17,7 @@ NAME = "condition"
 FLOAT, INTEGER, CATEGORY = "float", "integer", "category"
 TAKEN = ("t", "z", "x")
 """Names that a field's positional arguments have."""
+_WRITABLE = (str, int, float, np.number, np.bool_)
 _MOST_NUMBERS = 2**24
 """Numbers of a row's entry that a file may ask for: entries like it are drawn when it is exported."""
 
@@ -55,6 +56,18 @@ def read_conditions(described: Mapping[str, Any]) -> dict[str, Condition]:
         if not (is_name(name) and usual_shape and _are_usual(one.kind, one.categories)):
             raise ModelFileError(f"its description of the condition {name!r:.100} is wrong: {one!r:.300}")
     return found
+
+
+def check_writable(learned: Mapping[str, Condition]) -> None:
+    """Refuse categories that a model file cannot hold: it has text and numbers alone."""
+    for name, one in learned.items():
+        values = [] if one.categories is None else one.categories
+        odd = next((value for value in values if not isinstance(value, _WRITABLE)), None)
+        if odd is not None:
+            raise ModelFileError(
+                f"the categories of condition[{name!r}] are objects such as {odd!r}, and a model file holds text and "
+                "numbers: fit with strings in their place, or use pickle."
+            )
 
 
 def _are_usual(kind: str, categories: NDArray[Any] | None) -> bool:

@@ -17,7 +17,7 @@ from ..modules.closed_list import TEMPLATES, Reader, Writer, is_of
 from ..modules.copies import PersistenceWarning
 from ..modules.described_modules import describe_module, describe_state, read_module, read_state
 from ..modules.model_file import ModelFileError, TensorReader, write_model
-from ._learned_conditions import DESCRIBED, read_conditions
+from ._learned_conditions import DESCRIBED, check_writable, read_conditions
 
 _PARTS = ("vector_field", "input_map", "output_map")
 _NOT_WRITTEN = ("memory", "neural_ode")
@@ -80,6 +80,7 @@ def describe_estimator(estimator: Any, writer: Writer) -> dict[str, Any]:
             "Use pickle."
         )
     models = estimator._describe_models(writer)  # first, for it refuses what is not fitted
+    check_writable(vars(estimator).get("condition_", {}))
     learned = {name: writer.describe(vars(estimator)[name], name) for name in _LEARNED if name in vars(estimator)}
     described = {
         "estimator": kind.__name__,

@@ -89,8 +89,8 @@ class RowParallel(nn.Module):
     Notes
     -----
     All processes have to make the same calls, or they wait for each other for ever. Give them the same rows, an integer
-    as ``random_state``, and models made from the same seed. ``solver_report`` times solves, which no two processes do
-    equally often: call it after ``destroy_process_group``.
+    as ``random_state``, and models made from the same seed. A process may lack rows for some weights, not for all.
+    ``solver_report`` times solves, which no two processes do equally often: call it after ``destroy_process_group``.
 
     Examples
     --------
@@ -124,22 +124,31 @@ class RowParallel(nn.Module):
         def is_by_row(value: Any) -> bool:
             return isinstance(value, Tensor) and value.ndim > 0 and len(value) == n_rows
 
-        given = {str(place): value for place, value in enumerate((t, z, *arguments))} | condition
-        weights = dict(self.vector_field.named_parameters()) if isinstance(self.vector_field, nn.Module) else {}
-        shared = {
-            (kind, name): value
-            for kind, values in (("given", given), ("weight", weights))
-            for name, value in values.items()
-            if isinstance(value, Tensor) and value.requires_grad and (kind == "weight" or not is_by_row(value))
-        }
-        if shared and torch.is_grad_enabled():
-            shared = dict(zip(shared, _SumGradients.apply(*shared.values()), strict=True))
-        own = {
-            name: _TakeRows.apply(value) if is_by_row(value) else shared.get(("given", name), value)
-            for name, value in given.items()
-        }
-        called = tuple(own.pop(str(place)) for place in range(2 + len(arguments)))
-        summed = {name: value for (kind, name), value in shared.items() if kind == "weight"}
+        def is_shared(value: Any) -> bool:
+            return learns and isinstance(value, Tensor) and value.requires_grad and not is_by_row(value)
+
+        def own(value: Any) -> Any:
+            if is_by_row(value):
+                return _TakeRows.apply(value)
+            return next(summed) if is_shared(value) else value
+
+        learns, arguments = torch.is_grad_enabled(), (t, z, *arguments)
+        weights = self._weights() if learns else {}
+        shared = [value for value in (*arguments, *condition.values()) if is_shared(value)] + list(weights.values())
+        summed = iter(_SumGradients.apply(*shared) if shared else ())
+        # In the order of ``shared``: arguments, conditions, weights.
+        arguments = tuple(own(value) for value in arguments)
+        condition = {name: own(value) for name, value in condition.items()}
+        return _JoinRows.apply(self._call(dict(zip(weights, summed, strict=True)), arguments, condition), n_rows)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the field's weights that get gradients."""
+        if not isinstance(self.vector_field, nn.Module):
+            return {}
+        return {name: weight for name, weight in self.vector_field.named_parameters() if weight.requires_grad}
+
+    def _call(self, weights: dict[str, Tensor], arguments: tuple[Any, ...], condition: dict[str, Any]) -> Tensor:
         field = self.vector_field
-        part = functional_call(field, summed, called, own) if summed else field(*called, **own)  # type: ignore[arg-type]
-        return _JoinRows.apply(part, n_rows)
+        if weights and isinstance(field, nn.Module):
+            return functional_call(field, weights, arguments, condition)
+        return field(*arguments, **condition)

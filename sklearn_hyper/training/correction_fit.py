@@ -59,6 +59,8 @@ class FittedCorrection:
     errors: dict[int, dict[str, float]]
     valid_loss: float
     """The lowest, including that of the weights that training started from; 1 is the base solver."""
+    raises_largest: bool
+    """Whether the correction is a last choice: a few rows are worse with it than the base solver's worst."""
     relative_errors: dict[str, float]
     """Mean errors of states and outputs on held-out rows, each as a share of its mean norm."""
     fitted_range: tuple[float, float]
@@ -253,8 +255,8 @@ class CorrectionFit:
     ) -> FittedCorrection:
         assert self.net is not None  # run has been called
         valid_loss, sizes = best_loss(self.net), self.sizes
-        may_keep = not math.isinf(errors.guard(trained)[1])
-        keeps = may_keep and (valid_loss < 1 - _ROUNDING or self.warm is not None)
+        least = errors.guard(trained)[1]
+        keeps = not math.isinf(least) and (valid_loss < 1 - _ROUNDING or self.warm is not None)
         correction = trained if keeps else None
         method = self.method if self._learning is None else self._learning.freeze()
         learns_steps = self.settings.is_adaptive and self.settings.step_controller == "learned"
@@ -265,6 +267,7 @@ class CorrectionFit:
             delta=_delta(correction, self.method, data, sizes.steps) if self.spec.learns_residuals else {},
             errors=errors.table(correction, sizes.steps),
             valid_loss=valid_loss,
+            raises_largest=keeps and least > 0,
             relative_errors=errors.relative(correction, self.settings.rtol),
             fitted_range=(sizes.low, sizes.high),
             interrupted=self.net.interrupted_,

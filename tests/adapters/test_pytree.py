@@ -76,6 +76,15 @@ def test_packing_loses_nothing(state, width):
     torch.testing.assert_close(field.pack(field.unpack(z.numpy())), z)
 
 
+def test_arrays_of_any_strides_and_no_rows_are_packed():
+    field, arrays = PytreeField(lambda t, state: state, example=(Q, V)), (Q.numpy().copy(), V.numpy().copy())
+    for array in arrays:
+        array.setflags(write=False)
+    torch.testing.assert_close(field.pack(arrays), field.pack((Q, V)))
+    torch.testing.assert_close(field.pack(tuple(array[::-1] for array in arrays)), field.pack((Q, V)).flip(0))
+    assert field.pack((Q[:0], V[:0])).shape == (0, 4) == field(torch.tensor(0.0), torch.zeros(0, 4)).shape
+
+
 def test_tuples_end_where_torchdiffeq_takes_them():
     pair = Pair()
     times = torch.tensor([0.0, 2.0], dtype=torch.float64)

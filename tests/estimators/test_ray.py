@@ -4,12 +4,12 @@ Ray is no part of the extras, as it is large: ``pip install ray`` runs these tes
 """
 
 import os
-import signal
 import sys
 
 import joblib
 import numpy as np
 import pytest
+from processes import DiesOnce
 from sklearn.model_selection import GridSearchCV, KFold
 from small_hypersolvers import ROUGH_FITS, make_regressor
 from small_saved import NET, X
@@ -33,19 +33,6 @@ def cluster():
 def on_cluster():
     # Without these arguments Ray gives up a search at the first death of a worker.
     return joblib.parallel_config("ray", n_jobs=2, ray_remote_args={"max_restarts": 3, "max_task_retries": 3})
-
-
-class DiesOnce:
-    """A field that kills the first process, other than this one, that evaluates it."""
-
-    def __init__(self, flag):
-        self.flag, self.here = flag, os.getpid()
-
-    def __call__(self, t, z):
-        if os.getpid() != self.here and not self.flag.exists():
-            self.flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return -z * (1 + z.square())
 
 
 def test_a_search_outlives_a_worker(cluster, tmp_path):

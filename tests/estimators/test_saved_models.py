@@ -2,6 +2,7 @@
 
 import builtins
 import copy
+import datetime
 import importlib
 import json
 import pickle
@@ -275,10 +276,14 @@ def test_files_from_before_there_were_conditions_are_of_fits_without_one(path):
     assert_same_answers(estimator, loaded, rows)
 
 
-def test_categories_that_no_file_holds_are_refused(path):
-    kinds = {"rate": X, "kind": np.array([b"a", b"b"])[np.arange(40) % 2], "step": 0}
-    estimator = make_regressor(by_condition, correction=NET).fit(X, condition=kinds)
-    with pytest.raises(ModelFileError, match=r"condition_ is an array of dtype .*, which a model file cannot hold"):
+@pytest.mark.parametrize(
+    "kinds", [[b"a", b"b"], [pd.Interval(0, 1), pd.Interval(1, 2)], [datetime.date(2000, 1, 1), datetime.date(2001, 1, 1)]],
+    ids=["bytes", "intervals", "dates"],
+)  # fmt: skip
+def test_categories_that_no_file_holds_are_refused(path, kinds):
+    condition = {"rate": X, "kind": pd.Categorical(kinds * 20), "step": 0}
+    estimator = make_regressor(by_condition, correction=NET).fit(X, condition=condition)
+    with pytest.raises(ModelFileError, match=r"(?s)categories of condition\['kind'\] are objects such as .*strings"):
         estimator.save(path)
 
 

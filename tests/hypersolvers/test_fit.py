@@ -126,7 +126,7 @@ def test_a_correction_that_is_worse_in_few_rows_is_a_last_choice(at_most, is_kep
     assert (fast.correction is not None) == is_kept
     if is_kept:
         assert row["max"] > row["base_max"] and row["mean"] < row["base_mean"]
-        assert f"the largest error on held-out rows is {row['max'] / row['base_max']:.3g} times" in problem
+        assert f"largest error on held-out rows is above the base solver's ({row['max']:.3g} for" in problem
         assert 0.999 < fast.history[-1]["valid_loss"] < 1
     else:
         assert "no epoch was better" in problem and row["max"] == row["base_max"]
