@@ -29,7 +29,7 @@ from ..numerics.tensors import flatten_samples
 from ..numerics.times import time_dtype
 from .batches import Batches
 from .errors import check_overflow
-from .nets import TENSOR_ROWS, BestWeights, LossNet, build_net, cosine_schedule, draw_seed
+from .nets import BestWeights, LossNet, TensorRows, build_net, cosine_schedule, draw_seed
 from .references import solve_ends
 from .settings import FitSettings
 from .targets import span_units
@@ -137,7 +137,7 @@ class LearnedCoefficients:
         schedule = cosine_schedule(len(Batches(len(fitted), _BATCH)), [n_epochs], [1.0])
         net = build_net(
             LossNet, loss, settings, BestWeights(validate), "learning coefficients", schedule=schedule,
-            batch_size=_BATCH, **TENSOR_ROWS,
+            batch_size=_BATCH, dataset=TensorRows,
         )  # fmt: skip
         net.train(fitted, None, generator)
         if net.interrupted_:

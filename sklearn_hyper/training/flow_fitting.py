@@ -23,7 +23,7 @@ from ..numerics.times import time_dtype
 from .batches import Batches
 from .given_rows import Inputs, apart, given
 from .joint import make_joint_loss
-from .nets import TENSOR_ROWS, BestWeights, LossNet, build_net, cosine_schedule
+from .nets import BestWeights, LossNet, TensorRows, build_net, cosine_schedule
 from .neural_ode_fitting import TrainingSettings, schedule_and_control
 from .references import solve_ends
 from .solver_control import TrainingSolver, is_dopri5
@@ -266,7 +266,7 @@ def build_flow_net(
         schedule, first = cosine_schedule(n_batches, [settings.max_epochs], [1.0]), []
     return build_net(
         LossNet, loss, settings, best, "training flow", schedule=schedule,
-        first=first, batch_size=settings.batch_size, **TENSOR_ROWS,
+        first=first, batch_size=settings.batch_size, dataset=TensorRows,
     )  # fmt: skip
 
 

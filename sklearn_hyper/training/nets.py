@@ -213,13 +213,19 @@ class TrainingNet(DeviceFree, NeuralNet):
         return any(stopper.misses_ >= stopper.patience for stopper in stoppers)
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
-        """Return batches of a dataset, with a generator: without one a DataLoader draws from torch's global one."""
+        """Return batches of a dataset, with a generator: without one a DataLoader draws from torch's global one.
+
+        How rows are fetched is said here, and not in arguments of the net: skorch keeps the names of those in a set,
+        and equal sets may be pickled in different orders.
+        """
+        has_rows = isinstance(dataset, TensorRows)
+        arguments: dict[str, Any] = {"collate_fn": collated} if has_rows else {}
         if not training:
-            arguments = {"batch_size": self.batch_size} | self.get_params_for("iterator_valid")
+            arguments |= {"batch_size": self.batch_size} | self.get_params_for("iterator_valid")
             return self.iterator_valid(dataset, generator=torch.Generator(), **arguments)
-        arguments = self.get_params_for("iterator_train")
-        if arguments.pop("shuffle", False):
+        if has_rows:
             arguments["batch_sampler"] = Batches(len(dataset), self.batch_size, self.generator_)
+        arguments |= self.get_params_for("iterator_train")
         return self.iterator_train(dataset, generator=self.generator_, **arguments)
 
     @property
@@ -364,16 +370,6 @@ def build_net(
         device=settings.device,
     )
     return net.initialize()
-
-
-TENSOR_ROWS: dict[str, Any] = {
-    "dataset": TensorRows,
-    "iterator_train__shuffle": True,
-    "iterator_train__collate_fn": collated,
-}
-"""Arguments of a net that trains on rows, as its module takes them."""
-NAMED_ROWS: dict[str, Any] = {**TENSOR_ROWS, "dataset": NamedRows, "iterator_valid__collate_fn": collated}
-"""Those of a net whose module takes what is in them by name, and is validated on others."""
 
 
 def assemble_callbacks(

@@ -19,7 +19,6 @@ from .given_rows import Inputs, apart, given, times_of
 from .joint import count_fewest, joint_callbacks, make_joint_loss
 from .losses import ObservedMSELoss
 from .nets import (
-    NAMED_ROWS,
     BestWeights,
     ClassifierNet,
     NamedRows,
@@ -159,7 +158,7 @@ def build_ode_net(
         batch_size=settings.batch_size,
         # dopri5's time goes with the solves and hardly with their rows, and held-out rows need no graph.
         **({"iterator_valid__batch_size": _VALID_CHUNK * settings.batch_size} if chunked else {}),
-        **classes, **NAMED_ROWS,
+        dataset=NamedRows, **classes,
     )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from sklearn_hyper.modules.seeding import own_generator
 from sklearn_hyper.training.nets import (
-    TENSOR_ROWS,
     BestWeights,
     FreshPhases,
     LossNet,
+    TensorRows,
     TrainingDivergedError,
     assemble_callbacks,
     best_loss,
@@ -49,7 +49,7 @@ def make_net(module=None, validate=distance, first=(), **settings):
     settings = fit_settings(**{"lr": 0.1, "batch_size": 4, "max_epochs": 5} | settings)
     return build_net(
         LossNet, module or Parabola(), settings, BestWeights(validate), "test", schedule=None, first=first,
-        batch_size=settings.batch_size, **TENSOR_ROWS,
+        batch_size=settings.batch_size, dataset=TensorRows,
     )  # fmt: skip
 
 
