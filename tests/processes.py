@@ -1,5 +1,6 @@
 """Processes that are forked, and have to end."""
 
+import functools
 import os
 import signal
 import time
@@ -29,8 +30,8 @@ def wait(pid, seconds=120):
     raise TimeoutError(f"a child did not end within {seconds} seconds")
 
 
-def in_child(action, log):
-    """Run an action in a process of its own; return 0 if it ended well, 1 after an exception, minus a signal that killed it."""
+def start(action, log):
+    """Run an action in a process of its own, and return its id; what it raises is written to the log."""
     pid = fork()
     if pid == 0:
         try:
@@ -40,7 +41,12 @@ def in_child(action, log):
             log.write_text(traceback.format_exc())
         finally:
             os._exit(1)
-    return wait(pid)
+    return pid
+
+
+def in_child(action, log):
+    """Run an action in a process of its own; return 0 if it ended well, 1 after an exception, minus a signal that killed it."""
+    return wait(start(action, log))
 
 
 class DiesOnce:
@@ -64,17 +70,7 @@ def in_two_processes(compute, folder):
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
         torch.save(compute(), folder / f"{rank}.pt")
 
-    children = []
-    for rank in range(2):
-        pid = fork()
-        if pid == 0:
-            try:
-                run(rank)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        children.append(pid)
-    assert [wait(pid) for pid in children] == [0, 0]
+    logs = [folder / f"{rank}.log" for rank in range(2)]
+    children = [start(functools.partial(run, rank), log) for rank, log in enumerate(logs)]
+    assert [wait(pid) for pid in children] == [0, 0], [log.read_text() for log in logs if log.exists()]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
